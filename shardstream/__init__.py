@@ -1,0 +1,63 @@
+"""shardstream: pack a corpus once, stream it into training ever after."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardstream.dataset import Cache as Cache
+    from shardstream.dataset import Shuffle as Shuffle
+    from shardstream.dataset import StreamingDataset as StreamingDataset
+    from shardstream.decode.registry import decoder as decoder
+    from shardstream.errors import ShardstreamError as ShardstreamError
+    from shardstream.format.manifest import Manifest as Manifest
+    from shardstream.loader import StreamingLoader as StreamingLoader
+    from shardstream.order.topology import Topology as Topology
+    from shardstream.pack.adopt import index as index
+    from shardstream.pack.packer import pack as pack
+    from shardstream.read.verify import verify as verify
+
+__version__ = "0.1.0"
+
+# Imported at first use, so that `import shardstream` is quick and the packer never loads torch.
+_HOMES = {
+    "Cache": "shardstream.dataset",
+    "Manifest": "shardstream.format.manifest",
+    "ShardstreamError": "shardstream.errors",
+    "Shuffle": "shardstream.dataset",
+    "StreamingDataset": "shardstream.dataset",
+    "StreamingLoader": "shardstream.loader",
+    "Topology": "shardstream.order.topology",
+    "decoder": "shardstream.decode.registry",
+    "index": "shardstream.pack.adopt",
+    "pack": "shardstream.pack.packer",
+    "verify": "shardstream.read.verify",
+}
+
+__all__ = [
+    "Cache",
+    "Manifest",
+    "ShardstreamError",
+    "Shuffle",
+    "StreamingDataset",
+    "StreamingLoader",
+    "Topology",
+    "decoder",
+    "index",
+    "pack",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardstream' has no attribute {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    # Importing the subpackage `pack` sets the attribute to the module; put the function there.
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

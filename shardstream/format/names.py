@@ -1,0 +1,108 @@
+"""Keys and field names: what a tar member may be called.
+
+A member is `<key>.<field>`. As in WebDataset, the key ends at the first dot of the last path
+component, so a key may hold `/` but its last component holds no dot.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+from shardstream.errors import SourceError
+
+MAX_NAME = 1024
+
+_UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
+_FORBIDDEN = re.compile(r"[\\\x00]")
+_PLAIN = re.compile(r"[A-Za-z0-9_\-]+\Z")
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+
+
+def escape_key(text: str) -> str:
+    """A valid key for any text: bytes that a key cannot hold are percent-encoded, reversibly."""
+    if _PLAIN.match(text):
+        return text
+    text = _UNSAFE.sub(_percent, text)
+    folder, slash, base = text.rpartition("/")
+    base = base.replace(".", "%2E") if base else "%00"
+    parts = [part if part not in ("", ".", "..") else _escape_part(part) for part in folder.split("/")]
+    return "/".join(parts) + slash + base if slash else base
+
+
+def _escape_part(part: str) -> str:
+    return part.replace(".", "%2E") if part else "%00"
+
+
+def unescape_key(key: str) -> str:
+    """The text that `escape_key` was given."""
+    parts = ("" if part == "%00" else part for part in key.split("/"))
+    return unquote("/".join(parts), errors="surrogatepass")
+
+
+def check_key(key: str) -> str:
+    """`key` itself if it may name a sample, else SourceError."""
+    if _PLAIN.match(key) and len(key) <= MAX_NAME:
+        return key
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise SourceError(f"key {key!r} is not valid Unicode; escape it") from error
+    parts = key.split("/")
+    if (
+        not 0 < size <= MAX_NAME
+        or _FORBIDDEN.search(key)
+        or any(part in ("", ".", "..") for part in parts)
+        or "." in parts[-1]
+    ):
+        raise SourceError(
+            f"{shorten(key)!r} cannot be a key: keys are relative, 1 to {MAX_NAME} bytes, without "
+            "'..', backslash or NUL, and without a dot in the last component"
+        )
+    return key
+
+
+def check_field(name: str) -> str:
+    """`name` itself if it may name a field, else SourceError."""
+    if _PLAIN.match(name) and len(name) <= 100:
+        return name
+    if (
+        not name
+        or len(name.encode("utf-8", "replace")) > 100
+        or any(ord(letter) < 32 or letter in "/\\\x7f" or "\ud800" <= letter <= "\udfff" for letter in name)
+        or name.startswith(".")
+        or name.endswith(".")
+        or ".." in name
+    ):
+        raise SourceError(f"{shorten(name)!r} cannot be a field name; use letters, digits, '.', '_'")
+    return name
+
+
+def check_member_name(name: str) -> str:
+    """`name` itself if an archive may hold a file of that name, else SourceError."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise SourceError(f"member name {name!r} is not valid UTF-8") from error
+    if not 0 < size <= MAX_NAME + 101:
+        raise SourceError(f"member name {shorten(name)!r} is {size} bytes long")
+    if name.startswith("/") or _FORBIDDEN.search(name) or ".." in name.split("/"):
+        raise SourceError(f"member name {shorten(name)!r} is absolute or leaves its folder")
+    return name
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(key, field) of a member name; the field is empty where the last component has no dot."""
+    slash = name.rfind("/")
+    dot = name.find(".", slash + 1)
+    if dot < 0:
+        return name, ""
+    return name[:dot], name[dot + 1 :]
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text`, cut in the middle where it is too long for a message."""
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]}"

@@ -1,0 +1,165 @@
+"""StreamingLoader: batches of a StreamingDataset, with state and statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.dataset import StreamingDataset
+from shardstream.errors import OptionError, require
+from shardstream.format.sizes import parse_size
+from shardstream.order.cursor import Cursor, Run
+from shardstream.order.topology import batches
+from shardstream.read.batch import collate as default_collate
+from shardstream.read.batch import flags
+from shardstream.read.engine import Budget, Chunk, RawSample, Stats, stream
+
+__all__ = ["StreamingLoader"]
+
+
+class StreamingLoader:
+    """Batches of `batch_size` samples per data-parallel rank, prefetched by background threads.
+
+    Every rank gets the same number of batches. Iterating is one epoch; iterating again the next.
+
+    last: what becomes of the samples that do not fill a global batch. "drop" leaves them out, "pad"
+        fills the batch with samples of the epoch's beginning, "short" gives a smaller batch. With
+        "pad" and "short", batch["__pad__"] is a bool tensor [B], True at samples that pad; a rank
+        that would have none in a short batch gets one.
+    collate: from a list of samples to a batch; by default a dict of tensors and lists.
+    prefetch: bytes of look-ahead.  threads: for reading, and as many for decoding and collating.
+    pin, device: pin the batch's tensors; move them to a torch device.
+    """
+
+    def __init__(
+        self,
+        ds: StreamingDataset,
+        batch_size: int,
+        last: str = "drop",
+        collate: Callable[[list[Any]], Any] | None = None,
+        prefetch: str | int = "256MiB",
+        threads: int | None = None,
+        engine: str = "thread",
+        pin: bool = False,
+        device: Any = None,
+    ) -> None:
+        if not isinstance(ds, StreamingDataset):
+            raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset")
+        _at_least_one("batch_size", batch_size)
+        if threads is not None:
+            _at_least_one("threads", threads)
+        if last not in ("drop", "pad", "short"):
+            raise OptionError(f"last={last!r} must be 'drop', 'pad' or 'short'")
+        if engine == "process":
+            raise OptionError("engine='process' is not supported yet; use engine='thread'")
+        if engine != "thread":
+            raise OptionError(f"engine={engine!r} must be 'thread' or 'process'")
+        self.ds, self.batch_size, self.last = ds, batch_size, last
+        self._collate = default_collate if collate is None else collate
+        self._torch: Any = require("torch", "torch") if pin or device is not None else None
+        self._pin, self._device = pin, device
+        budget = Budget(parse_size(prefetch, "prefetch"), parse_size(ds.cache.ram, "ram"))
+        self._budget = budget if threads is None else dataclasses.replace(budget, threads=threads)
+        self._stats = Stats()
+        self._cursor = Cursor()
+        if ds.total and not len(self):
+            warnings.warn(
+                f"{ds.url} has {ds.total} samples and a global batch takes {self._global}: "
+                f"an epoch has no batch; use a smaller batch_size, or last='pad' or 'short'",
+                stacklevel=2,
+            )
+
+    @property
+    def _global(self) -> int:
+        """Samples of one batch over all ranks."""
+        return self.batch_size * self.ds.topology.dp_size
+
+    def __len__(self) -> int:
+        """Batches of one epoch, the same on every rank."""
+        return batches(self.ds.total, self._global, self.last)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._deliver(self._cursor.begin())
+
+    def _deliver(self, run: Run) -> Iterator[Any]:
+        total, start = self.ds.total, run.position
+        count = batches(total, self._global, self.last, start)
+        order = self.ds.order(run.epoch)
+
+        def chunks() -> Iterator[Chunk]:
+            for number in range(count):
+                positions = self._positions(start + number * self._global)
+                yield Chunk(*order.locate(positions % total))
+
+        def build(number: int, samples: list[RawSample]) -> Any:
+            positions = self._positions(start + number * self._global)
+            return self._build(samples, (positions >= total).tolist())
+
+        built = stream(self.ds.reader, chunks(), build, self.ds.fields, self._budget, self._stats)
+        try:
+            for batch in built:
+                run.position = min(run.position + self._global, total)
+                yield batch
+        finally:
+            built.close()
+        self._cursor.end(run)
+
+    def _positions(self, start: int) -> NDArray[np.int64]:
+        """This rank's positions in the global batch from `start` on; those >= total are padding."""
+        ranks = self.ds.topology
+        first = ranks.first(start)
+        mine = np.arange(first, first + self._global, ranks.dp_size, dtype=np.int64)
+        if self.last == "short":
+            # The first one stays even if it is padding: no rank may go without a batch.
+            mine = mine[: max(1, int(np.searchsorted(mine, self.ds.total)))]
+        return mine
+
+    def _build(self, samples: list[RawSample], padding: list[bool]) -> Any:
+        batch = self._collate([self.ds.build(sample) for sample in samples])
+        if self.last != "drop" and isinstance(batch, dict):
+            batch["__pad__"] = flags(padding)
+        return batch if self._torch is None else self._place(batch)
+
+    def _place(self, value: Any) -> Any:
+        """The batch with its tensors pinned and moved."""
+        if isinstance(value, self._torch.Tensor):
+            value = value.pin_memory() if self._pin else value
+            return value if self._device is None else value.to(self._device, non_blocking=True)
+        if isinstance(value, dict):
+            return {name: self._place(item) for name, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._place(item) for item in value)
+        return value
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the next one to iterate."""
+        self._cursor.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was delivered: JSON-able, the same on all ranks, batches in the pipe not counted."""
+        return self.ds.state_at(self._cursor.epoch, self._cursor.position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, saved with any number of ranks and any batch size.
+
+        Raises StateError if it belongs to another dataset or another order.
+        """
+        self._cursor.place(*self.ds.accept(state))
+
+    def stats(self) -> dict[str, float]:
+        """Counters since construction.
+
+        batches and samples delivered, frames and bytes_read (raw bytes of the frames fetched),
+        wait_seconds that the consumer waited, queue_depth: batches ready at the last delivery.
+        """
+        return dataclasses.asdict(self._stats)
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name}={value!r} must be an int, at least 1")

@@ -1,0 +1,97 @@
+"""Where a consumer is in its epochs, and the state that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shardstream.errors import OptionError, StateError
+
+__all__ = ["STATE_VERSION", "Cursor", "Run", "check_state", "read_place"]
+
+STATE_VERSION = 1
+
+
+class Run:
+    """One iteration: an epoch from a position on."""
+
+    def __init__(self, epoch: int, position: int) -> None:
+        self.epoch, self.position = epoch, position
+
+
+class Cursor:
+    """The epoch and the position that were delivered, and where the next iteration starts."""
+
+    def __init__(self) -> None:
+        self._now = Run(0, 0)
+        self._next = (0, 0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last delivery."""
+        return self._now.epoch
+
+    @property
+    def position(self) -> int:
+        """The first position of the epoch that is not delivered."""
+        return self._now.position
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch of the next iteration."""
+        return self._next[0]
+
+    def place(self, epoch: int, position: int) -> None:
+        """Start the next iteration at `position` of `epoch`."""
+        self._now, self._next = Run(epoch, position), (epoch, position)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start the next iteration at `epoch`."""
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 2**64:
+            raise OptionError(f"epoch={epoch!r} must be an int, at least 0")
+        # A training loop that says set_epoch(e) in front of each epoch must not lose its place in
+        # the epoch that it resumed.
+        if epoch != self._next[0]:
+            self.place(epoch, 0)
+
+    def begin(self) -> Run:
+        """Start an iteration; the one before, if it still runs, no longer moves the cursor."""
+        self._now = Run(*self._next)
+        self._next = (self._now.epoch + 1, 0)
+        return self._now
+
+    def end(self, run: Run) -> None:
+        """The iteration has delivered the whole epoch."""
+        if run is self._now:
+            self._now = Run(*self._next)
+
+
+def read_place(state: Mapping[str, Any]) -> tuple[int, int]:
+    """The epoch and the position of a state."""
+    if not isinstance(state, Mapping):
+        raise StateError(f"the state is a {type(state).__name__}, not a dict from state_dict()")
+    version = state.get("version")
+    if version != STATE_VERSION:
+        raise StateError(
+            f"the state has version {version!r}, this shardstream reads {STATE_VERSION}"
+        )
+    place = []
+    for name in ("epoch", "position"):
+        value = state.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise StateError(f"the state's {name} is {value!r}, not a number of at least 0")
+        place.append(value)
+    return place[0], place[1]
+
+
+def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raise StateError, with both values named, where the state differs from `mine`."""
+    wrong = [
+        f"{name} is {state.get(name)!r} in the state and {value!r} here"
+        for name, value in mine.items()
+        if state.get(name) != value
+    ]
+    if wrong:
+        raise StateError(
+            "the state belongs to another dataset or other options: " + "; ".join(wrong)
+        )

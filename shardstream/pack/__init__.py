@@ -1,0 +1,1 @@
+"""The write path: sources to samples to frames to shards to the manifest, which commits."""

@@ -1,0 +1,1 @@
+"""The read path: manifest to order to frames to batches."""

@@ -1,0 +1,211 @@
+"""Random access to a dataset: its indexes, frames and samples, every byte checked once."""
+
+from __future__ import annotations
+
+import io
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import accumulate
+from bisect import bisect_right
+
+import xxhash
+import zstandard
+
+from shardstream.errors import CorruptionError, OptionError, StorageError
+from shardstream.format import frames
+from shardstream.format.index import ShardIndex
+from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is_inside
+from shardstream.storage.remote import Options, Store, read_slice, redact
+
+_KEPT_FRAMES = 4
+
+
+class DatasetReader:
+    """A dataset opened for reading; may be used by many threads."""
+
+    def __init__(self, store: Store, manifest: Manifest, storage_options: Options = None) -> None:
+        self.manifest = manifest
+        self.url = store.url
+        self._store = store
+        self._options = storage_options
+        self._fields = tuple(field.name for field in manifest.fields)
+        self._bounds = [0, *accumulate(shard.samples for shard in manifest.shards)]
+        self._indexes: dict[int, ShardIndex] = {}
+        self._recent: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str, storage_options: Options = None) -> DatasetReader:
+        """Read and check the manifest; nothing else is fetched yet."""
+        store = Store.open(str(url), storage_options)
+        return cls(store, read_manifest(store), storage_options)
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard, its columns in the order of the manifest's fields."""
+        index = self._indexes.get(shard)
+        if index is None:
+            info = self.manifest.shards[shard]
+            where = self._store.where(info.index_url)
+            data = self._checked(where, self._store.read_range(info.index_url, 0, info.index_bytes), info)
+            index = ShardIndex.from_bytes(
+                data,
+                where=where,
+                fields=len(info.fields),
+                samples=info.samples,
+                frames=info.frames,
+                shard_bytes=info.bytes,
+                raw_bytes=info.raw_bytes,
+                contiguous=info.codec in ("zstd", "none"),
+            ).with_columns(info.fields, self._fields)
+            with self._lock:
+                self._indexes.setdefault(shard, index)
+        return index
+
+    @staticmethod
+    def _checked(where: str, data: bytes, info: ShardInfo) -> bytes:
+        if xxhash.xxh3_128_hexdigest(data) != info.index_checksum:
+            raise CorruptionError(f"{where}: the index is damaged (wrong checksum); restore it or repack")
+        return data
+
+    def frame(self, shard: int, frame: int) -> memoryview:
+        """The raw bytes of one frame, verified. Holds whole samples."""
+        info = self.manifest.shards[shard]
+        index = self.index(shard)
+        where = f"{self.shard_name(shard)}, frame {frame}"
+        raw_size = int(index.frame_raw_size[frame])
+        if info.codec in ("gzip", "zstd-stream"):
+            raw_offset = int(index.frame_raw_offset[frame])
+            raw = self._whole(shard)[raw_offset : raw_offset + raw_size]
+            self._check(raw, int(index.frame_checksum[frame]), where)
+            return raw
+        stored = self._read(info, int(index.frame_offset[frame]), int(index.frame_size[frame]), where)
+        self._check(stored, int(index.frame_checksum[frame]), where)
+        return frames.decompress(info.codec, stored, raw_size, where)
+
+    @staticmethod
+    def _check(data: bytes | memoryview, expected: int, where: str) -> None:
+        if frames.checksum(data) != expected:
+            raise CorruptionError(f"{where}: damaged (wrong checksum); restore the shard or repack")
+
+    def _read(self, info: ShardInfo, start: int, size: int, where: str) -> bytes:
+        try:
+            if is_inside(info.url):
+                return self._store.read_range(info.url, start, size)
+            data = read_slice(info.url, start, size, self._options)
+        except StorageError as error:
+            raise StorageError(f"{where}: {error}") from error
+        if len(data) != size:
+            raise StorageError(f"{where}: {len(data)} bytes came back, {size} were asked for")
+        return data
+
+    def _whole(self, shard: int) -> memoryview:
+        """The uncompressed tar of a shard that is one compressed stream; the last one is kept."""
+        key = (shard, -1)
+        with self._lock:
+            if key in self._recent:
+                return self._recent[key]
+        info = self.manifest.shards[shard]
+        where = self.shard_name(shard)
+        raw = inflate(info.codec, self._read(info, 0, info.bytes, where), info.raw_bytes, where)
+        self._remember(key, raw)
+        return raw
+
+    def _remember(self, key: tuple[int, int], raw: memoryview) -> None:
+        with self._lock:
+            if key[1] < 0:
+                for other in [other for other in self._recent if other[1] < 0]:
+                    del self._recent[other]
+            self._recent[key] = raw
+            while len(self._recent) > _KEPT_FRAMES:
+                self._recent.popitem(last=False)
+
+    def _recent_frame(self, shard: int, frame: int) -> memoryview:
+        with self._lock:
+            raw = self._recent.get((shard, frame))
+        if raw is None:
+            raw = self.frame(shard, frame)
+            self._remember((shard, frame), raw)
+        return raw
+
+    def shard_name(self, shard: int) -> str:
+        """The shard's URL, for messages."""
+        url = self.manifest.shards[shard].url
+        return self._store.where(url) if is_inside(url) else redact(url)
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """(shard, sample in the shard) of a sample by its number in the dataset."""
+        if not 0 <= number < self.manifest.samples:
+            raise OptionError(f"sample {number}: the dataset has {self.manifest.samples} samples, from 0")
+        shard = bisect_right(self._bounds, number) - 1
+        return shard, number - self._bounds[shard]
+
+    def find(self, key: str) -> tuple[int, int] | None:
+        """(shard, sample) of the first sample with this key, or None; reads the indexes in order."""
+        for shard in range(len(self.manifest.shards)):
+            sample = self.index(shard).find(key)
+            if sample is not None:
+                return shard, sample
+        return None
+
+    def sample(self, shard: int, sample: int) -> tuple[str, dict[str, bytes]]:
+        """(key, fields) of one sample; fields that it lacks are left out."""
+        index = self.index(shard)
+        raw = self._recent_frame(shard, index.frame_of(sample))
+        return index.key(sample), self._fields_of(index, raw, sample)
+
+    def _fields_of(self, index: ShardIndex, raw: memoryview, sample: int) -> dict[str, bytes]:
+        cells = zip(
+            self._fields, index.field_offset[sample].tolist(), index.field_size[sample].tolist(),
+            strict=True,
+        )  # fmt: skip
+        return {name: bytes(raw[at : at + size]) for name, at, size in cells if size >= 0}
+
+    def iter_samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Every sample in natural order; each frame is read once."""
+        for shard in range(len(self.manifest.shards)):
+            index = self.index(shard)
+            bounds = index.frame_first.tolist()
+            for frame, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+                raw = self.frame(shard, frame)
+                for sample, key in enumerate(index.keys_list(begin, end), start=begin):
+                    yield key, self._fields_of(index, raw, sample)
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of the dataset in `store`."""
+    where = store.where(NAME)
+    if not store.exists(NAME):
+        raise StorageError(f"{store.url}: no dataset here ({NAME} is missing)")
+    size = store.size(NAME)
+    if size > MAX_BYTES:
+        raise CorruptionError(f"{where}: {size} bytes are too many for a manifest")
+    return Manifest.from_bytes(store.read(NAME), where)
+
+
+def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:
+    """Decompress a whole gzip or zstd file of known raw size, never allocating more than that."""
+    file: io.RawIOBase | io.BufferedIOBase
+    raw = bytearray(raw_size)
+    view, filled = memoryview(raw), 0
+    try:
+        if codec == "gzip":
+            import gzip
+
+            file = gzip.GzipFile(fileobj=io.BytesIO(stored))
+        else:
+            file = zstandard.ZstdDecompressor(max_window_size=1 << frames.WINDOW_LOG_MAX).stream_reader(
+                io.BytesIO(stored), read_across_frames=True
+            )
+        while filled < raw_size:
+            count = file.readinto(view[filled:])  # type: ignore[union-attr]
+            if not count:
+                break
+            filled += count
+        extra = len(file.read(1) or b"")
+    except (zstandard.ZstdError, OSError, EOFError, zlib.error) as error:
+        raise CorruptionError(f"{where}: the {codec} stream is damaged ({error})") from error
+    if filled != raw_size or extra:
+        raise CorruptionError(f"{where}: {filled + extra} bytes decompressed, {raw_size} expected")
+    return memoryview(raw).toreadonly()

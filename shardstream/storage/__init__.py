@@ -1,0 +1,1 @@
+"""Where bytes live: local files and every other store that fsspec reaches."""

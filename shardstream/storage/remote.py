@@ -1,0 +1,370 @@
+"""Stores: a narrow interface over local files and every URL that fsspec knows."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from shardstream.errors import CommitError, OptionError, SourceError, StorageError
+
+Options = Mapping[str, Any] | None
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_EXTRAS = {
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
+    "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure",
+}  # fmt: skip
+_TEMPORARY = ".tmp-"
+
+
+def redact(url: str) -> str:
+    """`url` without user, password, query and fragment, for messages and logs."""
+    if not _SCHEME.match(url):
+        return url
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turn the errors of file systems into StorageError that says what was tried."""
+    try:
+        yield
+    except (StorageError, OptionError):
+        raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"{what}: {reason}") from error
+    except Exception as error:  # stores raise what they like; none of it may pass untyped
+        raise StorageError(f"{what}: {type(error).__name__}") from error
+
+
+def _filesystem(url: str, options: Options) -> tuple[Any, str]:
+    """(fsspec file system, path) of a URL."""
+    import fsspec  # type: ignore[import-untyped]
+
+    match = _SCHEME.match(url)
+    scheme = match[1].lower() if match else "file"
+    if scheme == "pipe":
+        raise OptionError("pipe: URLs run commands and are refused")
+    try:
+        return cast(
+            "tuple[Any, str]", fsspec.core.url_to_fs(url, **dict(options or {}))
+        )
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        hint = f"pip install 'shardstream[{extra}]'" if extra else str(error)
+        raise OptionError(f"{redact(url)}: {scheme}:// needs another package: {hint}") from error
+    except ValueError as error:
+        raise OptionError(f"{redact(url)}: no store for {scheme}://") from error
+    except Exception as error:  # credentials, endpoints: every SDK has its own errors
+        raise StorageError(f"{redact(url)}: cannot open the store: {type(error).__name__}") from error
+
+
+def _local(url: str) -> str | None:
+    """The local path of a URL, or None for a remote one."""
+    if url.startswith("file://"):
+        return os.path.abspath(url[7:])
+    return None if _SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
+
+
+class Store:
+    """The objects below one root. Paths are relative and use `/`. Errors are StorageError."""
+
+    url: str
+
+    @staticmethod
+    def open(url: str, storage_options: Options = None) -> Store:
+        """The store of a directory, local or remote."""
+        local = _local(str(url))
+        return LocalStore(local) if local is not None else FsspecStore(str(url), storage_options)
+
+    def read(self, path: str) -> bytes:
+        """The whole object."""
+        raise NotImplementedError
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        """Exactly `size` bytes from `start`."""
+        raise NotImplementedError
+
+    def size(self, path: str) -> int:
+        """The object's size in bytes."""
+        raise NotImplementedError
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such an object."""
+        raise NotImplementedError
+
+    def list(self) -> list[str]:
+        """The names of the objects directly below the root, sorted."""
+        raise NotImplementedError
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put an object, atomically: readers see the old one or the new one."""
+        raise NotImplementedError
+
+    def create(self, path: str, data: bytes) -> None:
+        """Put an object that must not exist yet, else CommitError."""
+        raise NotImplementedError
+
+    def delete(self, path: str) -> None:
+        """Delete an object; one that is missing is no error."""
+        raise NotImplementedError
+
+    def local_path(self, path: str) -> str | None:
+        """Where the object lies on this machine, or None."""
+        return None
+
+    def where(self, path: str) -> str:
+        """`path` with its root, for messages."""
+        return f"{self.url.rstrip('/')}/{path}"
+
+
+class LocalStore(Store):
+    """A directory on this machine."""
+
+    def __init__(self, root: str) -> None:
+        self.url = root
+        self._root = Path(root)
+
+    def local_path(self, path: str) -> str:
+        return str(self._root / path)
+
+    def read(self, path: str) -> bytes:
+        with _named(self.where(path)):
+            return (self._root / path).read_bytes()
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        with _named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
+            return _exactly(file, start, size, self.where(path))
+
+    def size(self, path: str) -> int:
+        with _named(self.where(path)):
+            return (self._root / path).stat().st_size
+
+    def exists(self, path: str) -> bool:
+        return (self._root / path).exists()
+
+    def list(self) -> list[str]:
+        with _named(self.url):
+            if not self._root.is_dir():
+                return []
+            return sorted(
+                entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
+            )
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._temporary(path, data) as temporary:
+            os.replace(temporary, self._root / path)
+
+    def create(self, path: str, data: bytes) -> None:
+        with self._temporary(path, data) as temporary:
+            try:
+                os.link(temporary, self._root / path)  # fails where the name is taken
+            except FileExistsError as error:
+                raise CommitError(f"{self.where(path)} exists already") from error
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str, data: bytes) -> Iterator[str]:
+        with _named(f"writing {self.where(path)}"):
+            folder = (self._root / path).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = str(folder / f"{_TEMPORARY}{secrets.token_hex(8)}")
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            sync_folder(str(folder))
+
+    def delete(self, path: str) -> None:
+        with _named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
+            (self._root / path).unlink()
+
+
+class FsspecStore(Store):
+    """A directory of any store that fsspec reaches."""
+
+    def __init__(self, url: str, options: Options) -> None:
+        self.url = redact(url)
+        self._fs, root = _filesystem(url, options)
+        self._root = root.rstrip("/")
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def read(self, path: str) -> bytes:
+        with _named(self.where(path)):
+            return bytes(self._fs.cat_file(self._path(path)))
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        if not size:
+            return b""
+        with _named(self.where(path)):
+            data = bytes(self._fs.cat_file(self._path(path), start=start, end=start + size))
+        if len(data) != size:
+            raise StorageError(f"{self.where(path)}: {len(data)} bytes came back, {size} were asked for")
+        return data
+
+    def size(self, path: str) -> int:
+        with _named(self.where(path)):
+            return int(self._fs.info(self._path(path))["size"])
+
+    def exists(self, path: str) -> bool:
+        with _named(self.where(path)):
+            return bool(self._fs.exists(self._path(path)))
+
+    def list(self) -> list[str]:
+        with _named(self.url):
+            try:
+                self._fs.invalidate_cache()
+                names = self._fs.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in names)
+
+    def write(self, path: str, data: bytes) -> None:
+        with _named(f"writing {self.where(path)}"):
+            self._fs.pipe_file(self._path(path), data)
+
+    def create(self, path: str, data: bytes) -> None:
+        with _named(f"writing {self.where(path)}"):
+            try:
+                self._fs.pipe_file(self._path(path), data, mode="create")
+            except (FileExistsError, TypeError) as error:
+                # A store without put-if-absent takes no mode; then a look first must do.
+                if isinstance(error, FileExistsError) or self._fs.exists(self._path(path)):
+                    raise CommitError(f"{self.where(path)} exists already") from error
+                self._fs.pipe_file(self._path(path), data)
+
+    def delete(self, path: str) -> None:
+        with _named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(path))
+
+
+def sync_folder(folder: str) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exactly(file: Any, start: int, size: int, where: str) -> bytes:
+    file.seek(start)
+    data = bytearray(size)
+    view, filled = memoryview(data), 0
+    while filled < size:
+        count = file.readinto(view[filled:])
+        if not count:
+            raise StorageError(f"{where}: it ends at byte {start + filled}, not at {start + size}")
+        filled += count
+    return bytes(data)
+
+
+class FileInfo(NamedTuple):
+    """An input file: its URL, its size in bytes, and the directory it was found below ("" if named)."""
+
+    url: str
+    size: int
+    root: str
+
+
+def expand(urls: Sequence[str], storage_options: Options = None) -> list[FileInfo]:
+    """The files that URLs name: files, directories, globs and brace lists, in a fixed order."""
+    found: list[FileInfo] = []
+    for url in urls:
+        for name in _braces(str(url)):
+            with _named(redact(name)):
+                below = list(_below(name, storage_options))
+            if not below:
+                raise SourceError(f"{redact(name)}: nothing there to read")
+            found += below
+    return found
+
+
+def _braces(url: str) -> Iterator[str]:
+    match = re.search(r"\{([^{}]*)\}", url)
+    if match is None or not ("," in match[1] or ".." in match[1]):
+        yield url
+        return
+    run = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if run:
+        width = max(len(run[1]), len(run[2])) if run[1].startswith("0") or run[2].startswith("0") else 0
+        parts = [str(number).zfill(width) for number in range(int(run[1]), int(run[2]) + 1)]
+    else:
+        parts = match[1].split(",")
+    for part in parts:
+        yield from _braces(url[: match.start()] + part + url[match.end() :])
+
+
+def _below(url: str, options: Options) -> Iterator[FileInfo]:
+    local = _local(url)
+    if local is not None:
+        yield from _below_local(local)
+        return
+    fs, path = _filesystem(url, options)
+    scheme = url.partition("://")[0]
+    if any(letter in path for letter in "*?["):
+        root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        entries = fs.glob(path, detail=True)
+    elif fs.isdir(path):
+        root, entries = path.rstrip("/"), fs.find(path, detail=True)
+    else:
+        yield FileInfo(url, int(fs.info(path)["size"]), "")
+        return
+    for name in sorted(entries):
+        hidden = any(part.startswith(".") for part in name[len(root) :].split("/"))
+        if entries[name]["type"] == "file" and not hidden:
+            yield FileInfo(f"{scheme}://{name.lstrip('/')}", int(entries[name]["size"]), f"{scheme}://{root}")
+
+
+def _below_local(path: str) -> Iterator[FileInfo]:
+    if os.path.isfile(path):
+        yield FileInfo(path, os.path.getsize(path), "")
+    elif os.path.isdir(path):
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                file = os.path.join(folder, name)
+                if not name.startswith(".") and os.path.isfile(file):
+                    yield FileInfo(file, os.path.getsize(file), path)
+    elif glob.has_magic(path):
+        root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        for name in sorted(glob.glob(path, recursive=True)):
+            if os.path.isfile(name):
+                yield FileInfo(name, os.path.getsize(name), root)
+
+
+def open_input(url: str, storage_options: Options = None) -> BinaryIO:
+    """A file to read a source from; it can seek where its store can."""
+    local = _local(url)
+    with _named(redact(url)):
+        if local is not None:
+            return open(local, "rb")
+        fs, path = _filesystem(url, storage_options)
+        return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def read_slice(url: str, start: int, size: int, storage_options: Options = None) -> bytes:
+    """At most `size` bytes of a file from `start`; fewer at its end."""
+    local = _local(url)
+    with _named(redact(url)):
+        if local is not None:
+            with open(local, "rb", buffering=0) as file:
+                return os.pread(file.fileno(), size, start)
+        fs, path = _filesystem(url, storage_options)
+        return bytes(fs.cat_file(path, start=start, end=start + size))

@@ -1,0 +1,43 @@
+"""Settings and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Shared machines stall for seconds at times: a deadline per example would fail at random.
+# pytest-timeout still catches a hang.
+hypothesis.settings.register_profile("shardstream", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("shardstream")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="takes minutes: run with --long")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A JSONL file of 100 documents with a kept column, unicode, one empty and two long texts."""
+    path = tmp_path / "corpus.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(100):
+            text = f"document {number}: 数据 ✓ " + "lorem ipsum " * (number % 13)
+            if number == 7:
+                text = ""
+            if number in (20, 21):
+                text *= 400
+            record = {"id": f"doc-{number:03d}", "text": text, "number": number}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return path

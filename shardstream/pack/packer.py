@@ -1,0 +1,412 @@
+"""pack(): plan the tasks, run them, commit the manifest last."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from shardstream.errors import CommitError, OptionError, SourceError, StorageError
+from shardstream.format import frames
+from shardstream.format.manifest import NAME, FieldInfo, Manifest, ShardInfo
+from shardstream.format.sizes import parse_size
+from shardstream.pack import claim
+from shardstream.pack.engines.local import run_tasks
+from shardstream.pack.job import Bucket, Job, Result, input_bytes, run
+from shardstream.pack.sources import Reject, Source, Task, make_source, recognise
+from shardstream.pack.tokenize import load_tokenizer
+from shardstream.pack.writer import Layout
+from shardstream.storage.remote import FileInfo, Options, Store, expand, redact
+
+REJECTS = "rejects.jsonl"
+TOOL = "shardstream 0.1.0"
+_OURS = re.compile(r"shard-\d{6}(-\d+)?\.(tar|tar\.zst|index)\Z")
+_PACKED_EXTENSIONS = frozenset(
+    "jpg jpeg png webp gif avif heic jxl mp3 m4a aac ogg opus flac mp4 mkv webm mov gz bz2 xz zst zip npz"
+    " parquet".split()
+)
+_PEEK = 16
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pack is. Bytes are input bytes; seconds since it began."""
+
+    done_bytes: int
+    total_bytes: int
+    samples: int
+    rejected: int
+    done_tasks: int
+    total_tasks: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pack would do: the answer of a dry run."""
+
+    format: str
+    files: int
+    tasks: int
+    input_bytes: int
+    compression: str
+
+
+def pack(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    dest: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    text_key: str = "text",
+    keep: Sequence[str] | None = None,
+    compression: str | None = None,
+    level: int = 3,
+    frame_size: str | int = "1MiB",
+    shard_size: str | int = "64MiB",
+    workers: int | None = None,
+    shuffle: int | None = None,
+    tokenizer: str | None = None,
+    eos: int | None = None,
+    limit: int | None = None,
+    on_error: str = "raise",
+    resume: bool = False,
+    append: bool = False,
+    dry_run: bool = False,
+    storage_options: Options = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Any:
+    """Pack sources into a dataset at `dest` (a path or any fsspec URL); returns its Manifest.
+
+    The output is the same for any number of `workers`. Until the manifest is written, last, readers
+    see what was there before. With `dry_run` nothing is written and a Plan is returned.
+
+    Raises OptionError, SourceError (bad data, with file and line), StorageError (a full disk, no
+    access) and CommitError (the target is taken).
+    """
+    names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    files = expand([os.fspath(name) for name in names], storage_options)
+    layout = Layout(
+        level=level,
+        frame_size=parse_size(frame_size, "frame_size"),
+        shard_size=parse_size(shard_size, "shard_size"),
+    )
+    _check_options(layout, workers, limit, on_error, shuffle, tokenizer, eos)
+    kind = format or recognise(files)
+    source = make_source(kind, text_key=text_key, keep=keep, storage_options=storage_options)
+    tasks = source.plan(files, layout.shard_size)
+    layout = replace(layout, codec=_codec(compression, tokenizer, source, tasks))
+    frames.compressor(layout.codec, level)  # refuses bad values before anything is written
+    if dry_run:
+        return Plan(kind, len(files), len(tasks), sum(map(input_bytes, tasks)), layout.codec)
+
+    job = Job(
+        source=source,
+        dest=os.fspath(dest),
+        layout=layout,
+        tokenizer=tokenizer,
+        eos=eos,
+        limit=limit,
+        on_error=on_error,
+        shuffle=shuffle,
+        storage_options=storage_options,
+    )
+    provenance = _provenance(job, kind, text_key, keep, files)
+    plan = hashlib.sha256(
+        msgspec.json.encode([provenance, append], order="deterministic")
+    ).hexdigest()
+    packer = _Packer(job, tasks, workers or os.cpu_count() or 1, plan, progress)
+    with claim.hold(packer.store) as lock:
+        return packer.run(provenance, resume, append, lock)
+
+
+class _Packer:
+    """One pack under way: the state that its steps share."""
+
+    def __init__(
+        self, job: Job, tasks: list[Task], workers: int, plan: str,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:  # fmt: skip
+        self.store = Store.open(job.dest, job.storage_options)
+        self._job = job
+        self._tasks = tasks
+        self._workers = workers
+        self._plan = plan
+        self._report = progress
+        self._started = time.monotonic()
+        self._total_bytes = sum(map(input_bytes, tasks))
+
+    def run(self, provenance: dict[str, Any], resume: bool, append: bool, lock: int | None) -> Manifest:
+        old = self._old_manifest(append)
+        continued = self._begin(old, resume, lock is not None)
+        job = replace(self._job, first_shard=_next_number(old))
+        keep = () if lock is None else (lock,)
+        rejects: list[tuple[str, str]] = []
+        if job.shuffle is not None:
+            job = replace(
+                job,
+                spill_dir=self._spill_dir(),
+                buckets=max(1, -(-self._total_bytes // job.layout.shard_size)),
+            )
+            spills = self._results(job, "spill", self._tasks, continued, keep)
+            rejects = [reject for result in spills for reject in result.rejects]
+            buckets = [Bucket(number, len(self._tasks)) for number in range(job.buckets)]
+            results = self._results(job, "task", buckets, continued, keep)
+        else:
+            results = self._results(job, "task", self._tasks, continued, keep)
+        rejects += [reject for result in results for reject in result.rejects]
+        shards = tuple(shard for result in results for shard in result.shards)
+        if not shards and old is None:
+            self._clean(results)
+            raise SourceError("no samples were found in the sources; nothing was packed")
+        manifest = _compose(job, old, shards, {**provenance, "rejected": len(rejects)})
+        self._commit(old, manifest, rejects)
+        self._clean(results)
+        return manifest
+
+    def _old_manifest(self, append: bool) -> Manifest | None:
+        if not self.store.exists(NAME):
+            if append:
+                raise OptionError(f"{self.store.url}: nothing to append to ({NAME} is missing)")
+            return None
+        if not append:
+            raise CommitError(
+                f"{self.store.url} already holds a dataset; add to it with --append, or choose another target"
+            )
+        old = Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
+        expected = "samples" if self._job.tokenizer is None else "tokens"
+        if old.kind != expected:
+            raise OptionError(f"{self.store.url} holds {old.kind}; {expected} cannot be appended to it")
+        return old
+
+    def _begin(self, old: Manifest | None, resume: bool, locked: bool) -> bool:
+        """Claim the target; True where finished tasks of an earlier try count."""
+        present = self.store.list()
+        kept = {url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)}
+        foreign = [name for name in present if _OURS.match(name) and name not in kept]
+        unfinished = claim.CLAIM in present
+        if foreign and not unfinished:
+            raise OptionError(
+                f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; choose an empty target"
+            )
+        continued = claim.take(self.store, self._plan, resume, locked)
+        root = self.store.local_path("")
+        if locked and root:
+            for name in glob.glob(os.path.join(glob.escape(root), ".tmp-*")):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+        if not continued:
+            for name in present:
+                if name.startswith((".pack-task-", ".pack-spill-")) or name in foreign:
+                    self.store.delete(name)
+            shutil.rmtree(self._spill_dir(), ignore_errors=True)
+        return continued
+
+    def _spill_dir(self) -> str:
+        local = self.store.local_path(".spill")
+        return local or os.path.join(tempfile.gettempdir(), f"shardstream-spill-{self._plan[:16]}")
+
+    def _results(
+        self, job: Job, stage: str, tasks: Sequence[Task | Bucket], continued: bool, keep: Sequence[int]
+    ) -> list[Result]:
+        """The results of all tasks in the order of their numbers; each leaves a receipt."""
+        done: dict[int, Result] = {}
+        if continued:
+            for task in tasks:
+                result = self._receipt(stage, task.number)
+                if result is not None:
+                    done[task.number] = result
+        todo = [task for task in tasks if task.number not in done]
+        self._progress(stage, done, tasks)
+        if job.limit is not None and stage == ("task" if job.shuffle is None else "spill"):
+            runs = _limited(job, tasks, done)
+        else:
+            runs = run_tasks(run, job, todo, self._workers, keep)
+        for result in runs:
+            self.store.write(f".pack-{stage}-{result.number:06d}.json", msgspec.json.encode(result))
+            done[result.number] = result
+            self._progress(stage, done, tasks)
+        return [done[number] for number in sorted(done)]
+
+    def _receipt(self, stage: str, number: int) -> Result | None:
+        name = f".pack-{stage}-{number:06d}.json"
+        if not self.store.exists(name):
+            return None
+        with contextlib.suppress(msgspec.DecodeError, StorageError):
+            result = msgspec.json.decode(self.store.read(name), type=Result)
+            if all(self.store.size(shard.url) == shard.bytes for shard in result.shards):
+                return result
+        return None
+
+    def _progress(self, stage: str, done: Mapping[int, Result], tasks: Sequence[object]) -> None:
+        if self._report is None:
+            return
+        bytes_done = sum(result.input_bytes for result in done.values())
+        if self._job.shuffle is not None:  # each pass is half of the work
+            bytes_done = (
+                bytes_done // 2
+                if stage == "spill"
+                else (self._total_bytes + self._total_bytes * len(done) // max(1, len(tasks))) // 2
+            )
+        self._report(
+            Progress(
+                done_bytes=bytes_done,
+                total_bytes=self._total_bytes,
+                samples=sum(result.samples for result in done.values()),
+                rejected=sum(len(result.rejects) for result in done.values()),
+                done_tasks=len(done),
+                total_tasks=len(tasks),
+                seconds=time.monotonic() - self._started,
+            )
+        )
+
+    def _commit(self, old: Manifest | None, manifest: Manifest, rejects: list[tuple[str, str]]) -> None:
+        if rejects:
+            lines = (msgspec.json.encode({"where": where, "reason": reason}) for where, reason in rejects)
+            self.store.write(REJECTS, b"\n".join(lines) + b"\n")
+        if old is None:
+            self.store.create(NAME, manifest.to_bytes())
+            return
+        current = Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
+        if current.fingerprint != old.fingerprint:
+            raise CommitError(f"{self.store.url}: the dataset was changed while this was appended")
+        self.store.write(NAME, manifest.to_bytes())
+
+    def _clean(self, results: Iterable[Result]) -> None:
+        for name in self.store.list():
+            if name.startswith((".pack-task-", ".pack-spill-")):
+                self.store.delete(name)
+        shutil.rmtree(self._spill_dir(), ignore_errors=True)
+        self.store.delete(claim.CLAIM)
+
+
+def _limited(job: Job, tasks: Sequence[Any], done: Mapping[int, Result]) -> Iterable[Result]:
+    # The first N samples in the order of the input: each task must know what those before it gave.
+    left = job.limit or 0
+    for task in tasks:
+        result = done.get(task.number)
+        if result is None:
+            if left <= 0:
+                return
+            result = run(replace(job, limit=left), task)
+            yield result
+        left -= result.samples
+
+
+def _check_options(
+    layout: Layout, workers: int | None, limit: int | None, on_error: str, shuffle: int | None,
+    tokenizer: str | None, eos: int | None,
+) -> None:  # fmt: skip
+    if layout.frame_size > 1 << 30:
+        raise OptionError(f"frame_size={layout.frame_size}: at most 1 GiB")
+    if layout.frame_size > layout.shard_size:
+        raise OptionError(f"frame_size={layout.frame_size} is more than shard_size={layout.shard_size}")
+    if workers is not None and workers < 1:
+        raise OptionError(f"workers={workers}: at least 1")
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit={limit}: at least 1")
+    if on_error not in ("raise", "skip"):
+        raise OptionError(f"on_error={on_error!r}; choose 'raise' or 'skip'")
+    if shuffle is not None and not 0 <= shuffle < 1 << 63:
+        raise OptionError(f"shuffle={shuffle}: a seed from 0 to 2**63 - 1")
+    if eos is not None and tokenizer is None:
+        raise OptionError("eos needs a tokenizer")
+    if tokenizer is not None:
+        load_tokenizer(tokenizer).dtype(eos)
+
+
+def _codec(compression: str | None, tokenizer: str | None, source: Source, tasks: Sequence[Task]) -> str:
+    """The codec asked for, else "none" where the first samples are compressed already."""
+    if compression is not None:
+        return compression
+    if tokenizer is not None or not tasks:
+        return "zstd"
+    packed = other = 0
+    reading = source.read(tasks[0])
+    for _, sample in zip(range(_PEEK), reading, strict=False):
+        if isinstance(sample, Reject):
+            continue
+        for name, data in sample.fields.items():
+            if name.rpartition(".")[2].lower() in _PACKED_EXTENSIONS:
+                packed += len(data)
+            else:
+                other += len(data)
+    return "none" if packed > other else "zstd"
+
+
+def _provenance(
+    job: Job, kind: str, text_key: str, keep: Sequence[str] | None, files: Sequence[FileInfo]
+) -> dict[str, Any]:
+    """Where the data came from and how it was packed; nothing in it depends on the machine's load."""
+    listing = hashlib.sha256()
+    for file in files:
+        listing.update(f"{redact(file.url)}\0{file.size}\n".encode("utf-8", "surrogateescape"))
+    options: dict[str, Any] = {
+        "format": kind,
+        "compression": job.layout.codec,
+        "level": job.layout.level,
+        "frame_size": job.layout.frame_size,
+        "shard_size": job.layout.shard_size,
+        "shuffle": job.shuffle,
+        "limit": job.limit,
+        "on_error": job.on_error,
+    }
+    if kind == "jsonl":
+        options |= {"text_key": text_key, "keep": None if keep is None else list(keep)}
+    provenance: dict[str, Any] = {
+        "tool": TOOL,
+        "options": options,
+        "sources": {
+            "files": len(files),
+            "bytes": sum(file.size for file in files),
+            "first": redact(files[0].url).encode("utf-8", "replace").decode() if files else None,
+            "listing_sha256": listing.hexdigest(),
+        },
+    }
+    if job.tokenizer is not None:
+        tokenizer = load_tokenizer(job.tokenizer)
+        provenance["tokenizer"] = {
+            "name": tokenizer.name,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "eos": job.eos,
+        }
+    return provenance
+
+
+def _next_number(old: Manifest | None) -> int:
+    numbers = [
+        int(match[1])
+        for shard in (old.shards if old else ())
+        if (match := re.match(r"shard-(\d{6})", shard.index_url))
+    ]
+    return max(numbers, default=-1) + 1
+
+
+def _compose(job: Job, old: Manifest | None, shards: tuple[ShardInfo, ...], provenance: dict[str, Any]) -> Manifest:
+    if job.tokenizer is not None:
+        dtype = load_tokenizer(job.tokenizer).dtype(job.eos).name
+        fields = (FieldInfo("tokens", "tokens", "uint16" if dtype == "uint16" else "uint32"),)
+        if old and old.fields != fields:
+            raise OptionError(f"the dataset's tokens are {old.fields[0].dtype}, these are {dtype}")
+        recorded = old.provenance.get("tokenizer", {}) if old else {}
+        if recorded and recorded.get("fingerprint") != provenance["tokenizer"]["fingerprint"]:
+            raise OptionError(f"the dataset was packed with another tokenizer, {recorded.get('name')!r}")
+    else:
+        names = [field.name for field in old.fields] if old else []
+        names += [name for shard in shards for name in shard.fields]
+        fields = tuple(FieldInfo(name, name.rpartition(".")[2].lower()) for name in dict.fromkeys(names))
+    if old is not None:
+        provenance = {**old.provenance, "appended": [*old.provenance.get("appended", []), provenance]}
+        shards = old.shards + shards
+    kind = "samples" if job.tokenizer is None else "tokens"
+    return Manifest.build(kind, fields, shards, provenance, bool(old and old.external))

@@ -1,0 +1,144 @@
+"""Tokenizers: text to arrays of token ids."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.errors import MissingExtraError, OptionError, require
+
+# The splitting pattern that tiktoken publishes for cl100k_base, which ranks files do not carry.
+_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+Tokens = NDArray[Any]
+
+
+class Tokenizer:
+    """Turns texts into token ids; pickled by its specification and loaded anew elsewhere."""
+
+    def __init__(self, spec: str, name: str, fingerprint: str, vocab_size: int) -> None:
+        self.spec = spec
+        self.name = name
+        self.fingerprint = fingerprint
+        self.vocab_size = vocab_size
+
+    def dtype(self, eos: int | None = None) -> np.dtype[Any]:
+        """uint16 or uint32, the smaller that holds every token and `eos`."""
+        if eos is not None and eos < 0:
+            raise OptionError(f"eos must be a token id, not {eos}")
+        largest = max(self.vocab_size - 1, eos or 0)
+        if largest >= 1 << 32:
+            raise OptionError(f"token id {largest} does not fit 32 bits")
+        return np.dtype(np.uint16 if largest < 1 << 16 else np.uint32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        """The token ids of each text; no special tokens are added."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reload, (self.spec, self.fingerprint)
+
+
+class _Bytes(Tokenizer):
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
+
+
+class _Json(Tokenizer):
+    def __init__(self, spec: str, path: str) -> None:
+        module = require("tokenizers", "tokenize")
+        content = _content(path)
+        try:
+            self._engine = module.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises plain Exception
+            raise OptionError(f"{path} is not a tokenizers JSON file: {error}") from error
+        # A file may ask for both; either would change what is stored.
+        self._engine.no_truncation()
+        self._engine.no_padding()
+        size = max(self._engine.get_vocab().values(), default=-1) + 1
+        super().__init__(spec, os.path.basename(path), hashlib.sha256(content).hexdigest(), size)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        dtype = self.dtype()
+        found = self._engine.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype) for encoding in found]
+
+
+class _Tiktoken(Tokenizer):
+    def __init__(self, spec: str, engine: Any, fingerprint: str) -> None:
+        self._engine = engine
+        super().__init__(spec, engine.name, fingerprint, engine.n_vocab)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        dtype = self.dtype()
+        return [np.array(self._engine.encode_ordinary(text), dtype) for text in texts]
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """The tokenizer of "bytes", a tokenizers JSON file, a .tiktoken file or a tiktoken name."""
+    if spec == "bytes":
+        return _Bytes(spec, spec, hashlib.sha256(b"bytes").hexdigest(), 256)
+    if spec.endswith(".json"):
+        return _Json(spec, spec)
+    if spec.endswith(".tiktoken"):
+        return _ranks(spec)
+    return _named(spec)
+
+
+def _reload(spec: str, fingerprint: str) -> Tokenizer:
+    tokenizer = load_tokenizer(spec)
+    if tokenizer.fingerprint != fingerprint:
+        raise OptionError(f"tokenizer {spec} has changed since packing began")
+    return tokenizer
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise OptionError(f"tokenizer {path}: {error.strerror}") from error
+
+
+def _ranks(path: str) -> Tokenizer:
+    tiktoken = require("tiktoken", "tokenize")
+    content = _content(path)
+    # Read here, since tiktoken's own loader caches by path and would miss a changed file.
+    try:
+        pairs = [line.split() for line in content.splitlines() if line.strip()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        name = os.path.basename(path)
+        engine = tiktoken.Encoding(name, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    except Exception as error:
+        raise OptionError(f"{path} is not a tiktoken ranks file: {error}") from error
+    return _Tiktoken(path, engine, hashlib.sha256(_PATTERN.encode() + b"\0" + content).hexdigest())
+
+
+def _named(name: str) -> Tokenizer:
+    try:
+        tiktoken = require("tiktoken", "tokenize")
+    except MissingExtraError:
+        raise
+    if name not in tiktoken.list_encoding_names():
+        raise OptionError(
+            f"unknown tokenizer {name!r}: give bytes, a tokenizers .json file, a .tiktoken file or "
+            f"one of {', '.join(sorted(tiktoken.list_encoding_names()))}"
+        )
+    try:
+        engine = tiktoken.get_encoding(name)
+    except Exception as error:  # requests raises what it likes
+        raise OptionError(
+            f"tiktoken cannot fetch {name!r} ({type(error).__name__}); give a ranks file (*.tiktoken)"
+        ) from error
+    digest = hashlib.sha256(name.encode())
+    for token in engine.token_byte_values():
+        digest.update(b"%d " % engine.encode_single_token(token) + token + b"\n")
+    return _Tiktoken(name, engine, digest.hexdigest())

@@ -18,37 +18,25 @@ import msgspec
 
 from shardstream.errors import CommitError, OptionError, SourceError, StorageError
 from shardstream.format import frames
-from shardstream.format.manifest import NAME, FieldInfo, Manifest, ShardInfo
+from shardstream.format.manifest import NAME, Manifest
 from shardstream.format.sizes import parse_size
 from shardstream.pack import claim
+from shardstream.pack.compose import check_append, compose, next_number, provenance
 from shardstream.pack.engines.local import run_tasks
 from shardstream.pack.job import Bucket, Job, Result, input_bytes, run
+from shardstream.pack.progress import Progress
 from shardstream.pack.sources import Reject, Source, Task, make_source, recognise
 from shardstream.pack.tokenize import load_tokenizer
 from shardstream.pack.writer import Layout
-from shardstream.storage.remote import FileInfo, Options, Store, expand, redact
+from shardstream.storage.remote import Options, Store, expand
 
 REJECTS = "rejects.jsonl"
-TOOL = "shardstream 0.1.0"
 _OURS = re.compile(r"shard-\d{6}(-\d+)?\.(tar|tar\.zst|index)\Z")
 _PACKED_EXTENSIONS = frozenset(
     "jpg jpeg png webp gif avif heic jxl mp3 m4a aac ogg opus flac mp4 mkv webm mov gz bz2 xz zst zip npz"
     " parquet".split()
 )
 _PEEK = 16
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a pack is. Bytes are input bytes; seconds since it began."""
-
-    done_bytes: int
-    total_bytes: int
-    samples: int
-    rejected: int
-    done_tasks: int
-    total_tasks: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -120,13 +108,13 @@ def pack(
         shuffle=shuffle,
         storage_options=storage_options,
     )
-    provenance = _provenance(job, kind, text_key, keep, files)
+    record = provenance(job, kind, files)
     plan = hashlib.sha256(
-        msgspec.json.encode([provenance, append], order="deterministic")
+        msgspec.json.encode([record, append], order="deterministic")
     ).hexdigest()
     packer = _Packer(job, tasks, workers or os.cpu_count() or 1, plan, progress)
     with claim.hold(packer.store) as lock:
-        return packer.run(provenance, resume, append, lock)
+        return packer.run(record, resume, append, lock)
 
 
 class _Packer:
@@ -145,10 +133,10 @@ class _Packer:
         self._started = time.monotonic()
         self._total_bytes = sum(map(input_bytes, tasks))
 
-    def run(self, provenance: dict[str, Any], resume: bool, append: bool, lock: int | None) -> Manifest:
+    def run(self, record: dict[str, Any], resume: bool, append: bool, lock: int | None) -> Manifest:
         old = self._old_manifest(append)
         continued = self._begin(old, resume, lock is not None)
-        job = replace(self._job, first_shard=_next_number(old))
+        job = replace(self._job, first_shard=next_number(old))
         keep = () if lock is None else (lock,)
         rejects: list[tuple[str, str]] = []
         if job.shuffle is not None:
@@ -168,7 +156,7 @@ class _Packer:
         if not shards and old is None:
             self._clean(results)
             raise SourceError("no samples were found in the sources; nothing was packed")
-        manifest = _compose(job, old, shards, {**provenance, "rejected": len(rejects)})
+        manifest = compose(job, old, shards, {**record, "rejected": len(rejects)})
         self._commit(old, manifest, rejects)
         self._clean(results)
         return manifest
@@ -183,9 +171,7 @@ class _Packer:
                 f"{self.store.url} already holds a dataset; add to it with --append, or choose another target"
             )
         old = Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
-        expected = "samples" if self._job.tokenizer is None else "tokens"
-        if old.kind != expected:
-            raise OptionError(f"{self.store.url} holds {old.kind}; {expected} cannot be appended to it")
+        check_append(self._job, old, self.store.url)
         return old
 
     def _begin(self, old: Manifest | None, resume: bool, locked: bool) -> bool:
@@ -341,72 +327,3 @@ def _codec(compression: str | None, tokenizer: str | None, source: Source, tasks
             else:
                 other += len(data)
     return "none" if packed > other else "zstd"
-
-
-def _provenance(
-    job: Job, kind: str, text_key: str, keep: Sequence[str] | None, files: Sequence[FileInfo]
-) -> dict[str, Any]:
-    """Where the data came from and how it was packed; nothing in it depends on the machine's load."""
-    listing = hashlib.sha256()
-    for file in files:
-        listing.update(f"{redact(file.url)}\0{file.size}\n".encode("utf-8", "surrogateescape"))
-    options: dict[str, Any] = {
-        "format": kind,
-        "compression": job.layout.codec,
-        "level": job.layout.level,
-        "frame_size": job.layout.frame_size,
-        "shard_size": job.layout.shard_size,
-        "shuffle": job.shuffle,
-        "limit": job.limit,
-        "on_error": job.on_error,
-    }
-    if kind == "jsonl":
-        options |= {"text_key": text_key, "keep": None if keep is None else list(keep)}
-    provenance: dict[str, Any] = {
-        "tool": TOOL,
-        "options": options,
-        "sources": {
-            "files": len(files),
-            "bytes": sum(file.size for file in files),
-            "first": redact(files[0].url).encode("utf-8", "replace").decode() if files else None,
-            "listing_sha256": listing.hexdigest(),
-        },
-    }
-    if job.tokenizer is not None:
-        tokenizer = load_tokenizer(job.tokenizer)
-        provenance["tokenizer"] = {
-            "name": tokenizer.name,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "eos": job.eos,
-        }
-    return provenance
-
-
-def _next_number(old: Manifest | None) -> int:
-    numbers = [
-        int(match[1])
-        for shard in (old.shards if old else ())
-        if (match := re.match(r"shard-(\d{6})", shard.index_url))
-    ]
-    return max(numbers, default=-1) + 1
-
-
-def _compose(job: Job, old: Manifest | None, shards: tuple[ShardInfo, ...], provenance: dict[str, Any]) -> Manifest:
-    if job.tokenizer is not None:
-        dtype = load_tokenizer(job.tokenizer).dtype(job.eos).name
-        fields = (FieldInfo("tokens", "tokens", "uint16" if dtype == "uint16" else "uint32"),)
-        if old and old.fields != fields:
-            raise OptionError(f"the dataset's tokens are {old.fields[0].dtype}, these are {dtype}")
-        recorded = old.provenance.get("tokenizer", {}) if old else {}
-        if recorded and recorded.get("fingerprint") != provenance["tokenizer"]["fingerprint"]:
-            raise OptionError(f"the dataset was packed with another tokenizer, {recorded.get('name')!r}")
-    else:
-        names = [field.name for field in old.fields] if old else []
-        names += [name for shard in shards for name in shard.fields]
-        fields = tuple(FieldInfo(name, name.rpartition(".")[2].lower()) for name in dict.fromkeys(names))
-    if old is not None:
-        provenance = {**old.provenance, "appended": [*old.provenance.get("appended", []), provenance]}
-        shards = old.shards + shards
-    kind = "samples" if job.tokenizer is None else "tokens"
-    return Manifest.build(kind, fields, shards, provenance, bool(old and old.external))

@@ -17,7 +17,7 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is_inside
-from shardstream.storage.remote import Options, Store, read_slice, redact
+from shardstream.storage.remote import Options, Store, expand, read_slice, redact
 
 _KEPT_FRAMES = 4
 
@@ -99,6 +99,15 @@ class DatasetReader:
         if len(data) != size:
             raise StorageError(f"{where}: {len(data)} bytes came back, {size} were asked for")
         return data
+
+    def stored(self, shard: int, start: int, size: int) -> bytes:
+        """Stored bytes of a shard as they are, unchecked."""
+        return self._read(self.manifest.shards[shard], start, size, self.shard_name(shard))
+
+    def shard_size(self, shard: int) -> int:
+        """The size that the store gives for a shard's file."""
+        url = self.manifest.shards[shard].url
+        return self._store.size(url) if is_inside(url) else expand([url], self._options)[0].size
 
     def _whole(self, shard: int) -> memoryview:
         """The uncompressed tar of a shard that is one compressed stream; the last one is kept."""

@@ -76,6 +76,11 @@ def _local(url: str) -> str | None:
     return None if _SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
 
 
+def absolute(url: str) -> str:
+    """`url` as it can be used from anywhere: a local path made absolute."""
+    return _local(url) or url
+
+
 class Store:
     """The objects below one root. Paths are relative and use `/`. Errors are StorageError."""
 

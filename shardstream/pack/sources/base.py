@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from shardstream.errors import SourceError
 from shardstream.format.names import escape_key
@@ -56,6 +56,10 @@ class Source(Protocol):
     """
 
     name: str
+
+    def options(self) -> dict[str, Any]:
+        """The options that shape the samples, for the manifest's provenance."""
+        ...
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         """Cut the files into tasks of about `target` bytes."""

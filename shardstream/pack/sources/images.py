@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shardstream.pack.sources.base import (
     FileSpan,
@@ -33,6 +34,9 @@ class ImagesSource:
 
     storage_options: Options = field(default=None, repr=False)
     name: str = "images"
+
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         """Runs of images, each with its sidecars, of about `target` bytes."""

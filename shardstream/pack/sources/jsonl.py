@@ -34,6 +34,12 @@ class JsonlSource:
     storage_options: Options = field(default=None, repr=False)
     name: str = "jsonl"
 
+    def options(self) -> dict[str, Any]:
+        return {
+            "text_key": self.text_key,
+            "keep": None if self.keep is None else list(self.keep),
+        }
+
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         tasks: list[Task] = []
         bases = unique_keys(_SUFFIX.sub("", relative(file)) for file in files)

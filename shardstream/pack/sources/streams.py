@@ -92,14 +92,17 @@ class _Gzip:
             raise SourceError(f"{self._where}: the gzip data is damaged or cut off ({error})") from error
 
 
+def decompressed(file: BinaryIO, url: str) -> BinaryIO:
+    """The bytes of a file whose URL ends in .gz or .zst, decompressed; else the file itself."""
+    if url.lower().endswith(GZIP):
+        return cast(BinaryIO, _Gzip(file, redact(url)))
+    if url.lower().endswith(ZSTD):
+        return cast(BinaryIO, _Zstd(file, redact(url)))
+    return file
+
+
 @contextmanager
 def open_stream(url: str, options: Options = None) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a .gz or .zst file, or the file itself, for reading forward."""
-    where = redact(url)
+    """A file for reading forward, decompressed where its name says so."""
     with open_input(url, options) as file:
-        if url.lower().endswith(GZIP):
-            yield cast(BinaryIO, _Gzip(file, where))
-        elif url.lower().endswith(ZSTD):
-            yield cast(BinaryIO, _Zstd(file, where))
-        else:
-            yield file
+        yield decompressed(file, url)

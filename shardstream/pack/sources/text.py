@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shardstream.pack.sources.base import FileSpan, Reject, Sample, Task, group, read_whole, relative, unique_keys
 from shardstream.storage.remote import FileInfo, Options, redact
@@ -15,6 +16,9 @@ class TextSource:
 
     storage_options: Options = field(default=None, repr=False)
     name: str = "text"
+
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         keys = unique_keys(map(relative, files))

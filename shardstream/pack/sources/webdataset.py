@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field as option
+from typing import Any
 
 from shardstream.errors import SourceError
 from shardstream.format.names import check_field, check_key, split_name
@@ -21,6 +22,9 @@ class WebdatasetSource:
 
     storage_options: Options = option(default=None, repr=False)
     name: str = "webdataset"
+
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         """One task per archive."""

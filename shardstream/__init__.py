@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardstream.dataset import Cache as Cache
-    from shardstream.dataset import Shuffle as Shuffle
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.decode.registry import decoder as decoder
     from shardstream.errors import ShardstreamError as ShardstreamError
     from shardstream.format.manifest import Manifest as Manifest
     from shardstream.loader import StreamingLoader as StreamingLoader
+    from shardstream.order.shuffle import Shuffle as Shuffle
     from shardstream.order.topology import Topology as Topology
     from shardstream.pack.adopt import index as index
     from shardstream.pack.packer import pack as pack
@@ -25,7 +25,7 @@ _HOMES = {
     "Cache": "shardstream.dataset",
     "Manifest": "shardstream.format.manifest",
     "ShardstreamError": "shardstream.errors",
-    "Shuffle": "shardstream.dataset",
+    "Shuffle": "shardstream.order.shuffle",
     "StreamingDataset": "shardstream.dataset",
     "StreamingLoader": "shardstream.loader",
     "Topology": "shardstream.order.topology",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from shardstream.read.reader import DatasetReader
 
 from shardstream.decode.registry import decode_field
 from shardstream.distributed import Topology
@@ -23,6 +22,7 @@ from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
 from shardstream.read.engine import Budget, Chunk, RawSample, stream
+from shardstream.read.reader import DatasetReader
 
 if TYPE_CHECKING:
 
@@ -133,9 +133,7 @@ class StreamingDataset(_Iterable):
         """The order of one epoch."""
         sizes = [shard.samples for shard in self.manifest.shards]
         reader = self.reader
-        return Order(
-            sizes, lambda shard: reader.index(shard).frame_first, self.shuffle, epoch, self.lanes
-        )
+        return Order(sizes, lambda shard: reader.index(shard).frame_first, self.shuffle, epoch, self.lanes)
 
     def build(self, raw: RawSample) -> Any:
         """The decoded and transformed sample of a key and its fields' bytes."""
@@ -215,9 +213,7 @@ class StreamingDataset(_Iterable):
         if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
             raise StateError(f"the state's lanes is {lanes!r}, not a number of at least 1")
         if position > self.total:
-            raise StateError(
-                f"the state's position is {position}, the dataset has {self.total} samples"
-            )
+            raise StateError(f"the state's position is {position}, the dataset has {self.total} samples")
         self._lanes = lanes
         return epoch, position
 

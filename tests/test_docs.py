@@ -35,9 +35,7 @@ def examples(text: str) -> list[Example]:
 
 
 def test_examples_are_found() -> None:
-    text = (
-        "a\n```python\nx = 1\n```\n```bash\nrm x\n```\n```bash\n# run\nls\n```\n```\nplain\n```\n"
-    )
+    text = "a\n```python\nx = 1\n```\n```bash\nrm x\n```\n```bash\n# run\nls\n```\n```\nplain\n```\n"
     assert examples(text) == [Example("python", "x = 1\n", 3), Example("bash", "# run\nls\n", 9)]
 
 

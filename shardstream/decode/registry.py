@@ -20,7 +20,7 @@ Decoder = Callable[[bytes], Any]
 F = TypeVar("F", bound=Decoder)
 
 _DECODERS: dict[str, Decoder] = {}
-_TOKENS = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_TOKENS: dict[object, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 def decoder(*extensions: str) -> Callable[[F], F]:

@@ -36,7 +36,7 @@ def compressor(codec: str, level: int = 3) -> Compressor:
         return lambda raw: raw
     if codec != "zstd":
         raise OptionError(f"compression={codec!r}; choose 'zstd' or 'none'")
-    if not isinstance(level, int) or not 1 <= level <= 22:
+    if not 1 <= level <= 22:
         raise OptionError(f"level={level!r}; zstd levels are 1 to 22")
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
@@ -53,7 +53,8 @@ def compressor(codec: str, level: int = 3) -> Compressor:
             write_checksum=True,
             write_dict_id=False,
         )
-    return zstandard.ZstdCompressor(compression_params=parameters).compress
+    engine = zstandard.ZstdCompressor(compression_params=parameters)
+    return lambda raw: engine.compress(raw)
 
 
 def checksum(stored: bytes | bytearray | memoryview) -> int:

@@ -6,6 +6,7 @@ parsing and without pickle. docs/format.md describes each array.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -75,7 +76,7 @@ class ShardIndex:
     def keys_list(self, begin: int, end: int) -> list[str]:
         """The keys of samples [begin, end)."""
         bounds = self.key_offset[begin : end + 1].tolist()
-        return [self._keys[a:b].decode() for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [self._keys[a:b].decode() for a, b in itertools.pairwise(bounds)]
 
     def find(self, key: str) -> int | None:
         """The first sample with this key, or None."""
@@ -116,9 +117,7 @@ class ShardIndex:
 
     def to_bytes(self) -> bytes:
         """The index file."""
-        return safetensors.numpy.save(
-            {name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS}
-        )
+        return safetensors.numpy.save({name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS})
 
     @classmethod
     def from_bytes(
@@ -169,9 +168,7 @@ class ShardIndex:
             return "frame_first does not rise from 0 to the number of samples"
         if contiguous and not _apart(self.frame_offset, self.frame_size, shard_bytes):
             return "frames overlap or leave the shard"
-        if not contiguous and not (
-            (self.frame_offset == 0).all() and (self.frame_size == shard_bytes).all()
-        ):
+        if not contiguous and not ((self.frame_offset == 0).all() and (self.frame_size == shard_bytes).all()):
             return "a frame of a shard that is one unit does not span it"
         if not _apart(self.frame_raw_offset, self.frame_raw_size, raw_bytes):
             return "frames overlap or leave the uncompressed tar"
@@ -179,7 +176,8 @@ class ShardIndex:
         if (self.field_size < -1).any() or (self.field_offset < 0).any():
             return "a field has a negative offset or size"
         if samples:
-            counts = np.diff(self.frame_first.astype(np.int64))
+            bounds = self.frame_first.astype(np.int64)
+            counts = bounds[1:] - bounds[:-1]
             room = np.repeat(self.frame_raw_size.astype(np.int64), counts)[:, None]
             offsets = self.field_offset.astype(np.int64)
             if (present & (self.field_size > room - offsets)).any():

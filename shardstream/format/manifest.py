@@ -11,6 +11,9 @@ import msgspec
 from shardstream.errors import CorruptionError, SourceError
 from shardstream.format.names import check_field, shorten
 
+# The structs below have a field `bytes`, which hides the type inside them.
+Data = bytes
+
 NAME = "manifest.json"
 VERSION = 1
 MAX_BYTES = 1 << 30
@@ -94,32 +97,32 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         blank = msgspec.structs.replace(self, fingerprint="")
         return hashlib.sha256(msgspec.json.encode(blank, order="deterministic")).hexdigest()
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> Data:
         """The file manifest.json."""
         return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1) + b"\n"
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str = NAME) -> Manifest:
+    def from_bytes(cls, data: Data, where: str = NAME) -> Manifest:
         """Load and validate manifest.json; raises CorruptionError."""
         try:
             version = msgspec.json.decode(data, type=_Version).version
             if version != VERSION:
                 raise CorruptionError(
-                    f"{where}: format version {version}; this shardstream reads version {VERSION}, "
-                    "upgrade it"
+                    f"{where}: format version {version}; this shardstream reads version {VERSION}, upgrade it"
                 )
             manifest = msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CorruptionError(f"{where}: not a manifest ({error})") from error
         try:
-            problem = manifest._problem()
+            problem = manifest.problem()
         except SourceError as error:
             raise CorruptionError(f"{where}: {error}") from error
         if problem:
             raise CorruptionError(f"{where}: {problem}")
         return manifest
 
-    def _problem(self) -> str | None:
+    def problem(self) -> str | None:
+        """What is wrong with it, or None."""
         if self.fingerprint != self._fingerprint():
             return "the fingerprint does not match the contents; the file was damaged or edited"
         names = [check_field(field.name) for field in self.fields]

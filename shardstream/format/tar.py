@@ -103,7 +103,9 @@ def scan(file: BinaryIO, size: int | None = None, where: str = "archive") -> Ite
     while True:
         header = file.read(BLOCK)
         if len(header) < BLOCK:
-            raise SourceError(f"{where}: the tar ends at byte {position} without its end mark; is it cut off?")
+            raise SourceError(
+                f"{where}: the tar ends at byte {position} without its end mark; is it cut off?"
+            )
         if header == _ZEROS:
             if file.read(BLOCK) != _ZEROS:
                 raise SourceError(f"{where}: a lone zero block at byte {position}, not the end of a tar")

@@ -72,9 +72,7 @@ def read_place(state: Mapping[str, Any]) -> tuple[int, int]:
         raise StateError(f"the state is a {type(state).__name__}, not a dict from state_dict()")
     version = state.get("version")
     if version != STATE_VERSION:
-        raise StateError(
-            f"the state has version {version!r}, this shardstream reads {STATE_VERSION}"
-        )
+        raise StateError(f"the state has version {version!r}, this shardstream reads {STATE_VERSION}")
     place = []
     for name in ("epoch", "position"):
         value = state.get(name)
@@ -92,6 +90,4 @@ def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
         if state.get(name) != value
     ]
     if wrong:
-        raise StateError(
-            "the state belongs to another dataset or other options: " + "; ".join(wrong)
-        )
+        raise StateError("the state belongs to another dataset or other options: " + "; ".join(wrong))

@@ -68,9 +68,7 @@ def raw(count: int, seed: int, epoch: int, purpose: int, item: int = 0) -> NDArr
     return np.asarray(numbers, np.uint64)
 
 
-def permutation(
-    count: int, seed: int, epoch: int, purpose: int, item: int = 0
-) -> NDArray[np.int64]:
+def permutation(count: int, seed: int, epoch: int, purpose: int, item: int = 0) -> NDArray[np.int64]:
     """A permutation of 0 .. count - 1."""
     return np.argsort(raw(count, seed, epoch, purpose, item), kind="stable").astype(np.int64)
 
@@ -92,4 +90,5 @@ def shard_order(
     windows = np.repeat(np.arange(len(frames), dtype=np.int64) // window, sizes)
     # lexsort is a stable mergesort of each key in turn, the last key the most significant.
     inside = np.lexsort((raw(samples, seed, epoch, SAMPLES, shard), windows))
-    return natural[inside]
+    order: NDArray[np.int64] = natural[inside]
+    return order

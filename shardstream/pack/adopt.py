@@ -24,7 +24,15 @@ from shardstream.pack.engines.local import run_tasks
 from shardstream.pack.progress import Progress
 from shardstream.pack.sources.streams import GZIP, ZSTD, decompressed
 from shardstream.pack.writer import build_index
-from shardstream.storage.remote import FileInfo, Options, Store, absolute, expand, open_input, redact
+from shardstream.storage.remote import (
+    FileInfo,
+    Options,
+    Store,
+    absolute,
+    expand,
+    open_input,
+    redact,
+)
 
 _CHUNK = 1 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from shardstream.errors import OptionError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
@@ -80,7 +80,7 @@ def compose(
     if old is not None:
         record = {**old.provenance, "appended": [*old.provenance.get("appended", []), record]}
         shards = old.shards + shards
-    kind = "samples" if job.tokenizer is None else "tokens"
+    kind: Literal["samples", "tokens"] = "samples" if job.tokenizer is None else "tokens"
     return Manifest.build(kind, fields, shards, record, bool(old and old.external))
 
 

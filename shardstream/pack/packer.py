@@ -33,8 +33,8 @@ from shardstream.storage.remote import Options, Store, expand
 REJECTS = "rejects.jsonl"
 _OURS = re.compile(r"shard-\d{6}(-\d+)?\.(tar|tar\.zst|index)\Z")
 _PACKED_EXTENSIONS = frozenset(
-    "jpg jpeg png webp gif avif heic jxl mp3 m4a aac ogg opus flac mp4 mkv webm mov gz bz2 xz zst zip npz"
-    " parquet".split()
+    {"jpg", "jpeg", "png", "webp", "gif", "avif", "heic", "jxl", "mp3", "m4a", "aac", "ogg", "opus"}
+    | {"flac", "mp4", "mkv", "webm", "mov", "gz", "bz2", "xz", "zst", "zip", "npz", "parquet"}
 )
 _PEEK = 16
 
@@ -109,9 +109,7 @@ def pack(
         storage_options=storage_options,
     )
     record = provenance(job, kind, files)
-    plan = hashlib.sha256(
-        msgspec.json.encode([record, append], order="deterministic")
-    ).hexdigest()
+    plan = hashlib.sha256(msgspec.json.encode([record, append], order="deterministic")).hexdigest()
     packer = _Packer(job, tasks, workers or os.cpu_count() or 1, plan, progress)
     with claim.hold(packer.store) as lock:
         return packer.run(record, resume, append, lock)
@@ -182,7 +180,8 @@ class _Packer:
         unfinished = claim.CLAIM in present
         if foreign and not unfinished:
             raise OptionError(
-                f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; choose an empty target"
+                f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
+                "choose an empty target"
             )
         continued = claim.take(self.store, self._plan, resume, locked)
         root = self.store.local_path("")
@@ -202,7 +201,12 @@ class _Packer:
         return local or os.path.join(tempfile.gettempdir(), f"shardstream-spill-{self._plan[:16]}")
 
     def _results(
-        self, job: Job, stage: str, tasks: Sequence[Task | Bucket], continued: bool, keep: Sequence[int]
+        self,
+        job: Job,
+        stage: str,
+        tasks: Sequence[Task | Bucket],
+        continued: bool,
+        keep: Sequence[int],
     ) -> list[Result]:
         """The results of all tasks in the order of their numbers; each leaves a receipt."""
         done: dict[int, Result] = {}

@@ -94,7 +94,9 @@ def gather(folder: str, seed: int, bucket: int, tasks: int) -> Iterator[Sample]:
                     file.seek(begin)
                     records += _split(file.read(end - begin))
     except (OSError, ValueError) as error:
-        raise StorageError(f"reading {folder} for the shuffle: {error}; pack again without --resume") from error
+        raise StorageError(
+            f"reading {folder} for the shuffle: {error}; pack again without --resume"
+        ) from error
     decoder = msgspec.msgpack.Decoder(tuple[str, dict[str, bytes], str])
     order = np.argsort(_words(seed, 2, bucket).random_raw(len(records)), kind="stable")
     for number in order.tolist():

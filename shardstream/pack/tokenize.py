@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.errors import MissingExtraError, OptionError, require
+from shardstream.errors import OptionError, require
 
 # The splitting pattern that tiktoken publishes for cl100k_base, which ranks files do not carry.
 _PATTERN = (
@@ -123,10 +123,7 @@ def _ranks(path: str) -> Tokenizer:
 
 
 def _named(name: str) -> Tokenizer:
-    try:
-        tiktoken = require("tiktoken", "tokenize")
-    except MissingExtraError:
-        raise
+    tiktoken = require("tiktoken", "tokenize")
     if name not in tiktoken.list_encoding_names():
         raise OptionError(
             f"unknown tokenizer {name!r}: give bytes, a tokenizers .json file, a .tiktoken file or "

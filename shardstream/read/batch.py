@@ -33,7 +33,7 @@ def flags(values: list[bool]) -> Any:
 def _column(values: list[Any]) -> Any:
     first = values[0]
     if isinstance(first, (bool, int, float)):
-        kind = type(first)
+        kind: type = type(first)
         if not all(type(value) is kind for value in values):
             return values
         array = np.asarray(values)
@@ -43,17 +43,13 @@ def _column(values: list[Any]) -> Any:
     if isinstance(first, (np.ndarray, np.generic)):
         kind, shape, dtype = type(first), first.shape, first.dtype
         same = all(
-            isinstance(value, (np.ndarray, np.generic))
-            and value.shape == shape
-            and value.dtype == dtype
+            isinstance(value, (np.ndarray, np.generic)) and value.shape == shape and value.dtype == dtype
             for value in values
         )
         return _tensor(np.stack(values)) if same and dtype.kind in "biufc" else values
     if torch is not None and isinstance(first, torch.Tensor):
         same = all(
-            isinstance(value, torch.Tensor)
-            and value.shape == first.shape
-            and value.dtype == first.dtype
+            isinstance(value, torch.Tensor) and value.shape == first.shape and value.dtype == first.dtype
             for value in values
         )
         return torch.stack(values) if same else values

@@ -104,9 +104,7 @@ def stream(
     ahead = 0
     try:
         while True:
-            while len(pending) < _DEPTH and (
-                not pending or frames.in_use + ahead < budget.prefetch
-            ):
+            while len(pending) < _DEPTH and (not pending or frames.in_use + ahead < budget.prefetch):
                 following = next(waiting, None)
                 if following is None:
                     break

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import threading
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import accumulate
-from bisect import bisect_right
+from itertools import accumulate, pairwise
+from typing import Any
 
 import xxhash
 import zstandard
@@ -176,7 +177,7 @@ class DatasetReader:
         for shard in range(len(self.manifest.shards)):
             index = self.index(shard)
             bounds = index.frame_first.tolist()
-            for frame, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            for frame, (begin, end) in enumerate(pairwise(bounds)):
                 raw = self.frame(shard, frame)
                 for sample, key in enumerate(index.keys_list(begin, end), start=begin):
                     yield key, self._fields_of(index, raw, sample)
@@ -195,7 +196,7 @@ def read_manifest(store: Store) -> Manifest:
 
 def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:
     """Decompress a whole gzip or zstd file of known raw size, never allocating more than that."""
-    file: io.RawIOBase | io.BufferedIOBase
+    file: Any
     raw = bytearray(raw_size)
     view, filled = memoryview(raw), 0
     try:
@@ -208,7 +209,7 @@ def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:
                 io.BytesIO(stored), read_across_frames=True
             )
         while filled < raw_size:
-            count = file.readinto(view[filled:])  # type: ignore[union-attr]
+            count = file.readinto(view[filled:])
             if not count:
                 break
             filled += count

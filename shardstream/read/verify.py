@@ -108,7 +108,7 @@ def _check_shard(reader: DatasetReader, number: int, info: ShardInfo, deep: bool
         for frame in range(index.frames):
             try:
                 _check_frame(reader, number, index, frame)
-            except _BadSample as error:
+            except _SampleError as error:
                 problem(f"{name}, frame {frame}: {error}", frame, error.sample)
             except ShardstreamError as error:
                 problem(str(error), frame, index.key(int(index.frame_first[frame])))
@@ -136,7 +136,7 @@ def _check_tokens(manifest: Manifest, info: ShardInfo, index: ShardIndex) -> Non
         raise CorruptionError("the index's token counts are not the manifest's")
 
 
-class _BadSample(CorruptionError):
+class _SampleError(CorruptionError):
     def __init__(self, sample: str, message: str) -> None:
         super().__init__(message)
         self.sample = sample
@@ -165,8 +165,9 @@ def _check_frame(reader: DatasetReader, number: int, index: ShardIndex, frame: i
             found = members.pop((key, name), None)
             expected = None if size < 0 else (int(index.field_offset[sample, column]), size)
             if found != expected:
-                raise _BadSample(
-                    key, f"sample {key!r}, field {name!r}: the index says {expected}, the tar {found}"
+                raise _SampleError(
+                    key,
+                    f"sample {key!r}, field {name!r}: the index says {expected}, the tar {found}",
                 )
     if members and not reader.manifest.external:
         raise CorruptionError(f"frame {frame}: members that the index does not list: {sorted(members)[:3]}")
@@ -179,10 +180,12 @@ def _check_documents(
     at = spans[0][0] if len(spans) == 1 else -1
     for sample in range(begin, end):
         if int(index.field_offset[sample, 0]) != at:
-            raise _BadSample(index.key(sample), f"document {index.key(sample)!r} is not where the last ended")
+            raise _SampleError(
+                index.key(sample), f"document {index.key(sample)!r} is not where the last ended"
+            )
         at += int(index.field_size[sample, 0])
     if at != spans[0][0] + spans[0][1]:
-        raise _BadSample(index.key(end - 1), "the documents do not fill their member")
+        raise _SampleError(index.key(end - 1), "the documents do not fill their member")
 
 
 def _check_whole(reader: DatasetReader, number: int, info: ShardInfo, name: str) -> None:
@@ -204,7 +207,10 @@ def _check_whole(reader: DatasetReader, number: int, info: ShardInfo, name: str)
     stored = len(tail) - len(rest)
     rows = []
     for offset, length, raw in zip(
-        index.frame_offset.tolist(), index.frame_size.tolist(), index.frame_raw_size.tolist(), strict=True
+        index.frame_offset.tolist(),
+        index.frame_size.tolist(),
+        index.frame_raw_size.tolist(),
+        strict=True,
     ):
         rows.append((length, raw, reader.stored(number, offset + length - 4, 4)))
     rows.append((stored, 1024, tail[stored - 4 : stored]))

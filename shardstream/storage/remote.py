@@ -49,16 +49,14 @@ def _named(what: str) -> Iterator[None]:
 
 def _filesystem(url: str, options: Options) -> tuple[Any, str]:
     """(fsspec file system, path) of a URL."""
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else "file"
     if scheme == "pipe":
         raise OptionError("pipe: URLs run commands and are refused")
     try:
-        return cast(
-            "tuple[Any, str]", fsspec.core.url_to_fs(url, **dict(options or {}))
-        )
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **dict(options or {})))
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         hint = f"pip install 'shardstream[{extra}]'" if extra else str(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -65,10 +67,8 @@ def test_lanes_are_contiguous_and_invertible(total, lanes):
 def test_ranks_share_the_positions_from_any_start(dataset, shuffle, size, start):
     order = order_of(dataset, shuffle)
     start %= order.total
-    owned = [
-        list(range(Topology(rank, size).first(start), order.total, size)) for rank in range(size)
-    ]
-    assert sorted(sum(owned, [])) == list(range(start, order.total))
+    owned = [list(range(Topology(rank, size).first(start), order.total, size)) for rank in range(size)]
+    assert sorted(itertools.chain.from_iterable(owned)) == list(range(start, order.total))
     for rank, positions in enumerate(owned):
         assert len(positions) == rank_samples(order.total, rank, size, start)
 

@@ -45,9 +45,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.project = nn.Linear(width, width, bias=False)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -116,13 +114,9 @@ def mean(values: list[float]) -> float:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True, help="a dataset packed with --format text")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="file to save to and resume from"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="file to save to and resume from")
     parser.add_argument("--steps", type=int, default=120, help="optimizer steps in all")
     parser.add_argument("--stop-at", type=int, help="save and leave after this step")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
@@ -136,9 +130,7 @@ def train(options: argparse.Namespace) -> bool:
     torch.manual_seed(0)
     model = DistributedDataParallel(ByteModel())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
 
     dataset = ss.StreamingDataset(options.data, shuffle=ss.Shuffle(seed=0), topology="auto")
     loader = ss.StreamingLoader(dataset, batch_size=BATCH, collate=collate)
@@ -190,9 +182,7 @@ def train(options: argparse.Namespace) -> bool:
             now = time.perf_counter()
             rate = options.log_every * world * BATCH * SEQ / (now - marked)
             marked = now
-            say(
-                f"step {step:4d}  loss {mean(losses[-options.log_every :]):.3f}  {rate:8,.0f} tokens/s"
-            )
+            say(f"step {step:4d}  loss {mean(losses[-options.log_every :]):.3f}  {rate:8,.0f} tokens/s")
     seconds = time.perf_counter() - started
 
     seen = seen + gather_keys(keys)

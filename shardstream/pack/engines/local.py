@@ -35,7 +35,7 @@ def _receive(pipe: IO[bytes]) -> Any:
     if len(head) < _LENGTH.size:
         raise EOFError
     data = pipe.read(_LENGTH.unpack(head)[0])
-    return pickle.loads(data)  # from our own child or parent only
+    return pickle.loads(data)  # noqa: S301 - from our own child or parent only
 
 
 def serve() -> None:
@@ -64,7 +64,7 @@ def serve() -> None:
             os._exit(130)
         except MemoryError:
             answer = (False, StorageError("a worker ran out of memory; use fewer workers"))
-        except Exception as error:  # a bug: carry what it was to the packer
+        except Exception as error:  # noqa: BLE001 - a bug: carry what it was to the packer
             answer = (False, RuntimeError(f"{type(error).__name__}: {error}"))
         _send(answers, answer)
 
@@ -81,7 +81,8 @@ class _Worker:
             pass_fds=tuple(keep),
             env=environment,
         )
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self._in, self._out = self.process.stdin, self.process.stdout
         self._setup = (function, job)
 
@@ -135,7 +136,7 @@ def run_tasks(
                 answers.put((True, worker.call(pending.get_nowait())))
         except queue.Empty:
             return
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
             answers.put((False, error))
 
     threads = [threading.Thread(target=feed, args=(worker,), daemon=True) for worker in pool]

@@ -35,7 +35,7 @@ _SIDECARS = tuple(f".{extension}" for extension in images.SIDECARS)
 
 
 def make_source(
-    format: str,  # noqa: A002
+    format: str,
     *,
     text_key: str = "text",
     keep: Sequence[str] | None = None,
@@ -69,8 +69,7 @@ def recognise(files: Sequence[FileInfo]) -> str:
         ):
             return "images"
     raise OptionError(
-        f"the extensions of {len(names)} file(s) do not show one format; pass --format "
-        f"({', '.join(FORMATS)})"
+        f"the extensions of {len(names)} file(s) do not show one format; pass --format ({', '.join(FORMATS)})"
     )
 
 

@@ -55,7 +55,10 @@ class Source(Protocol):
     Tasks depend on the input and the target size alone, never on the number of workers.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name that --format takes."""
+        ...
 
     def options(self) -> dict[str, Any]:
         """The options that shape the samples, for the manifest's provenance."""

@@ -80,9 +80,7 @@ class ImagesSource:
         for span in members:
             extension = _extension(span.url)
             if extension not in EXTENSIONS and extension not in SIDECARS:
-                return Reject(
-                    redact(span.url), "neither an image nor a sidecar (txt, json, cls, caption)"
-                )
+                return Reject(redact(span.url), "neither an image nor a sidecar (txt, json, cls, caption)")
             if extension in fields:
                 return Reject(where, f"two files give field {extension!r}")
             fields[extension] = read_whole(span, self.storage_options)

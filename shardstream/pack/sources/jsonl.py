@@ -68,7 +68,13 @@ class JsonlSource:
             try:
                 row = decode(line)
                 text = row.pop(text_key).encode()
-            except (msgspec.DecodeError, KeyError, AttributeError, UnicodeError, RecursionError) as error:
+            except (
+                msgspec.DecodeError,
+                KeyError,
+                AttributeError,
+                UnicodeError,
+                RecursionError,
+            ) as error:
                 if line.strip():
                     number = at if numbered else self._line_number(span, at)
                     yield Reject(f"{file}:{number}", self._reason(error))

@@ -56,9 +56,7 @@ class _Zstd:
                     raise SourceError(f"{self._where}: it ends inside a zstd frame; is it cut off?")
                 return False
         if self._context is None:
-            self._context = zstandard.ZstdDecompressor(
-                max_window_size=1 << WINDOW_LOG_MAX
-            ).decompressobj()
+            self._context = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX).decompressobj()
         try:
             self._held += self._context.decompress(self._input)
         except zstandard.ZstdError as error:

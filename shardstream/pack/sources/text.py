@@ -6,7 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardstream.pack.sources.base import FileSpan, Reject, Sample, Task, group, read_whole, relative, unique_keys
+from shardstream.pack.sources.base import (
+    FileSpan,
+    Reject,
+    Sample,
+    Task,
+    group,
+    read_whole,
+    relative,
+    unique_keys,
+)
 from shardstream.storage.remote import FileInfo, Options, redact
 
 
@@ -23,8 +32,7 @@ class TextSource:
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         keys = unique_keys(map(relative, files))
         spans = (
-            [FileSpan(file.url, 0, file.size, file.size, key)]
-            for file, key in zip(files, keys, strict=True)
+            [FileSpan(file.url, 0, file.size, file.size, key)] for file, key in zip(files, keys, strict=True)
         )
         return group(spans, target)
 

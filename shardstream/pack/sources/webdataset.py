@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field as option
+from dataclasses import dataclass
+from dataclasses import field as option
 from typing import Any
 
 from shardstream.errors import SourceError

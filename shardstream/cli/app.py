@@ -1,0 +1,79 @@
+"""The `shardstream` command: its parts, its exit codes, and how errors are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+import shardstream
+from shardstream.cli import adopt, export, inspect, pack, verify
+from shardstream.errors import OptionError, ShardstreamError
+
+app = typer.Typer(
+    name="shardstream",
+    help="Pack a corpus once into compressed, checksummed tar shards; stream it into training ever after.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(pack.pack)
+app.command()(adopt.index)
+app.command()(inspect.info)
+app.command()(inspect.ls)
+app.command()(inspect.cat)
+app.command()(verify.verify)
+app.command()(export.export)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"shardstream {shardstream.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when a command fails.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    context.obj = debug
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (ShardstreamError, click.UsageError) as error:
+        if debug:
+            raise
+        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        print(f"error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, (OptionError, click.UsageError)) else 1
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`); Python must not complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1

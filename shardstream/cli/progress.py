@@ -1,0 +1,80 @@
+"""Progress on stderr: a bar at a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from shardstream.format.sizes import human_size
+
+if TYPE_CHECKING:
+    from shardstream.pack.progress import Progress
+
+_EVERY = 5.0  # seconds between plain lines
+
+
+@contextmanager
+def shown(title: str, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A callback that shows the progress of a pack, or None."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar(title) as callback:
+            yield callback
+    else:
+        yield _lines(title)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import (
+        Progress as Bar,
+    )
+
+    with Bar(
+        TextColumn(title),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    ) as bar:
+        row = bar.add_task(title, total=None, note="")
+
+        def show(now: Progress) -> None:
+            note = f"{now.samples:,} samples" + (f", {now.rejected:,} rejected" if now.rejected else "")
+            bar.update(row, total=now.total_bytes, completed=now.done_bytes, note=note)
+
+        yield show
+
+
+def _lines(title: str) -> Callable[[Progress], None]:
+    last = time.monotonic()
+
+    def show(now: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last < _EVERY:
+            return
+        last = time.monotonic()
+        rate = now.done_bytes / now.seconds if now.seconds else 0.0
+        left = (now.total_bytes - now.done_bytes) / rate if rate else 0.0
+        print(
+            f"{title}: {human_size(now.done_bytes)} of {human_size(now.total_bytes)}, {human_size(rate)}/s, "
+            f"{now.samples:,} samples, {now.rejected:,} rejected, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return show

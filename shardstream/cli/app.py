@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 import shardstream
 from shardstream.cli import adopt, export, inspect, pack, verify
 from shardstream.errors import OptionError, ShardstreamError
+
+# click's UsageError, wherever typer keeps it: newer releases bring their own copy of click.
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="shardstream",
@@ -59,13 +61,13 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except (ShardstreamError, click.UsageError) as error:
+    except (ShardstreamError, _UsageError) as error:
         if debug:
             raise
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        message = error.format_message() if isinstance(error, _UsageError) else str(error)
         print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, (OptionError, click.UsageError)) else 1
-    except (KeyboardInterrupt, click.Abort):
+        return 2 if isinstance(error, (OptionError, _UsageError)) else 1
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:

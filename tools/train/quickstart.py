@@ -3,7 +3,7 @@
 Run by tools/quickstart, with two processes:
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 tools/train/quickstart.py \
-        --data DATASET --checkpoint checkpoint.pt --steps 120 --stop-at 60
+        --data DATASET --checkpoint checkpoint.pt --steps 160 --stop-at 80
     (the same again with --resume in place of --stop-at)
 """
 
@@ -117,7 +117,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True, help="a dataset packed with --format text")
     parser.add_argument("--checkpoint", type=Path, required=True, help="file to save to and resume from")
-    parser.add_argument("--steps", type=int, default=120, help="optimizer steps in all")
+    parser.add_argument("--steps", type=int, default=160, help="optimizer steps in all")
     parser.add_argument("--stop-at", type=int, help="save and leave after this step")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--log-every", type=int, default=10, help="steps between lines")
@@ -182,7 +182,7 @@ def train(options: argparse.Namespace) -> bool:
             now = time.perf_counter()
             rate = options.log_every * world * BATCH * SEQ / (now - marked)
             marked = now
-            say(f"step {step:4d}  loss {mean(losses[-options.log_every :]):.3f}  {rate:8,.0f} tokens/s")
+            say(f"step {step:4d}  loss {mean(losses[-options.log_every :]):.3f}  {rate:,.0f} tokens/s")
     seconds = time.perf_counter() - started
 
     seen = seen + gather_keys(keys)

@@ -18,7 +18,6 @@ _UsageError: Any = typer.BadParameter.__base__
 app = typer.Typer(
     name="shardstream",
     help="Pack a corpus once into compressed, checksummed tar shards; stream it into training ever after.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -57,7 +56,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0

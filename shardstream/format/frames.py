@@ -33,7 +33,7 @@ class Compressor(Protocol):
 def compressor(codec: str, level: int = 3) -> Compressor:
     """The compressor of a codec, "zstd" or "none"."""
     if codec == "none":
-        return lambda raw: raw
+        return lambda raw: bytes(raw)  # the writer uses its buffer again
     if codec != "zstd":
         raise OptionError(f"compression={codec!r}; choose 'zstd' or 'none'")
     if not 1 <= level <= 22:

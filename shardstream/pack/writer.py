@@ -59,7 +59,9 @@ class SampleWriter:
         self._layout = layout
         self._compress = frames.compressor(layout.codec, layout.level)
         self._shard = _Shard()
-        self._frame = bytearray()
+        # One buffer for all frames: fresh memory for each would cost a page fault per 4 KiB.
+        self._frame = memoryview(bytearray(layout.frame_size))
+        self._used = 0
         self._first = 0
         # A slice of the input is one shard: its last line may pass the size without opening another.
         self._limit = layout.shard_size + layout.shard_size // 8
@@ -76,19 +78,25 @@ class SampleWriter:
         headers = [member_header(f"{key}.{check_field(name)}", len(data)) for name, data in fields.items()]
         payload = sum(map(len, fields.values()))
         total = sum(map(len, headers)) + payload + sum(-len(data) % BLOCK for data in fields.values())
-        if self._frame and len(self._frame) + total > self._layout.frame_size:
+        if self._used and self._used + total > self._layout.frame_size:
             self._end_frame()
             if shard.payload >= self._limit:
                 self._end_shard()
                 shard = self._shard
         row = len(shard.keys)
-        frame = self._frame
+        frame, at = self._reserve(total), self._used
         for header, (name, data) in zip(headers, fields.items(), strict=True):
-            frame += header
+            frame[at : at + len(header)] = header
+            at += len(header)
+            size = len(data)
             column = shard.columns.setdefault(name, len(shard.columns))
-            shard.cells.append((row, column, len(frame), len(data)))
-            frame += data
-            frame += padding(len(data))
+            shard.cells.append((row, column, at, size))
+            frame[at : at + size] = data
+            at += size
+            zeros = padding(size)
+            frame[at : at + len(zeros)] = zeros
+            at += len(zeros)
+        self._used = at
         shard.seen.add(key)
         shard.keys.append(key.encode())
         shard.payload += payload
@@ -100,12 +108,22 @@ class SampleWriter:
         return self.shards
 
     def _end_frame(self) -> None:
-        if len(self._frame):
-            self._put_frame(self._frame, self._first)
+        if self._used:
+            self._put_frame(self._frame[: self._used], self._first)
             self._first = len(self._shard.keys)
-            self._frame = bytearray()
+            self._used = 0
+            if len(self._frame) > 2 * self._layout.frame_size:  # give back what a huge sample took
+                self._frame = memoryview(bytearray(self._layout.frame_size))
 
-    def _put_frame(self, raw: bytes | bytearray, first: int, listed: bool = True) -> None:
+    def _reserve(self, size: int) -> memoryview:
+        """The frame buffer with room for `size` more bytes."""
+        if self._used + size > len(self._frame):
+            larger = memoryview(bytearray(self._used + size))
+            larger[: self._used] = self._frame[: self._used]
+            self._frame = larger
+        return self._frame
+
+    def _put_frame(self, raw: bytes | memoryview, first: int, listed: bool = True) -> None:
         shard = self._shard
         stored = self._compress(raw)
         if listed:
@@ -124,25 +142,26 @@ class SampleWriter:
         self._put_frame(TRAILER, len(shard.keys), listed=False)
         if self._layout.codec == "zstd":
             shard.parts.append(frames.seek_table(shard.seek))
-        data = b"".join(shard.parts)
-        shard.parts.clear()
+        digest = xxhash.xxh3_128()
+        for part in shard.parts:
+            digest.update(part)
         index = _index(shard).to_bytes()
         stem = f"shard-{self._number:06d}" + (f"-{len(self.shards)}" if self.shards else "")
         name = stem + SUFFIX[self._layout.codec]
         # The index first: a shard that is there has its index beside it.
         self._store.write(f"{stem}.index", index)
-        self._store.write(name, data)
+        self._store.write(name, *shard.parts)
         self.shards.append(
             ShardInfo(
                 url=name,
                 codec="zstd" if self._layout.codec == "zstd" else "none",
                 fields=tuple(shard.columns),
-                bytes=len(data),
+                bytes=sum(map(len, shard.parts)),
                 raw_bytes=shard.raw,
                 samples=len(shard.keys),
                 tokens=self._tokens(shard),
                 frames=len(shard.frames),
-                checksum=xxhash.xxh3_128_hexdigest(data),
+                checksum=digest.hexdigest(),
                 index_url=f"{stem}.index",
                 index_bytes=len(index),
                 index_checksum=xxhash.xxh3_128_hexdigest(index),

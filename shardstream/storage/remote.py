@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from shardstream.errors import CommitError, OptionError, SourceError, StorageError
 
 Options = Mapping[str, Any] | None
+Data = bytes | bytearray | memoryview
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _EXTRAS = {
@@ -110,8 +111,8 @@ class Store:
         """The names of the objects directly below the root, sorted."""
         raise NotImplementedError
 
-    def write(self, path: str, data: bytes) -> None:
-        """Put an object, atomically: readers see the old one or the new one."""
+    def write(self, path: str, *parts: Data) -> None:
+        """Put an object of these parts, atomically: readers see the old one or the new one."""
         raise NotImplementedError
 
     def create(self, path: str, data: bytes) -> None:
@@ -164,8 +165,8 @@ class LocalStore(Store):
                 entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
             )
 
-    def write(self, path: str, data: bytes) -> None:
-        with self._temporary(path, data) as temporary:
+    def write(self, path: str, *parts: Data) -> None:
+        with self._temporary(path, *parts) as temporary:
             os.replace(temporary, self._root / path)
 
     def create(self, path: str, data: bytes) -> None:
@@ -176,14 +177,14 @@ class LocalStore(Store):
                 raise CommitError(f"{self.where(path)} exists already") from error
 
     @contextlib.contextmanager
-    def _temporary(self, path: str, data: bytes) -> Iterator[str]:
+    def _temporary(self, path: str, *parts: Data) -> Iterator[str]:
         with _named(f"writing {self.where(path)}"):
             folder = (self._root / path).parent
             folder.mkdir(parents=True, exist_ok=True)
             temporary = str(folder / f"{_TEMPORARY}{secrets.token_hex(8)}")
             try:
                 with open(temporary, "xb") as file:
-                    file.write(data)
+                    file.writelines(parts)
                     file.flush()
                     os.fsync(file.fileno())
                 yield temporary
@@ -238,9 +239,9 @@ class FsspecStore(Store):
                 return []
         return sorted(str(name).rstrip("/").rpartition("/")[2] for name in names)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, *parts: Data) -> None:
         with _named(f"writing {self.where(path)}"):
-            self._fs.pipe_file(self._path(path), data)
+            self._fs.pipe_file(self._path(path), b"".join(parts))
 
     def create(self, path: str, data: bytes) -> None:
         with _named(f"writing {self.where(path)}"):
@@ -360,6 +361,18 @@ def open_input(url: str, storage_options: Options = None) -> BinaryIO:
             return open(local, "rb")
         fs, path = _filesystem(url, storage_options)
         return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def read_into(file: BinaryIO, view: memoryview, where: str) -> int:
+    """Fill `view` from a file; returns its length, or raises StorageError where the file ends early."""
+    with _named(where):
+        filled = 0
+        while filled < len(view):
+            count = file.readinto(view[filled:])  # type: ignore[attr-defined]
+            if not count:
+                raise StorageError(f"{where}: it ends before the size that was listed; did it change?")
+            filled += count
+    return filled
 
 
 def read_slice(url: str, start: int, size: int, storage_options: Options = None) -> bytes:

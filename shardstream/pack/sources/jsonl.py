@@ -12,11 +12,11 @@ import msgspec
 from shardstream.format.names import escape_key
 from shardstream.pack.sources.base import FileSpan, Reject, Sample, Task, relative, unique_keys
 from shardstream.pack.sources.streams import GZIP, ZSTD, open_stream
-from shardstream.storage.remote import FileInfo, Options, read_slice, redact
+from shardstream.storage.remote import FileInfo, Options, open_input, read_into, read_slice, redact
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json")
 _SUFFIX = re.compile(r"\.(jsonl|ndjson|json)(\.(gz|zst|zstd))?\Z", re.IGNORECASE)
-_CHUNK = 8 << 20
+_CHUNK = 1 << 20
 _KEYS = ("__key__", "key", "id")
 
 
@@ -54,11 +54,12 @@ class JsonlSource:
     def read(self, task: Task) -> Iterator[Sample | Reject]:
         for span in task.files:
             compressed = span.url.lower().endswith(GZIP + ZSTD)
+            lines: Iterator[tuple[int, bytes | memoryview]]
             lines = self._stream_lines(span) if compressed else self._slice_lines(span)
             yield from self._samples(span, lines, compressed)
 
     def _samples(
-        self, span: FileSpan, lines: Iterator[tuple[int, bytes]], numbered: bool
+        self, span: FileSpan, lines: Iterator[tuple[int, bytes | memoryview]], numbered: bool
     ) -> Iterator[Sample | Reject]:
         decode = msgspec.json.Decoder(dict[str, Any]).decode
         encode = msgspec.json.Encoder().encode
@@ -75,7 +76,7 @@ class JsonlSource:
                 UnicodeError,
                 RecursionError,
             ) as error:
-                if line.strip():
+                if bytes(line).strip():
                     number = at if numbered else self._line_number(span, at)
                     yield Reject(f"{file}:{number}", self._reason(error))
                 continue
@@ -101,44 +102,48 @@ class JsonlSource:
             return f"the value of {self.text_key!r} is not a string"
         return f"not a JSON object in UTF-8 ({error})"
 
-    def _slice_lines(self, span: FileSpan) -> Iterator[tuple[int, bytes]]:
-        """(byte offset, line) of the lines that start in the span."""
-        at = span.start
-        rest = b""
-        if at:
-            # The line that the byte before us belongs to is the previous slice's, unless it ends there.
-            at -= 1
-        first = at < span.start
-        position = at
-        while position < span.size:
-            chunk = read_slice(span.url, position, min(_CHUNK, span.size - position), self.storage_options)
-            if not chunk:
-                break
-            position += len(chunk)
-            if first:
-                cut = chunk.find(b"\n")
-                if cut < 0:
-                    at = position
-                    if at >= span.end:
-                        return
-                    continue
-                chunk, at, first = chunk[cut + 1 :], at + cut + 1, False
-            if rest and b"\n" not in chunk:
-                rest += chunk
-                continue
-            lines = (rest + chunk).split(b"\n")
-            rest = bytearray(lines.pop())  # type: ignore[assignment]
-            for line in lines:
-                if at >= span.end:
-                    return
-                yield at, line
-                at += len(line) + 1
-            if at >= span.end:
-                return
-        if rest and at < span.end:
-            yield at, bytes(rest)
+    def _slice_lines(self, span: FileSpan) -> Iterator[tuple[int, bytes | memoryview]]:
+        """(byte offset, line) of the lines that start in the span.
 
-    def _stream_lines(self, span: FileSpan) -> Iterator[tuple[int, bytes]]:
+        A line is a view of one buffer that is read into again and again: fresh memory for every
+        chunk costs more than parsing it.
+        """
+        # The line that the byte before the span belongs to is another slice's, unless it ends there.
+        base = max(0, span.start - 1)
+        skipping = base < span.start
+        buffer = bytearray(_CHUNK)
+        filled = 0
+        with open_input(span.url, self.storage_options) as file:
+            file.seek(base)
+            while True:
+                room = min(len(buffer) - filled, span.size - base - filled)
+                count = read_into(file, memoryview(buffer)[filled : filled + room], redact(span.url))
+                filled += count
+                at = 0
+                while (cut := buffer.find(b"\n", at, filled)) >= 0:
+                    if skipping:
+                        skipping = False
+                    elif base + at >= span.end:
+                        return
+                    else:
+                        yield base + at, memoryview(buffer)[at:cut]
+                    at = cut + 1
+                if base + filled >= span.size:
+                    if at < filled and base + at < span.end and not skipping:
+                        yield base + at, memoryview(buffer)[at:filled]
+                    return
+                if skipping:
+                    at = filled  # a line that began before us and has not ended yet
+                if base + at >= span.end:
+                    return
+                if at == 0 and filled == len(buffer):
+                    buffer = buffer + bytes(len(buffer))  # a line longer than the buffer
+                else:
+                    buffer[: filled - at] = buffer[at:filled]
+                    base += at
+                    filled -= at
+
+    def _stream_lines(self, span: FileSpan) -> Iterator[tuple[int, bytes | memoryview]]:
         """(line number from 1, line) of a compressed file."""
         number = 1
         rest = bytearray()

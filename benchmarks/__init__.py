@@ -1,0 +1,1 @@
+"""Benchmarks: one file per question, run against peers and ceilings in turn."""

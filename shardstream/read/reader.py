@@ -21,6 +21,7 @@ from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is
 from shardstream.storage.remote import Options, Store, expand, read_slice, redact
 
 _KEPT_FRAMES = 4
+_KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
 
 class DatasetReader:
@@ -35,7 +36,9 @@ class DatasetReader:
         self._bounds = [0, *accumulate(shard.samples for shard in manifest.shards)]
         self._indexes: dict[int, ShardIndex] = {}
         self._recent: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
+        self._wholes: OrderedDict[int, memoryview] = OrderedDict()
         self._lock = threading.Lock()
+        self._inflating = threading.Lock()
 
     @classmethod
     def open(cls, url: str, storage_options: Options = None) -> DatasetReader:
@@ -111,32 +114,29 @@ class DatasetReader:
         return self._store.size(url) if is_inside(url) else expand([url], self._options)[0].size
 
     def _whole(self, shard: int) -> memoryview:
-        """The uncompressed tar of a shard that is one compressed stream; the last one is kept."""
-        key = (shard, -1)
-        with self._lock:
-            if key in self._recent:
-                return self._recent[key]
+        """The uncompressed tar of a shard that is one compressed stream."""
         info = self.manifest.shards[shard]
         where = self.shard_name(shard)
-        raw = inflate(info.codec, self._read(info, 0, info.bytes, where), info.raw_bytes, where)
-        self._remember(key, raw)
+        # One at a time: threads that want the same shard must not each decompress it.
+        with self._inflating:
+            raw = self._wholes.pop(shard, None)
+            if raw is None:
+                raw = inflate(info.codec, self._read(info, 0, info.bytes, where), info.raw_bytes, where)
+            self._wholes[shard] = raw
+            while len(self._wholes) > 1 and sum(map(len, self._wholes.values())) > _KEPT_WHOLES:
+                self._wholes.popitem(last=False)
         return raw
 
-    def _remember(self, key: tuple[int, int], raw: memoryview) -> None:
-        with self._lock:
-            if key[1] < 0:
-                for other in [other for other in self._recent if other[1] < 0]:
-                    del self._recent[other]
-            self._recent[key] = raw
-            while len(self._recent) > _KEPT_FRAMES:
-                self._recent.popitem(last=False)
-
     def _recent_frame(self, shard: int, frame: int) -> memoryview:
+        key = (shard, frame)
         with self._lock:
-            raw = self._recent.get((shard, frame))
+            raw = self._recent.get(key)
         if raw is None:
             raw = self.frame(shard, frame)
-            self._remember((shard, frame), raw)
+            with self._lock:
+                self._recent[key] = raw
+                while len(self._recent) > _KEPT_FRAMES:
+                    self._recent.popitem(last=False)
         return raw
 
     def shard_name(self, shard: int) -> str:

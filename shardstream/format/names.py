@@ -16,6 +16,8 @@ MAX_NAME = 1024
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
 _FORBIDDEN = re.compile(r"[\\\x00]")
 _PLAIN = re.compile(r"[A-Za-z0-9_\-]+\Z")
+# Most keys pass here at once: paths whose components begin with neither dot nor anything unusual.
+_PLAIN_KEY = re.compile(r"(?:[A-Za-z0-9_%~+=-][A-Za-z0-9_.%~+=-]*/)*[A-Za-z0-9_%~+=-]+\Z")
 
 
 def _percent(match: re.Match[str]) -> str:
@@ -29,8 +31,10 @@ def escape_key(text: str) -> str:
     text = _UNSAFE.sub(_percent, text)
     folder, slash, base = text.rpartition("/")
     base = base.replace(".", "%2E") if base else "%00"
-    parts = [part if part not in ("", ".", "..") else _escape_part(part) for part in folder.split("/")]
-    return "/".join(parts) + slash + base if slash else base
+    if not slash:
+        return base
+    parts = [part if part.strip(".") else _escape_part(part) for part in folder.split("/")]
+    return "/".join(parts) + slash + base
 
 
 def _escape_part(part: str) -> str:
@@ -45,7 +49,7 @@ def unescape_key(key: str) -> str:
 
 def check_key(key: str) -> str:
     """`key` itself if it may name a sample, else SourceError."""
-    if _PLAIN.match(key) and len(key) <= MAX_NAME:
+    if len(key) <= MAX_NAME and _PLAIN_KEY.match(key):
         return key
     try:
         size = len(key.encode())

@@ -74,6 +74,9 @@ class _Worker:
         environment = dict(os.environ)
         # The package may have been found by the caller's sys.path alone.
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # One process a core is all the parallelism there is; idle BLAS threads would only spin.
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
+            environment.setdefault(name, "1")
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,

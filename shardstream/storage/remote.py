@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -175,6 +176,13 @@ class LocalStore(Store):
                 os.link(temporary, self._root / path)  # fails where the name is taken
             except FileExistsError as error:
                 raise CommitError(f"{self.where(path)} exists already") from error
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                # A file system without hard links: a look first must do.
+                if os.path.exists(self._root / path):
+                    raise CommitError(f"{self.where(path)} exists already") from error
+                os.replace(temporary, self._root / path)
 
     @contextlib.contextmanager
     def _temporary(self, path: str, *parts: Data) -> Iterator[str]:

@@ -30,6 +30,7 @@ from shardstream.storage.remote import (
     Store,
     absolute,
     expand,
+    is_private,
     open_input,
     redact,
 )
@@ -80,6 +81,8 @@ def index(
     total = sum(file.size for file in files)
     started = time.monotonic()
     done: dict[int, ShardInfo] = {}
+    if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
+        workers = 1
     with claim.hold(store) as lock:
         if store.exists(NAME):
             raise CommitError(f"{store.url} already holds a dataset; choose another target")

@@ -28,7 +28,7 @@ from shardstream.pack.progress import Progress
 from shardstream.pack.sources import Reject, Source, Task, make_source, recognise
 from shardstream.pack.tokenize import load_tokenizer
 from shardstream.pack.writer import Layout
-from shardstream.storage.remote import Options, Store, expand
+from shardstream.storage.remote import Options, Store, expand, is_private
 
 REJECTS = "rejects.jsonl"
 _OURS = re.compile(r"shard-\d{6}(-\d+)?\.(tar|tar\.zst|index)\Z")
@@ -110,6 +110,8 @@ def pack(
     )
     record = provenance(job, kind, files)
     plan = hashlib.sha256(msgspec.json.encode([record, append], order="deterministic")).hexdigest()
+    if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
+        workers = 1
     packer = _Packer(job, tasks, workers or os.cpu_count() or 1, plan, progress)
     with claim.hold(packer.store) as lock:
         return packer.run(record, resume, append, lock)

@@ -81,6 +81,11 @@ def absolute(url: str) -> str:
     return _local(url) or url
 
 
+def is_private(url: str) -> bool:
+    """Whether what lies at `url` is seen by this process alone, as with memory://."""
+    return url.startswith("memory://")
+
+
 class Store:
     """The objects below one root. Paths are relative and use `/`. Errors are StorageError."""
 

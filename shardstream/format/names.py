@@ -85,16 +85,16 @@ def check_field(name: str) -> str:
     return name
 
 
-def check_member_name(name: str) -> str:
-    """`name` itself if an archive may hold a file of that name, else SourceError."""
+def check_member_name(name: str, where: str) -> str:
+    """`name` itself if the archive `where` may hold a file of that name, else SourceError."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError as error:
-        raise SourceError(f"member name {name!r} is not valid UTF-8") from error
+        raise SourceError(f"{where}: member name {name!r} is not valid UTF-8") from error
     if not 0 < size <= MAX_NAME + 101:
-        raise SourceError(f"member name {shorten(name)!r} is {size} bytes long")
+        raise SourceError(f"{where}: member name {shorten(name)!r} is {size} bytes long")
     if name.startswith("/") or _FORBIDDEN.search(name) or ".." in name.split("/"):
-        raise SourceError(f"member name {shorten(name)!r} is absolute or leaves its folder")
+        raise SourceError(f"{where}: member name {shorten(name)!r} is absolute or leaves its folder")
     return name
 
 

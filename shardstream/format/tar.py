@@ -135,7 +135,7 @@ def scan(file: BinaryIO, size: int | None = None, where: str = "archive") -> Ite
             raise SourceError(f"{where}: {shorten(name)!r} is a sparse file; repack it without --sparse")
         attributes = {}
         if kind in b"5":
-            check_member_name(name.rstrip("/") or "/")
+            check_member_name(name.rstrip("/") or "/", where)
             start = position
             continue
         if kind not in b"0\x007":
@@ -143,7 +143,7 @@ def scan(file: BinaryIO, size: int | None = None, where: str = "archive") -> Ite
                 f"{where}: {shorten(name)!r} is not a regular file (type {kind!r}); links and "
                 "devices are refused"
             )
-        check_member_name(name)
+        check_member_name(name, where)
         end = position + member_size + -member_size % BLOCK
         if size is not None and end > size:
             raise SourceError(

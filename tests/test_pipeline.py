@@ -235,3 +235,12 @@ def test_resume_at_another_world_size(corpus: Path, tmp_path: Path) -> None:
     other = ss.StreamingLoader(ss.StreamingDataset(tmp_path / "other", shuffle=True), batch_size=2)
     with pytest.raises(StateError, match="fingerprint"):
         other.load_state_dict(states[0])
+
+
+def test_pack_stays_a_function_whatever_is_imported_first() -> None:
+    code = (
+        "import shardstream.pack.packer, shardstream.read.verify, shardstream as ss;"
+        "from shardstream.pack import writer;"
+        "assert ss.pack is shardstream.pack is sys.modules['shardstream.pack.packer'].pack"
+    )
+    subprocess.run([sys.executable, "-c", f"import sys; {code}"], check=True)

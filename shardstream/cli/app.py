@@ -15,6 +15,8 @@ from shardstream.errors import OptionError, ShardstreamError
 # click's UsageError, wherever typer keeps it: newer releases bring their own copy of click.
 _UsageError: Any = typer.BadParameter.__base__
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="shardstream",
     help="Pack a corpus once into compressed, checksummed tar shards; stream it into training ever after.",
@@ -59,6 +61,10 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
         code = app(arguments, standalone_mode=False)
+        # Here and not at exit, where a closed pipe or a full disk could only be complained of.
+        sys.stdout.flush()
+        if code == _INTERRUPTED:  # some releases of typer turn the interrupt into a quiet exit
+            print("interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except (ShardstreamError, _UsageError) as error:
         if debug:
@@ -68,7 +74,7 @@ def run(arguments: list[str]) -> int:
         return 2 if isinstance(error, (OptionError, _UsageError)) else 1
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (`| head`); Python must not complain of it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

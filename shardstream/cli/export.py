@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.progress import counted
 
 
 def export(
@@ -19,9 +20,11 @@ def export(
 ) -> None:
     """Write a dataset back as plain WebDataset tars or as JSON Lines."""
     from shardstream.read.export import export as run
+    from shardstream.storage.remote import redact
 
-    count = run(url, dest, format, shard_size, options.storage_options(storage_option))
+    with counted("exporting", quiet=json) as progress:
+        count = run(url, dest, format, shard_size, options.storage_options(storage_option), progress)
     if json:
         options.print_json({"samples": count})
     else:
-        print(f"{count:,} samples written to {dest}")
+        print(f"{count:,} samples written to {redact(dest)}")

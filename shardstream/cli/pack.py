@@ -50,6 +50,7 @@ def pack(
     from shardstream.format.sizes import human_size
     from shardstream.pack.packer import REJECTS, Plan
     from shardstream.pack.packer import pack as run
+    from shardstream.storage.remote import redact
 
     started = time.monotonic()
     with shown("packing", quiet=json or dry_run) as progress:
@@ -95,7 +96,9 @@ def pack(
                 "shards": len(done.shards),
                 "bytes": done.bytes,
                 "raw_bytes": done.raw_bytes,
+                "ratio": round(done.raw_bytes / max(1, done.bytes), 4),
                 "rejected": rejected,
+                "rejects": f"{redact(dest).rstrip('/')}/{REJECTS}" if rejected else None,
                 "seconds": round(seconds, 3),
                 "fingerprint": done.fingerprint,
             }
@@ -105,7 +108,9 @@ def pack(
     tokens = f", {done.tokens:,} tokens" if done.tokens else ""
     print(
         f"{done.samples:,} samples{tokens} in {len(done.shards):,} shards: {human_size(read)} read, "
-        f"{human_size(done.bytes)} stored, {seconds:.1f} s, {human_size(read / seconds)}/s"
+        f"{human_size(done.raw_bytes)} as plain tar -> {human_size(done.bytes)} stored "
+        f"(ratio {done.raw_bytes / max(1, done.bytes):.2f}), {seconds:.1f} s, "
+        f"{human_size(round(read / max(seconds, 1e-6)))}/s"
     )
     if rejected:
-        print(f"{rejected:,} rejected: see {dest.rstrip('/')}/{REJECTS}")
+        print(f"{rejected:,} rejected: see {redact(dest).rstrip('/')}/{REJECTS}")

@@ -29,6 +29,34 @@ def shown(title: str, quiet: bool) -> Iterator[Callable[[Progress], None] | None
 
 
 @contextmanager
+def counted(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback that shows (samples done, of all), or None."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        with Bar(*Bar.get_default_columns(), console=Console(stderr=True)) as bar:
+            row = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(row, total=total, completed=done)
+    else:
+        yield _counts(title)
+
+
+def _counts(title: str) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _EVERY:
+            last = time.monotonic()
+            print(f"{title}: {done:,} of {total:,} samples", file=sys.stderr, flush=True)
+
+    return show
+
+
+@contextmanager
 def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardstream.cli import options
 from shardstream.errors import StorageError
+
+if TYPE_CHECKING:
+    from shardstream.read.verify import Problem
 
 
 def verify(
@@ -16,7 +19,7 @@ def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Check every frame and member too.")] = False,
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
-) -> int:
+) -> None:
     """Check a dataset. Exit code 0: sound; 1: damaged, with all that is wrong named; 2: no access."""
     from shardstream.format.sizes import human_size
     from shardstream.read.verify import verify as run
@@ -25,16 +28,27 @@ def verify(
         report = run(url, deep, options.storage_options(storage_option))
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise typer.Exit(2) from error
     if json:
         options.print_json({"sound": report.sound, **vars(report)})
     else:
         for problem in report.problems:
-            print(problem.message)
-        verdict = "sound" if report.sound else f"{len(report.problems):,} problems"
+            print(_line(problem))
+        verdict = "sound" if report.sound else f"damaged, {len(report.problems):,} found"
         frames = f", {report.frames_checked:,} frames" if deep else ""
         print(
             f"{verdict}: {report.shards:,} shards, {report.samples:,} samples{frames}, "
             f"{human_size(report.bytes_checked)} read"
         )
-    return 0 if report.sound else 1
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+def _line(problem: Problem) -> str:
+    """One line that names the frame and the sample, too, where the message does not."""
+    parts = [problem.message.replace("\n", " ")]
+    if problem.frame is not None and f"frame {problem.frame}" not in problem.message:
+        parts.append(f"frame {problem.frame}")
+    if problem.sample is not None and repr(problem.sample) not in problem.message:
+        parts.append(f"from sample {problem.sample!r} on")
+    return ", ".join(parts)

@@ -20,9 +20,10 @@ _PATIENCE = 5.0  # seconds for the workers of a killed packer to notice and end
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What is being packed here: the identity of the plan."""
+    """What is being packed here: the identity of the plan, and of the dataset that it appends to."""
 
     plan: str
+    base: str = ""
 
 
 @contextlib.contextmanager
@@ -69,21 +70,28 @@ def _lock(path: str, target: str) -> int:
         raise StorageError(f"{target}: cannot lock the target: {error.strerror}") from error
 
 
-def take(store: Store, plan: str, resume: bool, locked: bool) -> bool:
+def read(store: Store) -> Claim | None:
+    """The claim on a target, if there is one."""
+    if not store.exists(CLAIM):
+        return None
+    try:
+        return msgspec.json.decode(store.read(CLAIM), type=Claim)
+    except msgspec.DecodeError as error:
+        raise CorruptionError(f"{store.where(CLAIM)}: damaged; delete it") from error
+
+
+def take(store: Store, plan: str, resume: bool, locked: bool, base: str = "") -> bool:
     """Claim the target for a plan. True if an unfinished pack of the same plan is to be continued.
 
     `locked` says that the lock proves any other claimant dead. Without it a claim of another packer
     is a CommitError, unless this is a resume of the same plan.
     """
-    data = msgspec.json.encode(Claim(plan))
+    data = msgspec.json.encode(Claim(plan, base))
     try:
         store.create(CLAIM, data)
     except CommitError:
-        try:
-            found = msgspec.json.decode(store.read(CLAIM), type=Claim).plan
-        except msgspec.DecodeError as error:
-            raise CorruptionError(f"{store.where(CLAIM)}: damaged; delete it") from error
-        if resume and found == plan:
+        found = read(store)
+        if resume and found == Claim(plan, base):
             return True
         if resume:
             raise OptionError(

@@ -20,6 +20,7 @@ from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is_inside
 from shardstream.storage.remote import Options, Store, expand, read_slice, redact
 
+_CHUNK = 1 << 20
 _KEPT_FRAMES = 4
 _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
@@ -197,8 +198,8 @@ def read_manifest(store: Store) -> Manifest:
 def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:
     """Decompress a whole gzip or zstd file of known raw size, never allocating more than that."""
     file: Any
-    raw = bytearray(raw_size)
-    view, filled = memoryview(raw), 0
+    # Grown as data comes: `raw_size` may be a damaged manifest's.
+    raw = bytearray()
     try:
         if codec == "gzip":
             import gzip
@@ -208,14 +209,14 @@ def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:
             file = zstandard.ZstdDecompressor(max_window_size=1 << frames.WINDOW_LOG_MAX).stream_reader(
                 io.BytesIO(stored), read_across_frames=True
             )
-        while filled < raw_size:
-            count = file.readinto(view[filled:])
-            if not count:
+        while len(raw) < raw_size:
+            chunk = file.read(min(_CHUNK, raw_size - len(raw)))
+            if not chunk:
                 break
-            filled += count
+            raw += chunk
         extra = len(file.read(1) or b"")
     except (zstandard.ZstdError, OSError, EOFError, zlib.error) as error:
         raise CorruptionError(f"{where}: the {codec} stream is damaged ({error})") from error
-    if filled != raw_size or extra:
-        raise CorruptionError(f"{where}: {filled + extra} bytes decompressed, {raw_size} expected")
+    if len(raw) != raw_size or extra:
+        raise CorruptionError(f"{where}: {len(raw) + extra} bytes decompressed, {raw_size} expected")
     return memoryview(raw).toreadonly()

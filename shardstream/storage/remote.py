@@ -281,6 +281,10 @@ def sync_folder(folder: str) -> None:
 
 
 def _exactly(file: Any, start: int, size: int, where: str) -> bytes:
+    # The size may come from a damaged manifest: nothing is allocated for bytes that are not there.
+    end = os.fstat(file.fileno()).st_size
+    if start + size > end:
+        raise StorageError(f"{where}: it ends at byte {end}, not at {start + size}")
     file.seek(start)
     data = bytearray(size)
     view, filled = memoryview(data), 0
@@ -394,6 +398,8 @@ def read_slice(url: str, start: int, size: int, storage_options: Options = None)
     with _named(redact(url)):
         if local is not None:
             with open(local, "rb", buffering=0) as file:
+                # pread allocates what it is asked for, which may be more than there is.
+                size = min(size, max(0, os.fstat(file.fileno()).st_size - start))
                 return os.pread(file.fileno(), size, start)
         fs, path = _filesystem(url, storage_options)
         return bytes(fs.cat_file(path, start=start, end=start + size))

@@ -20,7 +20,11 @@ from typing import IO, Any
 from shardstream.errors import ShardstreamError, StorageError
 
 _LENGTH = struct.Struct("<Q")
-_START = "from shardstream.pack.engines.local import serve; serve()"
+# Ctrl-C reaches the whole process group; it is the packer that ends its workers.
+_START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from shardstream.pack.engines.local import serve; serve()"
+)
 _END_TIMEOUT = 10.0
 
 
@@ -34,7 +38,10 @@ def _receive(pipe: IO[bytes]) -> Any:
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError
-    data = pipe.read(_LENGTH.unpack(head)[0])
+    size = _LENGTH.unpack(head)[0]
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError  # the other end died while it wrote
     return pickle.loads(data)  # noqa: S301 - from our own child or parent only
 
 
@@ -60,8 +67,6 @@ def serve() -> None:
             answer: tuple[bool, object] = (True, function(job, task))
         except ShardstreamError as error:
             answer = (False, error)
-        except KeyboardInterrupt:
-            os._exit(130)
         except MemoryError:
             answer = (False, StorageError("a worker ran out of memory; use fewer workers"))
         except Exception as error:  # noqa: BLE001 - a bug: carry what it was to the packer
@@ -131,7 +136,7 @@ def run_tasks(
     for task in tasks:
         pending.put(task)
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-    pool = [_Worker(function, job, keep) for _ in range(min(workers, len(tasks)))]
+    pool: list[_Worker] = []
 
     def feed(worker: _Worker) -> None:
         try:
@@ -142,10 +147,12 @@ def run_tasks(
         except BaseException as error:  # noqa: BLE001 - raised again by the consumer
             answers.put((False, error))
 
-    threads = [threading.Thread(target=feed, args=(worker,), daemon=True) for worker in pool]
+    threads: list[threading.Thread] = []
     try:
-        for thread in threads:
-            thread.start()
+        for _ in range(min(workers, len(tasks))):
+            pool.append(_Worker(function, job, keep))
+            threads.append(threading.Thread(target=feed, args=(pool[-1],), daemon=True))
+            threads[-1].start()
         for _ in tasks:
             done, answer = answers.get()
             if not done:

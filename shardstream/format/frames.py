@@ -81,7 +81,7 @@ def decompress(codec: str, stored: bytes | memoryview, raw_size: int, where: str
         raw = zstandard.ZstdDecompressor().decompress(
             stored, max_output_size=raw_size, read_across_frames=False, allow_extra_data=False
         )
-    except zstandard.ZstdError as error:
+    except (zstandard.ZstdError, MemoryError) as error:
         raise CorruptionError(f"{where}: the zstd frame is damaged ({error})") from error
     if len(raw) != raw_size:
         raise CorruptionError(f"{where}: {len(raw)} bytes decompressed, {raw_size} expected")

@@ -134,6 +134,9 @@ class _Packer:
         self._total_bytes = sum(map(input_bytes, tasks))
 
     def run(self, record: dict[str, Any], resume: bool, append: bool, lock: int | None) -> Manifest:
+        if resume and (manifest := self._committed(record)):
+            self._clean()
+            return manifest
         old = self._old_manifest(append)
         continued = self._begin(old, resume, lock is not None)
         job = replace(self._job, first_shard=next_number(old))
@@ -147,19 +150,29 @@ class _Packer:
             )
             spills = self._results(job, "spill", self._tasks, continued, keep)
             rejects = [reject for result in spills for reject in result.rejects]
-            buckets = [Bucket(number, len(self._tasks)) for number in range(job.buckets)]
+            buckets = [Bucket(number, len(spills)) for number in range(job.buckets)]
             results = self._results(job, "task", buckets, continued, keep)
         else:
             results = self._results(job, "task", self._tasks, continued, keep)
         rejects += [reject for result in results for reject in result.rejects]
         shards = tuple(shard for result in results for shard in result.shards)
         if not shards and old is None:
-            self._clean(results)
+            self._clean()
             raise SourceError("no samples were found in the sources; nothing was packed")
         manifest = compose(job, old, shards, {**record, "rejected": len(rejects)})
         self._commit(old, manifest, rejects)
-        self._clean(results)
+        self._clean()
         return manifest
+
+    def _committed(self, record: Mapping[str, Any]) -> Manifest | None:
+        """The manifest, where this pack was killed after it had committed: only cleaning is left."""
+        found = claim.read(self.store)
+        if found is None or found.plan != self._plan or not self.store.exists(NAME):
+            return None
+        manifest = Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
+        last = (manifest.provenance.get("appended") or [manifest.provenance])[-1]
+        mine = {**last, "rejected": 0} == msgspec.to_builtins({**record, "rejected": 0})
+        return manifest if mine and manifest.fingerprint != found.base else None
 
     def _old_manifest(self, append: bool) -> Manifest | None:
         if not self.store.exists(NAME):
@@ -185,7 +198,8 @@ class _Packer:
                 f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
                 "choose an empty target"
             )
-        continued = claim.take(self.store, self._plan, resume, locked)
+        base = old.fingerprint if old else ""
+        continued = claim.take(self.store, self._plan, resume, locked, base)
         root = self.store.local_path("")
         if locked and root:
             for name in glob.glob(os.path.join(glob.escape(root), ".tmp-*")):
@@ -273,7 +287,7 @@ class _Packer:
             raise CommitError(f"{self.store.url}: the dataset was changed while this was appended")
         self.store.write(NAME, manifest.to_bytes())
 
-    def _clean(self, results: Iterable[Result]) -> None:
+    def _clean(self) -> None:
         for name in self.store.list():
             if name.startswith((".pack-task-", ".pack-spill-")):
                 self.store.delete(name)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -174,34 +172,6 @@ def test_a_size_of_a_tebibyte_is_refused(tmp_path: Path) -> None:
     (tmp_path / "big.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
     with pytest.raises(SourceError, match=r"big\.tar"):
         ss.index(tmp_path / "big.tar", tmp_path / "adopted", workers=1)
-
-
-@pytest.mark.parametrize("call", ["write", "fsync", "rename", "link"])
-def test_a_killed_pack_shows_nothing_and_resumes_to_the_same_bytes(
-    corpus: Path, tmp_path: Path, call: str
-) -> None:
-    options = ["--shard-size", "32KiB", "--frame-size", "8KiB", "--workers", "1"]
-
-    def command(dest: Path) -> list[str]:
-        return [sys.executable, "-m", "shardstream", "pack", str(corpus), str(dest), *options]
-
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
-    expected = files(tmp_path / "whole")
-    killed = 0
-    for when in range(1, 200, 4):
-        target = tmp_path / f"killed-{when}"
-        strace = ["strace", "-f", "-o", os.devnull, "-e", f"inject={call}:signal=SIGKILL:when={when}"]
-        done = subprocess.run([*strace, *command(target)], capture_output=True)
-        if done.returncode == 0:
-            break
-        assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), done.stderr.decode()
-        killed += 1
-        if (target / "manifest.json").exists():
-            assert ss.verify(str(target), deep=True).sound
-            continue
-        subprocess.run([*command(target), "--resume"], check=True, capture_output=True)
-        assert files(target) == expected
-    assert killed
 
 
 def test_resume_at_another_world_size(corpus: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import os
 import re
@@ -134,6 +133,8 @@ class _Packer:
         self._total_bytes = sum(map(input_bytes, tasks))
 
     def run(self, record: dict[str, Any], resume: bool, append: bool, lock: int | None) -> Manifest:
+        if lock is not None:
+            self.store.clear_temporary()  # the lock proves their writers dead
         if resume and (manifest := self._committed(record)):
             self._clean()
             return manifest
@@ -165,14 +166,14 @@ class _Packer:
         return manifest
 
     def _committed(self, record: Mapping[str, Any]) -> Manifest | None:
-        """The manifest, where this pack was killed after it had committed: only cleaning is left."""
+        """The manifest, where this pack has committed already: at most cleaning is left."""
         found = claim.read(self.store)
-        if found is None or found.plan != self._plan or not self.store.exists(NAME):
+        if (found is not None and found.plan != self._plan) or not self.store.exists(NAME):
             return None
         manifest = Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
         last = (manifest.provenance.get("appended") or [manifest.provenance])[-1]
         mine = {**last, "rejected": 0} == msgspec.to_builtins({**record, "rejected": 0})
-        return manifest if mine and manifest.fingerprint != found.base else None
+        return manifest if mine and (found is None or manifest.fingerprint != found.base) else None
 
     def _old_manifest(self, append: bool) -> Manifest | None:
         if not self.store.exists(NAME):
@@ -200,11 +201,6 @@ class _Packer:
             )
         base = old.fingerprint if old else ""
         continued = claim.take(self.store, self._plan, resume, locked, base)
-        root = self.store.local_path("")
-        if locked and root:
-            for name in glob.glob(os.path.join(glob.escape(root), ".tmp-*")):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
         if not continued:
             for name in present:
                 if name.startswith((".pack-task-", ".pack-spill-")) or name in foreign:

@@ -129,6 +129,9 @@ class Store:
         """Delete an object; one that is missing is no error."""
         raise NotImplementedError
 
+    def clear_temporary(self) -> None:
+        """Delete what writers that were killed left behind; only while no writer can be alive."""
+
     def local_path(self, path: str) -> str | None:
         """Where the object lies on this machine, or None."""
         return None
@@ -209,6 +212,11 @@ class LocalStore(Store):
     def delete(self, path: str) -> None:
         with _named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
             (self._root / path).unlink()
+
+    def clear_temporary(self) -> None:
+        with _named(f"cleaning {self.url}"):
+            for file in self._root.glob(f"{_TEMPORARY}*"):
+                file.unlink(missing_ok=True)
 
 
 class FsspecStore(Store):

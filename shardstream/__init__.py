@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardstream.dataset import Cache as Cache
     from shardstream.dataset import StreamingDataset as StreamingDataset
+    from shardstream.dataset import TokenDataset as TokenDataset
     from shardstream.decode.registry import decoder as decoder
     from shardstream.errors import ShardstreamError as ShardstreamError
     from shardstream.format.manifest import Manifest as Manifest
@@ -30,6 +31,7 @@ _HOMES = {
     "Shuffle": "shardstream.order.shuffle",
     "StreamingDataset": "shardstream.dataset",
     "StreamingLoader": "shardstream.loader",
+    "TokenDataset": "shardstream.dataset",
     "Topology": "shardstream.order.topology",
     "decoder": "shardstream.decode.registry",
     "index": "shardstream.pack.adopt",
@@ -44,6 +46,7 @@ __all__ = [
     "Shuffle",
     "StreamingDataset",
     "StreamingLoader",
+    "TokenDataset",
     "Topology",
     "decoder",
     "index",

@@ -1,4 +1,4 @@
-"""StreamingLoader: batches of a StreamingDataset, with state and statistics."""
+"""StreamingLoader: batches of a dataset, with state and statistics."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.dataset import StreamingDataset
+from shardstream.dataset import OrderedDataset, Request
 from shardstream.errors import OptionError, require
 from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import Cursor, Run
 from shardstream.order.topology import batches
-from shardstream.read.batch import collate as default_collate
 from shardstream.read.batch import flags
-from shardstream.read.engine import Budget, Chunk, RawSample, Stats, stream
+from shardstream.read.engine import Budget, Stats
 
 __all__ = ["StreamingLoader"]
+
+_UNIT = 8 << 20  # bytes of batches that one thread builds at a time
 
 
 class StreamingLoader:
@@ -38,7 +39,7 @@ class StreamingLoader:
 
     def __init__(
         self,
-        ds: StreamingDataset,
+        ds: OrderedDataset,
         batch_size: int,
         last: str = "drop",
         collate: Callable[[list[Any]], Any] | None = None,
@@ -48,8 +49,8 @@ class StreamingLoader:
         pin: bool = False,
         device: Any = None,
     ) -> None:
-        if not isinstance(ds, StreamingDataset):
-            raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset")
+        if not isinstance(ds, OrderedDataset):
+            raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset or TokenDataset")
         _at_least_one("batch_size", batch_size)
         if threads is not None:
             _at_least_one("threads", threads)
@@ -60,7 +61,7 @@ class StreamingLoader:
         if engine != "thread":
             raise OptionError(f"engine={engine!r} must be 'thread' or 'process'")
         self.ds, self.batch_size, self.last = ds, batch_size, last
-        self._collate = default_collate if collate is None else collate
+        self._collate = ds.collated(collate)
         self._torch: Any = require("torch", "torch") if pin or device is not None else None
         self._pin, self._device = pin, device
         budget = Budget(parse_size(prefetch, "prefetch"), parse_size(ds.cache.ram, "ram"))
@@ -87,27 +88,38 @@ class StreamingLoader:
         return self._deliver(self._cursor.begin())
 
     def _deliver(self, run: Run) -> Iterator[Any]:
-        total, start = self.ds.total, run.position
-        count = batches(total, self._global, self.last, start)
-        order = self.ds.order(run.epoch)
-
-        def chunks() -> Iterator[Chunk]:
-            for number in range(count):
-                positions = self._positions(start + number * self._global)
-                yield Chunk(*order.locate(positions % total))
-
-        def build(number: int, samples: list[RawSample]) -> Any:
-            positions = self._positions(start + number * self._global)
-            return self._build(samples, (positions >= total).tolist())
-
-        built = stream(self.ds.reader, chunks(), build, self.ds.fields, self._budget, self._stats)
+        total = self.ds.total
+        built = self.ds.stream(
+            run.epoch, self._requests(run.position), self._finish, self._budget, self._stats
+        )
         try:
             for batch in built:
-                run.position = min(run.position + self._global, total)
+                start = run.position
+                run.position = min(start + self._global, total)
+                if self.last != "drop" and isinstance(batch, dict):
+                    batch["__pad__"] = flags((self._positions(start) >= total).tolist())
                 yield batch
         finally:
             built.close()
         self._cursor.end(run)
+
+    def _requests(self, start: int) -> Iterator[Request]:
+        """What this rank needs of each global batch, one batch at first and then more at a time."""
+        total, ranks = self.ds.total, self.ds.topology
+        count = batches(total, self._global, self.last, start)
+        whole = max(0, total - start) // self._global
+        most = max(1, _UNIT // (self.batch_size * self.ds.item_bytes))
+        number, some = 0, 1
+        while number < whole:
+            some = min(some, whole - number)
+            # Global batches are multiples of dp_size: a rank's positions go on in even steps.
+            first = ranks.first(start) + number * self._global
+            steps = np.arange(some * self.batch_size, dtype=np.int64)
+            yield Request(first + steps * ranks.dp_size, [self.batch_size] * some)
+            number, some = number + some, min(2 * some, most)
+        for number in range(whole, count):
+            positions = self._positions(start + number * self._global)
+            yield Request(positions % total, [len(positions)])
 
     def _positions(self, start: int) -> NDArray[np.int64]:
         """This rank's positions in the global batch from `start` on; those >= total are padding."""
@@ -119,10 +131,8 @@ class StreamingLoader:
             mine = mine[: max(1, int(np.searchsorted(mine, self.ds.total)))]
         return mine
 
-    def _build(self, samples: list[RawSample], padding: list[bool]) -> Any:
-        batch = self._collate([self.ds.build(sample) for sample in samples])
-        if self.last != "drop" and isinstance(batch, dict):
-            batch["__pad__"] = flags(padding)
+    def _finish(self, items: Any) -> Any:
+        batch = self._collate(items)
         return batch if self._torch is None else self._place(batch)
 
     def _place(self, value: Any) -> Any:

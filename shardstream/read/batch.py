@@ -11,7 +11,7 @@ try:
 except ImportError:  # numpy arrays then take the place of tensors
     torch = None  # type: ignore[assignment,unused-ignore]
 
-__all__ = ["collate", "flags"]
+__all__ = ["collate", "flags", "tensor"]
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def flags(values: list[bool]) -> Any:
     """A bool tensor [B]."""
-    return _tensor(np.array(values, np.bool_))
+    return tensor(np.array(values, np.bool_))
 
 
 def _column(values: list[Any]) -> Any:
@@ -39,14 +39,14 @@ def _column(values: list[Any]) -> Any:
         array = np.asarray(values)
         # Integers beyond 64 bits make an array of objects, or of unsigned or real numbers.
         exact = {bool: np.bool_, int: np.int64, float: np.float64}[kind]
-        return _tensor(array) if array.dtype == exact else values
+        return tensor(array) if array.dtype == exact else values
     if isinstance(first, (np.ndarray, np.generic)):
         kind, shape, dtype = type(first), first.shape, first.dtype
         same = all(
             isinstance(value, (np.ndarray, np.generic)) and value.shape == shape and value.dtype == dtype
             for value in values
         )
-        return _tensor(np.stack(values)) if same and dtype.kind in "biufc" else values
+        return tensor(np.stack(values)) if same and dtype.kind in "biufc" else values
     if torch is not None and isinstance(first, torch.Tensor):
         same = all(
             isinstance(value, torch.Tensor) and value.shape == first.shape and value.dtype == first.dtype
@@ -56,7 +56,8 @@ def _column(values: list[Any]) -> Any:
     return values
 
 
-def _tensor(array: Any) -> Any:
+def tensor(array: Any) -> Any:
+    """A torch tensor over the same memory; the array itself where torch is missing or lacks the dtype."""
     if torch is None:
         return array
     try:

@@ -9,60 +9,73 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["Frames", "Held"]
+__all__ = ["FrameId", "Frames", "Need"]
 
 FrameId = tuple[int, int]
+B = TypeVar("B")
+
+
+class Need(NamedTuple):
+    """A frame, (shard, number in the shard), that a unit of work reads."""
+
+    frame: FrameId
+    size: int  # bytes in memory
+    holds: int  # samples in the frame
+    reads: int  # how many of them this unit reads
 
 
 @dataclass
-class Held:
+class _Held(Generic[B]):
     """One frame that is fetched or on its way."""
 
-    future: Future[memoryview]
+    future: Future[B]
     size: int
     unread: int
     users: int = 0
 
 
-class Frames:
-    """The frames that pending batches use, and those that later batches will probably use.
+class Frames(Generic[B]):
+    """The frames that pending work uses, and those that later work will probably use.
 
-    keep: how many bytes of frames may stay although no pending batch uses them.
+    fetch: gives the buffer of a frame.  recycle: gets each buffer that nobody uses any more.
+    keep: how many bytes of frames may stay although no pending work uses them.
     """
 
     def __init__(
         self,
-        fetch: Callable[[int, int], memoryview],
+        fetch: Callable[[int, int], B],
+        recycle: Callable[[B], None] | None,
         pool: ThreadPoolExecutor,
         keep: int,
     ) -> None:
-        self._fetch, self._pool, self._keep = fetch, pool, keep
-        self._held: OrderedDict[FrameId, Held] = OrderedDict()
+        self._fetch, self._recycle, self._pool, self._keep = fetch, recycle, pool, keep
+        self._held: OrderedDict[FrameId, _Held[B]] = OrderedDict()
         self.in_use = 0
         self.idle = 0
         self.fetched = 0
         self.fetched_bytes = 0
 
-    def use(self, frame: FrameId, size: int, samples: int, reads: int) -> Future[memoryview]:
-        """Hold a frame of `size` bytes for a batch that reads `reads` of its `samples`."""
-        held = self._held.get(frame)
+    def use(self, need: Need) -> Future[B]:
+        """Hold a frame for a unit of work."""
+        held = self._held.get(need.frame)
         if held is None:
-            held = Held(self._pool.submit(self._fetch, *frame), size, samples)
-            self._held[frame] = held
+            held = _Held(self._pool.submit(self._fetch, *need.frame), need.size, need.holds)
+            self._held[need.frame] = held
             self.fetched += 1
-            self.fetched_bytes += size
-            self.in_use += size
+            self.fetched_bytes += need.size
+            self.in_use += need.size
         elif held.users == 0:
-            self.idle -= size
-            self.in_use += size
-        self._held.move_to_end(frame)
+            self.idle -= held.size
+            self.in_use += held.size
+        self._held.move_to_end(need.frame)
         held.users += 1
-        held.unread -= reads
+        held.unread -= need.reads
         return held.future
 
     def release(self, frame: FrameId) -> None:
-        """The batch that held the frame is delivered."""
+        """The unit that held the frame is done with it."""
         held = self._held[frame]
         held.users -= 1
         if held.users:
@@ -70,9 +83,15 @@ class Frames:
         self.in_use -= held.size
         # A frame whose samples have all been read is not needed again in this epoch.
         if held.unread <= 0:
-            del self._held[frame]
+            self._drop(frame)
             return
         self.idle += held.size
         while self.idle > self._keep:
             oldest = next(key for key, value in self._held.items() if value.users == 0)
-            self.idle -= self._held.pop(oldest).size
+            self.idle -= self._held[oldest].size
+            self._drop(oldest)
+
+    def _drop(self, frame: FrameId) -> None:
+        held = self._held.pop(frame)
+        if self._recycle is not None and held.future.done() and held.future.exception() is None:
+            self._recycle(held.future.result())

@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import xxhash
 import zstandard
+from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is_inside
-from shardstream.storage.remote import Options, Store, expand, read_slice, redact
+from shardstream.storage.remote import Options, Store, expand, map_file, read_slice, redact
 
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
+_KEPT_MAPS = 4096  # far below what a process may map (vm.max_map_count is 65,530)
 _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
 
@@ -38,6 +41,8 @@ class DatasetReader:
         self._indexes: dict[int, ShardIndex] = {}
         self._recent: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
         self._wholes: OrderedDict[int, memoryview] = OrderedDict()
+        self._maps: OrderedDict[int, memoryview] = OrderedDict()
+        self._verified: dict[int, NDArray[np.bool_]] = {}
         self._lock = threading.Lock()
         self._inflating = threading.Lock()
 
@@ -85,9 +90,51 @@ class DatasetReader:
             raw = self._whole(shard)[raw_offset : raw_offset + raw_size]
             self._check(raw, int(index.frame_checksum[frame]), where)
             return raw
-        stored = self._read(info, int(index.frame_offset[frame]), int(index.frame_size[frame]), where)
-        self._check(stored, int(index.frame_checksum[frame]), where)
-        return frames.decompress(info.codec, stored, raw_size, where)
+        return frames.decompress(info.codec, self.stored_frame(shard, frame), raw_size, where)
+
+    def stored_frame(self, shard: int, frame: int) -> bytes | memoryview:
+        """The stored bytes of one frame, verified once. Not for codecs that store one stream."""
+        info, index = self.manifest.shards[shard], self.index(shard)
+        start, size = int(index.frame_offset[frame]), int(index.frame_size[frame])
+        where = f"{self.shard_name(shard)}, frame {frame}"
+        mapped = self.mapped(shard)
+        if mapped is None:
+            stored: bytes | memoryview = self._read(info, start, size, where)
+            self._check(stored, int(index.frame_checksum[frame]), where)
+            return stored
+        stored = mapped[start : start + size]
+        verified = self._verified.get(shard)
+        if verified is None:
+            verified = self._verified.setdefault(shard, np.zeros(info.frames, np.bool_))
+        if not verified[frame]:
+            self._check(stored, int(index.frame_checksum[frame]), where)
+            verified[frame] = True
+        return stored
+
+    def mapped(self, shard: int) -> memoryview | None:
+        """A shard's file in memory, unverified, where it is local; else None."""
+        with self._lock:
+            found = self._maps.pop(shard, None)
+            if found is not None:
+                self._maps[shard] = found
+                return found
+        info = self.manifest.shards[shard]
+        try:
+            path = self._store.local_path(info.url) if is_inside(info.url) else info.url
+            found = None if path is None else map_file(path)
+        except StorageError as error:
+            raise StorageError(f"{self.shard_name(shard)}: {error}") from error
+        if found is None:
+            return None
+        if len(found) != info.bytes:
+            raise CorruptionError(
+                f"{self.shard_name(shard)}: {len(found)} bytes, the manifest says {info.bytes}; restore it"
+            )
+        with self._lock:
+            self._maps[shard] = found
+            while len(self._maps) > _KEPT_MAPS:
+                self._maps.popitem(last=False)
+        return found
 
     @staticmethod
     def _check(data: bytes | memoryview, expected: int, where: str) -> None:

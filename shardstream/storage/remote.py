@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import mmap
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
-from urllib.parse import urlsplit
 
 from shardstream.errors import CommitError, OptionError, SourceError, StorageError
 
@@ -19,6 +19,7 @@ Options = Mapping[str, Any] | None
 Data = bytes | bytearray | memoryview
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")  # chained ones, too: simplecache::s3://
 _EXTRAS = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
     "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure",
@@ -27,12 +28,17 @@ _TEMPORARY = ".tmp-"
 
 
 def redact(url: str) -> str:
-    """`url` without user, password, query and fragment, for messages and logs."""
-    if not _SCHEME.match(url):
+    """`url` without user, password, query and fragment, for messages and logs; valid Unicode."""
+    url = url.encode("utf-8", "backslashreplace").decode()
+    scheme, mark, rest = url.partition("://")
+    if not mark or not _REMOTE.match(url):
         return url
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    # A password may hold what should be escaped, "/" or "?": then it seems to be the port.
+    host, _, port = rest.partition("/")[0].rpartition(":")
+    if host and not port.isdigit():
+        rest = rest.rpartition("@")[2]
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 @contextlib.contextmanager
@@ -164,7 +170,8 @@ class LocalStore(Store):
             return (self._root / path).stat().st_size
 
     def exists(self, path: str) -> bool:
-        return (self._root / path).exists()
+        with _named(self.where(path)):
+            return (self._root / path).exists()
 
     def list(self) -> list[str]:
         with _named(self.url):
@@ -316,12 +323,16 @@ def expand(urls: Sequence[str], storage_options: Options = None) -> list[FileInf
     """The files that URLs name: files, directories, globs and brace lists, in a fixed order."""
     found: list[FileInfo] = []
     for url in urls:
-        for name in _braces(str(url)):
+        # What lies there by this very name is meant: a file may be called a{1,2}.tar.
+        literal = _local(str(url))
+        for name in [str(url)] if literal and os.path.lexists(literal) else _braces(str(url)):
             with _named(redact(name)):
                 below = list(_below(name, storage_options))
             if not below:
                 raise SourceError(f"{redact(name)}: nothing there to read")
             found += below
+    if not found:
+        raise SourceError(f"{', '.join(map(redact, map(str, urls))) or 'no sources'}: nothing there to read")
     return found
 
 
@@ -330,10 +341,14 @@ def _braces(url: str) -> Iterator[str]:
     if match is None or not ("," in match[1] or ".." in match[1]):
         yield url
         return
+    if url.rfind("{", 0, match.start()) > url.rfind("}", 0, match.start()):
+        raise OptionError(f"{redact(url)}: braces within braces; list the names one by one")
     run = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if run:
         width = max(len(run[1]), len(run[2])) if run[1].startswith("0") or run[2].startswith("0") else 0
-        parts = [str(number).zfill(width) for number in range(int(run[1]), int(run[2]) + 1)]
+        first, last = int(run[1]), int(run[2])
+        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        parts: Iterable[str] = (str(number).zfill(width) for number in numbers)
     else:
         parts = match[1].split(",")
     for part in parts:
@@ -346,7 +361,10 @@ def _below(url: str, options: Options) -> Iterator[FileInfo]:
         yield from _below_local(local)
         return
     fs, path = _filesystem(url, options)
-    scheme = url.partition("://")[0]
+    # What comes before the path stays: it may name a host, or be nothing, as for http.
+    start, slash = url.partition("://")[0] + "://", "/"
+    if path and url.rstrip("/").endswith(path):
+        start, slash = url.rstrip("/")[: -len(path)], ""
     if any(letter in path for letter in "*?["):
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
         entries = fs.glob(path, detail=True)
@@ -358,7 +376,8 @@ def _below(url: str, options: Options) -> Iterator[FileInfo]:
     for name in sorted(entries):
         hidden = any(part.startswith(".") for part in name[len(root) :].split("/"))
         if entries[name]["type"] == "file" and not hidden:
-            yield FileInfo(f"{scheme}://{name.lstrip('/')}", int(entries[name]["size"]), f"{scheme}://{root}")
+            below = f"{start}{root.lstrip(slash)}" if root else ""
+            yield FileInfo(f"{start}{name.lstrip(slash)}", int(entries[name]["size"]), below)
 
 
 def _below_local(path: str) -> Iterator[FileInfo]:
@@ -411,3 +430,18 @@ def read_slice(url: str, start: int, size: int, storage_options: Options = None)
                 return os.pread(file.fileno(), size, start)
         fs, path = _filesystem(url, storage_options)
         return bytes(fs.cat_file(path, start=start, end=start + size))
+
+
+def map_file(url: str) -> memoryview | None:
+    """A local file mapped into memory, read-only; None for a remote one.
+
+    Reading a file that another process cuts short while it is mapped kills this process (SIGBUS):
+    shards are never changed in place.
+    """
+    local = _local(url)
+    if local is None:
+        return None
+    with _named(url), open(local, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -1,17 +1,16 @@
-"""StreamingDataset: the samples of a packed dataset, in an order that any rank can compute."""
+"""What all datasets share: an order, a place in it, and the state that says so."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.decode.registry import decode_field
 from shardstream.distributed import Topology
 from shardstream.errors import OptionError, StateError
 from shardstream.format.manifest import Manifest
@@ -21,7 +20,7 @@ from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
-from shardstream.read.engine import Budget, Chunk, RawSample, stream
+from shardstream.read.engine import Budget, Stats
 from shardstream.read.reader import DatasetReader
 
 if TYPE_CHECKING:
@@ -35,10 +34,16 @@ else:
     except ImportError:
         _Iterable = object
 
-__all__ = ["Cache", "StreamingDataset"]
+__all__ = ["Cache", "OrderedDataset", "Request"]
 
-Sample = dict[str, Any]
-_CHUNK = 64
+Options = dict[str, Any] | None
+
+
+class Request(NamedTuple):
+    """Some consecutive batches: the positions of all of them, int64, and the size of each."""
+
+    positions: NDArray[np.int64]
+    sizes: list[int]
 
 
 @dataclass(frozen=True)
@@ -60,32 +65,18 @@ class Cache:
                 raise OptionError(f"disk={self.disk!r} needs a dir to keep files in")
 
 
-class StreamingDataset(_Iterable):
-    """The samples of the dataset at `url`, as dicts {"__key__": str, field: value}.
-
-    Iterating gives this rank's samples of one epoch; iterating again is the next epoch. In the
-    worker processes of a torch DataLoader each sample comes from exactly one worker; there, call
-    `set_epoch` on the dataset before each epoch, since workers do not tell how far they came.
-
-    fields: the fields to read, all by default.  decode: False leaves the fields bytes.
-    shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
-    topology: "auto" asks torch.distributed or the launcher for this process's rank.
-    transform: called with each decoded sample, in background threads.
-    """
+class OrderedDataset(_Iterable):
+    """A dataset whose items have positions 0 .. total - 1 in each epoch."""
 
     def __init__(
         self,
         url: str | os.PathLike[str],
-        fields: list[str] | tuple[str, ...] | None = None,
-        decode: bool = True,
-        shuffle: bool | Shuffle = False,
-        cache: Cache | str | os.PathLike[str] | None = None,
-        topology: Ranks | str = "auto",
-        transform: Callable[[Sample], Any] | None = None,
-        storage_options: dict[str, Any] | None = None,
+        shuffle: bool | Shuffle,
+        cache: Cache | str | os.PathLike[str] | None,
+        topology: Ranks | str,
+        storage_options: Options,
     ) -> None:
         self.url = os.fspath(url)
-        self.decode, self.transform = decode, transform
         self.shuffle = _shuffle(shuffle)
         self.cache = _cache(cache)
         self.topology = _topology(topology)
@@ -93,15 +84,6 @@ class StreamingDataset(_Iterable):
         self._reader: DatasetReader | None = None
         self._cursor = Cursor()
         self._lanes: int | None = None if self.shuffle is None else self.shuffle.lanes
-        manifest = self.reader.manifest
-        known = {info.name: info for info in manifest.fields}
-        if isinstance(fields, str):
-            raise OptionError(f"fields={fields!r} must be a list of names, such as [{fields!r}]")
-        self.fields = None if fields is None else tuple(fields)
-        unknown = [name for name in self.fields or () if name not in known]
-        if unknown:
-            raise OptionError(f"{self.url} has no field {unknown[0]!r}; it has {sorted(known)}")
-        self._kinds = {name: (info.codec, info.dtype) for name, info in known.items()}
 
     @property
     def reader(self) -> DatasetReader:
@@ -117,8 +99,36 @@ class StreamingDataset(_Iterable):
 
     @property
     def total(self) -> int:
-        """The samples of all ranks."""
-        return self.manifest.samples
+        """The items of all ranks."""
+        raise NotImplementedError
+
+    @property
+    def item_bytes(self) -> int:
+        """The bytes of one item, roughly."""
+        raise NotImplementedError
+
+    def order(self, epoch: int) -> Order:
+        """The order of one epoch."""
+        raise NotImplementedError
+
+    def stream(
+        self,
+        epoch: int,
+        requests: Iterable[Request],
+        finish: Callable[[Any], Any],
+        budget: Budget,
+        stats: Stats | None = None,
+    ) -> Generator[Any, None, None]:
+        """The batches of all requests, in order; each is `finish(items)`, called in threads."""
+        raise NotImplementedError
+
+    def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
+        """The `finish` that makes batches by `collate`, or by the dataset's own way."""
+        raise NotImplementedError
+
+    def items(self, batch: Any) -> Iterable[Any]:
+        """The single items of what `stream` makes where `finish` does nothing."""
+        raise NotImplementedError
 
     @property
     def lanes(self) -> int:
@@ -129,36 +139,9 @@ class StreamingDataset(_Iterable):
             self._lanes = self.shuffle.lanes_for(self.topology.dp_size)
         return self._lanes
 
-    def order(self, epoch: int) -> Order:
-        """The order of one epoch."""
-        sizes = [shard.samples for shard in self.manifest.shards]
-        reader = self.reader
-        return Order(sizes, lambda shard: reader.index(shard).frame_first, self.shuffle, epoch, self.lanes)
-
-    def build(self, raw: RawSample) -> Any:
-        """The decoded and transformed sample of a key and its fields' bytes."""
-        key, fields = raw
-        sample: Sample = {"__key__": key}
-        for name, data in fields.items():
-            if self.decode:
-                codec, dtype = self._kinds[name]
-                sample[name] = decode_field(name, data, dtype=dtype, codec=codec, key=key)
-            else:
-                sample[name] = data
-        return sample if self.transform is None else self.transform(sample)
-
     def __len__(self) -> int:
-        """How many samples of an epoch this rank gets."""
+        """How many items of an epoch this rank gets."""
         return rank_samples(self.total, self.topology.dp_rank, self.topology.dp_size)
-
-    def __getitem__(self, number: int) -> Any:
-        """Sample `number` in the natural order, of all ranks' samples."""
-        total = self.total
-        if not -total <= number < total:
-            raise IndexError(f"sample {number} of {self.url}, which has {total}")
-        key, fields = self.reader.sample(*self.reader.locate(number % total))
-        wanted = {n: data for n, data in fields.items() if self.fields is None or n in self.fields}
-        return self.build((key, wanted))
 
     def __iter__(self) -> Iterator[Any]:
         return self._deliver(self._cursor.begin())
@@ -167,24 +150,20 @@ class StreamingDataset(_Iterable):
         worker, workers = _worker()
         ranks = self.topology.dp_size
         mine = Ranks(self.topology.dp_rank + ranks * worker, ranks * workers)
-        order = self.order(run.epoch)
+        total = self.total
         budget = Budget(keep=parse_size(self.cache.ram))
         if workers > 1:
             budget = replace(budget, threads=1)
-        positions = _own(mine, run.position, order.total)
-        chunks = (Chunk(*order.locate(some)) for some in positions)
-        built = stream(self.reader, chunks, self._build_chunk, self.fields, budget)
+        requests = _own(mine, run.position, total, max(1, (1 << 20) // self.item_bytes))
+        built = self.stream(run.epoch, requests, _unchanged, budget)
         try:
-            for samples in built:
-                for sample in samples:
-                    run.position = min(run.position + mine.dp_size, order.total)
-                    yield sample
+            for batch in built:
+                for item in self.items(batch):
+                    run.position = min(run.position + mine.dp_size, total)
+                    yield item
         finally:
             built.close()
         self._cursor.end(run)
-
-    def _build_chunk(self, number: int, samples: list[RawSample]) -> list[Any]:
-        return [self.build(sample) for sample in samples]
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one to iterate."""
@@ -201,12 +180,12 @@ class StreamingDataset(_Iterable):
     def state_at(self, epoch: int, position: int) -> dict[str, Any]:
         """The state that says: `position` of `epoch` is the next to deliver."""
         place = {"version": STATE_VERSION, "epoch": epoch, "position": position}
-        return place | self._identity() | {"lanes": self.lanes}
+        return place | self.identity() | {"lanes": self.lanes}
 
     def accept(self, state: Mapping[str, Any]) -> tuple[int, int]:
         """The epoch and position of a state, whose lanes are taken over if none were asked for."""
         epoch, position = read_place(state)
-        mine = self._identity()
+        mine = self.identity()
         asked = 1 if self.shuffle is None else self.shuffle.lanes
         check_state(state, mine if asked is None else mine | {"lanes": asked})
         lanes = state.get("lanes")
@@ -217,7 +196,8 @@ class StreamingDataset(_Iterable):
         self._lanes = lanes
         return epoch, position
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What a state must agree with: the dataset and the options that decide the order."""
         shuffle = self.shuffle
         return {
             "seed": None if shuffle is None else shuffle.seed,
@@ -232,14 +212,20 @@ class StreamingDataset(_Iterable):
 
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"
-        return f"StreamingDataset({self.url!r}, {self.total} samples, {rank})"
+        return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
 
 
-def _own(ranks: Ranks, start: int, total: int) -> Iterator[NDArray[np.int64]]:
-    """The positions of one rank from `start` on, some at a time."""
-    step = ranks.dp_size * _CHUNK
-    for first in range(ranks.first(start), total, step):
-        yield np.arange(first, min(first + step, total), ranks.dp_size, dtype=np.int64)
+def _unchanged(items: Any) -> Any:
+    return items
+
+
+def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
+    """The positions of one rank from `start` on, one at first and then more and more at a time."""
+    first, count = ranks.first(start), 1
+    while first < total:
+        positions = np.arange(first, min(first + count * ranks.dp_size, total), ranks.dp_size, dtype=np.int64)
+        yield Request(positions, [len(positions)])
+        first, count = first + count * ranks.dp_size, min(2 * count, most)
 
 
 def _worker() -> tuple[int, int]:

@@ -1,0 +1,145 @@
+"""TokenDataset: blocks of a fixed number of tokens, straight from token shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.dataset.base import Cache, OrderedDataset, Request
+from shardstream.errors import OptionError
+from shardstream.order.lanes import Order
+from shardstream.order.shuffle import Shuffle
+from shardstream.order.topology import Topology as Ranks
+from shardstream.read.batch import tensor
+from shardstream.read.engine import Budget, Stats, stream
+from shardstream.read.tokens import TokenSource, TokenUnit, blocks
+
+__all__ = ["TokenDataset"]
+
+FIELD = "tokens"
+_OUT: dict[str, np.dtype[Any]] = {"int64": np.dtype(np.int64), "int32": np.dtype(np.int32)}
+_STORED: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+class TokenDataset(OrderedDataset):
+    """Blocks of `seq_len` + 1 tokens of the dataset at `url`, which was packed with a tokenizer.
+
+    Block b of a shard is its tokens [b T, b T + T], T = seq_len: inputs and targets are
+    tokens[:-1] and tokens[1:]. The tokens after the last whole block of each shard are left out and
+    counted in `dropped_tokens`. Iterating gives dicts {"tokens": tensor [seq_len + 1]}; a
+    StreamingLoader gives {"tokens": tensor [B, seq_len + 1]}.
+
+    dtype: of the tensors, "int64" or "int32".  transform: called with each dict of one block, in
+    background threads; batches are then collated from what it returns.
+    The other arguments are those of StreamingDataset.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        seq_len: int,
+        dtype: str = "int64",
+        shuffle: bool | Shuffle = False,
+        cache: Cache | str | os.PathLike[str] | None = None,
+        topology: Ranks | str = "auto",
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(url, shuffle, cache, topology, storage_options)
+        if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
+            raise OptionError(f"seq_len={seq_len!r} must be an int, at least 1")
+        if dtype not in _OUT:
+            raise OptionError(f"dtype={dtype!r} must be 'int64' or 'int32'")
+        info = next((info for info in self.manifest.fields if info.name == FIELD), None)
+        if info is None or info.dtype not in _STORED:
+            raise OptionError(
+                f"{self.url} holds no tokens; pack it with --tokenizer, or read it with StreamingDataset"
+            )
+        self.seq_len, self.transform = seq_len, transform
+        self._out, self._stored = _OUT[dtype], _STORED[info.dtype]
+        self._column = [field.name for field in self.manifest.fields].index(FIELD)
+        self._blocks = [blocks(shard.tokens, seq_len) for shard in self.manifest.shards]
+        self._total = sum(self._blocks)
+        self._source: TokenSource | None = None
+
+    @property
+    def source(self) -> TokenSource:
+        """The frames behind the dataset, opened anew in each process that it is sent to."""
+        if self._source is None:
+            self._source = TokenSource(self.reader, self._column, self._stored, self.seq_len)
+        return self._source
+
+    @property
+    def total(self) -> int:
+        """The blocks of all ranks."""
+        return self._total
+
+    @property
+    def dropped_tokens(self) -> int:
+        """The tokens of an epoch that no block holds: those after the last whole block of a shard."""
+        counts = zip(self.manifest.shards, self._blocks, strict=True)
+        return sum(max(0, shard.tokens - (number * self.seq_len + bool(number))) for shard, number in counts)
+
+    @property
+    def item_bytes(self) -> int:
+        """The bytes of one block."""
+        return (self.seq_len + 1) * self._out.itemsize
+
+    def order(self, epoch: int) -> Order:
+        """The order of one epoch."""
+        source = self.source
+        return Order(self._blocks, lambda shard: source.layout(shard).first, self.shuffle, epoch, self.lanes)
+
+    def stream(
+        self,
+        epoch: int,
+        requests: Iterable[Request],
+        finish: Callable[[Any], Any],
+        budget: Budget,
+        stats: Stats | None = None,
+    ) -> Generator[Any, None, None]:
+        """The batches of all requests, each `finish(array [B, seq_len + 1])`."""
+        order, source = self.order(epoch), self.source
+        units = (
+            TokenUnit(source, *order.locate(request.positions), request.sizes, self._out)
+            for request in requests
+        )
+        return stream(source, units, finish, budget, stats)
+
+    def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
+        """The `finish` that makes a batch of an array, or collates the single blocks."""
+        if collate is None and self.transform is None:
+            return lambda rows: {FIELD: tensor(rows)}
+        from shardstream.read.batch import collate as default_collate
+
+        join = collate or default_collate
+        return lambda rows: join(list(self.items(rows)))
+
+    def items(self, batch: NDArray[Any]) -> Iterable[Any]:
+        """The single blocks of an array."""
+        for row in batch:
+            block = {FIELD: tensor(row)}
+            yield block if self.transform is None else self.transform(block)
+
+    def __getitem__(self, number: int) -> Any:
+        """Block `number` in the natural order, of all ranks' blocks."""
+        if not -self._total <= number < self._total:
+            raise IndexError(f"block {number} of {self.url}, which has {self._total}")
+        bounds = np.cumsum([0, *self._blocks])
+        shard = int(np.searchsorted(bounds, number % self._total, side="right")) - 1
+        place = np.array([number % self._total - bounds[shard]], np.int64)
+        unit = TokenUnit(self.source, np.array([shard], np.int64), place, [1], self._out)
+        buffers = {need.frame: self.source.fetch(*need.frame) for need in unit.needs}
+        rows = next(iter(unit.build(buffers)))
+        return next(iter(self.items(rows)))
+
+    def identity(self) -> dict[str, Any]:
+        """What a state must agree with; the length of blocks decides what a position means."""
+        return super().identity() | {"seq_len": self.seq_len}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_source": None}

@@ -16,8 +16,9 @@ import xxhash
 
 from shardstream.errors import CommitError, OptionError, SourceError
 from shardstream.format.manifest import NAME, Manifest, ShardInfo
+from shardstream.format.names import check_field
 from shardstream.format.sizes import parse_size
-from shardstream.format.tar import scan, split_name
+from shardstream.format.tar import Member, scan, split_name
 from shardstream.pack import claim
 from shardstream.pack.compose import TOOL, field_infos
 from shardstream.pack.engines.local import run_tasks
@@ -70,6 +71,8 @@ def index(
     names = [tars] if isinstance(tars, (str, os.PathLike)) else list(tars)
     files = expand([os.fspath(name) for name in names], storage_options)
     for file in files:
+        if redact(file.url) != file.url and "://" not in file.url:
+            raise SourceError(f"{redact(file.url)}: a manifest holds only names in UTF-8; rename the file")
         if "://" in file.url and redact(file.url) != file.url:
             raise OptionError(
                 f"{redact(file.url)}: a URL with credentials or a signature would be written into the "
@@ -190,8 +193,9 @@ class _Rows:
         self._first = 0
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Add bytes to the open frame."""
-        self._digest.update(data)
+        """Add bytes to the open frame, if there is one."""
+        if self.begin >= 0:
+            self._digest.update(data)
 
     def open(self, at: int) -> None:
         """Begin a sample at raw offset `at`, in a new frame if the open one is full."""
@@ -219,8 +223,13 @@ def _scan(raw: _Counted, size: int | None, where: str, rows: _Rows) -> None:
     for member in scan(cast(BinaryIO, raw), size, where):
         name, field_name = split_name(member.name.removeprefix("./"))
         if not field_name or name.endswith("/") or not name:
-            continue  # as WebDataset does: a file without an extension, or a hidden one, is no field
-        field_name = field_name.lower()
+            # As WebDataset does: a file without an extension, or a hidden one, is no field.
+            _take(raw, member, where, rows)
+            continue
+        try:
+            field_name = check_field(field_name.lower())
+        except SourceError as error:
+            raise SourceError(f"{where}: the member {member.name!r}: {error}") from error
         if name != key:
             if name in seen:
                 raise SourceError(f"{where}: the key {name!r} occurs twice, with others in between")
@@ -235,18 +244,23 @@ def _scan(raw: _Counted, size: int | None, where: str, rows: _Rows) -> None:
         if field_name in fields:
             raise SourceError(f"{where}: the member {member.name!r} occurs twice")
         fields.add(field_name)
-        rows.feed(raw.held)
-        raw.held = None
         column = rows.columns.setdefault(field_name, len(rows.columns))
         rows.cells.append((len(rows.keys) - 1, column, member.offset - rows.begin, member.size))
-        left = member.size + -member.size % 512
-        while left:
-            chunk = raw.read(min(_CHUNK, left))
-            if not chunk:
-                raise SourceError(f"{where}: the tar ends inside {member.name!r}; is it cut off?")
-            rows.feed(chunk)
-            left -= len(chunk)
-        rows.end = raw.position
-        raw.held = bytearray()
+        _take(raw, member, where, rows)
     rows.close()
     raw.held = None
+
+
+def _take(raw: _Counted, member: Member, where: str, rows: _Rows) -> None:
+    """Add a member, the headers held and its data, to the open frame, if there is one."""
+    rows.feed(raw.held or b"")
+    raw.held = None
+    left = member.size + -member.size % 512
+    while left:
+        chunk = raw.read(min(_CHUNK, left))
+        if not chunk:
+            raise SourceError(f"{where}: the tar ends inside {member.name!r}; is it cut off?")
+        rows.feed(chunk)
+        left -= len(chunk)
+    rows.end = raw.position
+    raw.held = bytearray()

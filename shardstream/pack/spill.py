@@ -92,8 +92,11 @@ def gather(folder: str, seed: int, bucket: int, tasks: int) -> Iterator[Sample]:
             with open(data_name, "rb") as file:
                 for begin, end in bounds[:, bucket : bucket + 2].tolist():
                     file.seek(begin)
-                    records += _split(file.read(end - begin))
-    except (OSError, ValueError) as error:
+                    block = file.read(end - begin)
+                    if len(block) != end - begin:
+                        raise ValueError(f"{data_name} is cut off")
+                    records += _split(block)
+    except (OSError, ValueError, EOFError) as error:
         raise StorageError(
             f"reading {folder} for the shuffle: {error}; pack again without --resume"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.errors import OptionError, require
+from shardstream.errors import OptionError, SourceError, require
 
 # The splitting pattern that tiktoken publishes for cl100k_base, which ranks files do not carry.
 _PATTERN = (
@@ -68,7 +68,10 @@ class _Json(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         dtype = self.dtype()
-        found = self._engine.encode_batch(list(texts), add_special_tokens=False)
+        try:
+            found = self._engine.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exception
+            raise SourceError(f"the tokenizer {self.name} cannot encode a text: {error}") from error
         return [np.array(encoding.ids, dtype) for encoding in found]
 
 
@@ -116,6 +119,9 @@ def _ranks(path: str) -> Tokenizer:
         pairs = [line.split() for line in content.splitlines() if line.strip()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
         name = os.path.basename(path)
+        # tiktoken panics over such ranks, and over the first text that meets a byte it lacks.
+        if len(set(ranks.values())) != len(ranks) or any(bytes([n]) not in ranks for n in range(256)):
+            raise ValueError("it needs all 256 single bytes, and no rank twice")
         engine = tiktoken.Encoding(name, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={})
     except Exception as error:
         raise OptionError(f"{path} is not a tiktoken ranks file: {error}") from error

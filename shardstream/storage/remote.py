@@ -345,7 +345,8 @@ def _braces(url: str) -> Iterator[str]:
         raise OptionError(f"{redact(url)}: braces within braces; list the names one by one")
     run = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if run:
-        width = max(len(run[1]), len(run[2])) if run[1].startswith("0") or run[2].startswith("0") else 0
+        padded = any(len(bound) > 1 and bound.startswith("0") for bound in run.groups())
+        width = max(map(len, run.groups())) if padded else 0
         first, last = int(run[1]), int(run[2])
         numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
         parts: Iterable[str] = (str(number).zfill(width) for number in numbers)

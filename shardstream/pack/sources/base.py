@@ -99,13 +99,14 @@ def group(bundles: Iterable[list[FileSpan]], target: int) -> list[Task]:
 
 def unique_keys(names: Iterable[str]) -> list[str]:
     """A key for each name: the name escaped, and numbered where it came before."""
-    keys: list[str] = []
-    seen: dict[str, int] = {}
+    last: dict[str, int] = {}  # the keys that are taken, and the last number given to each
     for name in names:
-        key = escape_key(name)
-        seen[key] = seen.get(key, 0) + 1
-        keys.append(key if seen[key] == 1 else f"{key}~{seen[key]}")
-    return keys
+        key = stem = escape_key(name)
+        while key in last:
+            last[stem] += 1
+            key = f"{stem}~{last[stem]}"
+        last[key] = 1
+    return list(last)
 
 
 def read_whole(span: FileSpan, storage_options: Options) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +58,11 @@ class JsonlSource:
             compressed = span.url.lower().endswith(GZIP + ZSTD)
             lines: Iterator[tuple[int, bytes | memoryview]]
             lines = self._stream_lines(span) if compressed else self._slice_lines(span)
+            if span.start == 0 and (first := next(lines, None)) is not None:
+                at, line = first
+                if bytes(line[:3]) == codecs.BOM_UTF8:
+                    line = line[3:]
+                lines = itertools.chain([(at, line)], lines)
             yield from self._samples(span, lines, compressed)
 
     def _samples(

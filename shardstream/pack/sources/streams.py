@@ -16,6 +16,8 @@ from shardstream.storage.remote import Options, open_input, redact
 
 GZIP = (".gz", ".tgz")
 ZSTD = (".zst", ".zstd")
+_READ = 1 << 17
+_PIECE = 1 << 11  # a block of 4 bytes can hold 128 KiB of one letter: this much makes 64 MiB at most
 
 
 class _Zstd:
@@ -30,7 +32,7 @@ class _Zstd:
         self._held = bytearray()
         self._position = 0
         self._context: Any = None
-        self._input = b""
+        self._input = memoryview(b"")
         self._fed = False
 
     def seekable(self) -> bool:
@@ -50,23 +52,24 @@ class _Zstd:
 
     def _more(self) -> bool:
         if not self._input:
-            self._input = self._file.read(1 << 17)
+            self._input = memoryview(self._file.read(_READ))
             if not self._input:
                 if self._fed:
                     raise SourceError(f"{self._where}: it ends inside a zstd frame; is it cut off?")
                 return False
         if self._context is None:
             self._context = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX).decompressobj()
+        piece = self._input[:_PIECE]
         try:
-            self._held += self._context.decompress(self._input)
+            self._held += self._context.decompress(piece)
         except zstandard.ZstdError as error:
             raise SourceError(f"{self._where}: the zstd data is damaged ({error})") from error
         self._fed = not self._context.eof
+        unused = 0
         if self._context.eof:
-            self._input = self._context.unused_data
+            unused = len(self._context.unused_data)
             self._context = None
-        else:
-            self._input = b""
+        self._input = self._input[len(piece) - unused :]
         return True
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as option
-from typing import Any
+from typing import Any, BinaryIO
 
 from shardstream.errors import SourceError
 from shardstream.format.names import check_field, check_key, split_name
 from shardstream.format.tar import scan
 from shardstream.pack.sources.base import FileSpan, Reject, Sample, Task, unique_keys
-from shardstream.pack.sources.streams import open_stream
+from shardstream.pack.sources.streams import GZIP, ZSTD, open_stream
 from shardstream.storage.remote import FileInfo, Options, redact
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd")
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class WebdatasetSource:
         where = redact(span.url)
         seen: set[tuple[str, str]] = set()
         with open_stream(span.url, self.storage_options) as file:
-            plain = where.lower().endswith(".tar")
+            plain = not span.url.lower().endswith(GZIP + ZSTD)
             key, fields, problem = "", dict[str, bytes](), ""
             for member in scan(file, span.size if plain else None, where):
                 new_key, field = split_name(member.name.removeprefix("./"))
@@ -59,12 +60,21 @@ class WebdatasetSource:
                     problem = problem or f"member {member.name!r} appears twice"
                 else:
                     seen.add((key, field))
-                    data = file.read(member.size)
+                    data = _take(file, member.size)
                     if len(data) != member.size:
                         raise SourceError(f"{where}: cut off inside {member.name!r}")
                     fields[field] = data
             if problem or fields:
                 yield _finish(key, fields, where, problem)
+
+
+def _take(file: BinaryIO, size: int) -> bytes:
+    # In pieces: a hostile header's size must not be allocated before its bytes are there.
+    parts = []
+    while size and (part := file.read(min(size, _CHUNK))):
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _finish(key: str, fields: dict[str, bytes], where: str, problem: str) -> Sample | Reject:

@@ -20,8 +20,6 @@ from shardstream.read.engine import Budget, Stats
 
 __all__ = ["StreamingLoader"]
 
-_UNIT = 8 << 20  # bytes of batches that one thread builds at a time
-
 
 class StreamingLoader:
     """Batches of `batch_size` samples per data-parallel rank, prefetched by background threads.
@@ -108,7 +106,7 @@ class StreamingLoader:
         total, ranks = self.ds.total, self.ds.topology
         count = batches(total, self._global, self.last, start)
         whole = max(0, total - start) // self._global
-        most = max(1, _UNIT // (self.batch_size * self.ds.item_bytes))
+        most = max(1, self.ds.ahead // self.batch_size)
         number, some = 0, 1
         while number < whole:
             some = min(some, whole - number)

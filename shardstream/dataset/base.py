@@ -103,8 +103,8 @@ class OrderedDataset(_Iterable):
         raise NotImplementedError
 
     @property
-    def item_bytes(self) -> int:
-        """The bytes of one item, roughly."""
+    def ahead(self) -> int:
+        """How many items are best planned at once."""
         raise NotImplementedError
 
     def order(self, epoch: int) -> Order:
@@ -154,7 +154,7 @@ class OrderedDataset(_Iterable):
         budget = Budget(keep=parse_size(self.cache.ram))
         if workers > 1:
             budget = replace(budget, threads=1)
-        requests = _own(mine, run.position, total, max(1, (1 << 20) // self.item_bytes))
+        requests = _own(mine, run.position, total, self.ahead)
         built = self.stream(run.epoch, requests, _unchanged, budget)
         try:
             for batch in built:

@@ -19,6 +19,7 @@ from shardstream.read.samples import RawSample, SampleSource, SampleUnit
 __all__ = ["StreamingDataset"]
 
 Sample = dict[str, Any]
+_UNIT = 2 << 20  # bytes of samples that one thread builds at a time
 
 
 class StreamingDataset(OrderedDataset):
@@ -62,10 +63,10 @@ class StreamingDataset(OrderedDataset):
         return self.manifest.samples
 
     @property
-    def item_bytes(self) -> int:
-        """The bytes of one sample on average."""
+    def ahead(self) -> int:
+        """How many samples are best planned at once: some MiB."""
         raw = sum(shard.raw_bytes for shard in self.manifest.shards)
-        return max(1, raw // max(1, self.total))
+        return max(1, min(1024, _UNIT * self.total // max(1, raw)))
 
     def order(self, epoch: int) -> Order:
         """The order of one epoch."""

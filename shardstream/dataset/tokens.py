@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.read.batch import tensor
 from shardstream.read.engine import Budget, Stats, stream
-from shardstream.read.tokens import TokenSource, TokenUnit, blocks
+from shardstream.read.tokens import TokenPlan, TokenSource, TokenUnit, blocks
 
 __all__ = ["TokenDataset"]
 
 FIELD = "tokens"
+_PLAN = 16 << 10  # blocks
+_UNIT = 8 << 20  # bytes of batches that one thread builds at a time
 _OUT: dict[str, np.dtype[Any]] = {"int64": np.dtype(np.int64), "int32": np.dtype(np.int32)}
 _STORED: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -85,6 +87,11 @@ class TokenDataset(OrderedDataset):
         return sum(max(0, shard.tokens - (number * self.seq_len + bool(number))) for shard, number in counts)
 
     @property
+    def ahead(self) -> int:
+        """How many items are best planned at once."""
+        return max(1, min(_PLAN, (1 << 30) // self.item_bytes))
+
+    @property
     def item_bytes(self) -> int:
         """The bytes of one block."""
         return (self.seq_len + 1) * self._out.itemsize
@@ -103,12 +110,21 @@ class TokenDataset(OrderedDataset):
         stats: Stats | None = None,
     ) -> Generator[Any, None, None]:
         """The batches of all requests, each `finish(array [B, seq_len + 1])`."""
-        order, source = self.order(epoch), self.source
-        units = (
-            TokenUnit(source, *order.locate(request.positions), request.sizes, self._out)
-            for request in requests
-        )
-        return stream(source, units, finish, budget, stats)
+        return stream(self.source, self.units(self.order(epoch), requests), finish, budget, stats)
+
+    def units(self, order: Order, requests: Iterable[Request]) -> Iterator[TokenUnit]:
+        """The work for all requests; what is planned at once is then cut for the threads."""
+        for request in requests:
+            plan = TokenPlan(self.source, *order.locate(request.positions))
+            begin = at = 0
+            sizes: list[int] = []
+            for size in request.sizes:
+                if sizes and (at - begin + size) * self.item_bytes > _UNIT:
+                    yield TokenUnit(plan, begin, sizes, self._out)
+                    begin, sizes = at, []
+                sizes.append(size)
+                at += size
+            yield TokenUnit(plan, begin, sizes, self._out)
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes a batch of an array, or collates the single blocks."""
@@ -132,7 +148,7 @@ class TokenDataset(OrderedDataset):
         bounds = np.cumsum([0, *self._blocks])
         shard = int(np.searchsorted(bounds, number % self._total, side="right")) - 1
         place = np.array([number % self._total - bounds[shard]], np.int64)
-        unit = TokenUnit(self.source, np.array([shard], np.int64), place, [1], self._out)
+        unit = TokenUnit(TokenPlan(self.source, np.array([shard], np.int64), place), 0, [1], self._out)
         buffers = {need.frame: self.source.fetch(*need.frame) for need in unit.needs}
         rows = next(iter(unit.build(buffers)))
         return next(iter(self.items(rows)))

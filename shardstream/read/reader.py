@@ -102,14 +102,19 @@ class DatasetReader:
             stored: bytes | memoryview = self._read(info, start, size, where)
             self._check(stored, int(index.frame_checksum[frame]), where)
             return stored
-        stored = mapped[start : start + size]
-        verified = self._verified.get(shard)
-        if verified is None:
-            verified = self._verified.setdefault(shard, np.zeros(info.frames, np.bool_))
+        stored, verified = mapped[start : start + size], self.verified(shard)
         if not verified[frame]:
             self._check(stored, int(index.frame_checksum[frame]), where)
             verified[frame] = True
         return stored
+
+    def verified(self, shard: int) -> NDArray[np.bool_]:
+        """Which frames of a shard in memory have been verified, bool [F]."""
+        found = self._verified.get(shard)
+        if found is None:
+            frames = self.manifest.shards[shard].frames
+            found = self._verified.setdefault(shard, np.zeros(frames, np.bool_))
+        return found
 
     def mapped(self, shard: int) -> memoryview | None:
         """A shard's file in memory, unverified, where it is local; else None."""

@@ -23,10 +23,11 @@ from shardstream.read.decompress import Buffer, Decompressor
 from shardstream.read.prefetch import FrameId, Need
 from shardstream.read.reader import DatasetReader
 
-__all__ = ["Layout", "Slabs", "TokenSource", "TokenUnit", "blocks"]
+__all__ = ["Layout", "Slabs", "TokenPlan", "TokenSource", "TokenUnit", "blocks"]
 
 Ints = NDArray[np.int64]
 _PREFIXES = 64 << 20
+_GATHER = 128 << 10
 
 
 def blocks(tokens: int, seq_len: int) -> int:
@@ -186,88 +187,117 @@ class TokenSource:
                 self._held -= self._prefixes.popitem(last=False)[1].nbytes
 
 
-class TokenUnit:
-    """Some consecutive batches of blocks.
+class TokenPlan:
+    """Where some rows of the order lie; many batches at once, since each step costs per shard.
 
-    shards, numbers: int64 [n], the shard of each row and its block within it.  out: the dtype of
-    the tensors.
+    A row is gathered from a region: a shard that lies in memory as it is, or a frame's buffer.
     """
 
-    def __init__(
-        self, source: TokenSource, shards: Ints, numbers: Ints, sizes: list[int], out: np.dtype[Any]
-    ) -> None:
-        self._source, self._numbers, self._out = source, numbers, out
-        self.sizes = sizes
-        self.volume = len(numbers) * (source.seq_len + 1) * out.itemsize
-        # Rows of one shard together: what is looked up once per shard must not cost anything per row.
-        self._order = np.argsort(shards, kind="stable")
-        cuts = np.flatnonzero(np.diff(shards[self._order])) + 1
-        groups = np.split(self._order, cuts) if len(shards) else []
-        self._groups = [(int(shards[rows[0]]), rows) for rows in groups]
-        self.needs: list[Need] = []
-        self._frames: dict[int, Ints] = {}
-        for shard, rows in self._groups:
-            if source.in_place(shard) is None:
-                self._need(shard, rows)
+    def __init__(self, source: TokenSource, shards: Ints, numbers: Ints) -> None:
+        self.source = source
+        count = len(numbers)
+        self.token = numbers * source.seq_len  # of the row's first token within its shard
+        self.frame, self.at, self.region = (np.empty(count, np.int64) for _ in range(3))
+        self.whole = np.ones(count, np.bool_)  # False where a row must be put together from frames
+        self.regions: list[tuple[int, int]] = []  # (shard, frame), the frame -1 for a whole shard
+        self.needs: list[Need | None] = []
+        order = np.argsort(shards, kind="stable")
+        cuts = np.flatnonzero(np.diff(shards[order])) + 1
+        for rows in np.split(order, cuts) if count else []:
+            self._place(int(shards[rows[0]]), rows, numbers[rows])
 
-    def _need(self, shard: int, rows: Ints) -> None:
-        layout = self._source.layout(shard)
-        frames = np.searchsorted(layout.first, self._numbers[rows], side="right") - 1
-        self._frames[shard] = frames
-        size = np.asarray(self._source.reader.index(shard).frame_raw_size)
-        wanted, counts = np.unique(frames, return_counts=True)
-        for frame, count in zip(wanted.tolist(), counts.tolist(), strict=True):
-            holds = int(layout.first[frame + 1] - layout.first[frame])
-            self.needs.append(Need((shard, frame), int(size[frame]), holds, count))
+    def _place(self, shard: int, rows: Ints, numbers: Ints) -> None:
+        source, layout = self.source, self.source.layout(shard)
+        within = np.searchsorted(layout.first, numbers, side="right") - 1
+        token = self.token[rows]
+        at = layout.data[within] + (token - layout.start[within]) * source.dtype.itemsize
+        index = source.reader.index(shard)
+        self.frame[rows] = within
+        if source.in_place(shard) is not None:
+            self.at[rows] = at + np.asarray(index.frame_offset).astype(np.int64)[within]
+            self.whole[rows] = token + source.seq_len < layout.start[within + 1]
+            self.region[rows] = len(self.regions)
+            self.regions.append((shard, -1))
+            self.needs.append(None)
+            return
+        self.at[rows] = at
+        frames, place = np.unique(within, return_inverse=True)
+        self.region[rows] = place + len(self.regions)
+        sizes = np.asarray(index.frame_raw_size)[frames].tolist()
+        holds = (layout.first[frames + 1] - layout.first[frames]).tolist()
+        for frame, size, held in zip(frames.tolist(), sizes, holds, strict=True):
+            self.regions.append((shard, frame))
+            self.needs.append(Need((shard, frame), int(size), held, 0))
+
+
+class TokenUnit:
+    """Consecutive batches of a plan: its rows from `begin` on, as many as `sizes` adds up to.
+
+    out: the dtype of the tensors.
+    """
+
+    def __init__(self, plan: TokenPlan, begin: int, sizes: list[int], out: np.dtype[Any]) -> None:
+        self._plan, self._begin, self._out = plan, begin, out
+        self.sizes = sizes
+        self._rows = sum(sizes)
+        self.volume = self._rows * (plan.source.seq_len + 1) * out.itemsize
+        region = plan.region[begin : begin + self._rows]
+        self._order = np.argsort(region, kind="stable")
+        self._ids, self._starts, counts = np.unique(
+            region[self._order], return_index=True, return_counts=True
+        )
+        self.needs: list[Need] = []
+        for number, count in zip(self._ids.tolist(), counts.tolist(), strict=True):
+            need = plan.needs[number]
+            if need is not None:
+                self.needs.append(need._replace(reads=count))
 
     def build(self, frames: Mapping[FrameId, Buffer]) -> Iterable[NDArray[Any]]:
         """One array [n, seq_len + 1] of the batches one after another, then cut into them."""
-        rows, length = len(self._numbers), self._source.seq_len + 1
-        slab = self._source.slabs.take(rows * length * self._out.itemsize)
-        table = slab.view(self._out).reshape(rows, length)
-        for shard, mine in self._groups:
-            if shard in self._frames:
-                self._from_frames(table, shard, mine, frames)
-            else:
-                self._in_place(table, shard, mine)
+        length = self._plan.source.seq_len + 1
+        slab = self._plan.source.slabs.take(self._rows * length * self._out.itemsize)
+        table = slab.view(self._out).reshape(self._rows, length)
+        self.fill(table, np.arange(self._rows), frames)
         at = 0
         for size in self.sizes:
             yield table[at : at + size]
             at += size
 
-    def _from_frames(
-        self, table: NDArray[Any], shard: int, rows: Ints, buffers: Mapping[FrameId, Buffer]
-    ) -> None:
-        layout, itemsize = self._source.layout(shard), self._source.dtype.itemsize
-        within = self._frames[shard]
-        at = (
-            layout.data[within]
-            + (self._numbers[rows] * self._source.seq_len - layout.start[within]) * itemsize
-        )
-        order = np.argsort(within, kind="stable")
-        cuts = np.flatnonzero(np.diff(within[order])) + 1
-        for some in np.split(order, cuts):
-            self._gather(table, rows[some], buffers[shard, int(within[some[0]])], at[some])
+    def fill(self, table: NDArray[Any], target: Ints, frames: Mapping[FrameId, Buffer]) -> None:
+        """Write row i of the unit to table[target[i]]."""
+        plan = self._plan
+        bounds = [*self._starts.tolist(), self._rows]
+        for number, begin, end in zip(self._ids.tolist(), bounds, bounds[1:], strict=False):
+            shard, frame = plan.regions[number]
+            rows = self._order[begin:end]
+            planned = rows + self._begin
+            if frame >= 0:
+                self._gather(table, target[rows], frames[shard, frame], plan.at[planned])
+                continue
+            raw = self._verified(shard, plan.frame[planned])
+            whole = plan.whole[planned]
+            if whole.all():
+                self._gather(table, target[rows], raw, plan.at[planned])
+                continue
+            self._gather(table, target[rows[whole]], raw, plan.at[planned[whole]])
+            for row, token in zip(
+                target[rows[~whole]].tolist(), plan.token[planned[~whole]].tolist(), strict=True
+            ):
+                self._across(table[row], shard, token)
 
-    def _in_place(self, table: NDArray[Any], shard: int, rows: Ints) -> None:
-        source, reader = self._source, self._source.reader
-        layout, itemsize = source.layout(shard), source.dtype.itemsize
+    def _verified(self, shard: int, frames: Ints) -> Buffer:
+        """The bytes of a shard that lies in memory, these frames of it verified."""
+        source = self._plan.source
         mapped = source.in_place(shard)
         assert mapped is not None
-        token = self._numbers[rows] * source.seq_len
-        within = np.searchsorted(layout.first, self._numbers[rows], side="right") - 1
-        for frame in np.unique(within).tolist():
-            reader.stored_frame(shard, frame)  # verified at the first touch
-        offset = np.asarray(reader.index(shard).frame_offset).astype(np.int64)
-        at = offset[within] + layout.data[within] + (token - layout.start[within]) * itemsize
-        whole = token + source.seq_len < layout.start[within + 1]
-        self._gather(table, rows[whole], np.frombuffer(mapped, np.uint8), at[whole])
-        for row, first in zip(rows[~whole].tolist(), token[~whole].tolist(), strict=True):
-            self._across(table[row], shard, first)
+        unseen = frames[~source.reader.verified(shard)[frames]]
+        for frame in np.unique(unseen).tolist() if len(unseen) else ():
+            source.reader.stored_frame(shard, frame)
+        return np.frombuffer(mapped, np.uint8)
 
     def _across(self, out: NDArray[Any], shard: int, token: int) -> None:
         """One row that begins in one frame and ends in another."""
-        source, layout = self._source, self._source.layout(shard)
+        source, layout = self._plan.source, self._plan.source.layout(shard)
         frame = int(np.searchsorted(layout.start, token, side="right")) - 1
         filled = 0
         while filled < len(out):
@@ -281,15 +311,15 @@ class TokenUnit:
 
     def _gather(self, table: NDArray[Any], rows: Ints, raw: Buffer, at: Ints) -> None:
         """Copy the rows that begin at the bytes `at` of a buffer."""
-        if not len(rows):
-            return
-        dtype, length = self._source.dtype, self._source.seq_len + 1
+        dtype, length = self._plan.source.dtype, self._plan.source.seq_len + 1
         # A row is one opaque item of a view that has an item at each byte: numpy then copies rows
-        # with memcpy, in one call and without the GIL.
+        # with memcpy, many in one call.
         size = length * dtype.itemsize
-        items: NDArray[np.void] = np.ndarray(len(raw) - size + 1, f"V{size}", raw, 0, (1,))
-        found = items[at]
-        if dtype.itemsize == self._out.itemsize:
-            table.view(f"V{size}")[:, 0][rows] = found
-        else:
-            table[rows] = found.view(dtype).reshape(len(rows), length)
+        items: NDArray[np.void] = np.ndarray(max(0, len(raw) - size + 1), f"V{size}", raw, 0, (1,))
+        same = dtype.itemsize == self._out.itemsize
+        out = table.view(f"V{size}")[:, 0] if same else table
+        # Some rows at a time, so that what lies between stays in the processor's cache.
+        step = max(1, _GATHER // size)
+        for begin in range(0, len(rows), step):
+            found = items[at[begin : begin + step]]
+            out[rows[begin : begin + step]] = found if same else found.view(dtype).reshape(-1, length)

@@ -62,6 +62,7 @@ class StreamingLoader:
         self._collate = ds.collated(collate)
         self._torch: Any = require("torch", "torch") if pin or device is not None else None
         self._pin, self._device = pin, device
+        self._direct = collate is None and self._torch is None
         budget = Budget(parse_size(prefetch, "prefetch"), parse_size(ds.cache.ram, "ram"))
         self._budget = budget if threads is None else dataclasses.replace(budget, threads=threads)
         self._stats = Stats()

@@ -118,8 +118,12 @@ class OrderedDataset(_Iterable):
         finish: Callable[[Any], Any],
         budget: Budget,
         stats: Stats | None = None,
+        direct: bool = False,
     ) -> Generator[Any, None, None]:
-        """The batches of all requests, in order; each is `finish(items)`, called in threads."""
+        """The batches of all requests, in order; each is `finish(items)`.
+
+        `finish` is called in threads, or where it is quick and `direct` says so, by the consumer.
+        """
         raise NotImplementedError
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
@@ -155,7 +159,7 @@ class OrderedDataset(_Iterable):
         if workers > 1:
             budget = replace(budget, threads=1)
         requests = _own(mine, run.position, total, self.ahead)
-        built = self.stream(run.epoch, requests, _unchanged, budget)
+        built = self.stream(run.epoch, requests, _unchanged, budget, direct=True)
         try:
             for batch in built:
                 for item in self.items(batch):

@@ -81,6 +81,7 @@ class StreamingDataset(OrderedDataset):
         finish: Callable[[Any], Any],
         budget: Budget,
         stats: Stats | None = None,
+        direct: bool = False,
     ) -> Generator[Any, None, None]:
         """The batches of all requests, each `finish(list of samples)`."""
         order, source = self.order(epoch), SampleSource(self.reader, self.fields)

@@ -22,6 +22,7 @@ __all__ = ["TokenDataset"]
 
 FIELD = "tokens"
 _PLAN = 16 << 10  # blocks
+_LONG = 1 << 10  # bytes of a block from which on copying it costs more than the call
 _UNIT = 8 << 20  # bytes of batches that one thread builds at a time
 _OUT: dict[str, np.dtype[Any]] = {"int64": np.dtype(np.int64), "int32": np.dtype(np.int32)}
 _STORED: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -108,11 +109,13 @@ class TokenDataset(OrderedDataset):
         finish: Callable[[Any], Any],
         budget: Budget,
         stats: Stats | None = None,
+        direct: bool = False,
     ) -> Generator[Any, None, None]:
         """The batches of all requests, each `finish(array [B, seq_len + 1])`."""
-        return stream(self.source, self.units(self.order(epoch), requests), finish, budget, stats)
+        direct = direct and self.transform is None and self.item_bytes >= _LONG
+        return stream(self.source, self.units(self.order(epoch), requests, direct), finish, budget, stats)
 
-    def units(self, order: Order, requests: Iterable[Request]) -> Iterator[TokenUnit]:
+    def units(self, order: Order, requests: Iterable[Request], direct: bool = False) -> Iterator[TokenUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""
         for request in requests:
             plan = TokenPlan(self.source, *order.locate(request.positions))
@@ -120,11 +123,11 @@ class TokenDataset(OrderedDataset):
             sizes: list[int] = []
             for size in request.sizes:
                 if sizes and (at - begin + size) * self.item_bytes > _UNIT:
-                    yield TokenUnit(plan, begin, sizes, self._out)
+                    yield TokenUnit(plan, begin, sizes, self._out, direct)
                     begin, sizes = at, []
                 sizes.append(size)
                 at += size
-            yield TokenUnit(plan, begin, sizes, self._out)
+            yield TokenUnit(plan, begin, sizes, self._out, direct)
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes a batch of an array, or collates the single blocks."""

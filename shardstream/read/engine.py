@@ -70,6 +70,16 @@ class Unit(Protocol):
     def build(self, frames: Mapping[FrameId, Any]) -> Iterable[Any]:
         """The items of each batch, from the buffers of the frames that it needs."""
 
+    @property
+    def direct(self) -> bool:
+        """Whether the consumer is to build it by `build_direct`, once a thread has run `prepare`."""
+
+    def prepare(self) -> None:
+        """Whatever may take long."""
+
+    def build_direct(self) -> Iterable[Any]:
+        """The items of each batch, one after the other."""
+
 
 class Source(Protocol):
     """Where the buffers of frames come from, and go to when nobody needs them."""
@@ -82,7 +92,7 @@ class Source(Protocol):
 @dataclass
 class _Pending(Generic[T]):
     unit: Unit
-    future: Future[list[T]]
+    future: Future[Any]
 
 
 def stream(
@@ -110,7 +120,10 @@ def stream(
                 if unit is None:
                     break
                 futures = {need.frame: frames.use(need) for need in unit.needs}
-                future = builders.submit(_build, unit, finish, futures, source, budget.deadline, stats)
+                if unit.direct:
+                    future: Future[Any] = fetchers.submit(unit.prepare)
+                else:
+                    future = builders.submit(_build, unit, finish, futures, source, budget.deadline, stats)
                 pending.append(_Pending(unit, future))
                 ahead += unit.volume
             if not pending:
@@ -122,6 +135,8 @@ def stream(
             ahead -= head.unit.volume
             for need in head.unit.needs:
                 frames.release(need.frame)
+            if head.unit.direct:
+                built = map(finish, head.unit.build_direct())
             for batch, samples in zip(built, head.unit.sizes, strict=True):
                 stats.batches += 1
                 stats.samples += samples

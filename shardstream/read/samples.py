@@ -82,6 +82,15 @@ class SampleUnit:
         holds = int(index.frame_first[frame[1] + 1]) - int(index.frame_first[frame[1]])
         return Need(frame, int(index.frame_raw_size[frame[1]]), holds, reads)
 
+    direct = False
+
+    def prepare(self) -> None:
+        """Nothing: `build` does it all."""
+
+    def build_direct(self) -> Iterable[list[Any]]:
+        """Not for samples: cutting and decoding them is work for threads."""
+        raise NotImplementedError
+
     def build(self, frames: Mapping[FrameId, memoryview]) -> Iterable[list[Any]]:
         """The batches, each a list of built samples."""
         source, rows = self._source, iter(self._rows)

@@ -233,10 +233,14 @@ class TokenPlan:
 class TokenUnit:
     """Consecutive batches of a plan: its rows from `begin` on, as many as `sizes` adds up to.
 
-    out: the dtype of the tensors.
+    out: the dtype of the tensors.  direct: copy straight from mapped shards, one batch at a time,
+    where all rows lie in such; the consumer then does it itself, since handing small batches from
+    thread to thread costs more than copying them.
     """
 
-    def __init__(self, plan: TokenPlan, begin: int, sizes: list[int], out: np.dtype[Any]) -> None:
+    def __init__(
+        self, plan: TokenPlan, begin: int, sizes: list[int], out: np.dtype[Any], direct: bool = False
+    ) -> None:
         self._plan, self._begin, self._out = plan, begin, out
         self.sizes = sizes
         self._rows = sum(sizes)
@@ -251,6 +255,38 @@ class TokenUnit:
             need = plan.needs[number]
             if need is not None:
                 self.needs.append(need._replace(reads=count))
+        self.direct = direct and not self.needs
+
+    def prepare(self) -> None:
+        """Verify what `build_direct` copies from; the pages are then in memory, too."""
+        plan = self._plan
+        bounds = [*self._starts.tolist(), self._rows]
+        for number, begin, end in zip(self._ids.tolist(), bounds, bounds[1:], strict=False):
+            self._verified(plan.regions[number][0], plan.frame[self._order[begin:end] + self._begin])
+
+    def build_direct(self) -> Iterable[NDArray[Any]]:
+        """The arrays of `build`, each made when it is asked for."""
+        plan, length = self._plan, self._plan.source.seq_len + 1
+        dtype = plan.source.dtype
+        # Of the same size: read as the wanted type, so that a copy is a memcpy.
+        kind = self._out if dtype.itemsize == self._out.itemsize else dtype
+        maps: dict[int, NDArray[Any]] = {}
+        for number in self._ids.tolist():
+            raw = np.frombuffer(plan.source.in_place(plan.regions[number][0]) or b"", np.uint8)
+            maps[number] = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(kind)
+        rows = slice(self._begin, self._begin + self._rows)
+        region, whole = plan.region[rows].tolist(), plan.whole[rows].tolist()
+        at, row = (plan.at[rows] // dtype.itemsize).tolist(), 0
+        for size in self.sizes:
+            table = np.empty((size, length), self._out)
+            for out in table:
+                if whole[row]:
+                    out[:] = maps[region[row]][at[row] : at[row] + length]
+                else:
+                    shard = plan.regions[region[row]][0]
+                    self._across(out, shard, int(plan.token[self._begin + row]))
+                row += 1
+            yield table
 
     def build(self, frames: Mapping[FrameId, Buffer]) -> Iterable[NDArray[Any]]:
         """One array [n, seq_len + 1] of the batches one after another, then cut into them."""

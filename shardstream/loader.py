@@ -89,7 +89,7 @@ class StreamingLoader:
     def _deliver(self, run: Run) -> Iterator[Any]:
         total = self.ds.total
         built = self.ds.stream(
-            run.epoch, self._requests(run.position), self._finish, self._budget, self._stats
+            run.epoch, self._requests(run.position), self._finish, self._budget, self._stats, self._direct
         )
         try:
             for batch in built:

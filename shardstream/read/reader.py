@@ -20,7 +20,7 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is_inside
-from shardstream.storage.remote import Options, Store, expand, map_file, read_slice, redact
+from shardstream.storage.remote import Options, Store, map_file, read_slice, redact, size_of
 
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
@@ -164,7 +164,7 @@ class DatasetReader:
     def shard_size(self, shard: int) -> int:
         """The size that the store gives for a shard's file."""
         url = self.manifest.shards[shard].url
-        return self._store.size(url) if is_inside(url) else expand([url], self._options)[0].size
+        return self._store.size(url) if is_inside(url) else size_of(url, self._options)
 
     def _whole(self, shard: int) -> memoryview:
         """The uncompressed tar of a shard that is one compressed stream."""

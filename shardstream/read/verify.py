@@ -152,7 +152,8 @@ def _check_frame(reader: DatasetReader, number: int, index: ShardIndex, frame: i
     try:
         members = {}
         for member in scan(archive, len(raw), "frame"):
-            members[split_name(member.name.removeprefix("./"))] = (member.offset, member.size)
+            key, field = split_name(member.name.removeprefix("./"))
+            members[key, field.lower()] = (member.offset, member.size)
     except SourceError as error:
         raise CorruptionError(f"{reader.shard_name(number)}, frame {frame}: {error}") from error
     if reader.manifest.kind == "tokens":

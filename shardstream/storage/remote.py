@@ -446,3 +446,13 @@ def map_file(url: str) -> memoryview | None:
         if not os.fstat(file.fileno()).st_size:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def size_of(url: str, storage_options: Options = None) -> int:
+    """The size of one file in bytes; the URL is its name, never a pattern."""
+    local = _local(url)
+    with _named(redact(url)):
+        if local is not None:
+            return os.path.getsize(local)
+        fs, path = _filesystem(url, storage_options)
+        return int(fs.info(path)["size"])

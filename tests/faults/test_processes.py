@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -23,17 +24,19 @@ from shardstream.storage.remote import Store
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """48 MB, so that packing takes some seconds."""
-    row = json.dumps({"text": "".join(f"{number * 7919 % 104729} " for number in range(30_000))})
+    """24 MB that compress slowly, so that packing takes seconds."""
+    numbers = random.Random(0)
     path = tmp_path / "corpus.jsonl"
-    path.write_text((row + "\n") * 240)
+    with path.open("w") as file:
+        for _ in range(120):
+            file.write(json.dumps({"text": numbers.randbytes(100_000).hex()}) + "\n")
     return path
 
 
 def start(corpus: Path, dest: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "shardstream", "pack", str(corpus), str(dest), "--shard-size", "2MiB"]
     return subprocess.Popen(
-        [*command, "--level", "9", *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "--level", "17", *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -63,7 +65,7 @@ def test_each_epoch_has_its_own_order_and_set_epoch_gives_it_again(packed: Path)
 
 def test_dropped_iterators_leave_no_threads_and_no_files(packed: Path) -> None:
     one = loader(packed, 3)
-    next(iter(one))
+    list(one)  # a dataset keeps the shards that it has read mapped
     gc.collect()
 
     def open_files() -> int:
@@ -83,6 +85,20 @@ def test_dropped_iterators_leave_no_threads_and_no_files(packed: Path) -> None:
         time.sleep(0.01)
     assert not ours()
     assert open_files() <= before
+
+
+def test_more_shards_than_a_process_may_have_files_open(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text("".join(f'{{"text": "{number:0100d}"}}\n' for number in range(450)))
+    ss.pack(tmp_path / "c.jsonl", tmp_path / "many", workers=1, frame_size=100, shard_size=100)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400));"
+        "import shardstream as ss; ds = ss.StreamingDataset(sys.argv[1], shuffle=True);"
+        "print(len(ds.manifest.shards), len(list(ss.StreamingLoader(ds, 10))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "many")], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["450", "45"], done.stderr
 
 
 def test_the_error_of_a_transform_is_raised_at_the_consumer(packed: Path) -> None:

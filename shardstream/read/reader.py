@@ -24,7 +24,7 @@ from shardstream.storage.remote import Options, Store, map_file, read_slice, red
 
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
-_KEPT_MAPS = 4096  # far below what a process may map (vm.max_map_count is 65,530)
+_KEPT_MAPS = 256  # each holds a descriptor, of which a process has 1,024 by default
 _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
 

@@ -163,8 +163,10 @@ class StreamingLoader:
     def stats(self) -> dict[str, float]:
         """Counters since construction.
 
-        batches and samples delivered, frames and bytes_read (raw bytes of the frames fetched),
-        wait_seconds that the consumer waited, queue_depth: batches ready at the last delivery.
+        batches and samples delivered; frames fetched and bytes_read, their raw bytes (token shards
+        that are copied from where they are mapped count in neither); wait_seconds that the consumer
+        waited; fetch_seconds and build_seconds, the time of all threads in these stages;
+        queue_depth: units of work, of one batch or many, that were ready at the last wait.
         """
         return dataclasses.asdict(self._stats)
 

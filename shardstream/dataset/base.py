@@ -20,7 +20,7 @@ from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
-from shardstream.read.engine import Budget, Stats
+from shardstream.read.engine import Budget, Source, Stats, Unit, stream
 from shardstream.read.reader import DatasetReader
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class OrderedDataset(_Iterable):
         self.topology = _topology(topology)
         self._storage_options = storage_options
         self._reader: DatasetReader | None = None
+        self._source: Source | None = None
         self._cursor = Cursor()
         self._lanes: int | None = None if self.shuffle is None else self.shuffle.lanes
 
@@ -111,6 +112,20 @@ class OrderedDataset(_Iterable):
         """The order of one epoch."""
         raise NotImplementedError
 
+    @property
+    def source(self) -> Any:
+        """Where frames come from, opened anew in each process that the dataset is sent to."""
+        if self._source is None:
+            self._source = self._open_source()
+        return self._source
+
+    def _open_source(self) -> Source:
+        raise NotImplementedError
+
+    def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
+        """The work for all requests; `direct` allows work that the consumer does by itself."""
+        raise NotImplementedError
+
     def stream(
         self,
         epoch: int,
@@ -124,7 +139,8 @@ class OrderedDataset(_Iterable):
 
         `finish` is called in threads, or where it is quick and `direct` says so, by the consumer.
         """
-        raise NotImplementedError
+        units = self.units(self.order(epoch), requests, direct)
+        return stream(self.source, units, finish, budget, stats)
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes batches by `collate`, or by the dataset's own way."""
@@ -212,7 +228,7 @@ class OrderedDataset(_Iterable):
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks stay behind: a worker process opens its own.
-        return self.__dict__ | {"_reader": None}
+        return self.__dict__ | {"_reader": None, "_source": None}
 
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from shardstream.dataset.base import Cache, OrderedDataset, Request
@@ -13,7 +13,6 @@ from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.read.batch import collate as default_collate
-from shardstream.read.engine import Budget, Stats, stream
 from shardstream.read.samples import RawSample, SampleSource, SampleUnit
 
 __all__ = ["StreamingDataset"]
@@ -74,22 +73,13 @@ class StreamingDataset(OrderedDataset):
         reader = self.reader
         return Order(sizes, lambda shard: reader.index(shard).frame_first, self.shuffle, epoch, self.lanes)
 
-    def stream(
-        self,
-        epoch: int,
-        requests: Iterable[Request],
-        finish: Callable[[Any], Any],
-        budget: Budget,
-        stats: Stats | None = None,
-        direct: bool = False,
-    ) -> Generator[Any, None, None]:
-        """The batches of all requests, each `finish(list of samples)`."""
-        order, source = self.order(epoch), SampleSource(self.reader, self.fields)
-        units = (
-            SampleUnit(source, *order.locate(request.positions), request.sizes, self._build)
-            for request in requests
-        )
-        return stream(source, units, finish, budget, stats)
+    def _open_source(self) -> SampleSource:
+        return SampleSource(self.reader, self.fields)
+
+    def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
+        """The work for all requests; cutting and decoding samples is always for threads."""
+        for request in requests:
+            yield SampleUnit(self.source, *order.locate(request.positions), request.sizes, self._build)
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that collates samples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from shardstream.errors import OptionError
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
+from shardstream.read.batch import collate as default_collate
 from shardstream.read.batch import tensor
-from shardstream.read.engine import Budget, Stats, stream
-from shardstream.read.tokens import TokenPlan, TokenSource, TokenUnit, blocks
+from shardstream.read.token_frames import TokenSource, blocks
+from shardstream.read.tokens import TokenPlan, TokenUnit
 
 __all__ = ["TokenDataset"]
 
@@ -67,14 +68,6 @@ class TokenDataset(OrderedDataset):
         self._column = [field.name for field in self.manifest.fields].index(FIELD)
         self._blocks = [blocks(shard.tokens, seq_len) for shard in self.manifest.shards]
         self._total = sum(self._blocks)
-        self._source: TokenSource | None = None
-
-    @property
-    def source(self) -> TokenSource:
-        """The frames behind the dataset, opened anew in each process that it is sent to."""
-        if self._source is None:
-            self._source = TokenSource(self.reader, self._column, self._stored, self.seq_len)
-        return self._source
 
     @property
     def total(self) -> int:
@@ -102,21 +95,12 @@ class TokenDataset(OrderedDataset):
         source = self.source
         return Order(self._blocks, lambda shard: source.layout(shard).first, self.shuffle, epoch, self.lanes)
 
-    def stream(
-        self,
-        epoch: int,
-        requests: Iterable[Request],
-        finish: Callable[[Any], Any],
-        budget: Budget,
-        stats: Stats | None = None,
-        direct: bool = False,
-    ) -> Generator[Any, None, None]:
-        """The batches of all requests, each `finish(array [B, seq_len + 1])`."""
-        direct = direct and self.transform is None and self.item_bytes >= _LONG
-        return stream(self.source, self.units(self.order(epoch), requests, direct), finish, budget, stats)
+    def _open_source(self) -> TokenSource:
+        return TokenSource(self.reader, self._column, self._stored, self.seq_len)
 
-    def units(self, order: Order, requests: Iterable[Request], direct: bool = False) -> Iterator[TokenUnit]:
+    def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[TokenUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""
+        direct = direct and self.transform is None and self.item_bytes >= _LONG
         for request in requests:
             plan = TokenPlan(self.source, *order.locate(request.positions))
             begin = at = 0
@@ -133,8 +117,6 @@ class TokenDataset(OrderedDataset):
         """The `finish` that makes a batch of an array, or collates the single blocks."""
         if collate is None and self.transform is None:
             return lambda rows: {FIELD: tensor(rows)}
-        from shardstream.read.batch import collate as default_collate
-
         join = collate or default_collate
         return lambda rows: join(list(self.items(rows)))
 
@@ -159,6 +141,3 @@ class TokenDataset(OrderedDataset):
     def identity(self) -> dict[str, Any]:
         """What a state must agree with; the length of blocks decides what a position means."""
         return super().identity() | {"seq_len": self.seq_len}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_source": None}

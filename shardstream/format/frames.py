@@ -16,7 +16,7 @@ import zstandard
 
 from shardstream.errors import CorruptionError, OptionError
 
-__all__ = ["Compressor", "checksum", "compressor", "decompress", "seek_table"]
+__all__ = ["Compressor", "check_size", "checksum", "compressor", "decompress", "seek_table"]
 
 WINDOW_LOG_MAX = 27
 _SKIPPABLE_MAGIC = 0x184D2A5E
@@ -71,13 +71,8 @@ def decompress(codec: str, stored: bytes | memoryview, raw_size: int, where: str
         if len(stored) != raw_size:
             raise CorruptionError(f"{where}: {len(stored)} bytes stored, {raw_size} expected")
         return memoryview(stored)
+    check_size(stored, raw_size, where)
     try:
-        header = zstandard.get_frame_parameters(stored)
-        # The header is checked before anything is allocated: 32 KB can claim 1 GiB.
-        if header.content_size != raw_size:
-            raise CorruptionError(
-                f"{where}: the frame's header says {header.content_size} bytes, the index {raw_size}"
-            )
         raw = zstandard.ZstdDecompressor().decompress(
             stored, max_output_size=raw_size, read_across_frames=False, allow_extra_data=False
         )
@@ -86,6 +81,19 @@ def decompress(codec: str, stored: bytes | memoryview, raw_size: int, where: str
     if len(raw) != raw_size:
         raise CorruptionError(f"{where}: {len(raw)} bytes decompressed, {raw_size} expected")
     return memoryview(raw)
+
+
+def check_size(stored: bytes | memoryview, raw_size: int, where: str) -> None:
+    """Raise CorruptionError unless a zstd frame's header says that it holds `raw_size` bytes.
+
+    To be called before anything is allocated: 32 KB can claim 1 GiB.
+    """
+    try:
+        claimed = zstandard.get_frame_parameters(stored).content_size
+    except zstandard.ZstdError as error:
+        raise CorruptionError(f"{where}: the zstd frame is damaged ({error})") from error
+    if claimed != raw_size:
+        raise CorruptionError(f"{where}: the frame's header says {claimed} bytes, the index {raw_size}")
 
 
 def seek_table(entries: list[tuple[int, int, bytes]]) -> bytes:

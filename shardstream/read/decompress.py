@@ -12,7 +12,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
-from shardstream.format.frames import WINDOW_LOG_MAX
+from shardstream.format.frames import WINDOW_LOG_MAX, check_size
 
 __all__ = ["Buffer", "Decompressor"]
 
@@ -24,11 +24,11 @@ _IDLE = 64 << 20
 class Decompressor:
     """Decompresses zstd frames into recycled buffers; may be used by many threads."""
 
-    def __init__(self, idle: int = _IDLE) -> None:
+    def __init__(self) -> None:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._free: dict[int, list[Buffer]] = {}
-        self._idle, self._limit = 0, idle
+        self._idle = 0
 
     def buffer(self, size: int) -> Buffer:
         """A buffer of at least `size` bytes, its content undefined."""
@@ -43,19 +43,13 @@ class Decompressor:
     def give_back(self, buffer: Buffer) -> None:
         """Let a buffer of `buffer()` be used again: nobody may look at it any more."""
         with self._lock:
-            if self._idle + len(buffer) <= self._limit:
+            if self._idle + len(buffer) <= _IDLE:
                 self._free.setdefault(len(buffer), []).append(buffer)
                 self._idle += len(buffer)
 
     def frame(self, stored: bytes | memoryview, raw_size: int, where: str, room: int = 0) -> Buffer:
         """The `raw_size` bytes of a zstd frame, at the start of a buffer with `room` bytes more."""
-        try:
-            claimed = zstandard.get_frame_parameters(stored).content_size
-        except zstandard.ZstdError as error:
-            raise CorruptionError(f"{where}: the zstd frame is damaged ({error})") from error
-        # The header is checked before anything is allocated: 32 KB can claim 1 GiB.
-        if claimed != raw_size:
-            raise CorruptionError(f"{where}: the frame's header says {claimed} bytes, the index {raw_size}")
+        check_size(stored, raw_size, where)
         buffer = self.buffer(raw_size + room)
         try:
             self.start_of(stored, buffer[:raw_size].data, where)

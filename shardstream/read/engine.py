@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from shardstream.errors import StorageError
 from shardstream.read.prefetch import FrameId, Frames, Need
@@ -67,18 +67,15 @@ class Unit(Protocol):
     def volume(self) -> int:
         """The bytes of all batches, roughly."""
 
-    def build(self, frames: Mapping[FrameId, Any]) -> Iterable[Any]:
-        """The items of each batch, from the buffers of the frames that it needs."""
-
     @property
     def direct(self) -> bool:
-        """Whether the consumer is to build it by `build_direct`, once a thread has run `prepare`."""
+        """Whether the consumer builds it, batch by batch, once a thread has run `prepare`."""
 
     def prepare(self) -> None:
-        """Whatever may take long."""
+        """Whatever of a direct build may take long."""
 
-    def build_direct(self) -> Iterable[Any]:
-        """The items of each batch, one after the other."""
+    def build(self, frames: Mapping[FrameId, Any]) -> Iterable[Any]:
+        """The items of each batch, from the buffers of the frames that it needs."""
 
 
 class Source(Protocol):
@@ -90,7 +87,7 @@ class Source(Protocol):
 
 
 @dataclass
-class _Pending(Generic[T]):
+class _Pending:
     unit: Unit
     future: Future[Any]
 
@@ -110,7 +107,7 @@ def stream(
     fetchers = ThreadPoolExecutor(budget.threads, "shardstream-fetch")
     builders = ThreadPoolExecutor(budget.threads, "shardstream-build")
     frames: Frames[Any] = Frames(_timed(source.fetch, stats), source.recycle, fetchers, budget.keep)
-    pending: deque[_Pending[T]] = deque()
+    pending: deque[_Pending] = deque()
     waiting = iter(units)
     ahead = 0
     try:
@@ -136,7 +133,7 @@ def stream(
             for need in head.unit.needs:
                 frames.release(need.frame)
             if head.unit.direct:
-                built = map(finish, head.unit.build_direct())
+                built = map(finish, head.unit.build({}))
             for batch, samples in zip(built, head.unit.sizes, strict=True):
                 stats.batches += 1
                 stats.samples += samples

@@ -81,30 +81,28 @@ class DatasetReader:
 
     def frame(self, shard: int, frame: int) -> memoryview:
         """The raw bytes of one frame, verified. Holds whole samples."""
-        info = self.manifest.shards[shard]
-        index = self.index(shard)
-        where = f"{self.shard_name(shard)}, frame {frame}"
+        info, index = self.manifest.shards[shard], self.index(shard)
         raw_size = int(index.frame_raw_size[frame])
         if info.codec in ("gzip", "zstd-stream"):
             raw_offset = int(index.frame_raw_offset[frame])
             raw = self._whole(shard)[raw_offset : raw_offset + raw_size]
-            self._check(raw, int(index.frame_checksum[frame]), where)
+            self._check(raw, shard, frame)
             return raw
-        return frames.decompress(info.codec, self.stored_frame(shard, frame), raw_size, where)
+        stored = self.stored_frame(shard, frame)
+        return frames.decompress(info.codec, stored, raw_size, self.frame_name(shard, frame))
 
     def stored_frame(self, shard: int, frame: int) -> bytes | memoryview:
         """The stored bytes of one frame, verified once. Not for codecs that store one stream."""
         info, index = self.manifest.shards[shard], self.index(shard)
         start, size = int(index.frame_offset[frame]), int(index.frame_size[frame])
-        where = f"{self.shard_name(shard)}, frame {frame}"
         mapped = self.mapped(shard)
         if mapped is None:
-            stored: bytes | memoryview = self._read(info, start, size, where)
-            self._check(stored, int(index.frame_checksum[frame]), where)
+            stored: bytes | memoryview = self._read(info, start, size, self.frame_name(shard, frame))
+            self._check(stored, shard, frame)
             return stored
         stored, verified = mapped[start : start + size], self.verified(shard)
         if not verified[frame]:
-            self._check(stored, int(index.frame_checksum[frame]), where)
+            self._check(stored, shard, frame)
             verified[frame] = True
         return stored
 
@@ -141,9 +139,9 @@ class DatasetReader:
                 self._maps.popitem(last=False)
         return found
 
-    @staticmethod
-    def _check(data: bytes | memoryview, expected: int, where: str) -> None:
-        if frames.checksum(data) != expected:
+    def _check(self, data: bytes | memoryview, shard: int, frame: int) -> None:
+        if frames.checksum(data) != int(self.index(shard).frame_checksum[frame]):
+            where = self.frame_name(shard, frame)
             raise CorruptionError(f"{where}: damaged (wrong checksum); restore the shard or repack")
 
     def _read(self, info: ShardInfo, start: int, size: int, where: str) -> bytes:
@@ -196,6 +194,10 @@ class DatasetReader:
         """The shard's URL, for messages."""
         url = self.manifest.shards[shard].url
         return self._store.where(url) if is_inside(url) else redact(url)
+
+    def frame_name(self, shard: int, frame: int) -> str:
+        """A frame, for messages."""
+        return f"{self.shard_name(shard)}, frame {frame}"
 
     def locate(self, number: int) -> tuple[int, int]:
         """(shard, sample in the shard) of a sample by its number in the dataset."""

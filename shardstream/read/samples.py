@@ -28,7 +28,7 @@ class SampleSource:
 
     def name(self, shard: int, frame: int) -> str:
         """A frame, for messages."""
-        return f"{self.reader.shard_name(shard)}, frame {frame}"
+        return self.reader.frame_name(shard, frame)
 
     def fetch(self, shard: int, frame: int) -> memoryview:
         """The raw bytes of a frame."""
@@ -51,6 +51,8 @@ class SampleSource:
 
 class SampleUnit:
     """Some consecutive batches of samples: shard and number within the shard, both int64 [n]."""
+
+    direct = False
 
     def __init__(
         self,
@@ -82,14 +84,8 @@ class SampleUnit:
         holds = int(index.frame_first[frame[1] + 1]) - int(index.frame_first[frame[1]])
         return Need(frame, int(index.frame_raw_size[frame[1]]), holds, reads)
 
-    direct = False
-
     def prepare(self) -> None:
-        """Nothing: `build` does it all."""
-
-    def build_direct(self) -> Iterable[list[Any]]:
-        """Not for samples: cutting and decoding them is work for threads."""
-        raise NotImplementedError
+        """Nothing: a thread builds it all."""
 
     def build(self, frames: Mapping[FrameId, memoryview]) -> Iterable[list[Any]]:
         """The batches, each a list of built samples."""

@@ -25,16 +25,8 @@ from shardstream.pack.engines.local import run_tasks
 from shardstream.pack.progress import Progress
 from shardstream.pack.sources.streams import GZIP, ZSTD, decompressed
 from shardstream.pack.writer import build_index
-from shardstream.storage.remote import (
-    FileInfo,
-    Options,
-    Store,
-    absolute,
-    expand,
-    is_private,
-    open_input,
-    redact,
-)
+from shardstream.storage.files import FileInfo, expand, open_input
+from shardstream.storage.remote import Options, Store, absolute, is_private, redact
 
 _CHUNK = 1 << 20
 
@@ -71,13 +63,14 @@ def index(
     names = [tars] if isinstance(tars, (str, os.PathLike)) else list(tars)
     files = expand([os.fspath(name) for name in names], storage_options)
     for file in files:
-        if redact(file.url) != file.url and "://" not in file.url:
+        if redact(file.url) == file.url:
+            continue
+        if "://" not in file.url:
             raise SourceError(f"{redact(file.url)}: a manifest holds only names in UTF-8; rename the file")
-        if "://" in file.url and redact(file.url) != file.url:
-            raise OptionError(
-                f"{redact(file.url)}: a URL with credentials or a signature would be written into the "
-                "manifest; pass them by storage_options"
-            )
+        raise OptionError(
+            f"{redact(file.url)}: a URL with credentials or a signature would be written into the "
+            "manifest; pass them by storage_options"
+        )
     store = Store.open(os.fspath(dest), storage_options)
     job = _Job(os.fspath(dest), parse_size(frame_size, "frame_size"), storage_options)
     tasks = [_Archive(number, file.url, file.size) for number, file in enumerate(files)]

@@ -11,7 +11,8 @@ from shardstream.errors import OptionError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.pack.job import Job
 from shardstream.pack.tokenize import load_tokenizer
-from shardstream.storage.remote import FileInfo, redact
+from shardstream.storage.files import FileInfo
+from shardstream.storage.remote import redact
 
 TOOL = "shardstream 0.1.0"
 

@@ -27,7 +27,8 @@ from shardstream.pack.progress import Progress
 from shardstream.pack.sources import Reject, Source, Task, make_source, recognise
 from shardstream.pack.tokenize import load_tokenizer
 from shardstream.pack.writer import Layout
-from shardstream.storage.remote import Options, Store, expand, is_private
+from shardstream.storage.files import expand
+from shardstream.storage.remote import Options, Store, is_private
 
 REJECTS = "rejects.jsonl"
 _OURS = re.compile(r"shard-\d{6}(-\d+)?\.(tar|tar\.zst|index)\Z")

@@ -20,7 +20,8 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is_inside
-from shardstream.storage.remote import Options, Store, map_file, read_slice, redact, size_of
+from shardstream.storage.files import map_file, read_slice, size_of
+from shardstream.storage.remote import Options, Store, redact
 
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4

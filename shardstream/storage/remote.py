@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
-import mmap
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, cast
 
-from shardstream.errors import CommitError, OptionError, SourceError, StorageError
+from shardstream.errors import CommitError, OptionError, StorageError
 
 Options = Mapping[str, Any] | None
 Data = bytes | bytearray | memoryview
@@ -42,7 +40,7 @@ def redact(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def named(what: str) -> Iterator[None]:
     """Turn the errors of file systems into StorageError that says what was tried."""
     try:
         yield
@@ -55,7 +53,7 @@ def _named(what: str) -> Iterator[None]:
         raise StorageError(f"{what}: {type(error).__name__}") from error
 
 
-def _filesystem(url: str, options: Options) -> tuple[Any, str]:
+def filesystem(url: str, options: Options) -> tuple[Any, str]:
     """(fsspec file system, path) of a URL."""
     import fsspec
 
@@ -75,7 +73,7 @@ def _filesystem(url: str, options: Options) -> tuple[Any, str]:
         raise StorageError(f"{redact(url)}: cannot open the store: {type(error).__name__}") from error
 
 
-def _local(url: str) -> str | None:
+def local_path_of(url: str) -> str | None:
     """The local path of a URL, or None for a remote one."""
     if url.startswith("file://"):
         return os.path.abspath(url[7:])
@@ -84,7 +82,7 @@ def _local(url: str) -> str | None:
 
 def absolute(url: str) -> str:
     """`url` as it can be used from anywhere: a local path made absolute."""
-    return _local(url) or url
+    return local_path_of(url) or url
 
 
 def is_private(url: str) -> bool:
@@ -100,7 +98,7 @@ class Store:
     @staticmethod
     def open(url: str, storage_options: Options = None) -> Store:
         """The store of a directory, local or remote."""
-        local = _local(str(url))
+        local = local_path_of(str(url))
         return LocalStore(local) if local is not None else FsspecStore(str(url), storage_options)
 
     def read(self, path: str) -> bytes:
@@ -158,23 +156,23 @@ class LocalStore(Store):
         return str(self._root / path)
 
     def read(self, path: str) -> bytes:
-        with _named(self.where(path)):
+        with named(self.where(path)):
             return (self._root / path).read_bytes()
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        with _named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
+        with named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
             return _exactly(file, start, size, self.where(path))
 
     def size(self, path: str) -> int:
-        with _named(self.where(path)):
+        with named(self.where(path)):
             return (self._root / path).stat().st_size
 
     def exists(self, path: str) -> bool:
-        with _named(self.where(path)):
+        with named(self.where(path)):
             return (self._root / path).exists()
 
     def list(self) -> list[str]:
-        with _named(self.url):
+        with named(self.url):
             if not self._root.is_dir():
                 return []
             return sorted(
@@ -201,7 +199,7 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _temporary(self, path: str, *parts: Data) -> Iterator[str]:
-        with _named(f"writing {self.where(path)}"):
+        with named(f"writing {self.where(path)}"):
             folder = (self._root / path).parent
             folder.mkdir(parents=True, exist_ok=True)
             temporary = str(folder / f"{_TEMPORARY}{secrets.token_hex(8)}")
@@ -217,11 +215,11 @@ class LocalStore(Store):
             sync_folder(str(folder))
 
     def delete(self, path: str) -> None:
-        with _named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
+        with named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
             (self._root / path).unlink()
 
     def clear_temporary(self) -> None:
-        with _named(f"cleaning {self.url}"):
+        with named(f"cleaning {self.url}"):
             for file in self._root.glob(f"{_TEMPORARY}*"):
                 file.unlink(missing_ok=True)
 
@@ -231,35 +229,35 @@ class FsspecStore(Store):
 
     def __init__(self, url: str, options: Options) -> None:
         self.url = redact(url)
-        self._fs, root = _filesystem(url, options)
+        self._fs, root = filesystem(url, options)
         self._root = root.rstrip("/")
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"
 
     def read(self, path: str) -> bytes:
-        with _named(self.where(path)):
+        with named(self.where(path)):
             return bytes(self._fs.cat_file(self._path(path)))
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
         if not size:
             return b""
-        with _named(self.where(path)):
+        with named(self.where(path)):
             data = bytes(self._fs.cat_file(self._path(path), start=start, end=start + size))
         if len(data) != size:
             raise StorageError(f"{self.where(path)}: {len(data)} bytes came back, {size} were asked for")
         return data
 
     def size(self, path: str) -> int:
-        with _named(self.where(path)):
+        with named(self.where(path)):
             return int(self._fs.info(self._path(path))["size"])
 
     def exists(self, path: str) -> bool:
-        with _named(self.where(path)):
+        with named(self.where(path)):
             return bool(self._fs.exists(self._path(path)))
 
     def list(self) -> list[str]:
-        with _named(self.url):
+        with named(self.url):
             try:
                 self._fs.invalidate_cache()
                 names = self._fs.ls(self._root, detail=False)
@@ -268,11 +266,11 @@ class FsspecStore(Store):
         return sorted(str(name).rstrip("/").rpartition("/")[2] for name in names)
 
     def write(self, path: str, *parts: Data) -> None:
-        with _named(f"writing {self.where(path)}"):
+        with named(f"writing {self.where(path)}"):
             self._fs.pipe_file(self._path(path), b"".join(parts))
 
     def create(self, path: str, data: bytes) -> None:
-        with _named(f"writing {self.where(path)}"):
+        with named(f"writing {self.where(path)}"):
             try:
                 self._fs.pipe_file(self._path(path), data, mode="create")
             except (FileExistsError, TypeError) as error:
@@ -282,7 +280,7 @@ class FsspecStore(Store):
                 self._fs.pipe_file(self._path(path), data)
 
     def delete(self, path: str) -> None:
-        with _named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
+        with named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(path))
 
 
@@ -309,150 +307,3 @@ def _exactly(file: Any, start: int, size: int, where: str) -> bytes:
             raise StorageError(f"{where}: it ends at byte {start + filled}, not at {start + size}")
         filled += count
     return bytes(data)
-
-
-class FileInfo(NamedTuple):
-    """An input file: its URL, its size in bytes, and the directory it was found below ("" if named)."""
-
-    url: str
-    size: int
-    root: str
-
-
-def expand(urls: Sequence[str], storage_options: Options = None) -> list[FileInfo]:
-    """The files that URLs name: files, directories, globs and brace lists, in a fixed order."""
-    found: list[FileInfo] = []
-    for url in urls:
-        # What lies there by this very name is meant: a file may be called a{1,2}.tar.
-        literal = _local(str(url))
-        for name in [str(url)] if literal and os.path.lexists(literal) else _braces(str(url)):
-            with _named(redact(name)):
-                below = list(_below(name, storage_options))
-            if not below:
-                raise SourceError(f"{redact(name)}: nothing there to read")
-            found += below
-    if not found:
-        raise SourceError(f"{', '.join(map(redact, map(str, urls))) or 'no sources'}: nothing there to read")
-    return found
-
-
-def _braces(url: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", url)
-    if match is None or not ("," in match[1] or ".." in match[1]):
-        yield url
-        return
-    if url.rfind("{", 0, match.start()) > url.rfind("}", 0, match.start()):
-        raise OptionError(f"{redact(url)}: braces within braces; list the names one by one")
-    run = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if run:
-        padded = any(len(bound) > 1 and bound.startswith("0") for bound in run.groups())
-        width = max(map(len, run.groups())) if padded else 0
-        first, last = int(run[1]), int(run[2])
-        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        parts: Iterable[str] = (str(number).zfill(width) for number in numbers)
-    else:
-        parts = match[1].split(",")
-    for part in parts:
-        yield from _braces(url[: match.start()] + part + url[match.end() :])
-
-
-def _below(url: str, options: Options) -> Iterator[FileInfo]:
-    local = _local(url)
-    if local is not None:
-        yield from _below_local(local)
-        return
-    fs, path = _filesystem(url, options)
-    # What comes before the path stays: it may name a host, or be nothing, as for http.
-    start, slash = url.partition("://")[0] + "://", "/"
-    if path and url.rstrip("/").endswith(path):
-        start, slash = url.rstrip("/")[: -len(path)], ""
-    if any(letter in path for letter in "*?["):
-        root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        entries = fs.glob(path, detail=True)
-    elif fs.isdir(path):
-        root, entries = path.rstrip("/"), fs.find(path, detail=True)
-    else:
-        yield FileInfo(url, int(fs.info(path)["size"]), "")
-        return
-    for name in sorted(entries):
-        hidden = any(part.startswith(".") for part in name[len(root) :].split("/"))
-        if entries[name]["type"] == "file" and not hidden:
-            below = f"{start}{root.lstrip(slash)}" if root else ""
-            yield FileInfo(f"{start}{name.lstrip(slash)}", int(entries[name]["size"]), below)
-
-
-def _below_local(path: str) -> Iterator[FileInfo]:
-    if os.path.isfile(path):
-        yield FileInfo(path, os.path.getsize(path), "")
-    elif os.path.isdir(path):
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                file = os.path.join(folder, name)
-                if not name.startswith(".") and os.path.isfile(file):
-                    yield FileInfo(file, os.path.getsize(file), path)
-    elif glob.has_magic(path):
-        root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        for name in sorted(glob.glob(path, recursive=True)):
-            if os.path.isfile(name):
-                yield FileInfo(name, os.path.getsize(name), root)
-
-
-def open_input(url: str, storage_options: Options = None) -> BinaryIO:
-    """A file to read a source from; it can seek where its store can."""
-    local = _local(url)
-    with _named(redact(url)):
-        if local is not None:
-            return open(local, "rb")
-        fs, path = _filesystem(url, storage_options)
-        return cast(BinaryIO, fs.open(path, "rb"))
-
-
-def read_into(file: BinaryIO, view: memoryview, where: str) -> int:
-    """Fill `view` from a file; returns its length, or raises StorageError where the file ends early."""
-    with _named(where):
-        filled = 0
-        while filled < len(view):
-            count = file.readinto(view[filled:])  # type: ignore[attr-defined]
-            if not count:
-                raise StorageError(f"{where}: it ends before the size that was listed; did it change?")
-            filled += count
-    return filled
-
-
-def read_slice(url: str, start: int, size: int, storage_options: Options = None) -> bytes:
-    """At most `size` bytes of a file from `start`; fewer at its end."""
-    local = _local(url)
-    with _named(redact(url)):
-        if local is not None:
-            with open(local, "rb", buffering=0) as file:
-                # pread allocates what it is asked for, which may be more than there is.
-                size = min(size, max(0, os.fstat(file.fileno()).st_size - start))
-                return os.pread(file.fileno(), size, start)
-        fs, path = _filesystem(url, storage_options)
-        return bytes(fs.cat_file(path, start=start, end=start + size))
-
-
-def map_file(url: str) -> memoryview | None:
-    """A local file mapped into memory, read-only; None for a remote one.
-
-    Reading a file that another process cuts short while it is mapped kills this process (SIGBUS):
-    shards are never changed in place.
-    """
-    local = _local(url)
-    if local is None:
-        return None
-    with _named(url), open(local, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def size_of(url: str, storage_options: Options = None) -> int:
-    """The size of one file in bytes; the URL is its name, never a pattern."""
-    local = _local(url)
-    with _named(redact(url)):
-        if local is not None:
-            return os.path.getsize(local)
-        fs, path = _filesystem(url, storage_options)
-        return int(fs.info(path)["size"])

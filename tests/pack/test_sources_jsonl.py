@@ -18,7 +18,7 @@ import shardstream as ss
 from shardstream.errors import SourceError
 from shardstream.pack.sources import Reject, Sample, Source, make_source
 from shardstream.read.reader import DatasetReader
-from shardstream.storage.remote import expand
+from shardstream.storage.files import expand
 
 ZSTD = zstandard.ZstdCompressor(write_checksum=True)
 PACKED = {".jsonl": lambda data: data, ".jsonl.gz": gzip.compress, ".jsonl.zst": ZSTD.compress}

@@ -19,7 +19,8 @@ from shardstream.errors import OptionError, SourceError
 from shardstream.format.names import check_key, unescape_key
 from shardstream.pack.sources import Sample, make_source
 from shardstream.read.reader import DatasetReader
-from shardstream.storage.remote import Store, expand
+from shardstream.storage.files import expand
+from shardstream.storage.remote import Store
 
 
 def plant(root: Path, files: Mapping[str, bytes]) -> Path:

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.errors import CommitError, OptionError, ShardstreamError, StorageError
-from shardstream.storage.remote import Store, absolute, expand, open_input, read_slice, redact
+from shardstream.storage.files import expand, open_input, read_slice
+from shardstream.storage.remote import Store, absolute, redact
 
 NAMES = ["a.bin", "sub/deep/b.bin", "a b ключ ✓.bin", "100%.bin"]
 

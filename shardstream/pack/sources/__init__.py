@@ -11,7 +11,8 @@ from shardstream.pack.sources.images import ImagesSource
 from shardstream.pack.sources.jsonl import JsonlSource
 from shardstream.pack.sources.text import TextSource
 from shardstream.pack.sources.webdataset import WebdatasetSource
-from shardstream.storage.remote import FileInfo, Options, redact
+from shardstream.storage.files import FileInfo
+from shardstream.storage.remote import Options, redact
 
 FORMATS = ("jsonl", "text", "images", "webdataset")
 _JSONL = tuple(e + c for e in jsonl.EXTENSIONS for c in ("", ".gz", ".zst", ".zstd"))

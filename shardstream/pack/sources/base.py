@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from shardstream.errors import SourceError
 from shardstream.format.names import escape_key
-from shardstream.storage.remote import FileInfo, Options, read_slice, redact
+from shardstream.storage.files import FileInfo, read_slice
+from shardstream.storage.remote import Options, redact
 
 
 class FileSpan(NamedTuple):

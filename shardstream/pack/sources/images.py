@@ -18,7 +18,8 @@ from shardstream.pack.sources.base import (
     relative,
     unique_keys,
 )
-from shardstream.storage.remote import FileInfo, Options, redact
+from shardstream.storage.files import FileInfo
+from shardstream.storage.remote import Options, redact
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 SIDECARS = ("txt", "json", "cls", "caption")

@@ -13,8 +13,9 @@ import msgspec
 
 from shardstream.format.names import escape_key
 from shardstream.pack.sources.base import FileSpan, Reject, Sample, Task, relative, unique_keys
-from shardstream.pack.sources.streams import GZIP, ZSTD, open_stream
-from shardstream.storage.remote import FileInfo, Options, open_input, read_into, read_slice, redact
+from shardstream.pack.sources.streams import is_compressed, open_stream
+from shardstream.storage.files import FileInfo, open_input, read_into, read_slice
+from shardstream.storage.remote import Options, redact
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json")
 _SUFFIX = re.compile(r"\.(jsonl|ndjson|json)(\.(gz|zst|zstd))?\Z", re.IGNORECASE)
@@ -47,7 +48,7 @@ class JsonlSource:
         bases = unique_keys(_SUFFIX.sub("", relative(file)) for file in files)
         for file, base in zip(files, bases, strict=True):
             # A compressed file cannot be entered in the middle.
-            step = max(1, file.size) if file.url.lower().endswith(GZIP + ZSTD) else target
+            step = max(1, file.size) if is_compressed(file.url) else target
             for start in range(0, file.size, step):
                 end = min(start + step, file.size)
                 tasks.append(Task(len(tasks), (FileSpan(file.url, start, end, file.size, base),)))
@@ -55,7 +56,7 @@ class JsonlSource:
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
         for span in task.files:
-            compressed = span.url.lower().endswith(GZIP + ZSTD)
+            compressed = is_compressed(span.url)
             lines: Iterator[tuple[int, bytes | memoryview]]
             lines = self._stream_lines(span) if compressed else self._slice_lines(span)
             if span.start == 0 and (first := next(lines, None)) is not None:

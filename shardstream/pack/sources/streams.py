@@ -12,12 +12,18 @@ import zstandard
 
 from shardstream.errors import SourceError
 from shardstream.format.frames import WINDOW_LOG_MAX
-from shardstream.storage.remote import Options, open_input, redact
+from shardstream.storage.files import open_input
+from shardstream.storage.remote import Options, redact
 
 GZIP = (".gz", ".tgz")
 ZSTD = (".zst", ".zstd")
 _READ = 1 << 17
 _PIECE = 1 << 11  # a block of 4 bytes can hold 128 KiB of one letter: this much makes 64 MiB at most
+
+
+def is_compressed(url: str) -> bool:
+    """Whether a file's name says that it must be read from its beginning."""
+    return url.lower().endswith(GZIP + ZSTD)
 
 
 class _Zstd:

@@ -16,7 +16,8 @@ from shardstream.pack.sources.base import (
     relative,
     unique_keys,
 )
-from shardstream.storage.remote import FileInfo, Options, redact
+from shardstream.storage.files import FileInfo
+from shardstream.storage.remote import Options, redact
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from shardstream.errors import SourceError
 from shardstream.format.names import check_field, check_key, split_name
 from shardstream.format.tar import scan
 from shardstream.pack.sources.base import FileSpan, Reject, Sample, Task, unique_keys
-from shardstream.pack.sources.streams import GZIP, ZSTD, open_stream
-from shardstream.storage.remote import FileInfo, Options, redact
+from shardstream.pack.sources.streams import is_compressed, open_stream
+from shardstream.storage.files import FileInfo
+from shardstream.storage.remote import Options, redact
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd")
 _CHUNK = 1 << 20
@@ -45,9 +46,8 @@ class WebdatasetSource:
         where = redact(span.url)
         seen: set[tuple[str, str]] = set()
         with open_stream(span.url, self.storage_options) as file:
-            plain = not span.url.lower().endswith(GZIP + ZSTD)
             key, fields, problem = "", dict[str, bytes](), ""
-            for member in scan(file, span.size if plain else None, where):
+            for member in scan(file, None if is_compressed(span.url) else span.size, where):
                 new_key, field = split_name(member.name.removeprefix("./"))
                 field = field.lower()
                 if new_key != key:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from shardstream.errors import OptionError, ShardstreamError, SourceError, StorageError
-from shardstream.storage.remote import FileInfo, Store, expand, open_input, read_into, read_slice
+from shardstream.storage.files import FileInfo, expand, open_input, read_into, read_slice
+from shardstream.storage.remote import Store
 
 TREE = ["b.txt", "a.txt", "sub/c.txt", "sub/.hidden", ".git/config", "Sub 2/ключ ✓.txt", ".dot.txt"]
 SEEN = ["Sub 2/ключ ✓.txt", "a.txt", "b.txt", "sub/c.txt"]

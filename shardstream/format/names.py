@@ -15,6 +15,8 @@ MAX_NAME = 1024
 
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
 _FORBIDDEN = re.compile(r"[\\\x00]")
+# Stands for a component that would be empty. No escaped text holds a bare percent sign.
+_EMPTY = "%"
 _PLAIN = re.compile(r"[A-Za-z0-9_\-]+\Z")
 # Most keys pass here at once: paths whose components begin with neither dot nor anything unusual.
 _PLAIN_KEY = re.compile(r"(?:[A-Za-z0-9_%~+=-][A-Za-z0-9_.%~+=-]*/)*[A-Za-z0-9_%~+=-]+\Z")
@@ -30,7 +32,7 @@ def escape_key(text: str) -> str:
         return text
     text = _UNSAFE.sub(_percent, text)
     folder, slash, base = text.rpartition("/")
-    base = base.replace(".", "%2E") if base else "%00"
+    base = base.replace(".", "%2E") if base else _EMPTY
     if not slash:
         return base
     parts = [part if part.strip(".") else _escape_part(part) for part in folder.split("/")]
@@ -38,12 +40,12 @@ def escape_key(text: str) -> str:
 
 
 def _escape_part(part: str) -> str:
-    return part.replace(".", "%2E") if part else "%00"
+    return part.replace(".", "%2E") if part else _EMPTY
 
 
 def unescape_key(key: str) -> str:
     """The text that `escape_key` was given."""
-    parts = ("" if part == "%00" else part for part in key.split("/"))
+    parts = ("" if part == _EMPTY else part for part in key.split("/"))
     return unquote("/".join(parts), errors="surrogatepass")
 
 

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shardstream.errors import CorruptionError, ShardstreamError, SourceError
@@ -70,6 +70,9 @@ def test_any_bytes_scan_to_members_or_a_typed_error(raw: bytes) -> None:
 
 
 @given(st.text(max_size=300))
+@example("")
+@example("\0")
+@example("/\0/%/./..")
 def test_escaping_is_reversible_and_gives_valid_keys(original: str) -> None:
     key = escape_key(original)
     assert unescape_key(key) == original

@@ -146,8 +146,12 @@ class OrderedDataset(_Iterable):
         """The `finish` that makes batches by `collate`, or by the dataset's own way."""
         raise NotImplementedError
 
+    def listed(self, items: Any) -> Any:
+        """The `finish` of those who want single items: what `items` takes them from."""
+        return items
+
     def items(self, batch: Any) -> Iterable[Any]:
-        """The single items of what `stream` makes where `finish` does nothing."""
+        """The single items of what `listed` made."""
         raise NotImplementedError
 
     @property
@@ -175,7 +179,7 @@ class OrderedDataset(_Iterable):
         if workers > 1:
             budget = replace(budget, threads=1)
         requests = _own(mine, run.position, total, self.ahead)
-        built = self.stream(run.epoch, requests, _unchanged, budget, direct=True)
+        built = self.stream(run.epoch, requests, self.listed, budget, direct=True)
         try:
             for batch in built:
                 for item in self.items(batch):
@@ -233,10 +237,6 @@ class OrderedDataset(_Iterable):
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"
         return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
-
-
-def _unchanged(items: Any) -> Any:
-    return items
 
 
 def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:

@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from shardstream.dataset.base import Cache, OrderedDataset, Request
-from shardstream.decode.registry import decode_field
+from shardstream.decode.registry import decode_values, find
 from shardstream.errors import OptionError
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
+from shardstream.read.batch import Batch, Ragged, column
 from shardstream.read.batch import collate as default_collate
-from shardstream.read.samples import RawSample, SampleSource, SampleUnit
+from shardstream.read.samples import RawBatch, SamplePlan, SampleSource, SampleUnit
 
 __all__ = ["StreamingDataset"]
 
 Sample = dict[str, Any]
 _UNIT = 2 << 20  # bytes of samples that one thread builds at a time
+_PLAN = 4096  # samples
 
 
 class StreamingDataset(OrderedDataset):
@@ -63,9 +65,8 @@ class StreamingDataset(OrderedDataset):
 
     @property
     def ahead(self) -> int:
-        """How many samples are best planned at once: some MiB."""
-        raw = sum(shard.raw_bytes for shard in self.manifest.shards)
-        return max(1, min(1024, _UNIT * self.total // max(1, raw)))
+        """How many samples are best planned at once."""
+        return _PLAN
 
     def order(self, epoch: int) -> Order:
         """The order of one epoch."""
@@ -77,29 +78,50 @@ class StreamingDataset(OrderedDataset):
         return SampleSource(self.reader, self.fields)
 
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
-        """The work for all requests; cutting and decoding samples is always for threads."""
+        """The work for all requests; what is planned at once is then cut for the threads."""
         for request in requests:
-            yield SampleUnit(self.source, *order.locate(request.positions), request.sizes, self._build)
+            plan = SamplePlan(self.source, *order.locate(request.positions))
+            yield from plan.units(request.sizes, _UNIT)
 
-    def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
-        """The `finish` that collates samples."""
-        return default_collate if collate is None else collate
+    def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[RawBatch], Any]:
+        """The `finish` that decodes field by field, or where there is need for it sample by sample."""
+        if collate is None and self.transform is None:
+            return self._columns
+        join = collate or default_collate
+        return lambda raw: join(self.listed(raw))
+
+    def _columns(self, raw: RawBatch) -> Batch:
+        batch = Batch(__key__=raw.keys)
+        for name, views in raw.fields.items():
+            codec, dtype = self._kinds[name]
+            if not self.decode or find(name, dtype, codec) is None:
+                batch[name] = Ragged.gather(views)
+            else:
+                batch[name] = column(decode_values(name, views, raw.keys, dtype=dtype, codec=codec))
+        return batch
+
+    def listed(self, items: RawBatch) -> list[Any]:
+        """The decoded and transformed samples of a batch."""
+        values = []
+        for name, views in items.fields.items():
+            codec, dtype = self._kinds[name]
+            if self.decode:
+                values.append(decode_values(name, views, items.keys, dtype=dtype, codec=codec))
+            else:
+                values.append([None if view is None else bytes(view) for view in views])
+        samples: list[Any] = []
+        for key, *row in zip(items.keys, *values, strict=True):
+            found = {n: v for n, v in zip(items.fields, row, strict=True) if v is not None}
+            samples.append({"__key__": key, **found})
+        return samples if self.transform is None else [self.transform(sample) for sample in samples]
 
     def items(self, batch: Any) -> Iterable[Any]:
         """The samples of a batch that was left a list."""
         return batch  # type: ignore[no-any-return]
 
-    def _build(self, raw: RawSample) -> Any:
+    def _build(self, key: str, fields: dict[str, bytes]) -> Any:
         """The decoded and transformed sample of a key and its fields' bytes."""
-        key, fields = raw
-        sample: Sample = {"__key__": key}
-        for name, data in fields.items():
-            if self.decode:
-                codec, dtype = self._kinds[name]
-                sample[name] = decode_field(name, data, dtype=dtype, codec=codec, key=key)
-            else:
-                sample[name] = data
-        return sample if self.transform is None else self.transform(sample)
+        return self.listed(RawBatch([key], {name: [memoryview(data)] for name, data in fields.items()}))[0]
 
     def __getitem__(self, number: int) -> Any:
         """Sample `number` in the natural order, of all ranks' samples."""
@@ -108,4 +130,4 @@ class StreamingDataset(OrderedDataset):
             raise IndexError(f"sample {number} of {self.url}, which has {total}")
         key, fields = self.reader.sample(*self.reader.locate(number % total))
         wanted = {n: data for n, data in fields.items() if self.fields is None or n in self.fields}
-        return self._build((key, wanted))
+        return self._build(key, wanted)

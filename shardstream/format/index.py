@@ -71,18 +71,18 @@ class ShardIndex:
     def key(self, sample: int) -> str:
         """The key of one sample."""
         begin, end = int(self.key_offset[sample]), int(self.key_offset[sample + 1])
-        return self._keys[begin:end].decode()
+        return self.key_data[begin:end].decode()
 
     def keys_list(self, begin: int, end: int) -> list[str]:
         """The keys of samples [begin, end)."""
         bounds = self.key_offset[begin : end + 1].tolist()
-        return [self._keys[a:b].decode() for a, b in itertools.pairwise(bounds)]
+        return [self.key_data[a:b].decode() for a, b in itertools.pairwise(bounds)]
 
     def find(self, key: str) -> int | None:
         """The first sample with this key, or None."""
         wanted = key.encode("utf-8", "surrogatepass")
         bounds = self.key_offset
-        at = self._keys.find(wanted)
+        at = self.key_data.find(wanted)
         while at >= 0:
             sample = int(np.searchsorted(bounds, np.uint64(at)))
             if (
@@ -91,7 +91,7 @@ class ShardIndex:
                 and int(bounds[sample + 1]) == at + len(wanted)
             ):
                 return sample
-            at = self._keys.find(wanted, at + 1)
+            at = self.key_data.find(wanted, at + 1)
         return None
 
     def frame_of(self, sample: int) -> int:
@@ -99,7 +99,8 @@ class ShardIndex:
         return int(np.searchsorted(self.frame_first, np.uint64(sample), side="right")) - 1
 
     @cached_property
-    def _keys(self) -> bytes:
+    def key_data(self) -> bytes:
+        """The bytes of all keys, one after another."""
         return self.key_bytes.tobytes()
 
     def with_columns(self, have: tuple[str, ...], want: tuple[str, ...]) -> ShardIndex:
@@ -183,7 +184,7 @@ class ShardIndex:
             if (present & (self.field_size > room - offsets)).any():
                 return "a field leaves its frame"
         try:
-            self._keys.decode()
+            self.key_data.decode()
         except UnicodeDecodeError:
             return "keys are not UTF-8"
         starts = self.key_offset[:-1]

@@ -27,6 +27,7 @@ _ALIGN = 64
 _STEP = 1 << 16
 _MOST = 512  # buffers that are sent apart from the pickle, and
 _LEAST = 1 << 10  # the bytes from which on one is
+_VIEWED = 64  # a map holds a descriptor: who keeps more batches than this gets copies of the others
 _HEAD = struct.Struct("<IQQ")
 _SPAN = struct.Struct("<QQ")
 
@@ -143,5 +144,7 @@ class Reader:
         # Appending to a deque is atomic: the last array may go in any thread, and inside anything.
         weakref.finalize(owner, self.freed.append, message.segment).atexit = False
         buffers = [np.asarray(owner[begin : begin + size]) for begin, size in message.spans]
+        if len(self._maps) > _VIEWED:
+            buffers = [buffer.copy() for buffer in buffers]
         # Our own other process wrote it.
         return pickle.loads(owner[: message.pickled].data, buffers=buffers)  # noqa: S301

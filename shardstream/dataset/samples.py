@@ -25,8 +25,8 @@ class StreamingDataset(OrderedDataset):
     """The samples of the dataset at `url`, as dicts {"__key__": str, field: value}.
 
     Iterating gives this rank's samples of one epoch; iterating again is the next epoch. In the
-    worker processes of a torch DataLoader each sample comes from exactly one worker; there, call
-    `set_epoch` on the dataset before each epoch, since workers do not tell how far they came.
+    worker processes of a torch DataLoader each sample comes from exactly one worker, and epochs go on
+    in the same way; how far workers came only torchdata's StatefulDataLoader can tell.
 
     fields: the fields to read, all by default.  decode: False leaves the fields bytes.
     shuffle: False for the natural order, True for Shuffle(), or a Shuffle.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shardstream.dataset import workers
 from shardstream.distributed import Topology
-from shardstream.errors import OptionError, StateError
+from shardstream.errors import OptionError, StateError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import STATE_VERSION, Run, check_state, read_place
@@ -149,6 +149,17 @@ class OrderedDataset(_Iterable):
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes batches by `collate`, or by the dataset's own way."""
         raise NotImplementedError
+
+    def noting(self, collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+        """A user's `collate` whose errors name the batch."""
+
+        def collated(items: list[Any]) -> Any:
+            keys = [item["__key__"] for item in items if isinstance(item, dict) and "__key__" in item]
+            named = f", samples {keys[0]!r} to {keys[-1]!r}," if keys else ""
+            with noted(f"in the collate of {len(items)} items{named} of {self.url}"):
+                return collate(items)
+
+        return collated
 
     def items(self, batch: Any) -> Iterable[Any]:
         """The single items of what `stream` makes where `finish` does nothing."""

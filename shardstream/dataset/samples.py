@@ -8,7 +8,7 @@ from typing import Any
 
 from shardstream.dataset.base import Cache, OrderedDataset, Request
 from shardstream.decode.registry import decode_field
-from shardstream.errors import OptionError
+from shardstream.errors import OptionError, noted
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
@@ -31,7 +31,8 @@ class StreamingDataset(OrderedDataset):
     fields: the fields to read, all by default.  decode: False leaves the fields bytes.
     shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
     topology: "auto" asks torch.distributed or the launcher for this process's rank.
-    transform: called with each decoded sample, in background threads.
+    transform: called with each decoded sample, in background threads; what it raises is raised where
+        the dataset is iterated, with a note that names the sample.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class StreamingDataset(OrderedDataset):
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that collates samples."""
-        return default_collate if collate is None else collate
+        return default_collate if collate is None else self.noting(collate)
 
     def items(self, batch: Any) -> Iterable[Any]:
         """The samples of a batch that was left a list."""
@@ -99,7 +100,10 @@ class StreamingDataset(OrderedDataset):
                 sample[name] = decode_field(name, data, dtype=dtype, codec=codec, key=key)
             else:
                 sample[name] = data
-        return sample if self.transform is None else self.transform(sample)
+        if self.transform is None:
+            return sample
+        with noted(f"in the transform of sample {key!r} of {self.url}"):
+            return self.transform(sample)
 
     def __getitem__(self, number: int) -> Any:
         """Sample `number` in the natural order, of all ranks' samples."""

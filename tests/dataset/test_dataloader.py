@@ -19,8 +19,6 @@ from tests.distributed.training import dataset, everything, name, names, pack
 pytestmark = [
     # Three workers on two cores, which is what we want to see work.
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    # torchdata 0.11 asks torch 2.13 for something deprecated.
-    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
 

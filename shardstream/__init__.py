@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.dataset import TokenDataset as TokenDataset
     from shardstream.decode.registry import decoder as decoder
+    from shardstream.distributed import Topology as Topology
     from shardstream.errors import ShardstreamError as ShardstreamError
     from shardstream.format.manifest import Manifest as Manifest
     from shardstream.loader import StreamingLoader as StreamingLoader
     from shardstream.order.shuffle import Shuffle as Shuffle
-    from shardstream.order.topology import Topology as Topology
     from shardstream.pack.adopt import index as index
     from shardstream.pack.packer import pack as pack
     from shardstream.read.verify import verify as verify
@@ -32,7 +32,7 @@ _HOMES = {
     "StreamingDataset": "shardstream.dataset",
     "StreamingLoader": "shardstream.loader",
     "TokenDataset": "shardstream.dataset",
-    "Topology": "shardstream.order.topology",
+    "Topology": "shardstream.distributed",
     "decoder": "shardstream.decode.registry",
     "index": "shardstream.pack.adopt",
     "pack": "shardstream.pack.packer",

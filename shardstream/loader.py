@@ -110,7 +110,7 @@ class StreamingLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """What was delivered: JSON-able, the same on all ranks, batches in the pipe not counted."""
-        return self.ds.state_at(self._cursor.epoch, self._cursor.position)
+        return self.ds.state_at(self._cursor.now)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, saved with any number of ranks and any batch size.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.dataset import workers
 from shardstream.distributed import Topology
-from shardstream.errors import OptionError, StateError
+from shardstream.errors import OptionError, StateError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.format.sizes import parse_size
-from shardstream.order.cursor import STATE_VERSION, Cursor, Run, check_state, read_place
+from shardstream.order.cursor import STATE_VERSION, Run, check_state, read_place
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
@@ -83,12 +83,16 @@ class OrderedDataset(_Iterable):
         self._storage_options = storage_options
         self._reader: DatasetReader | None = None
         self._source: Source | None = None
-        self._cursor = Cursor()
+        self._opened_by: int | None = None
+        self._cursor = workers.WorkerCursor()
         self._lanes: int | None = None if self.shuffle is None else self.shuffle.lanes
 
     @property
     def reader(self) -> DatasetReader:
         """The reader behind the dataset, opened anew in each process that it is sent to."""
+        if self._opened_by != os.getpid():
+            # Locks, connections and event loops of a forked process's parent are not to be used.
+            self._opened_by, self._reader, self._source = os.getpid(), None, None
         if self._reader is None:
             self._reader = DatasetReader.open(self.url, self._storage_options)
         return self._reader
@@ -115,7 +119,7 @@ class OrderedDataset(_Iterable):
     @property
     def source(self) -> Any:
         """Where frames come from, opened anew in each process that the dataset is sent to."""
-        if self._source is None:
+        if self._source is None or self._opened_by != os.getpid():
             self._source = self._open_source()
         return self._source
 
@@ -150,6 +154,17 @@ class OrderedDataset(_Iterable):
         """The `finish` of those who want single items: what `items` takes them from."""
         return items
 
+    def noting(self, collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+        """A user's `collate` whose errors name the batch."""
+
+        def collated(items: list[Any]) -> Any:
+            keys = [item["__key__"] for item in items if isinstance(item, dict) and "__key__" in item]
+            named = f", samples {keys[0]!r} to {keys[-1]!r}," if keys else ""
+            with noted(f"in the collate of {len(items)} items{named} of {self.url}"):
+                return collate(items)
+
+        return collated
+
     def items(self, batch: Any) -> Iterable[Any]:
         """The single items of what `listed` made."""
         raise NotImplementedError
@@ -167,17 +182,29 @@ class OrderedDataset(_Iterable):
         """How many items of an epoch this rank gets."""
         return rank_samples(self.total, self.topology.dp_rank, self.topology.dp_size)
 
-    def __iter__(self) -> Iterator[Any]:
-        return self._deliver(self._cursor.begin())
+    def __iter__(self) -> Iteration:
+        run = self._cursor.begin()
+        self._take_turn(run)
+        return Iteration(self, run)
 
-    def _deliver(self, run: Run) -> Iterator[Any]:
-        worker, workers = _worker()
-        ranks = self.topology.dp_size
-        mine = Ranks(self.topology.dp_rank + ranks * worker, ranks * workers)
-        total = self.total
+    def _take_turn(self, run: Run) -> None:
+        """In a worker process, go from the rank's place to the next item of the worker alone."""
+        worker = workers.current()
+        if worker is not None and not run.own:
+            # Counted from the rank's next item, so that taking one of each worker in turn, as a
+            # DataLoader does, gives the rank's order.
+            first = self.topology.first(run.position) + self.topology.dp_size * worker.number
+            run.position, run.own = min(first, self.total), True
+
+    def deliver(self, run: Run) -> Generator[Any, None, None]:
+        """The items of this rank, or of this worker process of it, from the place of `run` on."""
+        mine, total = self.topology, self.total
         budget = Budget(keep=parse_size(self.cache.ram))
-        if workers > 1:
-            budget = replace(budget, threads=1)
+        worker = workers.current()
+        if worker is not None:
+            budget = replace(budget, threads=1) if worker.size > 1 else budget
+            stride = mine.dp_size * worker.size
+            mine = Ranks(run.position % stride, stride)
         requests = _own(mine, run.position, total, self.ahead)
         built = self.stream(run.epoch, requests, self.listed, budget, direct=True)
         try:
@@ -187,38 +214,64 @@ class OrderedDataset(_Iterable):
                     yield item
         finally:
             built.close()
+        run.position = total
         self._cursor.end(run)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next one to iterate."""
+        """Make `epoch` the next one to iterate, also in worker processes that already run."""
         self._cursor.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was delivered by iterating the dataset: JSON-able, for `load_state_dict`."""
-        return self.state_at(self._cursor.epoch, self._cursor.position)
+        """What was delivered by iterating the dataset: JSON-able, for `load_state_dict`.
+
+        In a DataLoader's worker process it is the state of that worker. Raises StateError where
+        workers deliver: only their DataLoader could know how far they came.
+        """
+        if self._cursor.away:
+            raise StateError(
+                f"{self.url} is being read by the workers of a DataLoader, which does not tell how far they "
+                f"came; use a StreamingLoader, or torchdata's StatefulDataLoader and its state_dict()"
+            )
+        return self.state_at(self._cursor.now)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of this dataset, saved with any number of ranks."""
-        self._cursor.place(*self.accept(state))
+        """Go on from a state of this dataset, saved with any number of ranks.
 
-    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
-        """The state that says: `position` of `epoch` is the next to deliver."""
-        place = {"version": STATE_VERSION, "epoch": epoch, "position": position}
-        return place | self.identity() | {"lanes": self.lanes}
+        The state of a worker process is for the same worker of as many.
+        """
+        self._cursor.place(*self.accept(state, worker=True))
 
-    def accept(self, state: Mapping[str, Any]) -> tuple[int, int]:
-        """The epoch and position of a state, whose lanes are taken over if none were asked for."""
+    def restart(self, run: Run, state: Mapping[str, Any]) -> None:
+        """Let an iteration that has begun go on from a state."""
+        self._cursor.restart(run, *self.accept(state, worker=True))
+        self._take_turn(run)
+
+    def state_at(self, run: Run) -> dict[str, Any]:
+        """The state that says: the place of `run` is the next to deliver."""
+        place = {"version": STATE_VERSION, "epoch": run.epoch, "position": run.position}
+        worker = workers.current()
+        mine = {} if worker is None or not run.own else {"worker": worker.number, "workers": worker.size}
+        return place | mine | self.identity() | {"lanes": self.lanes}
+
+    def accept(self, state: Mapping[str, Any], worker: bool = False) -> tuple[int, int, bool]:
+        """The epoch and position of a state, and whether the position is that of a worker process.
+
+        Its lanes are taken over if none were asked for.  worker: a worker's state is welcome, too.
+        """
         epoch, position = read_place(state)
+        own = "workers" in state
+        here = workers.current() if worker else None
+        place = {"workers": here and here.size, "worker": here and here.number} if own else {}
         mine = self.identity()
         asked = 1 if self.shuffle is None else self.shuffle.lanes
-        check_state(state, mine if asked is None else mine | {"lanes": asked})
+        check_state(state, place | (mine if asked is None else mine | {"lanes": asked}))
         lanes = state.get("lanes")
         if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
             raise StateError(f"the state's lanes is {lanes!r}, not a number of at least 1")
         if position > self.total:
             raise StateError(f"the state's position is {position}, the dataset has {self.total} samples")
         self._lanes = lanes
-        return epoch, position
+        return epoch, position, own
 
     def identity(self) -> dict[str, Any]:
         """What a state must agree with: the dataset and the options that decide the order."""
@@ -232,11 +285,39 @@ class OrderedDataset(_Iterable):
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks stay behind: a worker process opens its own.
-        return self.__dict__ | {"_reader": None, "_source": None}
+        return self.__dict__ | {"_reader": None, "_source": None, "_opened_by": None}
 
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"
         return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
+
+
+class Iteration(Iterator[Any]):
+    """One epoch of a dataset, from some place on.
+
+    torchdata's StatefulDataLoader saves and restores it; dropping or closing it ends its threads.
+    """
+
+    def __init__(self, ds: OrderedDataset, run: Run) -> None:
+        self._ds, self._run = ds, run
+        self._items = ds.deliver(run)
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+    def close(self) -> None:
+        """End it here."""
+        self._items.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it came; an iteration that is over stays at its end."""
+        return self._ds.state_at(self._run)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of the same dataset."""
+        self._items.close()
+        self._ds.restart(self._run, state)
+        self._items = self._ds.deliver(self._run)
 
 
 def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
@@ -246,13 +327,6 @@ def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
         positions = np.arange(first, min(first + count * ranks.dp_size, total), ranks.dp_size, dtype=np.int64)
         yield Request(positions, [len(positions)])
         first, count = first + count * ranks.dp_size, min(2 * count, most)
-
-
-def _worker() -> tuple[int, int]:
-    """The number of this DataLoader worker process and how many there are: (0, 1) outside."""
-    data = sys.modules.get("torch.utils.data")
-    info = None if data is None else data.get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 def _shuffle(value: bool | Shuffle) -> Shuffle | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardstream.dataset.base import Cache, OrderedDataset, Request
 from shardstream.decode.registry import decode_values, find
-from shardstream.errors import OptionError
+from shardstream.errors import OptionError, noted
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
@@ -27,13 +27,14 @@ class StreamingDataset(OrderedDataset):
     """The samples of the dataset at `url`, as dicts {"__key__": str, field: value}.
 
     Iterating gives this rank's samples of one epoch; iterating again is the next epoch. In the
-    worker processes of a torch DataLoader each sample comes from exactly one worker; there, call
-    `set_epoch` on the dataset before each epoch, since workers do not tell how far they came.
+    worker processes of a torch DataLoader each sample comes from exactly one worker, and epochs go on
+    in the same way; how far workers came only torchdata's StatefulDataLoader can tell.
 
     fields: the fields to read, all by default.  decode: False leaves the fields bytes.
     shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
     topology: "auto" asks torch.distributed or the launcher for this process's rank.
-    transform: called with each decoded sample, in background threads.
+    transform: called with each decoded sample, in background threads; what it raises is raised where
+        the dataset is iterated, with a note that names the sample.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class StreamingDataset(OrderedDataset):
         """The `finish` that decodes field by field, or where there is need for it sample by sample."""
         if collate is None and self.transform is None:
             return self._columns
-        join = collate or default_collate
+        join = default_collate if collate is None else self.noting(collate)
         return lambda raw: join(self.listed(raw))
 
     def _columns(self, raw: RawBatch) -> Batch:
@@ -113,7 +114,13 @@ class StreamingDataset(OrderedDataset):
         for key, *row in zip(items.keys, *values, strict=True):
             found = {n: v for n, v in zip(items.fields, row, strict=True) if v is not None}
             samples.append({"__key__": key, **found})
-        return samples if self.transform is None else [self.transform(sample) for sample in samples]
+        return samples if self.transform is None else [self._transformed(sample) for sample in samples]
+
+    def _transformed(self, sample: Sample) -> Any:
+        assert self.transform is not None
+        key = sample["__key__"]
+        with noted(f"in the transform of sample {key!r} of {self.url}"):
+            return self.transform(sample)
 
     def items(self, batch: Any) -> Iterable[Any]:
         """The samples of a batch that was left a list."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.dataset.base import Cache, OrderedDataset, Request
-from shardstream.errors import OptionError
+from shardstream.errors import OptionError, noted
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
@@ -117,14 +117,19 @@ class TokenDataset(OrderedDataset):
         """The `finish` that makes a batch of an array, or collates the single blocks."""
         if collate is None and self.transform is None:
             return lambda rows: {FIELD: tensor(rows)}
-        join = collate or default_collate
+        join = default_collate if collate is None else self.noting(collate)
         return lambda rows: join(list(self.items(rows)))
 
     def items(self, batch: NDArray[Any]) -> Iterable[Any]:
         """The single blocks of an array."""
         for row in batch:
             block = {FIELD: tensor(row)}
-            yield block if self.transform is None else self.transform(block)
+            if self.transform is None:
+                yield block
+                continue
+            with noted(f"in the transform of the block that begins with {row[:8].tolist()} of {self.url}"):
+                made = self.transform(block)
+            yield made
 
     def __getitem__(self, number: int) -> Any:
         """Block `number` in the natural order, of all ranks' blocks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class SampleWriter:
         self._compress = frames.compressor(layout.codec, layout.level)
         self._shard = _Shard()
         # One buffer for all frames: fresh memory for each would cost a page fault per 4 KiB.
-        self._frame = memoryview(bytearray(layout.frame_size))
+        self._frame = io.BytesIO()
         self._used = 0
         self._first = 0
         # A slice of the input is one shard: its last line may pass the size without opening another.
@@ -75,28 +76,27 @@ class SampleWriter:
             raise SourceError(f"the key {key!r} occurs twice")
         if not fields:
             raise SourceError(f"sample {key!r} has no field")
-        headers = [member_header(f"{key}.{check_field(name)}", len(data)) for name, data in fields.items()]
-        payload = sum(map(len, fields.values()))
-        total = sum(map(len, headers)) + payload + sum(-len(data) % BLOCK for data in fields.values())
+        parts: list[bytes] = []
+        cells: list[tuple[str, int, int]] = []
+        total = payload = 0
+        for name, data in fields.items():
+            size = len(data)
+            header = member_header(f"{key}.{check_field(name)}", size)
+            zeros = padding(size)
+            parts += (header, data, zeros)
+            cells.append((name, total + len(header), size))
+            total += len(header) + size + len(zeros)
+            payload += size
         if self._used and self._used + total > self._layout.frame_size:
             self._end_frame()
             if shard.payload >= self._limit:
                 self._end_shard()
                 shard = self._shard
-        row = len(shard.keys)
-        frame, at = self._reserve(total), self._used
-        for header, (name, data) in zip(headers, fields.items(), strict=True):
-            frame[at : at + len(header)] = header
-            at += len(header)
-            size = len(data)
-            column = shard.columns.setdefault(name, len(shard.columns))
-            shard.cells.append((row, column, at, size))
-            frame[at : at + size] = data
-            at += size
-            zeros = padding(size)
-            frame[at : at + len(zeros)] = zeros
-            at += len(zeros)
-        self._used = at
+        row, columns = len(shard.keys), shard.columns
+        for name, at, size in cells:
+            shard.cells.append((row, columns.setdefault(name, len(columns)), self._used + at, size))
+        self._frame.writelines(parts)
+        self._used += total
         shard.seen.add(key)
         shard.keys.append(key.encode())
         shard.payload += payload
@@ -109,19 +109,15 @@ class SampleWriter:
 
     def _end_frame(self) -> None:
         if self._used:
-            self._put_frame(self._frame[: self._used], self._first)
+            with self._frame.getbuffer() as buffer:
+                self._put_frame(buffer[: self._used], self._first)
+                kept = len(buffer) <= 2 * self._layout.frame_size
+            if kept:
+                self._frame.seek(0)
+            else:  # give back what a huge sample took
+                self._frame = io.BytesIO()
             self._first = len(self._shard.keys)
             self._used = 0
-            if len(self._frame) > 2 * self._layout.frame_size:  # give back what a huge sample took
-                self._frame = memoryview(bytearray(self._layout.frame_size))
-
-    def _reserve(self, size: int) -> memoryview:
-        """The frame buffer with room for `size` more bytes."""
-        if self._used + size > len(self._frame):
-            larger = memoryview(bytearray(self._used + size))
-            larger[: self._used] = self._frame[: self._used]
-            self._frame = larger
-        return self._frame
 
     def _put_frame(self, raw: bytes | memoryview, first: int, listed: bool = True) -> None:
         shard = self._shard

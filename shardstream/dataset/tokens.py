@@ -90,10 +90,11 @@ class TokenDataset(OrderedDataset):
         """The bytes of one block."""
         return (self.seq_len + 1) * self._out.itemsize
 
-    def order(self, epoch: int) -> Order:
-        """The order of one epoch."""
+    def order(self, epoch: int, lanes: int | None = None) -> Order:
+        """The order of one epoch, in so many lanes or in the dataset's own number."""
         source = self.source
-        return Order(self._blocks, lambda shard: source.layout(shard).first, self.shuffle, epoch, self.lanes)
+        lanes = lanes or self.lanes
+        return Order(self._blocks, lambda shard: source.layout(shard).first, self.shuffle, epoch, lanes)
 
     def _open_source(self) -> TokenSource:
         return TokenSource(self.reader, self._column, self._stored, self.seq_len)

@@ -123,9 +123,11 @@ class Mixture(OrderedDataset):
     @property
     def tensors(self) -> bool:
         """Whether a batch is one tensor: token datasets of one shape, whose blocks nothing changes."""
-        kinds = {(ds.seq_len, ds.item_bytes) for ds in self.datasets if isinstance(ds, TokenDataset)}
-        plain = all(isinstance(ds, TokenDataset) and ds.transform is None for ds in self.datasets)
-        return plain and len(kinds) == 1
+        kinds = {
+            (ds.seq_len, ds.item_bytes) if isinstance(ds, TokenDataset) and ds.transform is None else None
+            for ds in self.datasets
+        }
+        return len(kinds) == 1 and None not in kinds
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes a batch of the rows of tensors, or collates samples."""

@@ -19,6 +19,7 @@ from shardstream.order.shuffle import FIXED, PIECES, SHARDS, ShardOrder, Shuffle
 __all__ = ["Order", "groups", "lane_index", "lane_position", "lane_sizes"]
 
 Ints = NDArray[np.int64]
+_NONE = np.empty(0, np.int64)
 
 
 def lane_index(positions: Ints, total: int, lanes: int) -> Ints:
@@ -99,6 +100,8 @@ class Order:
         self._places[self._pieces] = np.arange(len(self._pieces), dtype=np.int64)
         self._memory, self._held = memory, 0
         self._recent: OrderedDict[tuple[int, int], ShardOrder | Ints] = OrderedDict()
+        # Of each piece the window that was used last: its first offset, and its samples.
+        self._current: dict[int, tuple[int, Ints]] = {}
 
     def _cut_lanes(self, shuffle: Shuffle) -> Ints:
         """Pieces whose lanes do not depend on the epoch; gives the number of samples of each."""
@@ -129,12 +132,7 @@ class Order:
         shards = self._shards[place]
         samples = self._begins[place] + offset
         if self.shuffle is not None:
-            for number, rows in groups(place):
-                inside = self._inside(number)
-                for window, some in groups(inside.windows(offset[rows])):
-                    mine = rows[some]
-                    found = self._window(number, inside, window)
-                    samples[mine] = found[offset[mine] - inside.begin(window)]
+            samples = self._shuffled(place, offset)
         elif self._kept is not None:
             for shard, rows in groups(shards):
                 kept = self._kept(shard)
@@ -171,6 +169,35 @@ class Order:
         place = np.searchsorted(self._ends, index, side="right")
         return place, index - self._starts[place]
 
+    def _shuffled(self, place: Ints, offset: Ints) -> Ints:
+        """The samples at offsets of pieces. Those of a piece mostly lie in the window used last."""
+        count = len(place)
+        order = np.argsort(place, kind="stable")
+        pieces, sought = place[order], offset[order]
+        starts = np.flatnonzero(np.diff(pieces, prepend=-1))
+        found, samples = np.empty(count, np.int64), np.empty(count, np.int64)
+        if count:
+            low, high = np.minimum.reduceat(sought, starts), np.maximum.reduceat(sought, starts)
+            runs = (pieces[starts], starts, np.append(starts[1:], count), low, high)
+            for number, begin, end, least, most in zip(*(run.tolist() for run in runs), strict=True):
+                first, inside = self._current.get(number, (0, _NONE))
+                if not (first <= least and most < first + len(inside)):
+                    found[begin:end] = self._some(number, sought[begin:end])
+                else:
+                    found[begin:end] = inside[sought[begin:end] - first]
+        samples[order] = found
+        return samples
+
+    def _some(self, place: int, offsets: Ints) -> Ints:
+        """The samples at offsets of one piece, in whatever windows."""
+        found = np.empty(len(offsets), np.int64)
+        inside = self._inside(place)
+        for window, rows in groups(inside.windows(offsets)):
+            begin, samples = inside.begin(window), self._window(place, inside, window)
+            found[rows] = samples[offsets[rows] - begin]
+            self._current[place] = begin, samples
+        return found
+
     def _inside(self, place: int) -> ShardOrder:
         found = self._recall(place, -1)
         if not isinstance(found, ShardOrder):
@@ -205,7 +232,9 @@ class Order:
         self._recent[place, window] = value
         self._held += value.nbytes
         while self._held > self._memory and len(self._recent) > 1:
-            self._held -= self._recent.popitem(last=False)[1].nbytes
+            (place, _), dropped = self._recent.popitem(last=False)
+            self._held -= dropped.nbytes
+            self._current.pop(place, None)
 
     @staticmethod
     def _check(values: NDArray[np.generic], stop: int, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -123,16 +123,13 @@ class Mixture(OrderedDataset):
     @property
     def tensors(self) -> bool:
         """Whether a batch is one tensor: token datasets of one shape, whose blocks nothing changes."""
-        kinds = {
-            (ds.seq_len, ds.item_bytes) if isinstance(ds, TokenDataset) and ds.transform is None else None
-            for ds in self.datasets
-        }
-        return len(kinds) == 1 and None not in kinds
+        shapes = {ds.row_shape if isinstance(ds, TokenDataset) else None for ds in self.datasets}
+        return len(shapes) == 1 and None not in shapes
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes a batch of the rows of tensors, or collates samples."""
         if collate is None and self.tensors:
-            return lambda rows: {FIELD: tensor(rows[0]), SOURCE: tensor(rows[1])}
+            return lambda columns: {name: tensor(column) for name, column in columns.items()}
         join = collate or default_collate
         return lambda items: join(list(self.items(items)))
 
@@ -140,10 +137,7 @@ class Mixture(OrderedDataset):
         """The single samples of a batch as units build it."""
         if not self.tensors:
             return batch  # type: ignore[no-any-return]
-        rows, sources = batch
-        return (
-            {FIELD: tensor(row), SOURCE: number} for row, number in zip(rows, sources.tolist(), strict=True)
-        )
+        return map(_row, repeat(list(batch)), zip(*batch.values(), strict=True))
 
     def identity(self) -> dict[str, Any]:
         """What a state must agree with: the proportions, and the identity of each dataset."""
@@ -242,7 +236,8 @@ class _MixedUnit:
         done = [0] * len(built)
         begin = 0
         for number, size in enumerate(self.sizes):
-            batch: Any = None if self._tensors else [None] * size
+            columns: dict[str, NDArray[Any]] = {}
+            samples: list[Any] = [] if self._tensors else [None] * size
             for which, part in enumerate(self._parts):
                 count = part.counts[number]
                 if not count:
@@ -251,15 +246,24 @@ class _MixedUnit:
                 done[which] += count
                 some = next(built[which])
                 if self._tensors:
-                    if batch is None:
-                        batch = np.empty((size, some.shape[1]), some.dtype)
-                    batch[rows] = some
+                    for name, column in (some if isinstance(some, dict) else {FIELD: some}).items():
+                        if name not in columns:
+                            columns[name] = np.empty((size, *column.shape[1:]), column.dtype)
+                        columns[name][rows] = column
                 else:
                     for row, sample in zip(rows.tolist(), part.ds.items(some), strict=True):
-                        batch[row] = _marked(sample, part.number)
+                        samples[row] = _marked(sample, part.number)
             source = self._source[begin : begin + size]
-            yield (batch, source) if self._tensors else batch
+            yield columns | {SOURCE: source} if self._tensors else samples
             begin += size
+
+
+def _row(names: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
+    """One sample of a batch's columns."""
+    return {
+        name: int(value) if name == SOURCE else tensor(value)
+        for name, value in zip(names, values, strict=True)
+    }
 
 
 def _marked(sample: Any, number: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,14 @@ def test_subsets_and_token_datasets_of_other_lengths_mix(urls: tuple[Path, Path]
     keys = [key for batch in batches for key in batch["__key__"] if key]
     assert sorted(keys) == [f"code-{n}" for n in range(5)]
     assert {None if block is None else len(block) for block in batches[0]["tokens"]} == {None, 9, 17}
+
+
+def test_a_mixture_sent_to_another_process_goes_on_there(urls: tuple[Path, Path]) -> None:
+    mix = mixture(urls)
+    began = [sample["__key__"] for sample in islice(mix, 9)]
+    again = pickle.loads(pickle.dumps(mix))
+    again.load_state_dict(mix.state_dict())
+    assert began + [sample["__key__"] for sample in again] == [s["__key__"] for s in mixture(urls)]
 
 
 def test_bad_mixtures_are_refused(urls: tuple[Path, Path]) -> None:

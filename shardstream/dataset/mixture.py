@@ -25,7 +25,7 @@ from shardstream.read.prefetch import FrameId, Need
 __all__ = ["SOURCE", "Mixture"]
 
 SOURCE = "__source__"
-_UNIT = 8 << 20  # bytes of token batches that one thread builds at a time
+_UNIT = 4 << 20  # bytes of batches that one thread builds at a time
 _ORDERS = 3  # epochs of a dataset whose order is kept: two meet where one ends
 _SHIFT = 48  # bits of a shard's number; those above are the dataset's
 
@@ -85,10 +85,7 @@ class Mixture(OrderedDataset):
     @property
     def ahead(self) -> int:
         """How many items are best planned at once."""
-        return min(
-            max(1, _UNIT // ds.item_bytes) if isinstance(ds, TokenDataset) else ds.ahead
-            for ds in self.datasets
-        )
+        return max(1, min(_UNIT // max(1, _item_bytes(ds)) for ds in self.datasets))
 
     def _plan(self, lanes: int) -> MixtureOrder:
         if lanes not in self._plans:
@@ -251,7 +248,8 @@ class _MixedUnit:
                             columns[name] = np.empty((size, *column.shape[1:]), column.dtype)
                         columns[name][rows] = column
                 else:
-                    for row, sample in zip(rows.tolist(), part.ds.items(some), strict=True):
+                    found = part.ds.items(part.ds.listed(some))
+                    for row, sample in zip(rows.tolist(), found, strict=True):
                         samples[row] = _marked(sample, part.number)
             source = self._source[begin : begin + size]
             yield columns | {SOURCE: source} if self._tensors else samples
@@ -264,6 +262,13 @@ def _row(names: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
         name: int(value) if name == SOURCE else tensor(value)
         for name, value in zip(names, values, strict=True)
     }
+
+
+def _item_bytes(ds: OrderedDataset) -> int:
+    """The bytes of a sample, on average."""
+    if isinstance(ds, TokenDataset):
+        return ds.item_bytes
+    return ds.manifest.raw_bytes // max(1, ds.manifest.samples)
 
 
 def _marked(sample: Any, number: int) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardstream.dataset import Cache as Cache
+    from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.dataset import TokenDataset as TokenDataset
     from shardstream.decode.registry import decoder as decoder
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cache": "shardstream.dataset",
     "Manifest": "shardstream.format.manifest",
+    "Mixture": "shardstream.dataset",
     "ShardstreamError": "shardstream.errors",
     "Shuffle": "shardstream.order.shuffle",
     "StreamingDataset": "shardstream.dataset",
@@ -42,6 +44,7 @@ _HOMES = {
 __all__ = [
     "Cache",
     "Manifest",
+    "Mixture",
     "ShardstreamError",
     "Shuffle",
     "StreamingDataset",

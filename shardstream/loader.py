@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ from shardstream.read.engine import Budget, Stats
 from shardstream.read.sidecar import Sidecar
 
 __all__ = ["StreamingLoader"]
+
+_LOG = logging.getLogger("shardstream")
 
 
 class StreamingLoader:
@@ -53,7 +56,7 @@ class StreamingLoader:
         device: Any = None,
     ) -> None:
         if not isinstance(ds, OrderedDataset):
-            raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset or TokenDataset")
+            raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset, TokenDataset or Mixture")
         _at_least_one("batch_size", batch_size)
         if threads is not None:
             _at_least_one("threads", threads)
@@ -71,7 +74,8 @@ class StreamingLoader:
         self._sidecar = Sidecar(self._batches.stream, budget.deadline) if engine == "process" else None
         self._stats = Stats()
         self._cursor = Cursor()
-        if ds.total and not len(self):
+        self._told = False
+        if ds.total and not batches(ds.total, self._batches.samples, last):
             warnings.warn(
                 f"{ds.url} has {ds.total} samples and a global batch takes {self._batches.samples}: "
                 f"an epoch has no batch; use a smaller batch_size, or last='pad' or 'short'",
@@ -80,6 +84,8 @@ class StreamingLoader:
 
     def __len__(self) -> int:
         """Batches of one epoch, the same on every rank."""
+        if self.ds.endless:
+            raise TypeError(f"an epoch of {self.ds.url} never ends: it has no length")
         return batches(self.ds.total, self._batches.samples, self.last)
 
     def __iter__(self) -> Iterator[Any]:
@@ -87,6 +93,7 @@ class StreamingLoader:
 
     def _deliver(self, run: Run) -> Iterator[Any]:
         total = self.ds.total
+        self._tell_amplification()
         built = (self._sidecar or self._batches).stream(run.epoch, run.position, self._stats)
         placed: Iterator[Any] = built
         if self._pin and self._sidecar is not None:
@@ -103,6 +110,17 @@ class StreamingLoader:
         finally:
             built.close()
         self._cursor.end(run)
+
+    def _tell_amplification(self) -> None:
+        """Say once that ranks share lanes: not a warning, since nothing is wrong with the batches."""
+        lanes, ranks = self.ds.lanes, self.ds.topology.dp_size
+        if lanes % ranks and not self._told:
+            self._told = True
+            _LOG.warning(
+                "%s: %d lanes do not divide among %d ranks, so that several ranks read the same frames; "
+                "the order is exact. A number of ranks that divides the lanes avoids it.",
+                self.ds.url, lanes, ranks,
+            )  # fmt: skip
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one to iterate."""

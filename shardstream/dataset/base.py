@@ -16,7 +16,6 @@ from shardstream.errors import OptionError, StateError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import STATE_VERSION, Run, check_state, read_place
-from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
@@ -68,6 +67,8 @@ class Cache:
 class OrderedDataset(_Iterable):
     """A dataset whose items have positions 0 .. total - 1 in each epoch."""
 
+    endless = False  # whether an epoch never ends; `total` is then a number that is never reached
+
     def __init__(
         self,
         url: str | os.PathLike[str],
@@ -112,8 +113,8 @@ class OrderedDataset(_Iterable):
         """How many items are best planned at once."""
         raise NotImplementedError
 
-    def order(self, epoch: int) -> Order:
-        """The order of one epoch."""
+    def order(self, epoch: int, lanes: int | None = None) -> Any:
+        """The order of one epoch, an Order; in so many lanes, or in the dataset's own number."""
         raise NotImplementedError
 
     @property
@@ -126,7 +127,7 @@ class OrderedDataset(_Iterable):
     def _open_source(self) -> Source:
         raise NotImplementedError
 
-    def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
+    def units(self, order: Any, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
         """The work for all requests; `direct` allows work that the consumer does by itself."""
         raise NotImplementedError
 
@@ -180,6 +181,8 @@ class OrderedDataset(_Iterable):
 
     def __len__(self) -> int:
         """How many items of an epoch this rank gets."""
+        if self.endless:
+            raise TypeError(f"an epoch of {self.url} never ends: it has no length")
         return rank_samples(self.total, self.topology.dp_rank, self.topology.dp_size)
 
     def __iter__(self) -> Iteration:
@@ -268,9 +271,11 @@ class OrderedDataset(_Iterable):
         lanes = state.get("lanes")
         if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
             raise StateError(f"the state's lanes is {lanes!r}, not a number of at least 1")
-        if position > self.total:
-            raise StateError(f"the state's position is {position}, the dataset has {self.total} samples")
-        self._lanes = lanes
+        before, self._lanes = self._lanes, lanes
+        total = self.total  # of a mixture it depends on the lanes
+        if position > total:
+            self._lanes = before
+            raise StateError(f"the state's position is {position}, the dataset has {total} samples")
         return epoch, position, own
 
     def identity(self) -> dict[str, Any]:

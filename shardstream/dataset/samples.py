@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from shardstream.dataset.base import Cache, OrderedDataset, Request
+from shardstream.dataset.subset import Columns, select
+from shardstream.dataset.workers import WorkerCursor
 from shardstream.decode.registry import decode_values, find
 from shardstream.errors import OptionError, noted
 from shardstream.order.lanes import Order
+from shardstream.order.selection import Selection
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.read.batch import Batch, Ragged, column
@@ -50,6 +57,7 @@ class StreamingDataset(OrderedDataset):
     ) -> None:
         super().__init__(url, shuffle, cache, topology, storage_options)
         self.decode, self.transform = decode, transform
+        self._selection: Selection | None = None
         known = {info.name: info for info in self.manifest.fields}
         if isinstance(fields, str):
             raise OptionError(f"fields={fields!r} must be a list of names, such as [{fields!r}]")
@@ -62,18 +70,55 @@ class StreamingDataset(OrderedDataset):
     @property
     def total(self) -> int:
         """The samples of all ranks."""
-        return self.manifest.samples
+        return self.manifest.samples if self._selection is None else self._selection.total
 
     @property
     def ahead(self) -> int:
         """How many samples are best planned at once."""
         return _PLAN
 
-    def order(self, epoch: int) -> Order:
-        """The order of one epoch."""
-        sizes = [shard.samples for shard in self.manifest.shards]
-        reader = self.reader
-        return Order(sizes, lambda shard: reader.index(shard).frame_first, self.shuffle, epoch, self.lanes)
+    def order(self, epoch: int, lanes: int | None = None) -> Order:
+        """The order of one epoch, in so many lanes or in the dataset's own number."""
+        reader, selection, lanes = self.reader, self._selection, lanes or self.lanes
+        if selection is None:
+            sizes = [shard.samples for shard in self.manifest.shards]
+            return Order(sizes, lambda shard: reader.index(shard).frame_first, self.shuffle, epoch, lanes)
+        return Order(
+            selection.counts,
+            lambda shard: selection.frame_first(shard, reader.index(shard).frame_first),
+            self.shuffle,
+            epoch,
+            lanes,
+            selection.kept,
+        )
+
+    def subset(
+        self,
+        keys: Iterable[str] | None = None,
+        numbers: ArrayLike | None = None,
+        where: Callable[[Columns], ArrayLike] | None = None,
+    ) -> StreamingDataset:
+        """A dataset of those samples alone: with these keys, these numbers in the natural order, or where
+        a predicate over the columns of a shard's index gives True (see `Columns`; it gives bool [n]).
+
+        The order is made of the samples that are kept. `keys` and `where` read all indexes once; frames
+        and shards of which nothing is kept are never read. States are of this selection alone.
+        """
+        found = copy.copy(self)
+        vars(found).update(
+            _reader=self._reader,
+            _lanes=None if self.shuffle is None else self.shuffle.lanes,
+            _cursor=WorkerCursor(),
+            _selection=select(self.reader, self._selection, keys, numbers, where),
+        )
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What a state must agree with; the fingerprint covers the selection."""
+        mine = super().identity()
+        if self._selection is not None:
+            mine["fingerprint"] += f"/subset-{self._selection.digest}"
+        return mine
 
     def _open_source(self) -> SampleSource:
         return SampleSource(self.reader, self.fields)
@@ -135,6 +180,14 @@ class StreamingDataset(OrderedDataset):
         total = self.total
         if not -total <= number < total:
             raise IndexError(f"sample {number} of {self.url}, which has {total}")
-        key, fields = self.reader.sample(*self.reader.locate(number % total))
+        shard, sample = self._place(number % total)
+        key, fields = self.reader.sample(shard, sample)
         wanted = {n: data for n, data in fields.items() if self.fields is None or n in self.fields}
         return self._build(key, wanted)
+
+    def _place(self, number: int) -> tuple[int, int]:
+        if self._selection is None:
+            return self.reader.locate(number)
+        shards, samples = self._selection.locate(np.array([number], np.int64))
+        kept = self._selection.kept(int(shards[0]))
+        return int(shards[0]), int(samples[0] if kept is None else kept[samples[0]])

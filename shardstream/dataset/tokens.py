@@ -90,10 +90,16 @@ class TokenDataset(OrderedDataset):
         """The bytes of one block."""
         return (self.seq_len + 1) * self._out.itemsize
 
-    def order(self, epoch: int) -> Order:
-        """The order of one epoch."""
+    @property
+    def row_shape(self) -> tuple[int, str] | None:
+        """What datasets must share for their blocks to fit in one tensor; None where a transform decides."""
+        return None if self.transform is not None else (self.seq_len, self._out.name)
+
+    def order(self, epoch: int, lanes: int | None = None) -> Order:
+        """The order of one epoch, in so many lanes or in the dataset's own number."""
         source = self.source
-        return Order(self._blocks, lambda shard: source.layout(shard).first, self.shuffle, epoch, self.lanes)
+        lanes = lanes or self.lanes
+        return Order(self._blocks, lambda shard: source.layout(shard).first, self.shuffle, epoch, lanes)
 
     def _open_source(self) -> TokenSource:
         return TokenSource(self.reader, self._column, self._stored, self.seq_len)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shardstream.errors import OptionError, StateError
@@ -84,9 +84,23 @@ def read_place(state: Mapping[str, Any]) -> tuple[int, int]:
 def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Raise StateError, with both values named, where the state differs from `mine`."""
     wrong = [
-        f"{name} is {state.get(name)!r} in the state and {value!r} here"
-        for name, value in mine.items()
-        if state.get(name) != value
+        f"{name} is {theirs!r} in the state and {ours!r} here"
+        for option, value in mine.items()
+        for name, theirs, ours in _differences(option, state.get(option), value)
     ]
     if wrong:
         raise StateError("the state belongs to another dataset or other options: " + "; ".join(wrong))
+
+
+def _differences(name: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The values that differ, down to those within dicts and within lists of the same length."""
+    if theirs == ours:
+        return
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key in dict.fromkeys((*ours, *theirs)):
+            yield from _differences(f"{name}.{key}", theirs.get(key), ours.get(key))
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        for number, (one, other) in enumerate(zip(theirs, ours, strict=True)):
+            yield from _differences(f"{name}[{number}]", one, other)
+    else:
+        yield name, theirs, ours

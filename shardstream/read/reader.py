@@ -57,22 +57,26 @@ class DatasetReader:
         """The index of a shard, its columns in the order of the manifest's fields."""
         index = self._indexes.get(shard)
         if index is None:
-            info = self.manifest.shards[shard]
-            where = self._store.where(info.index_url)
-            data = self._checked(where, self._store.read_range(info.index_url, 0, info.index_bytes), info)
-            index = ShardIndex.from_bytes(
-                data,
-                where=where,
-                fields=len(info.fields),
-                samples=info.samples,
-                frames=info.frames,
-                shard_bytes=info.bytes,
-                raw_bytes=info.raw_bytes,
-                contiguous=info.codec in ("zstd", "none"),
-            ).with_columns(info.fields, self._fields)
+            index = self.read_index(shard)
             with self._lock:
                 self._indexes.setdefault(shard, index)
         return index
+
+    def read_index(self, shard: int) -> ShardIndex:
+        """The index of a shard, read anew and not kept."""
+        info = self.manifest.shards[shard]
+        where = self._store.where(info.index_url)
+        data = self._checked(where, self._store.read_range(info.index_url, 0, info.index_bytes), info)
+        return ShardIndex.from_bytes(
+            data,
+            where=where,
+            fields=len(info.fields),
+            samples=info.samples,
+            frames=info.frames,
+            shard_bytes=info.bytes,
+            raw_bytes=info.raw_bytes,
+            contiguous=info.codec in ("zstd", "none"),
+        ).with_columns(info.fields, self._fields)
 
     @staticmethod
     def _checked(where: str, data: bytes, info: ShardInfo) -> bytes:

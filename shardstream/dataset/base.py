@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.dataset import workers
+from shardstream.dataset.iteration import Iteration
 from shardstream.distributed import Topology
 from shardstream.errors import OptionError, StateError, noted
 from shardstream.format.manifest import Manifest
@@ -295,34 +296,6 @@ class OrderedDataset(_Iterable):
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"
         return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
-
-
-class Iteration(Iterator[Any]):
-    """One epoch of a dataset, from some place on.
-
-    torchdata's StatefulDataLoader saves and restores it; dropping or closing it ends its threads.
-    """
-
-    def __init__(self, ds: OrderedDataset, run: Run) -> None:
-        self._ds, self._run = ds, run
-        self._items = ds.deliver(run)
-
-    def __next__(self) -> Any:
-        return next(self._items)
-
-    def close(self) -> None:
-        """End it here."""
-        self._items.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far it came; an iteration that is over stays at its end."""
-        return self._ds.state_at(self._run)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of the same dataset."""
-        self._items.close()
-        self._ds.restart(self._run, state)
-        self._items = self._ds.deliver(self._run)
 
 
 def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:

@@ -92,26 +92,25 @@ class TokenDataset(OrderedDataset):
         self._out, self._stored = _OUT[dtype], _STORED[info.dtype]
         self.pad_id = _pad_id(self.manifest, pad_id, self._stored)
         self._column = [field.name for field in self.manifest.fields].index(FIELD)
-        self._blocks, self._held = self._count()
+        self._blocks, self._padding = self._count()
         self._total = sum(self._blocks)
 
     def _count(self) -> tuple[list[int], int]:
-        """The blocks of each shard, and the tokens in all of them."""
+        """The blocks of each shard, and the padding in all of them."""
         options, shards = self.blocks, self.manifest.shards
         if options.pack is None:
-            counts = [options.stream_blocks(shard.tokens) for shard in shards]
-            ends = (number * options.seq_len + bool(number) for number in counts)
-            return counts, sum(min(shard.tokens, end) for shard, end in zip(shards, ends, strict=True))
+            tokens = [shard.tokens for shard in shards]
+            return list(map(options.stream_blocks, tokens)), sum(map(options.stream_padding, tokens))
         source: TokenSource = self.source
 
         def measure(shard: int) -> tuple[int, int]:
             blocks = source.blocks(shard)
-            return blocks.count, blocks.held
+            return blocks.count, blocks.padding
 
         # Indexes may be a round trip away each.
         with ThreadPoolExecutor(_THREADS, "shardstream-index") as pool:
             found = list(pool.map(measure, range(len(shards))))
-        return [count for count, _ in found], sum(held for _, held in found)
+        return [count for count, _ in found], sum(padding for _, padding in found)
 
     @property
     def seq_len(self) -> int:
@@ -126,12 +125,15 @@ class TokenDataset(OrderedDataset):
     @property
     def dropped_tokens(self) -> int:
         """The tokens of an epoch that no block holds: those after the last whole block of a shard."""
-        return 0 if self.blocks.pack is not None else self.manifest.tokens - self._held
+        if self.blocks.pack is not None:
+            return 0
+        counts = zip(self.manifest.shards, self._blocks, strict=True)
+        return sum(max(0, shard.tokens - (number * self.seq_len + bool(number))) for shard, number in counts)
 
     @property
     def padding_share(self) -> float:
         """The share of all blocks' tokens that is padding."""
-        return 1 - self._held / (self._total * (self.seq_len + 1)) if self._total else 0.0
+        return self._padding / (self._total * (self.seq_len + 1)) if self._total else 0.0
 
     @property
     def ahead(self) -> int:

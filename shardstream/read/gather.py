@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["address", "gather_rows", "gather_runs"]
+__all__ = ["Rows", "address", "gather_runs"]
 
 Ints = NDArray[np.int64]
 _STEP = 128 << 10  # bytes that lie between the two halves of a gather, in the processor's cache
@@ -32,19 +32,31 @@ def address(buffer: NDArray[np.uint8]) -> int:
     return int(buffer.__array_interface__["data"][0])
 
 
-def gather_rows(rows: Ints, length: int, stored: np.dtype[Any], out: NDArray[Any]) -> None:
-    """Fill out [n, length] with the rows of `stored` tokens at n addresses, which must be valid."""
-    size = length * stored.itemsize
-    low = int(rows.min())
-    # A row is one opaque item: numpy copies it with memcpy, and lets go of the GIL for all of them.
-    items = np.asarray(_Memory(low, int(rows.max()) - low + 1, f"|V{size}", 1))
-    # Of the same size: no conversion, the bytes are the same.
-    kind = out.dtype if out.dtype.itemsize == stored.itemsize else stored
-    at = rows - low
-    step = max(1, _STEP // size)
-    for begin in range(0, len(at), step):
-        found = items[at[begin : begin + step]]
-        out[begin : begin + step] = found.view(kind).reshape(-1, length)
+class Rows:
+    """Rows of `length` tokens at n addresses, which must be valid as long as this is used."""
+
+    def __init__(self, rows: Ints, length: int, stored: np.dtype[Any]) -> None:
+        low = int(rows.min())
+        self._length, self._stored, self._at = length, stored, rows - low
+        size = length * stored.itemsize
+        # A row is one opaque item: numpy copies it with memcpy, and lets go of the GIL for all of them.
+        self._items = np.asarray(_Memory(low, int(rows.max()) - low + 1, f"|V{size}", 1))
+        self._step = max(1, _STEP // size)
+
+    def copy(self, begin: int, end: int, out: np.dtype[Any]) -> NDArray[Any]:
+        """A new array of some rows."""
+        found = self._items[self._at[begin:end]]
+        # Of the same size: no conversion, the bytes are the same.
+        if out.itemsize == self._stored.itemsize:
+            return found.view(out).reshape(-1, self._length)
+        return found.view(self._stored).reshape(-1, self._length).astype(out)
+
+    def fill(self, out: NDArray[Any]) -> None:
+        """Fill out [n, length] with all rows."""
+        kind = out.dtype if out.dtype.itemsize == self._stored.itemsize else self._stored
+        for begin in range(0, len(out), self._step):
+            found = self._items[self._at[begin : begin + self._step]]
+            out[begin : begin + self._step] = found.view(kind).reshape(-1, self._length)
 
 
 def gather_runs(runs: Ints, lengths: Ints, stored: np.dtype[Any]) -> NDArray[Any]:

@@ -54,6 +54,10 @@ class BlockOptions:
         left = max(0, tokens - 1)
         return left // self.seq_len if self.tail == "drop" else -(-left // self.seq_len)
 
+    def stream_padding(self, tokens: int) -> int:
+        """How many tokens of those blocks are padding."""
+        return max(0, self.stream_blocks(tokens) * self.seq_len + 1 - tokens) if tokens > 1 else 0
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -106,15 +110,15 @@ class Blocks:
     """The blocks of one shard: what the order and the plan of a batch need to know.
 
     layout: of the shard.  first: [G + 1] the first block of each of G groups, which the order permutes
-    as it permutes frames.  count: blocks.  held: tokens in all of them.  reads: [F] how many pieces
-    of blocks each frame gives.
+    as it permutes frames.  count: blocks.  padding: tokens in them that are padding.  reads: [F] how
+    many pieces of blocks each frame gives.
     """
 
     layout: Layout
     first: Ints
     reads: Ints
     count: int
-    held: int
+    padding: int
 
     def pieces(self, numbers: Ints, joined: bool) -> Pieces:
         """The pieces of blocks; `joined` where a frame's buffer goes on with the tokens of the next."""
@@ -146,7 +150,7 @@ class Stream(Blocks):
         self.count = options.stream_blocks(layout.tokens)
         self.first = np.minimum(-(-layout.start // options.seq_len), self.count)
         self.reads = np.diff(self.first)
-        self.held = min(layout.tokens, self.count * options.seq_len + bool(self.count))
+        self.padding = options.stream_padding(layout.tokens)
 
     def pieces(self, numbers: Ints, joined: bool) -> Pieces:
         """One for each block; where frames are not joined, one for each frame that it lies in."""
@@ -214,7 +218,7 @@ class BestFit(Blocks):
         order = np.argsort(block, kind="stable")
         self.first, self.count = np.array(firsts, np.int64), firsts[-1]
         self.reads = np.bincount(frame, minlength=len(layout.data)).astype(np.int64)
-        self.held = int(pieces.sum())
+        self.padding = self.count * (length + 1) - int(pieces.sum())
         self._frame, self._token, self._size = frame[order], token[order], pieces[order]
         self._bounds = np.searchsorted(block[order], np.arange(self.count + 1, dtype=np.int64))
         self._ends = np.concatenate(([0], np.cumsum(self._size)))

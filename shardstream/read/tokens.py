@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
 from shardstream.read.decompress import Buffer
-from shardstream.read.gather import address, gather_rows, gather_runs
+from shardstream.read.gather import Rows, address, gather_runs
 from shardstream.read.prefetch import FrameId, Need
 from shardstream.read.segments import Segments
 from shardstream.read.token_frames import TokenSource
@@ -137,38 +138,50 @@ class TokenUnit:
             raise CorruptionError(f"{plan.source.reader.url}: a block leaves its frame; repack it")
         runs = np.array([address(buffer) for buffer in buffers], np.int64)[self._place] + at
         bounds = plan.bounds[self._begin : self._begin + self._rows + 1] - self._pieces.start
+        many = np.diff(bounds)
+        mixed = np.flatnonzero(many != 1)
+        rows = None
+        if len(mixed) < self._rows:
+            one = runs[bounds[:-1]]
+            one[mixed] = one[np.argmax(many == 1)]  # any row will do in their place
+            rows = Rows(one, length, plan.source.dtype)
+        others = mixed.tolist()
         if not self.direct:
             slab = plan.source.slabs.take(self._rows * length * self._out.itemsize)
             table = slab.view(self._out).reshape(self._rows, length)
-            self._fill(table, runs, sizes, bounds)
+            if rows is not None:
+                rows.fill(table)
+            if others:
+                table[mixed] = self._mixed(mixed, runs, sizes, bounds)
         first = 0
         for size in self.sizes:
-            if self.direct:
-                tokens = np.empty((size, length), self._out)
-                self._fill(tokens, runs, sizes, bounds[first : first + size + 1])
-            else:
+            if not self.direct:
                 tokens = table[first : first + size]
+            else:
+                tokens = self._own(rows, first, size)
+                some = others[bisect_left(others, first) : bisect_left(others, first + size)]
+                if some:
+                    found = np.array(some, np.int64)
+                    tokens[found - first] = self._mixed(found, runs, sizes, bounds)
             batch: Batch = {"tokens": tokens}
             if plan.segments is not None:
-                rows = slice(self._begin + first, self._begin + first + size)
-                batch |= plan.segments.batch(rows, self._boundaries)
+                where = slice(self._begin + first, self._begin + first + size)
+                batch |= plan.segments.batch(where, self._boundaries)
             yield batch
             first += size
 
-    def _fill(self, table: NDArray[Any], runs: Ints, sizes: Ints, bounds: Ints) -> None:
-        """Fill rows whose pieces lie between the bounds: at once where a row is one piece."""
-        stored = self._plan.source.dtype
-        mixed = np.flatnonzero(np.diff(bounds) != 1)
-        if len(mixed) < len(table):
-            rows = runs[bounds[:-1]]
-            # Any row will do in the place of those that follow.
-            rows[mixed] = rows[np.argmax(np.diff(bounds) == 1)] if len(mixed) else 0
-            gather_rows(rows, self._length, stored, table)
-        if len(mixed):
-            many = bounds[mixed + 1] - bounds[mixed]
-            pieces = np.repeat(bounds[mixed] - (np.cumsum(many) - many), many)
-            pieces += np.arange(len(pieces), dtype=np.int64)
-            table[mixed] = gather_runs(runs[pieces], sizes[pieces], stored).reshape(-1, self._length)
+    def _own(self, rows: Rows | None, first: int, size: int) -> NDArray[Any]:
+        """An array of its own for one batch."""
+        if rows is None:
+            return np.empty((size, self._length), self._out)
+        return rows.copy(first, first + size, self._out)
+
+    def _mixed(self, rows: Ints, runs: Ints, sizes: Ints, bounds: Ints) -> NDArray[Any]:
+        """The rows that consist of several pieces."""
+        many = bounds[rows + 1] - bounds[rows]
+        pieces = np.repeat(bounds[rows] - (np.cumsum(many) - many), many)
+        pieces += np.arange(len(pieces), dtype=np.int64)
+        return gather_runs(runs[pieces], sizes[pieces], self._plan.source.dtype).reshape(-1, self._length)
 
     def _buffer(self, frames: Mapping[FrameId, Buffer], shard: int, frame: int) -> Buffer:
         source = self._plan.source

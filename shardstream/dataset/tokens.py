@@ -202,6 +202,8 @@ class TokenDataset(OrderedDataset):
 
 
 def _tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    if len(batch) == 1:  # most batches: nothing but tokens
+        return {FIELD: tensor(batch[FIELD])}
     return {name: tensor(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()}
 
 

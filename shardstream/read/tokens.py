@@ -145,24 +145,23 @@ class TokenUnit:
             one = runs[bounds[:-1]]
             one[mixed] = one[np.argmax(many == 1)]  # any row will do in their place
             rows = Rows(one, length, plan.source.dtype)
-        others = mixed.tolist()
+        others, joined = mixed.tolist(), self._mixed(mixed, runs, sizes, bounds)
         if not self.direct:
             slab = plan.source.slabs.take(self._rows * length * self._out.itemsize)
             table = slab.view(self._out).reshape(self._rows, length)
             if rows is not None:
                 rows.fill(table)
             if others:
-                table[mixed] = self._mixed(mixed, runs, sizes, bounds)
+                table[mixed] = joined
         first = 0
         for size in self.sizes:
             if not self.direct:
                 tokens = table[first : first + size]
             else:
                 tokens = self._own(rows, first, size)
-                some = others[bisect_left(others, first) : bisect_left(others, first + size)]
-                if some:
-                    found = np.array(some, np.int64)
-                    tokens[found - first] = self._mixed(found, runs, sizes, bounds)
+                low, high = bisect_left(others, first), bisect_left(others, first + size)
+                if low < high:
+                    tokens[mixed[low:high] - first] = joined[low:high]
             batch: Batch = {"tokens": tokens}
             if plan.segments is not None:
                 where = slice(self._begin + first, self._begin + first + size)
@@ -177,7 +176,9 @@ class TokenUnit:
         return rows.copy(first, first + size, self._out)
 
     def _mixed(self, rows: Ints, runs: Ints, sizes: Ints, bounds: Ints) -> NDArray[Any]:
-        """The rows that consist of several pieces."""
+        """The rows that consist of several pieces, put together."""
+        if not len(rows):
+            return np.empty((0, self._length), self._plan.source.dtype)
         many = bounds[rows + 1] - bounds[rows]
         pieces = np.repeat(bounds[rows] - (np.cumsum(many) - many), many)
         pieces += np.arange(len(pieces), dtype=np.int64)

@@ -27,7 +27,7 @@ Documents = list[list[int]]
 LENGTHS = st.lists(
     st.one_of(st.integers(0, 9), st.sampled_from([0, 1, 16, 17, 33, 150])), min_size=1, max_size=40
 )
-few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(url: Path, lengths: list[int], codec: str, dtype: str, per_shard: int) -> list[Documents]:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,3 +205,25 @@ def test_ranks_that_share_lanes_are_told_once(
                 next(iter(loader))
     assert [record.getMessage() for record in caplog.records] == [caplog.records[0].getMessage()]
     assert "64 lanes do not divide among 3 ranks" in caplog.records[0].getMessage()
+
+
+def test_mixed_blocks_keep_what_is_said_of_their_documents(tmp_path: Path) -> None:
+    for number in range(2):
+        texts = "".join(f'{{"text": "{"ab" * (n % 9 + 1)}"}}\n' for n in range(60))
+        (tmp_path / f"{number}.jsonl").write_text(texts)
+        ss.pack(tmp_path / f"{number}.jsonl", tmp_path / f"t{number}", tokenizer="bytes", eos=256 + number)
+    parts = [
+        ss.TokenDataset(tmp_path / f"t{number}", seq_len=16, boundaries=True, pack="best-fit", shuffle=True)
+        for number in range(2)
+    ]
+    batches = list(ss.StreamingLoader(ss.Mixture([(parts[0], 1), (parts[1], 1)]), 4))
+    for batch in batches:
+        assert batch["mask"].shape == batch["position_ids"].shape == (4, 16)
+        starts = np.flatnonzero(batch["position_ids"].numpy().ravel() == 0).tolist()
+        assert batch["cu_seqlens"].tolist() == [*starts, 64]
+        assert batch["max_seqlen"] == max(np.diff([*starts, 64]))
+    alone = {tuple(block["tokens"].tolist()): block for part in parts for block in part}
+    for block in ss.Mixture([(parts[0], 1), (parts[1], 1)]):
+        same = alone[tuple(block["tokens"].tolist())]
+        assert block["mask"].tolist() == same["mask"].tolist()
+        assert block["position_ids"].tolist() == same["position_ids"].tolist()

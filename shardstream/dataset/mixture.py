@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.dataset.base import Cache, OrderedDataset, Request
-from shardstream.dataset.tokens import FIELD, TokenDataset
+from shardstream.dataset.tokens import TokenDataset
 from shardstream.errors import OptionError
 from shardstream.format.sizes import parse_size
 from shardstream.order.lanes import Order, groups
@@ -21,6 +21,7 @@ from shardstream.read.batch import collate as default_collate
 from shardstream.read.batch import tensor
 from shardstream.read.engine import Source, Unit
 from shardstream.read.prefetch import FrameId, Need
+from shardstream.read.segments import FLAT, runs
 
 __all__ = ["SOURCE", "Mixture"]
 
@@ -126,7 +127,7 @@ class Mixture(OrderedDataset):
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes a batch of the rows of tensors, or collates samples."""
         if collate is None and self.tensors:
-            return lambda columns: {name: tensor(column) for name, column in columns.items()}
+            return _tensors
         join = collate or default_collate
         return lambda items: join(list(self.items(items)))
 
@@ -134,7 +135,8 @@ class Mixture(OrderedDataset):
         """The single samples of a batch as units build it."""
         if not self.tensors:
             return batch  # type: ignore[no-any-return]
-        return map(_row, repeat(list(batch)), zip(*batch.values(), strict=True))
+        columns = {name: column for name, column in batch.items() if name not in FLAT}
+        return map(_row, repeat(list(columns)), zip(*columns.values(), strict=True))
 
     def identity(self) -> dict[str, Any]:
         """What a state must agree with: the proportions, and the identity of each dataset."""
@@ -243,7 +245,9 @@ class _MixedUnit:
                 done[which] += count
                 some = next(built[which])
                 if self._tensors:
-                    for name, column in (some if isinstance(some, dict) else {FIELD: some}).items():
+                    for name, column in some.items():
+                        if name in FLAT:
+                            continue
                         if name not in columns:
                             columns[name] = np.empty((size, *column.shape[1:]), column.dtype)
                         columns[name][rows] = column
@@ -252,8 +256,16 @@ class _MixedUnit:
                     for row, sample in zip(rows.tolist(), found, strict=True):
                         samples[row] = _marked(sample, part.number)
             source = self._source[begin : begin + size]
-            yield columns | {SOURCE: source} if self._tensors else samples
+            flat = runs(columns["position_ids"]) if "position_ids" in columns else {}
+            yield columns | flat | {SOURCE: source} if self._tensors else samples
             begin += size
+
+
+def _tensors(columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns as tensors."""
+    return {
+        name: tensor(column) if isinstance(column, np.ndarray) else column for name, column in columns.items()
+    }
 
 
 def _row(names: list[str], values: tuple[Any, ...]) -> dict[str, Any]:

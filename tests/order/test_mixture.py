@@ -24,7 +24,7 @@ plans = parts.flatmap(
 )
 
 
-def draws(plan: MixtureOrder, most: int = 3000) -> list[tuple[int, int, int]]:
+def draws(plan: MixtureOrder, most: int = 1200) -> list[tuple[int, int, int]]:
     found = plan.locate(np.arange(min(plan.total, most)))
     return list(zip(*(part.tolist() for part in found), strict=True))
 

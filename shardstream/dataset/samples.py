@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from shardstream.dataset.base import Cache, OrderedDataset, Request
 from shardstream.dataset.subset import Columns, select
 from shardstream.dataset.workers import WorkerCursor
-from shardstream.decode.registry import decode_values, find
+from shardstream.decode.registry import decode_values, extension, find
 from shardstream.errors import OptionError, noted
 from shardstream.order.lanes import Order
 from shardstream.order.selection import Selection
@@ -28,6 +28,7 @@ __all__ = ["StreamingDataset"]
 Sample = dict[str, Any]
 _UNIT = 2 << 20  # bytes of samples that one thread builds at a time
 _PLAN = 4096  # samples
+_QUICK = {"txt", "text", "cls", "cls2", "json"}  # fields whose decoding costs less than a change of threads
 
 
 class StreamingDataset(OrderedDataset):
@@ -127,7 +128,15 @@ class StreamingDataset(OrderedDataset):
         """The work for all requests; what is planned at once is then cut for the threads."""
         for request in requests:
             plan = SamplePlan(self.source, *order.locate(request.positions))
-            yield from plan.units(request.sizes, _UNIT)
+            yield from plan.units(request.sizes, _UNIT, direct and self._quick)
+
+    @property
+    def _quick(self) -> bool:
+        """Whether making a batch is little more than copying bytes."""
+        names = self._kinds if self.fields is None else self.fields
+        kinds = (self._kinds[name][0] or name for name in names)
+        quick = not self.decode or all(extension(kind) in _QUICK for kind in kinds)
+        return quick and self.transform is None
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[RawBatch], Any]:
         """The `finish` that decodes field by field, or where there is need for it sample by sample."""

@@ -28,7 +28,7 @@ FIELD = "tokens"
 _THREADS = 16  # that read indexes
 _PLAN = 16 << 10  # blocks
 _LONG = 1 << 10  # bytes of a block from which on copying it costs more than the call
-_UNIT = 8 << 20  # bytes of batches that one thread builds at a time
+_UNIT = 16 << 20  # bytes of batches that one thread builds at a time
 _OUT: dict[str, np.dtype[Any]] = {"int64": np.dtype(np.int64), "int32": np.dtype(np.int32)}
 _STORED: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 

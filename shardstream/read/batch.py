@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -31,12 +31,11 @@ class Ragged(Sequence["bytes | None"]):
     @classmethod
     def gather(cls, views: Sequence[memoryview | None]) -> Ragged:
         """A copy of `views`, one behind the other."""
-        offsets = np.zeros(len(views) + 1, np.int64)
-        missing = None
-        if None in views:
+        present, missing = [view for view in views if view is not None], None
+        if len(present) < len(views):
             missing = np.array([view is None for view in views], np.bool_)
-        present = [b"" if view is None else view for view in views]
-        np.cumsum([len(view) for view in present], out=offsets[1:])
+        sizes = (0 if view is None else len(view) for view in views)
+        offsets = np.array([0, *accumulate(sizes)], np.int64)
         # A bytearray, since a tensor must be over memory that may be written to.
         return cls(tensor(np.frombuffer(bytearray().join(present), np.uint8)), offsets, missing)
 

@@ -30,7 +30,12 @@ _DEPTH = 16
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits: bytes of look-ahead, bytes of idle frames, threads, seconds to wait."""
+    """Limits: bytes of look-ahead, bytes of idle frames, threads, seconds to wait.
+
+    Look-ahead is what is fetched and built for units that are not delivered. Frames that were fetched
+    for delivered units and that later ones read again are not counted in it: a shuffle has them open,
+    lanes x window of them, whatever is planned ahead.
+    """
 
     prefetch: int = 256 << 20
     keep: int = 1 << 30
@@ -90,6 +95,7 @@ class Source(Protocol):
 class _Pending:
     unit: Unit
     future: Future[Any]
+    ahead: int  # bytes of what it is the first to read, and of what it builds
 
 
 def stream(
@@ -112,24 +118,25 @@ def stream(
     ahead = 0
     try:
         while True:
-            while len(pending) < _DEPTH and (not pending or frames.in_use + ahead < budget.prefetch):
+            while len(pending) < _DEPTH and (not pending or ahead < budget.prefetch):
                 unit = next(waiting, None)
                 if unit is None:
                     break
+                before = frames.fetched_bytes
                 futures = {need.frame: frames.use(need) for need in unit.needs}
                 if unit.direct:
                     future: Future[Any] = fetchers.submit(unit.prepare)
                 else:
                     future = builders.submit(_build, unit, finish, futures, source, budget.deadline, stats)
-                pending.append(_Pending(unit, future))
-                ahead += unit.volume
+                pending.append(_Pending(unit, future, unit.volume + frames.fetched_bytes - before))
+                ahead += pending[-1].ahead
             if not pending:
                 return
             stats.frames, stats.bytes_read = _moved(frames, stats)
             stats.queue_depth = sum(item.future.done() for item in pending)
             head = pending.popleft()
             built = _wait(head.future, budget.deadline, stats)
-            ahead -= head.unit.volume
+            ahead -= head.ahead
             for need in head.unit.needs:
                 frames.release(need.frame)
             if head.unit.direct:

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ["tests.servers"]
+
 # Shared machines stall for seconds at times: a deadline per example would fail at random.
 # pytest-timeout still catches a hang.
 hypothesis.settings.register_profile("shardstream", deadline=None, print_blob=True)

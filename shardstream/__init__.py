@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardstream.dataset import Cache as Cache
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.dataset import TokenDataset as TokenDataset
     from shardstream.decode.registry import decoder as decoder
@@ -20,12 +19,13 @@ if TYPE_CHECKING:
     from shardstream.pack.adopt import index as index
     from shardstream.pack.packer import pack as pack
     from shardstream.read.verify import verify as verify
+    from shardstream.storage.cache import Cache as Cache
 
 __version__ = "0.1.0"
 
 # Imported at first use, so that `import shardstream` is quick and the packer never loads torch.
 _HOMES = {
-    "Cache": "shardstream.dataset",
+    "Cache": "shardstream.storage.cache",
     "Manifest": "shardstream.format.manifest",
     "ShardstreamError": "shardstream.errors",
     "Shuffle": "shardstream.order.shuffle",

@@ -63,7 +63,7 @@ class StreamingLoader:
         self._torch: Any = require("torch", "torch") if pin or device is not None else None
         self._pin, self._device = pin, device
         self._direct = collate is None and self._torch is None
-        budget = Budget(parse_size(prefetch, "prefetch"), parse_size(ds.cache.ram, "ram"))
+        budget = Budget(parse_size(prefetch, "prefetch"), ds.cache.keep)
         self._budget = budget if threads is None else dataclasses.replace(budget, threads=threads)
         self._stats = Stats()
         self._cursor = Cursor()

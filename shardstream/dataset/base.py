@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from shardstream.distributed import Topology
 from shardstream.errors import OptionError, StateError
 from shardstream.format.manifest import Manifest
-from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import STATE_VERSION, Cursor, Run, check_state, read_place
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
@@ -22,6 +21,7 @@ from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
 from shardstream.read.engine import Budget, Source, Stats, Unit, stream
 from shardstream.read.reader import DatasetReader
+from shardstream.storage.cache import Cache
 
 if TYPE_CHECKING:
 
@@ -46,25 +46,6 @@ class Request(NamedTuple):
     sizes: list[int]
 
 
-@dataclass(frozen=True)
-class Cache:
-    """What may be kept: files in `dir` up to `disk` bytes, frames in memory up to `ram` bytes.
-
-    Datasets on local disks are read where they are, so that only `ram` matters to them.
-    """
-
-    dir: str | os.PathLike[str] | None = None
-    disk: str | int | None = None
-    ram: str | int = "1GiB"
-
-    def __post_init__(self) -> None:
-        parse_size(self.ram, "ram")
-        if self.disk is not None:
-            parse_size(self.disk, "disk")
-            if self.dir is None:
-                raise OptionError(f"disk={self.disk!r} needs a dir to keep files in")
-
-
 class OrderedDataset(_Iterable):
     """A dataset whose items have positions 0 .. total - 1 in each epoch."""
 
@@ -81,6 +62,7 @@ class OrderedDataset(_Iterable):
         self.cache = _cache(cache)
         self.topology = _topology(topology)
         self._storage_options = storage_options
+        self._process = os.getpid()
         self._reader: DatasetReader | None = None
         self._source: Source | None = None
         self._cursor = Cursor()
@@ -89,8 +71,9 @@ class OrderedDataset(_Iterable):
     @property
     def reader(self) -> DatasetReader:
         """The reader behind the dataset, opened anew in each process that it is sent to."""
+        self._leave_parent()
         if self._reader is None:
-            self._reader = DatasetReader.open(self.url, self._storage_options)
+            self._reader = DatasetReader.open(self.url, self._storage_options, self.cache)
         return self._reader
 
     @property
@@ -115,9 +98,15 @@ class OrderedDataset(_Iterable):
     @property
     def source(self) -> Any:
         """Where frames come from, opened anew in each process that the dataset is sent to."""
+        self._leave_parent()
         if self._source is None:
             self._source = self._open_source()
         return self._source
+
+    def _leave_parent(self) -> None:
+        # After a fork, what the parent's threads were doing is never finished here.
+        if self._process != os.getpid():
+            self._process, self._reader, self._source = os.getpid(), None, None
 
     def _open_source(self) -> Source:
         raise NotImplementedError
@@ -171,7 +160,7 @@ class OrderedDataset(_Iterable):
         ranks = self.topology.dp_size
         mine = Ranks(self.topology.dp_rank + ranks * worker, ranks * workers)
         total = self.total
-        budget = Budget(keep=parse_size(self.cache.ram))
+        budget = Budget(keep=self.cache.keep)
         if workers > 1:
             budget = replace(budget, threads=1)
         requests = _own(mine, run.position, total, self.ahead)

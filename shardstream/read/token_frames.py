@@ -105,7 +105,7 @@ class TokenSource:
         layout, itemsize = self.layout(shard), self.dtype.itemsize
         raw_size = int(self.reader.index(shard).frame_raw_size[frame])
         room = self.seq_len * itemsize
-        if self.reader.manifest.shards[shard].codec == "zstd":
+        if self._decompresses(shard):
             stored = self.reader.stored_frame(shard, frame)
             buffer = self._decompressor.frame(stored, raw_size, self.name(shard, frame), room)
         else:
@@ -121,6 +121,10 @@ class TokenSource:
             end, room, following = end + len(some), room - len(some), following + 1
         return buffer
 
+    def _decompresses(self, shard: int) -> bool:
+        """Whether frames come as zstd, not decompressed from a cache."""
+        return self.reader.manifest.shards[shard].codec == "zstd" and not self.reader.kept.raw
+
     def recycle(self, buffer: Buffer) -> None:
         """Take back the buffer of a frame."""
         self._decompressor.give_back(buffer)
@@ -134,7 +138,7 @@ class TokenSource:
         layout, itemsize = self.layout(shard), self.dtype.itemsize
         begin = int(layout.data[frame])
         count = min(self.seq_len, int(layout.start[frame + 1] - layout.start[frame]))
-        if self.reader.manifest.shards[shard].codec == "zstd":
+        if self._decompresses(shard):
             start = bytearray(begin + count * itemsize)
             stored = self.reader.stored_frame(shard, frame)
             self._decompressor.start_of(stored, memoryview(start), self.name(shard, frame))

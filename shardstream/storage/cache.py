@@ -1,15 +1,76 @@
-"""The walk through the tiers: memory, then the SSD; each can be left out."""
+"""The options of a cache, and the walk through its tiers: memory, then the SSD; each can be left out."""
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
+from dataclasses import dataclass
 
+from shardstream.errors import OptionError, StorageError
+from shardstream.format.sizes import parse_size
 from shardstream.storage.blocks import Block, Data, Uses
 from shardstream.storage.claims import Claim
 from shardstream.storage.disk import Disk
 from shardstream.storage.memory import Memory
 
-__all__ = ["Tiers"]
+__all__ = ["Cache", "Tiers"]
+
+log = logging.getLogger("shardstream.cache")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What may be kept: files in `dir` up to `disk` bytes, and frames in memory up to `ram` bytes.
+
+    dir: on a local disk; all processes of a user on one machine share it, and fetch each frame once.
+    disk: by default 9 tenths of what is free there at the start.
+    disk_format: "stored" keeps frames as they are in the shards; "raw" keeps them decompressed, so
+        that later epochs map them into memory.
+    always: datasets at local paths, such as on a network file system, go through `dir`, too.
+        Otherwise they are read where they are.
+    """
+
+    dir: str | os.PathLike[str] | None = None
+    disk: str | int | None = None
+    ram: str | int = "1GiB"
+    disk_format: str = "stored"
+    always: bool = False
+
+    def __post_init__(self) -> None:
+        parse_size(self.ram, "ram")
+        if self.disk is not None:
+            parse_size(self.disk, "disk")
+        if self.disk_format not in ("stored", "raw"):
+            raise OptionError(f"disk_format={self.disk_format!r} must be 'stored' or 'raw'")
+        for name, value in (("disk", self.disk), ("disk_format", self.disk_format), ("always", self.always)):
+            if self.dir is None and value not in (None, "stored", False):
+                raise OptionError(f"{name}={value!r} needs a dir to keep files in")
+
+    @property
+    def raw(self) -> bool:
+        """Whether frames are kept decompressed."""
+        return self.disk_format == "raw"
+
+    @property
+    def keep(self) -> int:
+        """The bytes of `ram` for frames that a running epoch will need again; the rest is the RAM tier's."""
+        return parse_size(self.ram, "ram") // 2
+
+    def tiers(self) -> Tiers:
+        """The tiers; an SSD tier that cannot be opened is a warning, and left out."""
+        disk = None
+        if self.dir is not None:
+            try:
+                disk = self.open_disk()
+            except StorageError as error:
+                log.warning("%s; the store is read instead", error)
+        return Tiers(Memory(self.keep), disk, mapped=self.raw)
+
+    def open_disk(self) -> Disk:
+        """The SSD tier, or StorageError."""
+        assert self.dir is not None
+        return Disk.open(self.dir, None if self.disk is None else parse_size(self.disk, "disk"))
 
 
 class Tiers:

@@ -202,7 +202,7 @@ class Fetcher:
             first, last = run[0].want, run[-1].want
             try:
                 stored = memoryview(self._read(first.url, first.start, last.start + last.size - first.start))
-            except BaseException as error:  # whoever waits for the blocks is told
+            except BaseException as error:  # noqa: BLE001  # whoever waits for the blocks is told
                 for flight in run:
                     _release(claims[flight])
                     self._land(flight, error)
@@ -213,7 +213,7 @@ class Fetcher:
                 try:
                     # A copy: a view would hold the whole range for as long as the block is kept.
                     data = self._accept(want, bytes(stored[at : at + want.size]))
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001
                     _release(claims[flight])
                     self._land(flight, error)
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
+from shardstream.order.uses import next_uses
 from shardstream.read.engine import Budget, Source, Stats, Unit, stream
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache import Cache
@@ -128,8 +130,30 @@ class OrderedDataset(_Iterable):
 
         `finish` is called in threads, or where it is quick and `direct` says so, by the consumer.
         """
-        units = self.units(self.order(epoch), requests, direct)
-        return stream(self.source, units, finish, budget, stats)
+        order, coming = self.order(epoch), deque[int]()
+        units = self.units(order, _noted(requests, coming), direct)
+        self._plan(order, coming)
+        built = stream(self.source, units, finish, budget, stats)
+        try:
+            for batch in built:
+                coming.popleft()
+                yield batch
+        finally:
+            built.close()
+
+    def _plan(self, order: Order, coming: deque[int]) -> None:
+        """Tell the cache when frames are needed next; `coming` begins with the position of the next batch."""
+        following = self.order(min(order.epoch + 1, 2**64 - 1))
+        shards, total = self.manifest.shards, max(1, self.total)
+
+        def uses(shard: int) -> NDArray[np.float64]:
+            try:
+                now = coming[0] / total
+            except IndexError:  # nothing planned, or all delivered
+                now = 0.0
+            return next_uses(order, following, shard, shards[shard].frames, now)
+
+        self.reader.plan(uses)
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes batches by `collate`, or by the dataset's own way."""
@@ -226,6 +250,16 @@ class OrderedDataset(_Iterable):
 
 def _unchanged(items: Any) -> Any:
     return items
+
+
+def _noted(requests: Iterable[Request], coming: deque[int]) -> Iterator[Request]:
+    """The requests; the position of each of their batches is added to `coming`."""
+    for request in requests:
+        begin = 0
+        for size in request.sizes:
+            coming.append(int(request.positions[begin]) if size else 0)
+            begin += size
+        yield request
 
 
 def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:

@@ -97,6 +97,11 @@ class Order:
         index = np.array([self._starts[place] + sample], np.int64)
         return int(lane_position(index, self.total, self.lanes)[0])
 
+    def span(self, shard: int) -> tuple[int, int]:
+        """The part of S, from and to, that the samples of a shard are."""
+        place = int(self._place[shard])
+        return int(self._starts[place]), int(self._ends[place])
+
     def _permuted(self, shard: int) -> Ints:
         assert self.shuffle is not None
         found = self._inside.get(shard)

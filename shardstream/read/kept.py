@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
 from shardstream.format import frames
@@ -84,7 +86,7 @@ class Kept:
         block = Block(self.group(shard), f"{frame}.raw" if raw else f"{frame}", raw_size if raw else size)
         return Want(block, info.url, start, size, accept)
 
-    def plan(self, reader: object, uses: Callable[[int], Sequence[float]]) -> None:
+    def plan(self, reader: object, uses: Callable[[int], NDArray[np.float64]]) -> None:
         """Tell the tiers in how many epochs each frame of a shard is needed next."""
         groups = self._groups
         self.tiers.plan(reader, lambda group: uses(groups[group]) if group in groups else None)

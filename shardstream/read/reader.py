@@ -87,7 +87,7 @@ class DatasetReader:
         wanted = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
         self.kept.fetcher.ahead([self.kept.index(shard) for shard in wanted])
 
-    def plan(self, uses: Callable[[int], Sequence[float]]) -> None:
+    def plan(self, uses: Callable[[int], NDArray[np.float64]]) -> None:
         """Tell the cache in how many epochs from now each frame of a shard is needed next."""
         self.kept.plan(self, uses)
 

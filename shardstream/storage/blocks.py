@@ -6,15 +6,17 @@ import math
 import random
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 __all__ = ["Block", "Data", "Schedule", "Uses", "seal"]
 
 Data = bytes | memoryview
-Uses = Callable[[str], "Sequence[float] | None"]
+Uses = Callable[[str], "NDArray[np.float64] | None"]
 
 
 class Block(NamedTuple):
@@ -69,10 +71,10 @@ class Schedule:
             number = name.partition(".")[0]
             if not known:
                 return 1 + random.random()
-            if not number.isdigit():
-                return -1.0 if name == "index" else min(map(min, known), default=0.0)
-            return min(
-                (float(uses[int(number)]) for uses in known if int(number) < len(uses)), default=math.inf
-            )
+            if name == "index":
+                return -1.0
+            # Of a file that is one stream, any frame needs all.
+            at = slice(int(number), int(number) + 1) if number.isdigit() else slice(None)
+            return min((float(uses[at].min()) for uses in known if len(uses[at])), default=math.inf)
 
         return next_use

@@ -276,14 +276,12 @@ class Disk:
             try:
                 self._write(write.block, write.data)
                 self._failures = 0
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, delivery goes on without the SSD
                 self._failures += 1
                 with self._lock:
                     self._skip = min(2**self._failures, _SKIPPED)
-                self._warn(
-                    "writing",
-                    f"{self.path}: writing fails, the store is read instead: {error.strerror or error}",
-                )
+                reason = getattr(error, "strerror", None) or repr(error)
+                self._warn("writing", f"{self.path}: writing fails, the store is read instead: {reason}")
             finally:
                 if write.claim is not None:
                     write.claim.release()

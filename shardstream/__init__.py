@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardstream.pack.packer import pack as pack
     from shardstream.read.verify import verify as verify
     from shardstream.storage.cache import Cache as Cache
+    from shardstream.warm import warm as warm
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOMES = {
     "index": "shardstream.pack.adopt",
     "pack": "shardstream.pack.packer",
     "verify": "shardstream.read.verify",
+    "warm": "shardstream.warm",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "index",
     "pack",
     "verify",
+    "warm",
 ]
 
 

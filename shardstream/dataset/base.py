@@ -113,6 +113,10 @@ class OrderedDataset(_Iterable):
     def _open_source(self) -> Source:
         raise NotImplementedError
 
+    def frames_of(self, shard: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frames that these items of a shard lie in, each once, in the order of the items."""
+        raise NotImplementedError
+
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
         """The work for all requests; `direct` allows work that the consumer does by itself."""
         raise NotImplementedError
@@ -260,6 +264,12 @@ def _noted(requests: Iterable[Request], coming: deque[int]) -> Iterator[Request]
             coming.append(int(request.positions[begin]) if size else 0)
             begin += size
         yield request
+
+
+def in_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each value once, where it comes first."""
+    found, first = np.unique(values, return_index=True)
+    return found[np.argsort(first)]
 
 
 def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:

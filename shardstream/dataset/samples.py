@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from shardstream.dataset.base import Cache, OrderedDataset, Request
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
 from shardstream.decode.registry import decode_field
 from shardstream.errors import OptionError
 from shardstream.order.lanes import Order
@@ -75,6 +78,11 @@ class StreamingDataset(OrderedDataset):
 
     def _open_source(self) -> SampleSource:
         return SampleSource(self.reader, self.fields)
+
+    def frames_of(self, shard: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frames that these samples lie in."""
+        first = np.asarray(self.reader.index(shard).frame_first).astype(np.int64)
+        return in_order(np.searchsorted(first, numbers, side="right") - 1)
 
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
         """The work for all requests; cutting and decoding samples is always for threads."""

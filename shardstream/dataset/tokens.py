@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.dataset.base import Cache, OrderedDataset, Request
+from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
 from shardstream.errors import OptionError
 from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
@@ -97,6 +97,16 @@ class TokenDataset(OrderedDataset):
 
     def _open_source(self) -> TokenSource:
         return TokenSource(self.reader, self._column, self._stored, self.seq_len)
+
+    def frames_of(self, shard: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frames that these blocks lie in; a block may end in a later one than it begins in."""
+        start = self.source.layout(shard).start
+        first = np.searchsorted(start, numbers * self.seq_len, side="right") - 1
+        last = np.searchsorted(start, numbers * self.seq_len + self.seq_len, side="right") - 1
+        most = int((last - first).max(initial=0))
+        # What a frame's buffer holds of the frames behind it is read for each of its blocks.
+        spans = first[:, None] + np.arange(max(most, 1) + 1)
+        return in_order(np.minimum(spans, len(start) - 2).ravel())
 
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[TokenUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""

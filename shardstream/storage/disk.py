@@ -84,7 +84,7 @@ class Disk:
     """
 
     def __init__(self, folder: str, limit: int | None) -> None:
-        self.path = os.path.join(folder, f"shardstream-1-{os.geteuid()}")
+        self.path = self.path_in(folder)
         self.schedule = Schedule()
         self.damaged = 0
         self._warned: set[str] = set()
@@ -101,6 +101,11 @@ class Disk:
         except OSError as error:
             raise StorageError(f"{self.path}: no cache here: {error.strerror or error}") from error
         self.limit = limit or self._room()
+
+    @staticmethod
+    def path_in(folder: str) -> str:
+        """Where the cache lies in a directory that users may share."""
+        return os.path.join(folder, f"shardstream-1-{os.geteuid()}")
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], limit: int | None = None) -> Disk:
@@ -180,8 +185,7 @@ class Disk:
                     data = self._read(file, found.st_size, mapped)
                 finally:
                     os.close(file)
-                sound = len(data) == block.size + _SEAL.size
-                if sound and _SEAL.unpack(data[block.size :])[0] == seal(block, data[: block.size]):
+                if _is_sound(block, data):
                     return data[: block.size]
                 self.damaged += 1
                 self._remove(group, block.name, found.st_size - _SEAL.size)
@@ -402,25 +406,28 @@ class Disk:
             result.blocks += 1
             result.bytes += cost(size)
             result.raw_blocks += name.endswith(".raw")
-            if check and not self._is_sound(Block(group, name, size)):
+            if check and self.state(Block(group, name, size)) == "damaged":
                 result.damaged.append(f"{group}/{name}")
         result.groups, result.foreign = len(groups), len(strange)
         return result
 
-    def _is_sound(self, block: Block) -> bool:
+    def state(self, block: Block) -> str:
+        """Whether a block is "sound", "missing" or "damaged"; it is read, and left as it is."""
         try:
             with self._group(block.group) as group:
                 file = os.open(block.name, _FILE, dir_fd=group)
                 try:
-                    data = self._read(file, block.size + _SEAL.size, mapped=False)
+                    found = os.fstat(file)
+                    data = (
+                        self._read(file, found.st_size, mapped=False) if _is_ours(found) else memoryview(b"")
+                    )
                 finally:
                     os.close(file)
         except FileNotFoundError:
-            return True  # evicted meanwhile
+            return "missing"
         except OSError:
-            return False
-        size = block.size
-        return len(data) == size + _SEAL.size and _SEAL.unpack(data[size:])[0] == seal(block, data[:size])
+            return "damaged"
+        return "sound" if _is_sound(block, data) else "damaged"
 
     def clear(self) -> DiskInfo:
         """Delete all blocks, and nothing that the cache did not make; returns what was deleted."""
@@ -432,6 +439,11 @@ class Disk:
                 result.bytes += cost(size)
         result.groups = len(groups)
         return result
+
+
+def _is_sound(block: Block, data: memoryview) -> bool:
+    size = block.size
+    return len(data) == size + _SEAL.size and _SEAL.unpack(data[size:])[0] == seal(block, data[:size])
 
 
 def _is_ours(found: os.stat_result) -> bool:

@@ -95,22 +95,26 @@ class Fetcher:
         """
         self._crew.submit(lambda: self._plan(wants))
 
-    def store(self, wants: Sequence[Want], wait: float) -> list[tuple[Want, ShardstreamError]]:
-        """Fetch blocks that no tier has, neighbours in one range each; returns those that failed.
+    def ranges(self, wants: Sequence[Want]) -> list[list[Want]]:
+        """Neighbours in one object together, what is needed first at first: what `store` takes."""
+        flights = _ranges([_Flight(want) for want in wants], _LARGEST)
+        return [[flight.want for flight in run] for run in flights]
 
-        wait: seconds to wait until the SSD tier can take them.
+    def store(self, wants: Sequence[Want], wait: float) -> list[tuple[Want, ShardstreamError]]:
+        """Fetch one of the `ranges` into the tiers, but for what other processes fetch; returns what failed.
+
+        wait: seconds to wait until the SSD tier can take a block.
         """
-        failed = []
-        for wanted in _ranges([_Flight(want) for want in wants], _LARGEST):
-            self._range(wanted, wait)
-            for flight in wanted:
-                error = flight.future.exception(0)
-                if isinstance(error, ShardstreamError):
-                    failed.append((flight.want, error))
-                elif error is not None:
-                    raise error
-                with self._lock:
-                    self._pick_up(flight.want.block)
+        flights, failed = [_Flight(want) for want in wants], []
+        self._range(flights, wait)
+        for flight in flights:
+            error = flight.future.exception(0)
+            if isinstance(error, ShardstreamError):
+                failed.append((flight.want, error))
+            elif error is not None:
+                raise error
+            with self._lock:
+                self._pick_up(flight.want.block)
         return failed
 
     def _pick_up(self, block: Block) -> Data | None:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 import threading
+import weakref
 
 import xxhash
 
@@ -31,12 +32,13 @@ class Claim:
 
 
 class Claims:
-    """The claims of this process, in an open file; may be used by many threads."""
+    """The claims of this process, in an open file that is closed with it; may be used by many threads."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self._held: set[int] = set()  # a lock of our own would not keep our other threads out
         self._lock = threading.Lock()
+        weakref.finalize(self, os.close, file)
 
     def take(self, name: str) -> Claim | None:
         """A claim, or None while another thread or process holds it."""

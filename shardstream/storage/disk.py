@@ -132,7 +132,7 @@ class Disk:
             raise PermissionError(errno.EPERM, "it belongs to somebody else, or others have access to it")
         self._blocks, folders, self._partial = map(self._subfolder, ("blocks", "ledgers", "partial"))
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._claims = Claims(self._keep_open(os.open("claims", flags, 0o600, dir_fd=self._root)))
+        self._claims = Claims(os.open("claims", flags, 0o600, dir_fd=self._root))
         self._ledger = Ledger(folders)
         living = self._ledger.processes()
         for name in os.listdir(self._partial):
@@ -297,7 +297,7 @@ class Disk:
         price, kept = cost(block.size), False
         self._ledger.add(price)
         try:
-            if self._ledger.total() > self.limit and not self._make_room():
+            if self._ledger.total() > self.limit and not self._make_room(price):
                 return
             self._written += 1
             partial = f"{self._ledger.name}-{self._written}"
@@ -331,8 +331,8 @@ class Disk:
 
     # Making room
 
-    def _make_room(self) -> bool:
-        """Delete what is needed latest until all is within the limit; False if it cannot be done."""
+    def _make_room(self, price: int) -> bool:
+        """Delete what is needed latest until there is room for `price` bytes, which are counted already."""
         deadline, pause = time.monotonic() + _PATIENCE, threading.Event()
         while (turn := self._claims.take("evict")) is None and time.monotonic() < deadline:
             if self._ledger.total() <= self.limit:
@@ -340,7 +340,7 @@ class Disk:
             pause.wait(0.02)  # locks of other processes can only be polled
         try:
             goal = self.limit - self.limit // _SLACK
-            for _, group, name, size in sorted(self._candidates(), key=lambda found: -found[0]):
+            for _, group, name, size in sorted(self._candidates(price), key=lambda found: -found[0]):
                 if self._ledger.total() <= goal:
                     break
                 self._delete(group, name, size)
@@ -358,7 +358,7 @@ class Disk:
             os.rmdir(group, dir_fd=self._blocks)
         return deleted
 
-    def _candidates(self) -> list[tuple[float, str, str, int]]:
+    def _candidates(self, price: int) -> list[tuple[float, str, str, int]]:
         """(next use, group, name, size) of all blocks; sets the ledger right where it has drifted."""
         found, total, largest = [], 0, 0
         current, next_use = "", self.schedule.group("")
@@ -368,7 +368,7 @@ class Disk:
             found.append((next_use(name), group, name, size))
             total += cost(size)
             largest = max(largest, cost(size))
-        drift = total - self._ledger.total()
+        drift = total + price - self._ledger.total()
         # Blocks that are being written are counted, but not seen here.
         if abs(drift) > self.limit // _SLACK + largest * (len(self._ledger.processes()) + 1):
             self._ledger.add(drift)

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardstream.dataset import Cache as Cache
     from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.dataset import TokenDataset as TokenDataset
@@ -21,12 +20,14 @@ if TYPE_CHECKING:
     from shardstream.pack.adopt import index as index
     from shardstream.pack.packer import pack as pack
     from shardstream.read.verify import verify as verify
+    from shardstream.storage.cache import Cache as Cache
+    from shardstream.warm import warm as warm
 
 __version__ = "0.1.0"
 
 # Imported at first use, so that `import shardstream` is quick and the packer never loads torch.
 _HOMES = {
-    "Cache": "shardstream.dataset",
+    "Cache": "shardstream.storage.cache",
     "Manifest": "shardstream.format.manifest",
     "Mixture": "shardstream.dataset",
     "ShardstreamError": "shardstream.errors",
@@ -39,6 +40,7 @@ _HOMES = {
     "index": "shardstream.pack.adopt",
     "pack": "shardstream.pack.packer",
     "verify": "shardstream.read.verify",
+    "warm": "shardstream.warm",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "index",
     "pack",
     "verify",
+    "warm",
 ]
 
 

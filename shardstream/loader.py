@@ -67,7 +67,7 @@ class StreamingLoader:
         self.ds, self.batch_size, self.last = ds, batch_size, last
         self._pin = pin
         self._device = check_device(pin, device) if pin or device is not None else None
-        budget = Budget(parse_size(prefetch, "prefetch"), parse_size(ds.cache.ram, "ram"))
+        budget = Budget(parse_size(prefetch, "prefetch"), ds.cache.keep)
         budget = budget if threads is None else dataclasses.replace(budget, threads=threads)
         # The other process has no device: what it makes is pinned here.
         self._batches = _Batches(ds, batch_size, last, collate, pin and engine == "thread", budget)
@@ -139,15 +139,19 @@ class StreamingLoader:
         if self._sidecar is not None:
             self._sidecar.close()  # it has the lanes of before
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, Any]:
         """Counters since construction.
 
         batches and samples delivered; frames fetched and bytes_read, their raw bytes (token shards
         that are copied from where they are mapped count in neither); wait_seconds that the consumer
         waited; fetch_seconds and build_seconds, the time of all threads in these stages;
         queue_depth: units of work, of one batch or many, that were ready at the last wait.
+        Of datasets that are not local also ram_bytes, disk_bytes and remote_bytes, what came from each
+        tier; requests to the store, refetches of damaged blocks, and the store's backend.
         """
-        return dataclasses.asdict(self._stats)
+        counts: dict[str, Any] = dataclasses.asdict(self._stats)
+        tiers: dict[str, Any] = counts.pop("tiers")
+        return counts | tiers
 
 
 @dataclasses.dataclass

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ["tests.servers"]
+
 # Shared machines stall for seconds at times: a deadline per example would fail at random.
 # pytest-timeout still catches a hang. Without --long the examples are the same in every run, so that
 # a change is judged by the change; with it they are new each time.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import shardstream
-from shardstream.cli import adopt, export, inspect, pack, verify
+from shardstream.cli import adopt, cache, export, inspect, pack, verify, warm
 from shardstream.errors import OptionError, ShardstreamError
 
 # click's UsageError, wherever typer keeps it: newer releases bring their own copy of click.
@@ -31,6 +31,8 @@ app.command()(inspect.ls)
 app.command()(inspect.cat)
 app.command()(verify.verify)
 app.command()(export.export)
+app.command()(warm.warm)
+app.command()(cache.cache)
 
 
 def _version(wanted: bool) -> None:

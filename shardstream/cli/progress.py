@@ -44,6 +44,51 @@ def counted(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | No
         yield _counts(title)
 
 
+@contextmanager
+def moved(title: str, quiet: bool) -> Iterator[Callable[[int, int, float], None] | None]:
+    """A callback that shows (bytes done, of all, in seconds) with rate and time left, or None."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        columns = (
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bar(TextColumn(title), *columns, console=Console(stderr=True)) as bar:
+            row = bar.add_task(title, total=None)
+            yield lambda done, total, seconds: bar.update(row, total=total, completed=done)
+    else:
+        yield _moves(title)
+
+
+def _moves(title: str) -> Callable[[int, int, float], None]:
+    last, before = time.monotonic(), -1
+
+    def show(done: int, total: int, seconds: float) -> None:
+        nonlocal last, before
+        before = done if before < 0 else before  # what was there already was not moved
+        if time.monotonic() - last >= _EVERY:
+            last = time.monotonic()
+            rate = (done - before) / seconds if seconds else 0.0
+            left = (total - done) / rate if rate else 0.0
+            amount = f"{human_size(done)} of {human_size(total)}, {human_size(rate)}/s"
+            print(f"{title}: {amount}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return show
+
+
 def _counts(title: str) -> Callable[[int, int], None]:
     last = time.monotonic()
 

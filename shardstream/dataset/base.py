@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,13 +16,15 @@ from shardstream.dataset.iteration import Iteration
 from shardstream.distributed import Topology
 from shardstream.errors import OptionError, StateError, noted
 from shardstream.format.manifest import Manifest
-from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import STATE_VERSION, Run, check_state, read_place
+from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
+from shardstream.order.uses import next_uses
 from shardstream.read.engine import Budget, Source, Stats, Unit, stream
 from shardstream.read.reader import DatasetReader
+from shardstream.storage.cache import Cache
 
 if TYPE_CHECKING:
 
@@ -46,25 +49,6 @@ class Request(NamedTuple):
     sizes: list[int]
 
 
-@dataclass(frozen=True)
-class Cache:
-    """What may be kept: files in `dir` up to `disk` bytes, frames in memory up to `ram` bytes.
-
-    Datasets on local disks are read where they are, so that only `ram` matters to them.
-    """
-
-    dir: str | os.PathLike[str] | None = None
-    disk: str | int | None = None
-    ram: str | int = "1GiB"
-
-    def __post_init__(self) -> None:
-        parse_size(self.ram, "ram")
-        if self.disk is not None:
-            parse_size(self.disk, "disk")
-            if self.dir is None:
-                raise OptionError(f"disk={self.disk!r} needs a dir to keep files in")
-
-
 class OrderedDataset(_Iterable):
     """A dataset whose items have positions 0 .. total - 1 in each epoch."""
 
@@ -83,20 +67,18 @@ class OrderedDataset(_Iterable):
         self.cache = _cache(cache)
         self.topology = _topology(topology)
         self._storage_options = storage_options
+        self._process = os.getpid()
         self._reader: DatasetReader | None = None
         self._source: Source | None = None
-        self._opened_by: int | None = None
         self._cursor = workers.WorkerCursor()
         self._lanes: int | None = None if self.shuffle is None else self.shuffle.lanes
 
     @property
     def reader(self) -> DatasetReader:
         """The reader behind the dataset, opened anew in each process that it is sent to."""
-        if self._opened_by != os.getpid():
-            # Locks, connections and event loops of a forked process's parent are not to be used.
-            self._opened_by, self._reader, self._source = os.getpid(), None, None
+        self._leave_parent()
         if self._reader is None:
-            self._reader = DatasetReader.open(self.url, self._storage_options)
+            self._reader = DatasetReader.open(self.url, self._storage_options, self.cache)
         return self._reader
 
     @property
@@ -121,11 +103,21 @@ class OrderedDataset(_Iterable):
     @property
     def source(self) -> Any:
         """Where frames come from, opened anew in each process that the dataset is sent to."""
-        if self._source is None or self._opened_by != os.getpid():
+        self._leave_parent()
+        if self._source is None:
             self._source = self._open_source()
         return self._source
 
+    def _leave_parent(self) -> None:
+        # After a fork, what the parent's threads were doing is never finished here.
+        if self._process != os.getpid():
+            self._process, self._reader, self._source = os.getpid(), None, None
+
     def _open_source(self) -> Source:
+        raise NotImplementedError
+
+    def frames_of(self, shard: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frames that these items of a shard lie in, each once, in the order of the items."""
         raise NotImplementedError
 
     def units(self, order: Any, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
@@ -145,8 +137,64 @@ class OrderedDataset(_Iterable):
 
         `finish` is called in threads, or where it is quick and `direct` says so, by the consumer.
         """
-        units = self.units(self.order(epoch), requests, direct)
-        return stream(self.source, units, finish, budget, stats)
+        order = self.order(epoch)
+        if self.remote:
+            return self._fetched_ahead(order, requests, direct, finish, budget, stats)
+        return stream(self.source, self.units(order, requests, direct), finish, budget, stats)
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading may be waiting for a store."""
+        return not self.reader.all_local
+
+    def _fetched_ahead(
+        self,
+        order: Order,
+        requests: Iterable[Request],
+        direct: bool,
+        finish: Callable[[Any], Any],
+        budget: Budget,
+        stats: Stats | None,
+    ) -> Generator[Any, None, None]:
+        """`stream` that tells the cache what is coming."""
+        coming = deque[int]()
+        units = self.units(order, _noted(self._indexed(order, requests), coming), direct)
+        self._plan(order, coming)
+        built = stream(self.source, units, finish, budget, stats)
+        try:
+            for batch in built:
+                coming.popleft()
+                yield batch
+        finally:
+            built.close()
+
+    def _indexed(self, order: Order, requests: Iterable[Request]) -> Iterator[Request]:
+        """The requests; the indexes of each and of the one after it are on their way."""
+        waiting = iter(requests)
+        held: deque[Request] = deque()
+        while True:
+            while len(held) < 2 and (request := next(waiting, None)) is not None:
+                held.append(request)
+                self.reader.expect_indexes(np.unique(order.shards(request.positions)).tolist())
+            if not held:
+                return
+            yield held.popleft()
+
+    def _plan(self, order: Order, coming: deque[int]) -> None:
+        """Tell the cache when frames are needed next; `coming` begins with the position of the next batch."""
+        shards, total = self.manifest.shards, max(1, self.total)
+        following: list[Order] = []
+
+        def uses(shard: int) -> NDArray[np.float64]:
+            if not following:
+                following.append(self.order(min(order.epoch + 1, 2**64 - 1)))
+            try:
+                now = coming[0] / total
+            except IndexError:  # nothing planned, or all delivered
+                now = 0.0
+            return next_uses(order, following[0], shard, shards[shard].frames, now)
+
+        self.reader.plan(uses)
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes batches by `collate`, or by the dataset's own way."""
@@ -203,7 +251,7 @@ class OrderedDataset(_Iterable):
     def deliver(self, run: Run) -> Generator[Any, None, None]:
         """The items of this rank, or of this worker process of it, from the place of `run` on."""
         mine, total = self.topology, self.total
-        budget = Budget(keep=parse_size(self.cache.ram))
+        budget = Budget(keep=self.cache.keep)
         worker = workers.current()
         if worker is not None:
             budget = replace(budget, threads=1) if worker.size > 1 else budget
@@ -291,11 +339,27 @@ class OrderedDataset(_Iterable):
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks stay behind: a worker process opens its own.
-        return self.__dict__ | {"_reader": None, "_source": None, "_opened_by": None}
+        return self.__dict__ | {"_reader": None, "_source": None}
 
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"
         return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
+
+
+def _noted(requests: Iterable[Request], coming: deque[int]) -> Iterator[Request]:
+    """The requests; the position of each of their batches is added to `coming`."""
+    for request in requests:
+        begin = 0
+        for size in request.sizes:
+            coming.append(int(request.positions[begin]) if size else 0)
+            begin += size
+        yield request
+
+
+def in_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each value once, where it comes first."""
+    found, first = np.unique(values, return_index=True)
+    return found[np.argsort(first)]
 
 
 def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:

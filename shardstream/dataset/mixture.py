@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.dataset.base import Cache, OrderedDataset, Request
+from shardstream.dataset.base import OrderedDataset, Request
 from shardstream.dataset.tokens import TokenDataset
 from shardstream.errors import OptionError
-from shardstream.format.sizes import parse_size
 from shardstream.order.lanes import Order, groups
 from shardstream.order.mixture import ENDLESS, MixtureOrder, Schedule, shares
 from shardstream.order.shuffle import Shuffle
@@ -22,6 +21,7 @@ from shardstream.read.batch import tensor
 from shardstream.read.engine import Source, Unit
 from shardstream.read.prefetch import FrameId, Need
 from shardstream.read.segments import FLAT, runs
+from shardstream.storage.cache import Cache
 
 __all__ = ["SOURCE", "Mixture"]
 
@@ -29,6 +29,7 @@ SOURCE = "__source__"
 _UNIT = 4 << 20  # bytes of batches that one thread builds at a time
 _ORDERS = 3  # epochs of a dataset whose order is kept: two meet where one ends
 _SHIFT = 48  # bits of a shard's number; those above are the dataset's
+_SHARD = (1 << _SHIFT) - 1
 
 Ints = NDArray[np.int64]
 
@@ -67,7 +68,7 @@ class Mixture(OrderedDataset):
         super().__init__(
             f"Mixture({', '.join(ds.url for ds in self.datasets)})",
             _shuffle(self.datasets),
-            Cache(ram=max(parse_size(ds.cache.ram, "ram") for ds in self.datasets)),
+            Cache(ram=max(ds.cache.keep for ds in self.datasets)),
             first.topology,
             None,
         )
@@ -81,14 +82,14 @@ class Mixture(OrderedDataset):
     @property
     def total(self) -> int:
         """The samples of an epoch, of all ranks."""
-        return ENDLESS if self.endless else self._plan(self.lanes).total
+        return ENDLESS if self.endless else self._mixed(self.lanes).total
 
     @property
     def ahead(self) -> int:
         """How many items are best planned at once."""
         return max(1, min(_UNIT // max(1, _item_bytes(ds)) for ds in self.datasets))
 
-    def _plan(self, lanes: int) -> MixtureOrder:
+    def _mixed(self, lanes: int) -> MixtureOrder:
         if lanes not in self._plans:
             sizes = [ds.total for ds in self.datasets]
             self._plans = {lanes: MixtureOrder(self._schedule, sizes, lanes, self.stop)}
@@ -97,7 +98,12 @@ class Mixture(OrderedDataset):
     def order(self, epoch: int, lanes: int | None = None) -> MixedOrder:
         """The order of one epoch."""
         lanes = lanes or self.lanes
-        return MixedOrder(self._plan(lanes), self.datasets, epoch, self.endless)
+        return MixedOrder(self._mixed(lanes), self.datasets, epoch, self.endless)
+
+    @property
+    def remote(self) -> bool:
+        """False: the next uses of frames are not told for mixtures."""
+        return False
 
     def _open_source(self) -> _Sources:
         return _Sources([ds.source for ds in self.datasets])
@@ -179,6 +185,19 @@ class _Sources:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
+
+    def expect(self, frames: Sequence[FrameId]) -> None:
+        for number, source in enumerate(self._sources):
+            source.expect([(s & _SHARD, frame) for s, frame in frames if s >> _SHIFT == number])
+
+    def counters(self) -> dict[str, Any]:
+        """The sums of those of all datasets."""
+        found: dict[str, Any] = {}
+        for source in self._sources:
+            for name, count in source.counters().items():
+                known = found.get(name)
+                found[name] = known + count if isinstance(known, int) and isinstance(count, int) else count
+        return found
 
     def fetch(self, shard: int, frame: int) -> tuple[int, Any]:
         number, shard = divmod(shard, 1 << _SHIFT)

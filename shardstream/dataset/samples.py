@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from shardstream.dataset.base import Cache, OrderedDataset, Request
+from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
 from shardstream.dataset.subset import Columns, select
 from shardstream.dataset.workers import WorkerCursor
 from shardstream.decode.registry import decode_values, extension, find
@@ -123,6 +123,11 @@ class StreamingDataset(OrderedDataset):
 
     def _open_source(self) -> SampleSource:
         return SampleSource(self.reader, self.fields)
+
+    def frames_of(self, shard: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frames that these samples lie in."""
+        first = np.asarray(self.reader.index(shard).frame_first).astype(np.int64)
+        return in_order(np.searchsorted(first, numbers, side="right") - 1)
 
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""

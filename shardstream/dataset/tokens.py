@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shardstream.dataset.base import Cache, OrderedDataset, Request
+from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
 from shardstream.errors import OptionError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.order.lanes import Order
@@ -160,6 +161,12 @@ class TokenDataset(OrderedDataset):
 
     def _open_source(self) -> TokenSource:
         return TokenSource(self.reader, self._column, self._stored, self.blocks, self.pad_id)
+
+    def frames_of(self, shard: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frames that these blocks lie in; a block may end in a later one than it begins in."""
+        blocks = self.source.blocks(shard)
+        rows, frames, _, _ = blocks.pieces(numbers, False)
+        return in_order(frames[np.argsort(rows, kind="stable")])
 
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[TokenUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""

@@ -161,6 +161,18 @@ class Order:
         index = np.array([self._starts[place] + offset], np.int64)
         return int(lane_position(index, self.total, self.lanes)[0])
 
+    def span(self, shard: int) -> tuple[int, int]:
+        """The part of S, from and to, that holds the samples of a shard; with scope="lane" others, too."""
+        pieces = slice(shard, shard + 1)
+        if self._cuts is not None:
+            begin = int(self._fixed_starts[shard])
+            first, last = np.searchsorted(
+                self._cuts, (begin, begin + int(self._sizes[shard]) - 1), side="right"
+            )
+            pieces = slice(int(first) - 1, int(last))
+        places = self._places[pieces]
+        return int(self._starts[places].min()), int(self._ends[places].max())
+
     def _find(self, positions: ArrayLike) -> tuple[Ints, Ints]:
         """The place of the piece and the offset in it of each position."""
         wanted = np.asarray(positions, np.int64)

@@ -55,6 +55,7 @@ class Stats:
     fetch_seconds: float = 0.0
     build_seconds: float = 0.0
     queue_depth: int = 0
+    tiers: dict[str, Any] = field(default_factory=dict)
 
 
 class Unit(Protocol):
@@ -85,6 +86,12 @@ class Unit(Protocol):
 
 class Source(Protocol):
     """Where the buffers of frames come from, and go to when nobody needs them."""
+
+    def expect(self, frames: Sequence[FrameId], /) -> None:
+        """These are going to be fetched, in this order; returns at once."""
+
+    def counters(self) -> dict[str, Any]:
+        """Where bytes came from so far; empty where there is but one place."""
 
     def fetch(self, shard: int, frame: int, /) -> Any: ...
     def recycle(self, buffer: Any, /) -> None: ...
@@ -123,6 +130,7 @@ def stream(
                 if unit is None:
                     break
                 before = frames.fetched_bytes
+                source.expect(frames.missing(unit.needs))
                 futures = {need.frame: frames.use(need) for need in unit.needs}
                 if unit.direct:
                     future: Future[Any] = fetchers.submit(unit.prepare)
@@ -133,6 +141,7 @@ def stream(
             if not pending:
                 return
             stats.frames, stats.bytes_read = _moved(frames, stats)
+            stats.tiers = source.counters()
             stats.queue_depth = sum(item.future.done() for item in pending)
             head = pending.popleft()
             built = _wait(head.future, budget.deadline, stats)

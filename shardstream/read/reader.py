@@ -7,19 +7,20 @@ import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-import xxhash
 import zstandard
 from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
-from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, ShardInfo, is_inside
+from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, is_inside
+from shardstream.read.kept import STREAMS, Kept
+from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.files import map_file, read_slice, size_of
 from shardstream.storage.remote import Options, Store, redact
 
@@ -32,8 +33,21 @@ _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last
 class DatasetReader:
     """A dataset opened for reading; may be used by many threads."""
 
-    def __init__(self, store: Store, manifest: Manifest, storage_options: Options = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        storage_options: Options = None,
+        tiers: Tiers | None = None,
+        raw: bool = False,
+        local: bool = True,
+    ) -> None:
+        """raw: frames are kept decompressed.  local: files on this machine are read where they are."""
         self.manifest = manifest
+        self.kept = Kept(manifest, self._load, tiers or Tiers(), self.shard_name, raw)
+        self._local = local
+        # Then every shard is mapped, and nothing is worth fetching ahead.
+        self.all_local = local and _is_local(store, manifest)
         self.url = store.url
         self._store = store
         self._options = storage_options
@@ -48,10 +62,39 @@ class DatasetReader:
         self._inflating = threading.Lock()
 
     @classmethod
-    def open(cls, url: str, storage_options: Options = None) -> DatasetReader:
+    def open(cls, url: str, storage_options: Options = None, cache: Cache | None = None) -> DatasetReader:
         """Read and check the manifest; nothing else is fetched yet."""
         store = Store.open(str(url), storage_options)
-        return cls(store, read_manifest(store), storage_options)
+        manifest = read_manifest(store)
+        if cache is None:
+            return cls(store, manifest, storage_options)
+        if _is_local(store, manifest) and not cache.always:
+            return cls(store, manifest, storage_options)
+        return cls(store, manifest, storage_options, cache.tiers(), cache.raw, not cache.always)
+
+    def expect(self, frames: Sequence[tuple[int, int]]) -> None:
+        """Fetch frames ahead that will be asked for in this order; returns at once, raises nothing."""
+        if self.all_local:
+            return
+        self.kept.fetcher.ahead(
+            self.kept.frame(shard, frame, self.index(shard))
+            for shard, frame in frames
+            if self.mapped(shard) is None
+        )
+
+    def expect_indexes(self, shards: Sequence[int]) -> None:
+        """Fetch indexes ahead, all at once; `index` waits for those on their way. Raises nothing."""
+        wanted = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
+        self.kept.fetcher.ahead([self.kept.index(shard) for shard in wanted])
+
+    def plan(self, uses: Callable[[int], NDArray[np.float64]]) -> None:
+        """Tell the cache in how many epochs from now each frame of a shard is needed next."""
+        self.kept.plan(self, uses)
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """Bytes from each tier, requests, blocks fetched again, and the store's backend."""
+        return self.kept.counters(type(self._store).__name__)
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard, its columns in the order of the manifest's fields."""
@@ -65,11 +108,10 @@ class DatasetReader:
     def read_index(self, shard: int) -> ShardIndex:
         """The index of a shard, read anew and not kept."""
         info = self.manifest.shards[shard]
-        where = self._store.where(info.index_url)
-        data = self._checked(where, self._store.read_range(info.index_url, 0, info.index_bytes), info)
+        data = bytes(self.kept.fetcher.get(self.kept.index(shard)))
         return ShardIndex.from_bytes(
             data,
-            where=where,
+            where=self._store.where(info.index_url),
             fields=len(info.fields),
             samples=info.samples,
             frames=info.frames,
@@ -78,21 +120,17 @@ class DatasetReader:
             contiguous=info.codec in ("zstd", "none"),
         ).with_columns(info.fields, self._fields)
 
-    @staticmethod
-    def _checked(where: str, data: bytes, info: ShardInfo) -> bytes:
-        if xxhash.xxh3_128_hexdigest(data) != info.index_checksum:
-            raise CorruptionError(f"{where}: the index is damaged (wrong checksum); restore it or repack")
-        return data
-
     def frame(self, shard: int, frame: int) -> memoryview:
         """The raw bytes of one frame, verified. Holds whole samples."""
         info, index = self.manifest.shards[shard], self.index(shard)
         raw_size = int(index.frame_raw_size[frame])
-        if info.codec in ("gzip", "zstd-stream"):
+        if info.codec in STREAMS:
             raw_offset = int(index.frame_raw_offset[frame])
             raw = self._whole(shard)[raw_offset : raw_offset + raw_size]
             self._check(raw, shard, frame)
             return raw
+        if self.kept.raw and self.mapped(shard) is None:
+            return memoryview(self.kept.fetcher.get(self.kept.frame(shard, frame, index)))
         stored = self.stored_frame(shard, frame)
         return frames.decompress(info.codec, stored, raw_size, self.frame_name(shard, frame))
 
@@ -102,7 +140,10 @@ class DatasetReader:
         start, size = int(index.frame_offset[frame]), int(index.frame_size[frame])
         mapped = self.mapped(shard)
         if mapped is None:
-            stored: bytes | memoryview = self._read(info, start, size, self.frame_name(shard, frame))
+            want = self.kept.frame(shard, frame, index)
+            if not want.block.name.endswith(".raw"):
+                return self.kept.fetcher.get(want)
+            stored: bytes | memoryview = self._load(info.url, start, size)
             self._check(stored, shard, frame)
             return stored
         stored, verified = mapped[start : start + size], self.verified(shard)
@@ -127,6 +168,8 @@ class DatasetReader:
                 self._maps[shard] = found
                 return found
         info = self.manifest.shards[shard]
+        if not self._local:
+            return None
         try:
             path = self._store.local_path(info.url) if is_inside(info.url) else info.url
             found = None if path is None else map_file(path)
@@ -149,20 +192,18 @@ class DatasetReader:
             where = self.frame_name(shard, frame)
             raise CorruptionError(f"{where}: damaged (wrong checksum); restore the shard or repack")
 
-    def _read(self, info: ShardInfo, start: int, size: int, where: str) -> bytes:
-        try:
-            if is_inside(info.url):
-                return self._store.read_range(info.url, start, size)
-            data = read_slice(info.url, start, size, self._options)
-        except StorageError as error:
-            raise StorageError(f"{where}: {error}") from error
+    def _load(self, url: str, start: int, size: int) -> bytes:
+        """A range of an object of the dataset, from its store."""
+        if is_inside(url):
+            return self._store.read_range(url, start, size)
+        data = read_slice(url, start, size, self._options)
         if len(data) != size:
-            raise StorageError(f"{where}: {len(data)} bytes came back, {size} were asked for")
+            raise StorageError(f"{redact(url)}: {len(data)} bytes came back, {size} were asked for")
         return data
 
     def stored(self, shard: int, start: int, size: int) -> bytes:
         """Stored bytes of a shard as they are, unchecked."""
-        return self._read(self.manifest.shards[shard], start, size, self.shard_name(shard))
+        return self._load(self.manifest.shards[shard].url, start, size)
 
     def shard_size(self, shard: int) -> int:
         """The size that the store gives for a shard's file."""
@@ -177,11 +218,17 @@ class DatasetReader:
         with self._inflating:
             raw = self._wholes.pop(shard, None)
             if raw is None:
-                raw = inflate(info.codec, self._read(info, 0, info.bytes, where), info.raw_bytes, where)
+                raw = inflate(info.codec, self._stream(shard), info.raw_bytes, where)
             self._wholes[shard] = raw
             while len(self._wholes) > 1 and sum(map(len, self._wholes.values())) > _KEPT_WHOLES:
                 self._wholes.popitem(last=False)
         return raw
+
+    def _stream(self, shard: int) -> bytes:
+        if self._local and self.mapped(shard) is not None:
+            info = self.manifest.shards[shard]
+            return self._load(info.url, 0, info.bytes)
+        return bytes(self.kept.fetcher.get(self.kept.whole(shard)))
 
     def _recent_frame(self, shard: int, frame: int) -> memoryview:
         key = (shard, frame)
@@ -243,15 +290,25 @@ class DatasetReader:
                     yield key, self._fields_of(index, raw, sample)
 
 
+def _is_local(store: Store, manifest: Manifest) -> bool:
+    return store.local_path("") is not None and all(is_inside(shard.url) for shard in manifest.shards)
+
+
 def read_manifest(store: Store) -> Manifest:
     """The manifest of the dataset in `store`."""
     where = store.where(NAME)
-    if not store.exists(NAME):
-        raise StorageError(f"{store.url}: no dataset here ({NAME} is missing)")
-    size = store.size(NAME)
-    if size > MAX_BYTES:
-        raise CorruptionError(f"{where}: {size} bytes are too many for a manifest")
-    return Manifest.from_bytes(store.read(NAME), where)
+    local = store.local_path(NAME)
+    try:
+        # One request: what is local is not worth less trust, but its size costs nothing.
+        size = store.size(NAME) if local is not None else 0
+        if size > MAX_BYTES:
+            raise CorruptionError(f"{where}: {size} bytes are too many for a manifest")
+        data = store.read(NAME)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise StorageError(f"{store.url}: no dataset here ({NAME} is missing)") from error
+        raise
+    return Manifest.from_bytes(data, where)
 
 
 def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:

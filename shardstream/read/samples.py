@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -40,6 +40,14 @@ class SampleSource:
         self.columns = np.array([column for column, _ in wanted], np.int64)
         self.names = [name for _, name in wanted]
         self._decompressor = Decompressor()
+
+    def expect(self, frames: Sequence[FrameId]) -> None:
+        """These frames are going to be fetched, in this order."""
+        self.reader.expect(frames)
+
+    def counters(self) -> dict[str, Any]:
+        """Bytes by tier, where they do not all come from local files."""
+        return {} if self.reader.all_local else self.reader.counters
 
     def name(self, shard: int, frame: int) -> str:
         """A frame, for messages."""

@@ -72,7 +72,8 @@ class Sidecar:
                     raise value
                 batch, counts = value
                 for name, count in counts.items():
-                    setattr(stats, name, getattr(before, name) + count)
+                    known = getattr(before, name)
+                    setattr(stats, name, count if isinstance(count, dict) else known + count)
                 stats.wait_seconds = waited
                 del value
                 yield batch

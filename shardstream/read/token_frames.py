@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,20 @@ class TokenSource:
                 self._blocks_held -= self._blocks.popitem(last=False)[1].nbytes
         return found
 
+    def expect(self, frames: Sequence[FrameId]) -> None:
+        """These frames are going to be fetched, in this order."""
+        if self.reader.all_local:
+            return
+        # A block may end in the frame after its own.
+        counts = [shard.frames for shard in self.reader.manifest.shards]
+        pairs = (((shard, frame), (shard, frame + 1)) for shard, frame in frames)
+        wanted = dict.fromkeys(frame for pair in pairs for frame in pair)
+        self.reader.expect([(shard, frame) for shard, frame in wanted if frame < counts[shard]])
+
+    def counters(self) -> dict[str, Any]:
+        """Bytes by tier, where they do not all come from local files."""
+        return {} if self.reader.all_local else self.reader.counters
+
     def name(self, shard: int, frame: int) -> str:
         """A frame, for messages."""
         return self.reader.frame_name(shard, frame)
@@ -81,7 +96,7 @@ class TokenSource:
         layout, itemsize = self.blocks(shard).layout, self.dtype.itemsize
         raw_size = int(self.reader.index(shard).frame_raw_size[frame])
         room = self._room * itemsize
-        if self.reader.manifest.shards[shard].codec == "zstd":
+        if self._decompresses(shard):
             stored = self.reader.stored_frame(shard, frame)
             buffer = self._decompressor.frame(stored, raw_size, self.name(shard, frame), room)
         else:
@@ -98,6 +113,10 @@ class TokenSource:
                 end, room, following = end + len(some), room - len(some), following + 1
         return buffer
 
+    def _decompresses(self, shard: int) -> bool:
+        """Whether frames come as zstd, not decompressed from a cache."""
+        return self.reader.manifest.shards[shard].codec == "zstd" and not self.reader.kept.raw
+
     def recycle(self, buffer: Buffer) -> None:
         """Take back the buffer of a frame."""
         self._decompressor.give_back(buffer)
@@ -111,7 +130,7 @@ class TokenSource:
         layout, itemsize = self.blocks(shard).layout, self.dtype.itemsize
         begin = int(layout.data[frame])
         count = min(self._room, int(layout.start[frame + 1] - layout.start[frame]))
-        if self.reader.manifest.shards[shard].codec == "zstd":
+        if self._decompresses(shard):
             start = bytearray(begin + count * itemsize)
             stored = self.reader.stored_frame(shard, frame)
             self._decompressor.start_of(stored, memoryview(start), self.name(shard, frame))

@@ -1,0 +1,44 @@
+"""shardstream cache"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+import typer
+
+from shardstream.cli import options
+from shardstream.errors import StorageError
+
+
+def cache(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The directory of the cache.")],
+    action: Annotated[Literal["info", "verify", "clear"], typer.Argument(help="What to do.")] = "info",
+    json: options.Json = False,
+) -> None:
+    """Show what a cache holds, check every block of it, or delete what it holds.
+
+    Exit code of verify: 0 sound, 1 damaged blocks, named. They are fetched anew when they are read.
+    """
+    from shardstream.format.sizes import human_size
+    from shardstream.storage.disk import Disk
+
+    if not os.path.isdir(Disk.path_in(folder)):
+        raise StorageError(f"{folder}: no cache here")
+    disk = Disk.open(folder)
+    found = disk.clear() if action == "clear" else disk.info(check=action == "verify")
+    if json:
+        options.print_json(found)
+    else:
+        for name in found.damaged:
+            print(f"{name}: damaged")
+        verb = "deleted" if action == "clear" else "holds"
+        size = human_size(found.bytes)
+        print(f"{found.path}: {verb} {found.blocks:,} blocks of {found.groups:,} shards, {size}")
+        if action == "info":
+            print(
+                f"  {found.raw_blocks:,} decompressed; {found.processes:,} other processes use it; "
+                f"{found.foreign:,} files are not of the cache"
+            )
+    if found.damaged:
+        raise typer.Exit(1)

@@ -1,0 +1,38 @@
+"""When each frame of a shard is used, roughly: what a cache needs to know about the order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.order.lanes import Order, lane_position
+from shardstream.order.shuffle import FRAMES, permutation
+
+__all__ = ["last_uses", "next_uses"]
+
+
+def last_uses(order: Order, shard: int, frames: int) -> NDArray[np.float64]:
+    """The part of the epoch after which each frame of a shard is not read any more, 0 to 1, [frames].
+
+    It takes all frames of a shard to hold equally many samples, so that no index is needed.
+    """
+    begin, end = order.span(shard)
+    if not frames or begin == end:
+        return np.zeros(frames)
+    place = np.arange(frames, dtype=np.int64)
+    if order.shuffle is not None:
+        permuted = permutation(frames, order.shuffle.seed, order.epoch, FRAMES, shard)
+        place = np.empty(frames, np.int64)
+        place[permuted] = np.arange(frames, dtype=np.int64)
+        # Samples of a frame are spread over its window.
+        window = order.shuffle.window
+        place = np.minimum((place // window + 1) * window, frames) - 1
+    last = begin + np.maximum((place + 1) * (end - begin) // frames - 1, 0)
+    return (lane_position(last, order.total, order.lanes) + 1) / order.total
+
+
+def next_uses(order: Order, following: Order, shard: int, frames: int, now: float) -> NDArray[np.float64]:
+    """In how many epochs each frame is needed, where the part `now` of `order`'s epoch is over."""
+    ahead = last_uses(order, shard, frames) - now
+    later = 1 - now + last_uses(following, shard, frames)
+    return np.where(ahead >= 0, ahead, later)

@@ -1,0 +1,298 @@
+"""Fetching: ranges ahead of their use, each block once, by threads that come and go with the work."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import NamedTuple
+
+from shardstream.errors import CorruptionError, ShardstreamError, StorageError
+from shardstream.storage.blocks import Block, Data
+from shardstream.storage.cache import Tiers
+from shardstream.storage.claims import Claim
+
+__all__ = ["Fetcher", "Want"]
+
+_FIRST, _LARGEST = 512 << 10, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
+_GROWTH = 16  # a range is at most this part of what was fetched so far
+_AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for
+_THREADS = 64
+_DEADLINE = 600.0  # seconds to wait for a fetch of another thread
+_PATIENCE = 60.0  # seconds to wait for a fetch of another process, before fetching here, too
+_POLLS = (0.002, 0.05)  # seconds between looks at another process's claim, growing
+
+
+class Want(NamedTuple):
+    """A block, and how to get it: `size` stored bytes from `start` of an object.
+
+    accept: makes what is kept of the stored bytes, or raises CorruptionError.
+    """
+
+    block: Block
+    url: str
+    start: int
+    size: int
+    accept: Callable[[bytes], Data]
+
+
+class _Flight:
+    """A block on its way. The result None means: look again, another process has it."""
+
+    def __init__(self, want: Want) -> None:
+        self.want = want
+        self.future: Future[Data | None] = Future()
+
+
+class Fetcher:
+    """Gives blocks from the tiers or the store; may be used by many threads.
+
+    load: (url, start, size) -> exactly those bytes, or StorageError.
+    """
+
+    def __init__(self, load: Callable[[str, int, int], bytes], tiers: Tiers) -> None:
+        self._load, self.tiers = load, tiers
+        self._crew = _Crew(_THREADS)
+        self._lock = threading.Lock()
+        self._flights: dict[Block, _Flight] = {}
+        self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
+        self._landed_bytes = 0
+        self.requests = self.remote_bytes = self.refetches = 0
+
+    def get(self, want: Want) -> Data:
+        """The bytes of a block, checked: of a flight, of the nearest tier, or of the store."""
+        while True:
+            with self._lock:
+                landed = self._pick_up(want.block)
+                if landed is not None:
+                    return landed
+                flight = self._flights.get(want.block)
+                mine = flight is None
+                if flight is None:
+                    flight = self._flights[want.block] = _Flight(want)
+            if mine:
+                return self._fly(flight)
+            try:
+                data = flight.future.result(_DEADLINE)
+            except FutureTimeout as error:
+                if flight.future.done():
+                    raise
+                raise StorageError(f"{want.url}: not read after {_DEADLINE:.0f} s") from error
+            if data is not None:
+                with self._lock:
+                    self._pick_up(want.block)
+                return data
+
+    def ahead(self, wants: Iterable[Want]) -> None:
+        """Fetch these blocks, which will be asked for in this order; returns at once.
+
+        Neighbours in one object come in one range. Errors are raised by `get`.
+        """
+        self._crew.submit(lambda: self._plan(wants))
+
+    def ranges(self, wants: Sequence[Want]) -> list[list[Want]]:
+        """Neighbours in one object together, what is needed first at first: what `store` takes."""
+        flights = _ranges([_Flight(want) for want in wants], _LARGEST)
+        return [[flight.want for flight in run] for run in flights]
+
+    def store(self, wants: Sequence[Want], wait: float) -> list[tuple[Want, ShardstreamError]]:
+        """Fetch one of the `ranges` into the tiers, but for what other processes fetch; returns what failed.
+
+        wait: seconds to wait until the SSD tier can take a block.
+        """
+        flights, failed = [_Flight(want) for want in wants], []
+        self._range(flights, wait)
+        for flight in flights:
+            error = flight.future.exception(0)
+            if isinstance(error, ShardstreamError):
+                failed.append((flight.want, error))
+            elif error is not None:
+                raise error
+            with self._lock:
+                self._pick_up(flight.want.block)
+        return failed
+
+    def _pick_up(self, block: Block) -> Data | None:
+        data = self._landed.pop(block, None)
+        if data is not None:
+            self._landed_bytes -= len(data)
+        return data
+
+    def _fly(self, flight: _Flight) -> Data:
+        """Fetch one block in this thread."""
+        try:
+            data = self.tiers.find(flight.want.block)
+            if data is None:
+                data = self._fetch(flight.want)
+        except BaseException as error:
+            self._land(flight, error)
+            raise
+        self._land(flight, data, hold=False)
+        return data
+
+    def _fetch(self, want: Want) -> Data:
+        claim = self._claim(want.block)
+        try:
+            # Another process may have fetched it while this one waited.
+            data = None if claim is None else self.tiers.find(want.block)
+            if data is None:
+                data = self._accept(want, self._read(want.url, want.start, want.size))
+                self.tiers.keep(want.block, data, claim)
+                claim = None
+            return data
+        finally:
+            _release(claim)
+
+    def _claim(self, block: Block) -> Claim | None:
+        """The right to fetch a block, as soon as no other process holds it; None without an SSD tier."""
+        disk = self.tiers.disk
+        if disk is None:
+            return None
+        deadline, pause, poll = time.monotonic() + _PATIENCE, threading.Event(), _POLLS[0]
+        while (claim := disk.claim(block)) is None and time.monotonic() < deadline:
+            pause.wait(poll)  # locks of other processes can only be polled
+            poll = min(2 * poll, _POLLS[1])
+        return claim
+
+    def _read(self, url: str, start: int, size: int) -> bytes:
+        data = self._load(url, start, size)
+        with self._lock:
+            self.requests += 1
+            self.remote_bytes += size
+        return data
+
+    def _accept(self, want: Want, stored: bytes) -> Data:
+        """What is kept of stored bytes; if they were damaged on the way, they are fetched once more."""
+        try:
+            return want.accept(stored)
+        except CorruptionError:
+            with self._lock:
+                self.refetches += 1
+            return want.accept(self._read(want.url, want.start, want.size))
+
+    def _plan(self, wants: Iterable[Want]) -> None:
+        """Cut what is not here yet into ranges, in the order of need, and send for them."""
+        fresh: list[_Flight] = []
+        # An index that cannot be read: whoever asks for its frames is told.
+        with contextlib.suppress(ShardstreamError):
+            for want in wants:
+                if not self.tiers.has(want.block):
+                    with self._lock:
+                        if want.block not in self._flights and want.block not in self._landed:
+                            fresh.append(_Flight(want))
+                            self._flights[want.block] = fresh[-1]
+        most = min(max(_FIRST, self.remote_bytes // _GROWTH), _LARGEST)
+        for flights in _ranges(fresh, most):
+            self._crew.submit(functools.partial(self._range, flights))
+
+    def _range(self, flights: list[_Flight], wait: float = 0.0) -> None:
+        """Fetch blocks of one object, except those that another process is fetching; nothing is raised."""
+        disk = self.tiers.disk
+        mine: list[tuple[_Flight, Claim | None]] = []
+        for flight in flights:
+            claim = None if disk is None else disk.claim(flight.want.block)
+            if disk is not None and (claim is None or disk.has(flight.want.block)):
+                _release(claim)
+                self._land(flight, None)
+            else:
+                mine.append((flight, claim))
+        claims = dict(mine)
+        for run in _ranges([flight for flight, _ in mine], _LARGEST):
+            first, last = run[0].want, run[-1].want
+            try:
+                stored = memoryview(self._read(first.url, first.start, last.start + last.size - first.start))
+            except BaseException as error:  # noqa: BLE001  # whoever waits for the blocks is told
+                for flight in run:
+                    _release(claims[flight])
+                    self._land(flight, error)
+                continue
+            for flight in run:
+                want = flight.want
+                at = want.start - first.start
+                try:
+                    # A copy: a view would hold the whole range for as long as the block is kept.
+                    data = self._accept(want, bytes(stored[at : at + want.size]))
+                except BaseException as error:  # noqa: BLE001
+                    _release(claims[flight])
+                    self._land(flight, error)
+                else:
+                    self.tiers.keep(want.block, data, claims[flight], wait)
+                    self._land(flight, data)
+
+    def _land(self, flight: _Flight, result: Data | BaseException | None, hold: bool = True) -> None:
+        """The flight is over: tell who waits for it, and hold the bytes until they are asked for."""
+        block = flight.want.block
+        with self._lock:
+            if self._flights.get(block) is flight:
+                del self._flights[block]
+            if hold and isinstance(result, (bytes, memoryview)):
+                self._pick_up(block)
+                self._landed[block] = result
+                self._landed_bytes += len(result)
+                while self._landed_bytes > _AHEAD:
+                    self._pick_up(next(iter(self._landed)))
+        if isinstance(result, BaseException):
+            flight.future.set_exception(result)
+        else:
+            flight.future.set_result(result)
+
+
+def _release(claim: Claim | None) -> None:
+    if claim is not None:
+        claim.release()
+
+
+def _ranges(flights: Sequence[_Flight], most: int) -> list[list[_Flight]]:
+    """Neighbours in one object together, at most `most` bytes; what is needed first comes first."""
+    order = {flight: number for number, flight in enumerate(flights)}
+    ranges: list[list[_Flight]] = []
+    size = 0
+    for flight in sorted(flights, key=lambda flight: (flight.want.url, flight.want.start)):
+        want = flight.want
+        before = ranges[-1][-1].want if ranges else None
+        if (
+            before is not None
+            and (before.url, before.start + before.size) == (want.url, want.start)
+            and size + want.size <= most
+        ):
+            ranges[-1].append(flight)
+            size += want.size
+        else:
+            ranges.append([flight])
+            size = want.size
+    return sorted(ranges, key=lambda flights: min(order[flight] for flight in flights))
+
+
+class _Crew:
+    """Threads for tasks that raise nothing: at most `most`, each ends when there is nothing to do."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._running = most, 0
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Run a task soon."""
+        with self._lock:
+            self._tasks.append(task)
+            if self._running == self._most:
+                return
+            self._running += 1
+        try:
+            threading.Thread(target=self._work, name="shardstream-ahead", daemon=True).start()
+        except RuntimeError:  # no more threads: the interpreter is about to end, perhaps
+            self._work()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._tasks:
+                    self._running -= 1
+                    return
+                task = self._tasks.popleft()
+            task()

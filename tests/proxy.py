@@ -1,0 +1,294 @@
+"""A proxy for HTTP that makes the faults of real networks, on request and by chance.
+
+It understands just enough of HTTP/1.1 to know where a request and its answer begin and end. For
+measurements run it as a process of its own: python -m tests.proxy --to 127.0.0.1:8333 --latency 0.02
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+_CHUNK = 1 << 18
+
+
+@dataclass
+class Faults:
+    """What goes wrong, changeable at any time; shares are of the requests that `only` admits."""
+
+    latency: float = 0.0  # seconds per round trip: once per connection, once per request
+    status: tuple[int, ...] = ()  # answers to send instead, one of them by chance
+    share: float = 0.0  # the share of requests that get one of `status`
+    retry_after: str | None = None  # a header of those answers
+    reset: float = 0.0  # the share of answers ended by a reset in the middle of the body
+    cut: float = 0.0  # the share of answers ended by a close in the middle of the body
+    flip: float = 0.0  # the share of answers with one bit flipped in the body
+    stall: float = 0.0  # the share of answers that stop in the middle and never go on
+    slow: float = 0.0  # the share of answers that come `slow_by` seconds late
+    slow_by: float = 1.0
+    extra: int = 0  # bytes by which the body, and the length that announces it, are longer than right
+    ignore_range: bool = False  # ask the server without Range: it sends the whole object
+    dead: bool = False  # accept connections and requests, never answer
+    only: Callable[[str, str], bool] = lambda method, path: method == "GET"
+
+
+@dataclass
+class Counts:
+    """What passed. `paths` counts requests by method and path."""
+
+    connections: int = 0
+    requests: int = 0
+    injected: Counter[str] = field(default_factory=Counter)
+    paths: Counter[tuple[str, str]] = field(default_factory=Counter)
+    ranges: list[tuple[str, str]] = field(default_factory=list)  # (path, Range header) of GETs
+    body_bytes: int = 0  # of answers, sent to clients
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+
+class Proxy(contextlib.AbstractContextManager["Proxy"]):
+    """Listens on a free port of 127.0.0.1 and passes requests on to `to` ("host:port")."""
+
+    def __init__(self, to: str, port: int = 0, seed: int = 0, **faults: Any) -> None:
+        host, _, upstream = to.rpartition("//")[2].rstrip("/").rpartition(":")
+        self._to = (host, int(upstream))
+        self.faults = Faults(**faults)
+        self.counts = Counts()
+        self._random = random.Random(seed)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self.port = port
+        self.up()
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    def reset_counts(self) -> None:
+        self.counts = Counts()
+
+    def set(self, **faults: Any) -> None:
+        """Replace all faults by these."""
+        self.faults = Faults(**faults)
+
+    def up(self) -> None:
+        """Listen again after `down`, on the same port."""
+
+        async def listen() -> None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=1 << 20)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+        self._call(listen())
+
+    def down(self) -> None:
+        """As if the server had died: connections are reset, new ones refused."""
+
+        async def stop() -> None:
+            if self._server is not None:
+                self._server.close()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+        self._call(stop())
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self.down()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
+
+    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.counts.connections += 1
+        upstream: asyncio.StreamWriter | None = None
+        try:
+            await asyncio.sleep(self.faults.latency)
+            source, upstream = await asyncio.open_connection(*self._to, limit=1 << 20)
+            while await self._exchange(reader, writer, source, upstream):
+                pass
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            for end in (writer, upstream):
+                if end is not None:
+                    end.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+        source: asyncio.StreamReader, upstream: asyncio.StreamWriter,
+    ) -> bool:  # fmt: skip
+        """One request and its answer; whether the connection goes on."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        counts, faults = self.counts, self.faults
+        method, path, headers = _parse(head)
+        path = path.partition("?")[0]
+        counts.requests += 1
+        counts.paths[method, path] += 1
+        if method == "GET" and "range" in headers:
+            counts.ranges.append((path, headers["range"]))
+        counts.in_flight += 1
+        counts.most_in_flight = max(counts.most_in_flight, counts.in_flight)
+        try:
+            chosen = faults.only(method, path)
+            await asyncio.sleep(faults.latency)
+            if chosen and faults.dead:
+                counts.injected["dead"] += 1
+                await asyncio.Event().wait()
+            if chosen and faults.status and self._random.random() < faults.share:
+                await _pass_body(reader, None, headers)
+                status = self._random.choice(faults.status)
+                counts.injected[str(status)] += 1
+                extra = f"Retry-After: {faults.retry_after}\r\n" if faults.retry_after else ""
+                writer.write(f"HTTP/1.1 {status} Injected\r\n{extra}Content-Length: 0\r\n\r\n".encode())
+                await writer.drain()
+                return True
+            if chosen and faults.ignore_range and "range" in headers:
+                counts.injected["ignore_range"] += 1
+                lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"range:")]
+                head = b"\r\n".join(lines)
+            upstream.write(head)
+            # Both ways at once: a client may wait for "100 Continue" before it sends the body.
+            sending = asyncio.ensure_future(_pass_body(reader, upstream, headers))
+            try:
+                return await self._answer(writer, source, method, chosen)
+            finally:
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
+                    await sending
+        finally:
+            counts.in_flight -= 1
+
+    async def _answer(
+        self, writer: asyncio.StreamWriter, source: asyncio.StreamReader, method: str, chosen: bool
+    ) -> bool:
+        faults, counts, draw = self.faults, self.counts, self._random.random
+        while True:
+            head = await source.readuntil(b"\r\n\r\n")
+            _, status, headers = _parse(head)
+            if status != "100":
+                break
+            writer.write(head)
+        length = int(headers.get("content-length", 0))
+        body = method != "HEAD" and status not in ("204", "304")
+        if chosen and draw() < faults.slow:
+            counts.injected["slow"] += 1
+            await asyncio.sleep(faults.slow_by)
+        if not (chosen and body and length and status in ("200", "206")):
+            writer.write(head)
+            if body:
+                await _pass_body(source, writer, headers)
+            await writer.drain()
+            return "close" not in headers.get("connection", "")
+
+        kinds = ("reset", "cut", "stall", "flip")
+        fault = next((kind for kind in kinds if draw() < getattr(faults, kind)), "")
+        if fault:
+            counts.injected[fault] += 1
+        if faults.extra:
+            counts.injected["extra"] += 1
+            head = head.replace(b"ength: %d\r" % length, b"ength: %d\r" % (length + faults.extra))
+        writer.write(head)
+        at, sent = self._random.randrange(length), 0
+        while sent < length:
+            data = await source.read(min(_CHUNK, length - sent))
+            if not data:
+                raise OSError("the server ended early")
+            if sent <= at < sent + len(data) and fault:
+                if fault == "flip":
+                    changed = bytearray(data)
+                    changed[at - sent] ^= 1 << self._random.randrange(8)
+                    data = bytes(changed)
+                else:
+                    writer.write(data[: at - sent])
+                    await writer.drain()
+                    if fault == "stall":
+                        await asyncio.Event().wait()
+                    if fault == "reset":
+                        writer.transport.abort()
+                    return False
+            writer.write(data)
+            await writer.drain()
+            sent += len(data)
+            counts.body_bytes += len(data)
+        if faults.extra:
+            writer.write(bytes(faults.extra))
+            await writer.drain()
+        return "close" not in headers.get("connection", "")
+
+
+def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    one, two = first.split(" ")[:2]
+    pairs = (line.partition(":") for line in lines if line)
+    return one, two, {name.lower(): value.strip() for name, _, value in pairs}
+
+
+async def _pass_body(
+    source: asyncio.StreamReader,
+    sink: asyncio.StreamWriter | None,
+    headers: dict[str, str],
+) -> None:
+    async def give(data: bytes) -> None:
+        if sink is not None:
+            sink.write(data)
+            await sink.drain()
+
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        while True:
+            line = await source.readuntil(b"\r\n")
+            await give(line + await source.readexactly(int(line.split(b";")[0], 16) + 2))
+            if int(line.split(b";")[0], 16) == 0:
+                return
+    left = int(headers.get("content-length", 0))
+    while left:
+        data = await source.read(min(_CHUNK, left))
+        if not data:
+            raise OSError("ended early")
+        left -= len(data)
+        await give(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", required=True)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--latency", type=float, default=0.0)
+    options = parser.parse_args()
+    proxy = Proxy(options.to, options.port, latency=options.latency)
+    print(proxy.url, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

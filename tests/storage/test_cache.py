@@ -1,0 +1,260 @@
+"""The tiers and the fetcher: each block once, in few requests, sound or a typed error."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from shardstream.errors import CorruptionError, OptionError, StorageError
+from shardstream.storage.blocks import Block
+from shardstream.storage.cache import Cache, Tiers
+from shardstream.storage.disk import Disk
+from shardstream.storage.fetch import Fetcher, Want
+from shardstream.storage.memory import Memory
+
+GROUP = "ab" * 16
+SIZE = 1000
+
+
+class SlowStore:
+    """An object of many blocks; loads take a while, and may fail or flip a bit."""
+
+    def __init__(self, blocks: int = 64, delay: float = 0.0) -> None:
+        self.data = random.Random(0).randbytes(blocks * SIZE)
+        self.delay = delay
+        self.loads: list[tuple[int, int]] = []
+        self.times: Counter[int] = Counter()
+        self.fail: set[int] = set()  # blocks that cannot be read
+        self.flip: Counter[int] = Counter()  # blocks that come damaged, so many times
+        self._lock = threading.Lock()
+
+    def load(self, url: str, start: int, size: int) -> bytes:
+        time.sleep(self.delay)
+        data = bytearray(self.data[start : start + size])
+        with self._lock:
+            self.loads.append((start, size))
+            for number in range(start // SIZE, (start + size) // SIZE):
+                self.times[number] += 1
+                if number in self.fail:
+                    raise StorageError(f"{url}: gone")
+                if self.flip[number] > 0:
+                    self.flip[number] -= 1
+                    data[number * SIZE - start] ^= 1
+        return bytes(data)
+
+    def part(self, number: int) -> bytes:
+        return self.data[number * SIZE : (number + 1) * SIZE]
+
+    def want(self, number: int) -> Want:
+        def accept(stored: bytes) -> bytes:
+            if stored != self.part(number):
+                raise CorruptionError(f"shard, frame {number}: damaged")
+            return stored
+
+        return Want(Block(GROUP, str(number), SIZE), "shard", number * SIZE, SIZE, accept)
+
+
+def quiet() -> None:
+    """Wait until no thread of ours is at work."""
+    deadline = time.monotonic() + 20
+    while any(thread.name.startswith("shardstream") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def store() -> SlowStore:
+    return SlowStore()
+
+
+def test_many_threads_that_want_a_block_fetch_it_once(store: SlowStore) -> None:
+    store.delay = 0.05
+    fetcher = Fetcher(store.load, Tiers())
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: fetcher.get(store.want(3)), range(16))) == {store.part(3)}
+    assert store.times == {3: 1}
+
+
+def test_neighbours_come_in_one_range_and_nothing_twice(store: SlowStore) -> None:
+    fetcher = Fetcher(store.load, Tiers())
+    order = [5, 40, 6, 4, 41, 20]
+    fetcher.ahead([store.want(number) for number in order])
+    quiet()
+    assert sorted(store.loads) == [(4 * SIZE, 3 * SIZE), (20 * SIZE, SIZE), (40 * SIZE, 2 * SIZE)]
+    assert [fetcher.get(store.want(number)) for number in order] == [store.part(number) for number in order]
+    assert len(store.loads) == fetcher.requests == 3
+    assert fetcher.remote_bytes == 6 * SIZE
+
+
+def test_ahead_is_parallel_returns_at_once_and_leaves_no_thread(store: SlowStore) -> None:
+    store.delay = 0.1
+    fetcher = Fetcher(store.load, Tiers())
+    running = threading.active_count()
+    fetcher.ahead(store.want(number) for number in range(0, 64, 2))
+    assert store.loads == []
+    assert fetcher.get(store.want(62)) == store.part(62)
+    quiet()
+    assert threading.active_count() <= running
+    assert max(store.times.values()) == 1
+
+
+def test_an_error_ahead_is_raised_by_who_asks_and_the_next_try_is_fresh(store: SlowStore) -> None:
+    fetcher = Fetcher(store.load, Tiers())
+    store.fail = {7}
+    fetcher.ahead([store.want(7)])
+    quiet()
+    with pytest.raises(StorageError, match="gone"):
+        fetcher.get(store.want(7))
+    store.fail = set()
+    assert fetcher.get(store.want(7)) == store.part(7)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_damaged_block_is_fetched_once_more_then_an_error(store: SlowStore, ahead: bool) -> None:
+    fetcher = Fetcher(store.load, Tiers())
+    store.flip[2] = 1
+    store.flip[9] = 2
+    if ahead:
+        fetcher.ahead([store.want(number) for number in (1, 2, 3, 9)])
+        quiet()
+        assert store.flip == {2: 0, 9: 0}
+        store.flip[9] = 2
+    assert fetcher.get(store.want(2)) == store.part(2)
+    with pytest.raises(CorruptionError, match="frame 9"):
+        fetcher.get(store.want(9))
+    assert fetcher.refetches == (3 if ahead else 2)
+
+
+def test_two_readers_of_one_cache_fetch_each_block_once(store: SlowStore, tmp_path: Path) -> None:
+    store.delay = 0.01
+    fetchers = [Fetcher(store.load, Tiers(None, Disk.open(tmp_path))) for _ in range(4)]
+    wants = [store.want(number) for number in range(64)]
+
+    def read(fetcher: Fetcher) -> None:
+        for begin in range(0, 64, 8):
+            fetcher.ahead(wants[begin : begin + 8])
+            assert [fetcher.get(want) for want in wants[begin : begin + 8]] == [
+                store.part(number) for number in range(begin, begin + 8)
+            ]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, fetchers))
+    assert sum(store.times.values()) == 64
+
+
+def test_memory_keeps_what_is_needed_soonest(store: SlowStore) -> None:
+    memory = Memory(20 * SIZE)
+    tiers = Tiers(memory)
+    tiers.plan(store, lambda group: np.arange(64.0))
+    fetcher = Fetcher(store.load, tiers)
+    order = list(range(64))
+    random.Random(0).shuffle(order)
+    for number in order:
+        fetcher.get(store.want(number))
+        assert memory.used <= memory.limit
+    assert all(memory.has(store.want(number).block) for number in range(18))
+    before = fetcher.requests
+    for number in range(18):
+        fetcher.get(store.want(number))
+    assert fetcher.requests == before
+
+
+def test_options_are_checked() -> None:
+    for bad in ({"disk": "1GB"}, {"dir": "x", "disk": "much"}, {"ram": 0}, {"dir": "x", "disk_format": "zip"},
+                {"always": True}, {"disk_format": "raw"}):  # fmt: skip
+        with pytest.raises(OptionError):
+            Cache(**bad)
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Whatever happens to the tiers, what is asked for is what the store holds."""
+
+    @initialize(
+        memory=st.sampled_from([0, 5, 40]), disk=st.sampled_from([0, 3, 12, 40]), mapped=st.booleans()
+    )
+    def start(self, memory: int, disk: int, mapped: bool) -> None:
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory(prefix="cache-machine-")
+        self.store = SlowStore(32)
+        self.memory, self.limit, self.mapped = memory, disk, mapped
+        self.reopen()
+
+    @rule()
+    def reopen(self) -> None:
+        self.disk = Disk.open(self.folder.name, self.limit * 4096) if self.limit else None
+        memory = Memory(self.memory * SIZE) if self.memory else None
+        self.fetcher = Fetcher(self.store.load, Tiers(memory, self.disk, self.mapped))
+
+    @rule(number=st.integers(0, 31))
+    def read(self, number: int) -> None:
+        assert self.fetcher.get(self.store.want(number)) == self.store.part(number)
+
+    @rule(numbers=st.lists(st.integers(0, 31), max_size=12))
+    def read_ahead(self, numbers: list[int]) -> None:
+        self.fetcher.ahead([self.store.want(number) for number in numbers])
+        for number in numbers:
+            assert self.fetcher.get(self.store.want(number)) == self.store.part(number)
+
+    @rule(numbers=st.lists(st.integers(0, 31), max_size=12))
+    def expect_and_forget(self, numbers: list[int]) -> None:
+        self.fetcher.ahead([self.store.want(number) for number in numbers])
+
+    @rule(
+        choice=st.integers(0, 1 << 30),
+        at=st.integers(0, SIZE + 7),
+        how=st.sampled_from(["flip", "cut", "delete"]),
+    )
+    def damage(self, choice: int, at: int, how: str) -> None:
+        if self.disk is None or not self.disk.flush(20):
+            return
+        files = sorted(Path(self.disk.path, "blocks").rglob("*/*"))
+        if files and not self.mapped:  # what is mapped is never changed in place
+            path = files[choice % len(files)]
+            data = bytearray(path.read_bytes())
+            data[at] ^= 4
+            if how == "delete":
+                path.unlink()
+            else:
+                path.write_bytes(data if how == "flip" else data[:at])
+
+    @rule(flips=st.lists(st.integers(0, 31), max_size=3, unique=True))
+    def damage_on_the_wire(self, flips: list[int]) -> None:
+        for number in flips:
+            self.store.flip[number] = 1
+
+    @rule()
+    def clear(self) -> None:
+        if self.disk is not None:
+            self.disk.clear()
+
+    @rule(values=st.lists(st.floats(0, 2), min_size=32, max_size=32))
+    def plan(self, values: list[float]) -> None:
+        self.fetcher.tiers.plan(self.fetcher, lambda group: np.array(values))
+
+    @invariant()
+    def within_bounds(self) -> None:
+        if hasattr(self, "fetcher"):
+            memory = self.fetcher.tiers.memory
+            assert memory is None or memory.used == sum(map(len, memory._held.values())) <= memory.limit
+            if self.disk is not None:
+                assert len(list(Path(self.disk.path, "blocks").rglob("*/*"))) <= self.limit
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            quiet()
+            self.folder.cleanup()
+
+
+CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestCacheMachine = CacheMachine.TestCase

@@ -7,6 +7,7 @@ Runs in whichever environment has the library, and imports nothing of shardstrea
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.metadata
 import json
@@ -80,7 +81,7 @@ class Contender:
         count = self.adapter.count
         delivered, steady, seconds, first, epochs, cut = 0, 0, 0.0, [], 0, False
         before = processor_seconds()
-        while seconds < least and not cut:
+        while True:
             begun = time.perf_counter()
             iterator = iter(self.loader)
             of_first = count(next(iterator))
@@ -98,6 +99,11 @@ class Contender:
             delivered += samples + of_first
             del iterator
             epochs += not cut
+            if cut or seconds >= least:
+                break
+        if not steady:
+            # Epochs of a single batch: all that there is to measure is that one.
+            steady, seconds = delivered, seconds + sum(first)
         if epochs and not cut and round(delivered) != epochs * self._total():
             raise ValueError(f"{delivered} samples in {epochs} epochs, not {self._total()} in each")
         return {
@@ -155,7 +161,8 @@ def main() -> None:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
-    # Some peers leave threads behind that never end.
+    # Some peers leave threads behind that never end, and some clean up only at exit.
+    atexit._run_exitfuncs()  # noqa: SLF001
     os._exit(0)
 
 

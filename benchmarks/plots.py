@@ -43,6 +43,30 @@ def plot(name: str, answer: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def mixing(rows: list[tuple[str, float, float]], path: str) -> None:
+    """Shards per batch and spread of batch means of each (name, shards, spread)."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names, shards, spreads = zip(*rows, strict=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.8 + 0.28 * len(rows)), dpi=80, sharey=True)
+    colours = [COLOURS["ours" if "shardstream" in n else "ceiling" if "full" in n else "peer"] for n in names]
+    for axis, found, title in zip(
+        axes, (shards, spreads), ("shards per batch", "spread of batch means (1 is random)"), strict=True
+    ):
+        axis.barh(range(len(rows)), found, color=colours, height=0.7)
+        for at, value in enumerate(found):
+            axis.text(value, at, f" {value:.3g}", va="center", fontsize=7)
+        axis.set_title(title, fontsize=9)
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(rows)), names, fontsize=7)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def main(results: str, out: str) -> None:
     """All questions of a results file."""
     mpl.use("Agg")

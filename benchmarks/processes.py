@@ -65,6 +65,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def _watch(pid: int, done: threading.Event, peaks: dict[str, int]) -> None:

@@ -64,7 +64,7 @@ def section(question: Question, answer: Row) -> str:
         "",
         f"{corpus['count']:,} samples, {corpus['bytes'] / 1e6:,.0f} MB. {answer['notes']}".rstrip(),
         "",
-        f"| | {answer['unit']} | to {ours} | workers | CPU s/GB | PSS (private), MiB | threads | MB on disk |",
+        f"| | {answer['unit']} | to {ours} | workers | CPU s/GB | PSS (private) MiB | threads | MB on disk |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in answer["contenders"].items():

@@ -6,8 +6,10 @@ vision classes alone, which nothing here touches. So the modules that it imports
 
 from __future__ import annotations
 
+import atexit
 import importlib.machinery
 import os
+import shutil
 import sys
 import types
 from typing import Any
@@ -69,8 +71,10 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     if options["codec"] == "none":
         if not os.path.islink(local):
             os.symlink(os.path.abspath(dest), local)
+            atexit.register(os.remove, local)
     else:
         remote = os.path.abspath(dest)
+        atexit.register(shutil.rmtree, local, ignore_errors=True)
     dataset = StreamingDataset(
         local=local, remote=remote, shuffle=True, batch_size=options["batch"], shuffle_seed=1
     )

@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 
+import shardstream as ss
 from benchmarks.corpora import Corpus, Digest, document_payload, image_payload
 from benchmarks.peers.common import Options, same, token_payloads
 from benchmarks.peers.common import expected as as_it_is
+from shardstream.read.reader import DatasetReader
 
+# Public names are imported when they are first used, and torch with them: not while time is taken.
+_LOADED = (ss.StreamingDataset, ss.StreamingLoader, ss.TokenDataset, ss.pack)
 PACKAGES = ("shardstream", "zstandard", "msgspec")
 
 
 def write(corpus: Corpus, dest: str, options: Options) -> None:
     """`shardstream.pack`."""
-    import shardstream as ss
-
     settings: dict[str, Any] = {"compression": options["codec"], "workers": os.cpu_count()}
     if "shards" in options:
-        settings["shard_size"] = max(4096, _raw_bytes(corpus) // options["shards"])
+        size = max(1 << 15, _raw_bytes(corpus) // options["shards"])
+        settings |= {"shard_size": size, "frame_size": min(size, 1 << 20)}
     if corpus.kind == "images":
         ss.pack(corpus.file, dest, format="images", **settings)
         return
@@ -37,8 +40,6 @@ def _raw_bytes(corpus: Corpus) -> int:
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """A StreamingLoader; or with options["iterate"], the dataset sample by sample."""
-    import shardstream as ss
-
     shuffle = ss.Shuffle(seed=1)
     if corpus.kind == "tokens":
         tokens = ss.TokenDataset(dest, seq_len=corpus.block - 1, shuffle=shuffle)
@@ -97,8 +98,6 @@ _BLOCKS: dict[tuple[str, int], dict[str, Any]] = {}
 
 
 def _blocks(corpus: Corpus, dest: str) -> dict[str, Any]:
-    from shardstream.read.reader import DatasetReader
-
     flat, digest, start = np.memmap(corpus.file, corpus.dtype, mode="r"), Digest(), 0
     for shard in DatasetReader.open(dest).manifest.shards:
         part = flat[start : start + shard.tokens]

@@ -42,8 +42,8 @@ PEERS = (
 )
 NOTES = (
     "All give int64 but LitData, MDS and HF datasets, which give what is stored (int32 or uint16) and so "
-    "copy less. MDS decompresses its zstd shards once, into a folder, and is timed reading that. Our blocks of "
-    "2,049 share one token with the next, as inputs and targets do; those of the others do not."
+    "copy less. MDS decompresses its zstd shards once, into a folder, and is timed reading that. Our blocks "
+    "of 2,049 share one token with the next, as inputs and targets do; those of the others do not."
 )
 BARS = (
     Bar("none: at least 8 x LitData TokensLoader", 8, OURS, (LITDATA,)),

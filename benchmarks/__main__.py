@@ -42,7 +42,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> None:
     """Measure, and write results.json, results.md and a PNG per question; each question as it is done."""
     data, out = options.data.resolve(), options.out
     maker = Maker(data, options.corpus_text, options.corpus_images)
@@ -51,6 +51,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     unknown = set(options.only) - {q.name for q in questions}
     if unknown:
         sys.exit(f"no question {min(unknown)!r}: {', '.join(q.name for q in all_questions())}")
+    if options.prepare:
+        for question in questions:
+            measure.prepare(question, setting)
+        return
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"facts": facts(options), "versions": {}, "questions": {}}
     for question in questions:
@@ -63,7 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         (out / "results.md").write_text(report.document(questions, results))
         print(report.section(question, answer), flush=True)
-    return results
+    _plots(out, options.peers)
 
 
 def _plots(out: Path, peers: str | None) -> None:
@@ -86,13 +90,13 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--peers", metavar="PYTHON", help="of an environment with requirements-peers.txt")
     command.add_argument("--corpus-text", help="JSONL with a text in each line, instead of Linux's C files")
     command.add_argument("--corpus-images", help="a folder of photographs")
+    command.add_argument("--prepare", action="store_true", help="make corpora and datasets, measure nothing")
     command.add_argument("--data", type=Path, default=Path("~/.cache/shardstream-bench").expanduser())
     options = parser.parse_args(arguments)
     # A link in a virtual environment's bin is what tells Python which environment it is.
     options.peers = options.peers and os.path.abspath(options.peers)
     options.out = options.out.resolve()
     run(options)
-    _plots(options.out, options.peers)
 
 
 if __name__ == "__main__":

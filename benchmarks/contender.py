@@ -131,13 +131,26 @@ class Contender:
             "samples": self.adapter.count(batch),
         }
 
-    def resume(self, corpus: str, dest: str, options: dict[str, Any], fraction: float) -> dict[str, Any]:
-        """Seconds from a saved state to the next batch: construct, load, first batch."""
+    def resume(
+        self, corpus: str, dest: str, options: dict[str, Any], fraction: float, check: bool = False
+    ) -> dict[str, Any]:
+        """Seconds from a saved state to the next batch: construct, load, first batch.
+
+        With `check`, the rest of the epoch is then read: it must have as many samples as are missing.
+        """
         self.corpus = load(corpus)
+        state = self.adapter.state(self.corpus, dest, options, fraction)
         started = time.perf_counter()
-        self.loader = self.adapter.resume(self.corpus, dest, options, fraction)
-        batch = next(iter(self.loader))
-        return {"seconds": time.perf_counter() - started, "samples": self.adapter.count(batch)}
+        self.loader = self.adapter.resume(self.corpus, dest, options, state)
+        batches = iter(self.loader)
+        samples = self.adapter.count(next(batches))
+        seconds = time.perf_counter() - started
+        if check:
+            rest = samples + sum(map(self.adapter.count, batches))
+            missing = self.corpus.count - int(self.corpus.count * fraction)
+            if abs(rest - missing) >= options["batch"]:
+                raise ValueError(f"{rest} samples came after a resume at {fraction:.0%}, not {missing}")
+        return {"seconds": seconds, "samples": samples}
 
 
 def _size(dest: str) -> int:

@@ -46,10 +46,28 @@ class Setting:
         return cls(data, maker, size, peers, start)
 
 
+def prepare(question: Question, setting: Setting) -> None:
+    """Make the corpus and every contender's dataset, and measure nothing."""
+    corpus = question.corpus(setting.maker, setting.size)
+    for entry in _entries(question, setting):
+        link = setting.start(entry.adapter)
+        try:
+            options = entry.options | {"batch": question.batch, "workers": 0}
+            place = _place(setting, corpus, entry)
+            answer = link.ask("write", corpus=corpus.folder, dest=place, options=options)
+            _say(question, f"{entry.name}: written in {answer['seconds']:.1f} s")
+        finally:
+            link.close()
+
+
+def _entries(question: Question, setting: Setting) -> list[Contender]:
+    return [entry for entry in question.contenders if entry.role != "peer" or setting.peers is not None]
+
+
 def run(question: Question, setting: Setting) -> dict[str, Any]:
     """Everything measured, raw."""
     corpus = question.corpus(setting.maker, setting.size)
-    entries = [c for c in question.contenders if c.role != "peer" or setting.peers is not None]
+    entries = _entries(question, setting)
     rows: dict[str, dict[str, Any]] = {c.name: {"role": c.role, "rounds": []} for c in entries}
     measure = _rates if question.measure == "rate" else _starts
     measure(question, setting, corpus, entries, rows)
@@ -141,7 +159,7 @@ def _starts(
             row, place = rows[entry.name], _place(setting, corpus, entry)
             options = entry.options | {"batch": question.batch, "workers": 0}
             fraction = options.pop("fraction", None)
-            more = {} if fraction is None else {"fraction": fraction}
+            more = {} if fraction is None else {"fraction": fraction, "check": number == 0}
             link = setting.start(entry.adapter)
             try:
                 row |= link.ask("facts")

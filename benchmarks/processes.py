@@ -70,7 +70,10 @@ class Child:
 
 
 def _watch(pid: int, done: threading.Event, peaks: dict[str, int]) -> None:
-    while not done.wait(0.1):
+    ended = False
+    while not ended:
+        # Once more at the end: short commands are over before the first wait is.
+        ended = done.wait(0.1)
         now = {"pss": 0, "private": 0, "threads": 0}
         for member in _tree(pid):
             with contextlib.suppress(OSError, ValueError):

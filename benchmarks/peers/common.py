@@ -6,7 +6,8 @@ open(corpus, dest, options)         an iterable whose every iteration is a shuff
 count(batch)                        its samples
 payloads(corpus, batch)             the bytes that arrived, for the digest
 expected(corpus, dest, options)     what the digest of an epoch must be
-resume(corpus, dest, options, fraction)     optional: as `loader`, from a state saved at `fraction`
+state(corpus, dest, options, fraction)      optional: the state after that part of an epoch
+resume(corpus, dest, options, state)        optional: as `loader`, from that state
 
 options: batch, workers, and codec or whatever else a question gives.
 """

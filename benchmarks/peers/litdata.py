@@ -14,7 +14,7 @@ import torch
 from benchmarks.corpora import Corpus
 from benchmarks.peers.common import Options, count, expected, payloads, same, samples
 
-__all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "resume", "write"]
+__all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "resume", "state", "write"]
 PACKAGES = ("litdata",)
 _STEP = 512  # blocks
 
@@ -66,13 +66,17 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     )
 
 
-def resume(corpus: Corpus, dest: str, options: Options, fraction: float) -> Any:
-    """A loader with a state that says so many samples were delivered."""
+def state(corpus: Corpus, dest: str, options: Options, fraction: float) -> Any:
+    """What a loader's state is after that part of an epoch: a real one, with other numbers in it."""
     made = loader(corpus, dest, options)
     next(iter(made))
-    state = made.state_dict()
     number = int(corpus.count * fraction) // options["batch"] * options["batch"]
-    state["num_samples_yielded"] = dict.fromkeys(state["num_samples_yielded"], number)
-    fresh = loader(corpus, dest, options)
-    fresh.load_state_dict(state)
-    return fresh
+    dataset = made.dataset.state_dict(number, made.num_workers, options["batch"])
+    return made.state_dict() | {"dataset": dataset, "num_samples_yielded": number}
+
+
+def resume(corpus: Corpus, dest: str, options: Options, state: Any) -> Any:
+    """A loader with a state loaded."""
+    made = loader(corpus, dest, options)
+    made.load_state_dict(state)
+    return made

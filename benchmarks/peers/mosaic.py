@@ -37,7 +37,7 @@ from benchmarks.corpora import Corpus  # noqa: E402
 from benchmarks.peers.common import Options, expected, same, samples  # noqa: E402
 from benchmarks.peers.common import payloads as common_payloads  # noqa: E402
 
-__all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "resume", "write"]
+__all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "resume", "state", "write"]
 PACKAGES = ("mosaicml-streaming",)
 
 
@@ -86,10 +86,20 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     )
 
 
-def resume(corpus: Corpus, dest: str, options: Options, fraction: float) -> Any:
-    """A loader with a state that says so many samples were delivered."""
+def state(corpus: Corpus, dest: str, options: Options, fraction: float) -> Any:
+    """What a dataset's state is after that part of the first epoch."""
+    return {
+        "epoch": 0,
+        "sample_in_epoch": int(corpus.count * fraction),
+        "num_canonical_nodes": 1,
+        "shuffle_seed": 1,
+        "initial_physical_nodes": 1,
+    }
+
+
+def resume(corpus: Corpus, dest: str, options: Options, state: Any) -> Any:
+    """A loader with a state loaded."""
     made = loader(corpus, dest, options)
-    state = made.dataset.state_dict(int(corpus.count * fraction), False)
     made.dataset.load_state_dict(state)
     return made
 

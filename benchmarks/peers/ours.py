@@ -61,10 +61,15 @@ class _Single:
         return ([sample] for sample in self.dataset)
 
 
-def resume(corpus: Corpus, dest: str, options: Options, fraction: float) -> Any:
-    """A loader with a state of that position loaded."""
+def state(corpus: Corpus, dest: str, options: Options, fraction: float) -> Any:
+    """The state after that part of an epoch."""
+    return loader(corpus, dest, options).state_dict() | {"position": int(corpus.count * fraction)}
+
+
+def resume(corpus: Corpus, dest: str, options: Options, state: Any) -> Any:
+    """A loader with a state loaded."""
     made = loader(corpus, dest, options)
-    made.load_state_dict(made.state_dict() | {"position": int(corpus.count * fraction)})
+    made.load_state_dict(state)
     return made
 
 

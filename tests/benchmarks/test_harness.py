@@ -87,8 +87,8 @@ def test_resuming_gives_what_comes_next(setting: measure.Setting) -> None:
     ours.write(corpus.folder, place, options)
     ours.open(corpus.folder, place, options)
     whole = [row["__key__"] for batch in ours.loader for row in batch]
-    ours.resume(corpus.folder, place, options, 0.5)
-    rest = ours.adapter.resume(corpus, place, options, 0.5)
+    ours.resume(corpus.folder, place, options, 0.5, check=True)
+    rest = ours.adapter.resume(corpus, place, options, ours.adapter.state(corpus, place, options, 0.5))
     assert [row["__key__"] for batch in rest for row in batch] == whole[corpus.count // 2 :]
 
 

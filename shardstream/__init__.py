@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shardstream.order.shuffle import Shuffle as Shuffle
     from shardstream.pack.adopt import index as index
     from shardstream.pack.packer import pack as pack
+    from shardstream.read.batch import Batch as Batch
     from shardstream.read.verify import verify as verify
     from shardstream.storage.cache import Cache as Cache
     from shardstream.warm import warm as warm
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 # Imported at first use, so that `import shardstream` is quick and the packer never loads torch.
 _HOMES = {
+    "Batch": "shardstream.read.batch",
     "Cache": "shardstream.storage.cache",
     "Manifest": "shardstream.format.manifest",
     "Mixture": "shardstream.dataset",
@@ -44,6 +46,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batch",
     "Cache",
     "Manifest",
     "Mixture",

@@ -68,6 +68,11 @@ class ShardIndex:
         """The number of frames that hold samples."""
         return len(self.frame_offset)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes in memory; the keys are there twice once they are asked for."""
+        return sum(getattr(self, name).nbytes for name in _COLUMNS) + self.key_bytes.nbytes
+
     def key(self, sample: int) -> str:
         """The key of one sample."""
         begin, end = int(self.key_offset[sample]), int(self.key_offset[sample + 1])

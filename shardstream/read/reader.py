@@ -27,6 +27,7 @@ from shardstream.storage.remote import Options, Store, redact
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
 _KEPT_MAPS = 256  # each holds a descriptor, of which a process has 1,024 by default
+_KEPT_INDEXES = 256 << 20  # bytes of indexes
 _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
 
@@ -53,7 +54,8 @@ class DatasetReader:
         self._options = storage_options
         self._fields = tuple(field.name for field in manifest.fields)
         self._bounds = [0, *accumulate(shard.samples for shard in manifest.shards)]
-        self._indexes: dict[int, ShardIndex] = {}
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._index_bytes = 0
         self._recent: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
         self._wholes: OrderedDict[int, memoryview] = OrderedDict()
         self._maps: OrderedDict[int, memoryview] = OrderedDict()
@@ -98,11 +100,18 @@ class DatasetReader:
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard, its columns in the order of the manifest's fields."""
-        index = self._indexes.get(shard)
-        if index is None:
-            index = self.read_index(shard)
-            with self._lock:
-                self._indexes.setdefault(shard, index)
+        with self._lock:
+            index = self._indexes.get(shard)
+            if index is not None:
+                self._indexes.move_to_end(shard)
+                return index
+        index = self.read_index(shard)
+        with self._lock:
+            if shard not in self._indexes:
+                self._indexes[shard] = index
+                self._index_bytes += index.nbytes
+            while self._index_bytes > _KEPT_INDEXES and len(self._indexes) > 1:
+                self._index_bytes -= self._indexes.popitem(last=False)[1].nbytes
         return index
 
     def read_index(self, shard: int) -> ShardIndex:

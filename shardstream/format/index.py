@@ -71,7 +71,8 @@ class ShardIndex:
     @property
     def nbytes(self) -> int:
         """The bytes in memory; the keys are there twice once they are asked for."""
-        return sum(getattr(self, name).nbytes for name in _COLUMNS) + self.key_bytes.nbytes
+        arrays = [getattr(self, name) for name in _COLUMNS]
+        return sum(int(array.nbytes) for array in arrays) + self.key_bytes.nbytes
 
     def key(self, sample: int) -> str:
         """The key of one sample."""

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.dataset import workers
+from shardstream.dataset.coming import Coming, Request
 from shardstream.dataset.iteration import Iteration
 from shardstream.distributed import Topology
 from shardstream.errors import OptionError, StateError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.order.cursor import STATE_VERSION, Run, check_state, read_place
-from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
-from shardstream.order.uses import next_uses
 from shardstream.read.engine import Budget, Source, Stats, Unit, stream
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache import Cache
@@ -40,13 +38,6 @@ else:
 __all__ = ["Cache", "OrderedDataset", "Request"]
 
 Options = dict[str, Any] | None
-
-
-class Request(NamedTuple):
-    """Some consecutive batches: the positions of all of them, int64, and the size of each."""
-
-    positions: NDArray[np.int64]
-    sizes: list[int]
 
 
 class OrderedDataset(_Iterable):
@@ -138,63 +129,16 @@ class OrderedDataset(_Iterable):
         `finish` is called in threads, or where it is quick and `direct` says so, by the consumer.
         """
         order = self.order(epoch)
-        if self.remote:
-            return self._fetched_ahead(order, requests, direct, finish, budget, stats)
-        return stream(self.source, self.units(order, requests, direct), finish, budget, stats)
+        if not self.remote:
+            return stream(self.source, self.units(order, requests, direct), finish, budget, stats)
+        coming = Coming(self, order)
+        units = self.units(order, coming.requests(requests), direct)
+        return coming.delivered(stream(self.source, units, finish, budget, stats))
 
     @property
     def remote(self) -> bool:
         """Whether reading may be waiting for a store."""
         return not self.reader.all_local
-
-    def _fetched_ahead(
-        self,
-        order: Order,
-        requests: Iterable[Request],
-        direct: bool,
-        finish: Callable[[Any], Any],
-        budget: Budget,
-        stats: Stats | None,
-    ) -> Generator[Any, None, None]:
-        """`stream` that tells the cache what is coming."""
-        coming = deque[int]()
-        units = self.units(order, _noted(self._indexed(order, requests), coming), direct)
-        self._plan(order, coming)
-        built = stream(self.source, units, finish, budget, stats)
-        try:
-            for batch in built:
-                coming.popleft()
-                yield batch
-        finally:
-            built.close()
-
-    def _indexed(self, order: Order, requests: Iterable[Request]) -> Iterator[Request]:
-        """The requests; the indexes of each and of the one after it are on their way."""
-        waiting = iter(requests)
-        held: deque[Request] = deque()
-        while True:
-            while len(held) < 2 and (request := next(waiting, None)) is not None:
-                held.append(request)
-                self.reader.expect_indexes(np.unique(order.shards(request.positions)).tolist())
-            if not held:
-                return
-            yield held.popleft()
-
-    def _plan(self, order: Order, coming: deque[int]) -> None:
-        """Tell the cache when frames are needed next; `coming` begins with the position of the next batch."""
-        shards, total = self.manifest.shards, max(1, self.total)
-        following: list[Order] = []
-
-        def uses(shard: int) -> NDArray[np.float64]:
-            if not following:
-                following.append(self.order(min(order.epoch + 1, 2**64 - 1)))
-            try:
-                now = coming[0] / total
-            except IndexError:  # nothing planned, or all delivered
-                now = 0.0
-            return next_uses(order, following[0], shard, shards[shard].frames, now)
-
-        self.reader.plan(uses)
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes batches by `collate`, or by the dataset's own way."""
@@ -344,16 +288,6 @@ class OrderedDataset(_Iterable):
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"
         return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
-
-
-def _noted(requests: Iterable[Request], coming: deque[int]) -> Iterator[Request]:
-    """The requests; the position of each of their batches is added to `coming`."""
-    for request in requests:
-        begin = 0
-        for size in request.sizes:
-            coming.append(int(request.positions[begin]) if size else 0)
-            begin += size
-        yield request
 
 
 def in_order(values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -48,8 +49,11 @@ class Contender:
         """The contender's own dataset, unless it is there already."""
         done = Path(f"{dest}.done")
         if not done.exists():
-            started = time.perf_counter()
+            # What an interrupted run left.
+            shutil.rmtree(dest, ignore_errors=True)
+            shutil.rmtree(f"{dest}.cache", ignore_errors=True)
             Path(dest).parent.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
             self.adapter.write(load(corpus), dest, options)
             done.write_text(f"{time.perf_counter() - started:.3f}")
         return {"seconds": float(done.read_text()), "bytes": _size(dest)}

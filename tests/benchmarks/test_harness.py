@@ -112,6 +112,17 @@ def test_a_contender_that_reads_something_else_is_refused(setting: measure.Setti
             ours.verify()
 
 
+def test_what_an_interrupted_run_left_is_written_again(setting: measure.Setting) -> None:
+    corpus = QUESTIONS["documents"].corpus(setting.maker, setting.size)
+    place, options = setting.data / "interrupted", {"codec": "zstd", "batch": 8, "workers": 0}
+    place.mkdir()
+    (place / "manifest.json").write_text("half")
+    ours = Contender("ours")
+    ours.write(corpus.folder, str(place), options)
+    ours.open(corpus.folder, str(place), options)
+    assert ours.verify()["digest"] == corpus.digest
+
+
 def test_a_peer_that_fails_costs_nothing_but_its_row(setting: measure.Setting) -> None:
     def start(adapter: str) -> Here:
         if adapter in measure.OWN:

@@ -132,6 +132,7 @@ class StreamingDataset(OrderedDataset):
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""
         for request in requests:
+            self.reader.load(np.unique(order.shards(request.positions)).tolist())
             plan = SamplePlan(self.source, *order.locate(request.positions))
             yield from plan.units(request.sizes, _UNIT, direct and self._quick)
 

@@ -172,6 +172,7 @@ class TokenDataset(OrderedDataset):
         """The work for all requests; what is planned at once is then cut for the threads."""
         direct = direct and self.transform is None and self.item_bytes >= _LONG
         for request in requests:
+            self.reader.load(np.unique(order.shards(request.positions)).tolist())
             plan = TokenPlan(self.source, *order.locate(request.positions), self.boundaries)
             begin = at = 0
             sizes: list[int] = []

@@ -125,7 +125,11 @@ def stream(
     ahead = 0
     try:
         while True:
+            planned = 0
             while len(pending) < _DEPTH and (not pending or ahead < budget.prefetch):
+                if planned and pending[0].future.done():
+                    break  # nobody should wait for plans of what comes much later
+                planned += 1
                 unit = next(waiting, None)
                 if unit is None:
                     break

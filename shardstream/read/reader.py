@@ -8,6 +8,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -27,6 +28,7 @@ from shardstream.storage.remote import Options, Store, redact
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
 _KEPT_MAPS = 256  # each holds a descriptor, of which a process has 1,024 by default
+_LOADERS = 8  # threads that read indexes
 _KEPT_INDEXES = 256 << 20  # bytes of indexes
 _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
@@ -114,10 +116,18 @@ class DatasetReader:
                 self._index_bytes -= self._indexes.popitem(last=False)[1].nbytes
         return index
 
+    def load(self, shards: Sequence[int]) -> None:
+        """Read the indexes of these shards, those that are not in memory at the same time."""
+        with self._lock:
+            missing = [shard for shard in shards if shard not in self._indexes]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(_LOADERS, "shardstream-index") as pool:
+                list(pool.map(self.index, missing))
+
     def read_index(self, shard: int) -> ShardIndex:
         """The index of a shard, read anew and not kept."""
         info = self.manifest.shards[shard]
-        data = bytes(self.kept.fetcher.get(self.kept.index(shard)))
+        data = memoryview(self.kept.fetcher.get(self.kept.index(shard)))
         return ShardIndex.from_bytes(
             data,
             where=self._store.where(info.index_url),

@@ -46,6 +46,7 @@ def test_more_buffers_than_are_sent_apart() -> None:
 
 def test_segments_are_used_again_when_nothing_refers_to_them() -> None:
     writer, reader = Writer(), Reader()
+    gc.collect()  # what earlier tests left open would be closed in between
     files = len(os.listdir("/proc/self/fd"))
     kept, first = through(writer, reader, torch.zeros(10_000))
     part = kept[5:]
@@ -62,11 +63,12 @@ def test_segments_are_used_again_when_nothing_refers_to_them() -> None:
         message = through(writer, reader, torch.ones(10_000))[1]
         assert message.segment < 2
         writer.give_back(reader.freed.popleft())
-    assert len(os.listdir("/proc/self/fd")) == files + 2 * 2  # a descriptor for each map of each side
+    assert len(os.listdir("/proc/self/fd")) <= files + 2 * 2  # a descriptor for each map of each side
 
 
 def test_who_keeps_many_batches_gets_copies_and_runs_out_of_no_files() -> None:
     writer, reader = Writer(), Reader()
+    gc.collect()
     files, kept = len(os.listdir("/proc/self/fd")), []
     for number in range(200):
         kept.append(through(writer, reader, torch.full((2000,), number))[0])

@@ -11,7 +11,6 @@ from shardstream.errors import OptionError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.pack.job import Job
 from shardstream.pack.sources import ImagesSource
-from shardstream.pack.tokenize import load_tokenizer
 from shardstream.storage.files import FileInfo
 from shardstream.storage.remote import redact
 
@@ -63,6 +62,8 @@ def provenance(job: Job, kind: str, files: Sequence[FileInfo]) -> dict[str, Any]
     if isinstance(job.source, ImagesSource) and (classes := job.source.classes(files)):
         record["classes"] = [name.encode("utf-8", "backslashreplace").decode() for name in classes]
     if job.tokenizer is not None:
+        from shardstream.pack.tokenize import load_tokenizer
+
         tokenizer = load_tokenizer(job.tokenizer)
         record["tokenizer"] = {
             "name": tokenizer.name,
@@ -79,6 +80,8 @@ def compose(
     """The manifest of the new shards, after those of the dataset that is appended to."""
     fields = field_infos(shards, old.fields if old else ())
     if job.tokenizer is not None:
+        from shardstream.pack.tokenize import load_tokenizer
+
         dtype = load_tokenizer(job.tokenizer).dtype(job.eos).name
         fields = (FieldInfo("tokens", "tokens", "uint16" if dtype == "uint16" else "uint32"),)
     if old is not None:
@@ -103,6 +106,8 @@ def check_append(job: Job, old: Manifest, where: str, record: dict[str, Any]) ->
         )
     if job.tokenizer is None:
         return
+    from shardstream.pack.tokenize import load_tokenizer
+
     tokenizer = load_tokenizer(job.tokenizer)
     packed = old.provenance.get("tokenizer", {})
     if packed.get("fingerprint") != tokenizer.fingerprint:

@@ -25,7 +25,6 @@ from shardstream.pack.engines.local import run_tasks
 from shardstream.pack.job import Bucket, Job, Result, input_bytes, run
 from shardstream.pack.progress import Progress
 from shardstream.pack.sources import Reject, Source, Task, make_source, recognise
-from shardstream.pack.tokenize import load_tokenizer
 from shardstream.pack.writer import Layout
 from shardstream.storage.files import expand
 from shardstream.storage.remote import Options, Store, is_private
@@ -324,6 +323,8 @@ def _check_options(
     if eos is not None and tokenizer is None:
         raise OptionError("eos needs a tokenizer")
     if tokenizer is not None:
+        from shardstream.pack.tokenize import load_tokenizer
+
         load_tokenizer(tokenizer).dtype(eos)
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import io
-import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from shardstream.errors import SourceError
 from shardstream.format import frames
-from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import ShardInfo
 from shardstream.format.names import check_field, check_key
+from shardstream.format.rows import index_bytes
 from shardstream.format.tar import BLOCK, TRAILER, member_header, padding
 from shardstream.storage.remote import Store
 
-_INT32_MAX = 2**31 - 1
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 SUFFIX = {"zstd": ".tar.zst", "none": ".tar"}
 
 
@@ -141,7 +142,7 @@ class SampleWriter:
         digest = xxhash.xxh3_128()
         for part in shard.parts:
             digest.update(part)
-        index = _index(shard).to_bytes()
+        index = index_bytes(shard.frames, shard.cells, shard.keys, len(shard.columns))
         stem = f"shard-{self._number:06d}" + (f"-{len(self.shards)}" if self.shards else "")
         name = stem + SUFFIX[self._layout.codec]
         # The index first: a shard that is there has its index beside it.
@@ -221,43 +222,3 @@ class TokenWriter(SampleWriter):
 
     def _tokens(self, shard: _Shard) -> int:
         return sum(size for _, _, _, size in shard.cells) // self._dtype.itemsize
-
-
-def _index(shard: _Shard) -> ShardIndex:
-    return build_index(shard.frames, shard.cells, shard.keys, len(shard.columns))
-
-
-def build_index(
-    frame_rows: list[tuple[int, int, int, int, int, int]],
-    cells: list[tuple[int, int, int, int]],
-    keys: list[bytes],
-    columns: int,
-) -> ShardIndex:
-    """The index of a shard from rows of Python numbers.
-
-    frame_rows: (offset, size, raw offset, raw size, first sample, checksum); cells: (sample, column,
-    offset within the frame, size).
-    """
-    assert sys.byteorder == "little", "shardstream needs a little-endian machine"
-    table = np.array(frame_rows, np.uint64).reshape(-1, 6)
-    cell = np.array(cells, np.int64).reshape(-1, 4)
-    dtype = np.int32 if not len(cell) or int(cell[:, 2:].max()) <= _INT32_MAX else np.int64
-    offset = np.zeros((len(keys), columns), dtype)
-    size = np.full((len(keys), columns), -1, dtype)
-    offset[cell[:, 0], cell[:, 1]] = cell[:, 2]
-    size[cell[:, 0], cell[:, 1]] = cell[:, 3]
-    bounds = np.zeros(len(keys) + 1, np.uint64)
-    np.cumsum([len(key) for key in keys], out=bounds[1:])
-    first = np.append(table[:, 4], np.uint64(len(keys)))
-    return ShardIndex(
-        frame_offset=table[:, 0].copy(),
-        frame_size=table[:, 1].copy(),
-        frame_raw_offset=table[:, 2].copy(),
-        frame_raw_size=table[:, 3].copy(),
-        frame_first=first,
-        frame_checksum=table[:, 5].copy(),
-        field_offset=offset,
-        field_size=size,
-        key_bytes=np.frombuffer(b"".join(keys), np.uint8),
-        key_offset=bounds,
-    )

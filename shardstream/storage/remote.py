@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -202,7 +201,7 @@ class LocalStore(Store):
         with named(f"writing {self.where(path)}"):
             folder = (self._root / path).parent
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = str(folder / f"{_TEMPORARY}{secrets.token_hex(8)}")
+            temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
             try:
                 with open(temporary, "xb") as file:
                     file.writelines(parts)

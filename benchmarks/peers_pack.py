@@ -62,11 +62,18 @@ def wds(source: str, dest: str, worker: int, workers: int) -> None:
     import zstandard
 
     # ShardWriter compresses with gzip only; for zstd its documentation passes an opener.
+    opened = {}
+
     def opener(name: str):
-        return zstandard.open(name, "wb", cctx=zstandard.ZstdCompressor(level=3, write_checksum=True))
+        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+        opened[name] = zstandard.open(name, "wb", cctx=compressor)
+        return opened[name]
+
+    def close(name: str) -> None:  # the writer closes what it opened itself alone
+        opened.pop(name).close()
 
     pattern = os.path.join(dest, f"{worker}-%06d.tar.zst")
-    with webdataset.ShardWriter(pattern, maxsize=1 << 26, opener=opener, verbose=0) as writer:
+    with webdataset.ShardWriter(pattern, maxsize=1 << 26, opener=opener, post=close, verbose=0) as writer:
         for row in lines(source, worker, workers):
             key = row["id"].replace(".", "%2E")
             writer.write({"__key__": key, "txt": row["text"], "json": {"bytes": row["bytes"]}})

@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import sys
 import time
+import types
+from importlib.machinery import ModuleSpec
 
 
 def lines(source: str, worker: int, workers: int):
@@ -25,7 +27,27 @@ def lines(source: str, worker: int, workers: int):
             yield json.loads(line)
 
 
+def without_torchvision() -> None:
+    """Stands in for torchvision, which MosaicML imports for its vision datasets and not to write.
+
+    The builds on the index do not load beside every torch.
+    """
+    members = {
+        "torchvision": (),
+        "torchvision.datasets": ("VisionDataset", "CIFAR10", "ImageFolder", "CocoDetection"),
+        "torchvision.transforms": (),
+        "torchvision.transforms.functional": ("to_tensor",),
+    }
+    for name, classes in members.items():
+        module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)  # other packages look whether there is one
+        for member in classes:
+            setattr(module, member, type(member, (), {}))
+        sys.modules[name] = module
+
+
 def mds(source: str, dest: str, worker: int, workers: int) -> None:
+    without_torchvision()
     from streaming import MDSWriter
 
     columns = {"id": "str", "text": "str", "bytes": "int"}

@@ -8,16 +8,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.dataset import TokenDataset as TokenDataset
     from shardstream.decode.registry import decoder as decoder
+    from shardstream.distributed import Topology as Topology
     from shardstream.errors import ShardstreamError as ShardstreamError
     from shardstream.format.manifest import Manifest as Manifest
     from shardstream.loader import StreamingLoader as StreamingLoader
     from shardstream.order.shuffle import Shuffle as Shuffle
-    from shardstream.order.topology import Topology as Topology
     from shardstream.pack.adopt import index as index
     from shardstream.pack.packer import pack as pack
+    from shardstream.read.batch import Batch as Batch
     from shardstream.read.verify import verify as verify
     from shardstream.storage.cache import Cache as Cache
     from shardstream.warm import warm as warm
@@ -26,14 +28,16 @@ __version__ = "0.1.0"
 
 # Imported at first use, so that `import shardstream` is quick and the packer never loads torch.
 _HOMES = {
+    "Batch": "shardstream.read.batch",
     "Cache": "shardstream.storage.cache",
     "Manifest": "shardstream.format.manifest",
+    "Mixture": "shardstream.dataset",
     "ShardstreamError": "shardstream.errors",
     "Shuffle": "shardstream.order.shuffle",
     "StreamingDataset": "shardstream.dataset",
     "StreamingLoader": "shardstream.loader",
     "TokenDataset": "shardstream.dataset",
-    "Topology": "shardstream.order.topology",
+    "Topology": "shardstream.distributed",
     "decoder": "shardstream.decode.registry",
     "index": "shardstream.pack.adopt",
     "pack": "shardstream.pack.packer",
@@ -42,8 +46,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batch",
     "Cache",
     "Manifest",
+    "Mixture",
     "ShardstreamError",
     "Shuffle",
     "StreamingDataset",

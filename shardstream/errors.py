@@ -13,6 +13,8 @@ ShardstreamError
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -56,3 +58,15 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{module} is needed here and is not installed: pip install 'shardstream[{extra}]'"
         ) from error
+
+
+@contextmanager
+def noted(where: str) -> Iterator[None]:
+    """Let an exception of the user's own code pass as it is, with a note of where it came from."""
+    try:
+        yield
+    except Exception as error:
+        # Notes came with Python 3.11. Errors of ours say themselves where they belong.
+        if hasattr(error, "add_note") and not isinstance(error, ShardstreamError):
+            error.add_note(where)
+        raise

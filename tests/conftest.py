@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+# A run in the background is told to ignore Ctrl-C, and so would the programs be that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["tests.servers"]
 
 # Shared machines stall for seconds at times: a deadline per example would fail at random.
-# pytest-timeout still catches a hang.
-hypothesis.settings.register_profile("shardstream", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("shardstream")
+# pytest-timeout still catches a hang. Without --long the examples are the same in every run, so that
+# a change is judged by the change; with it they are new each time.
+hypothesis.settings.register_profile("default-run", deadline=None, print_blob=True, derandomize=True)
+hypothesis.settings.register_profile("long-run", deadline=None, print_blob=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("long-run" if config.getoption("--long") else "default-run")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out; what is skipped in a report then is what cannot run here."""
     if config.getoption("--long"):
         return
-    skip = pytest.mark.skip(reason="takes minutes: run with --long")
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(skip)
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 @pytest.fixture

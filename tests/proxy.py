@@ -236,10 +236,10 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
                     if fault == "reset":
                         writer.transport.abort()
                     return False
+            sent += len(data)
+            counts.body_bytes += len(data)  # before the client can see the bytes, and count them
             writer.write(data)
             await writer.drain()
-            sent += len(data)
-            counts.body_bytes += len(data)
         if faults.extra:
             writer.write(bytes(faults.extra))
             await writer.drain()

@@ -57,6 +57,11 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
+def _say_interrupted(arguments: list[str]) -> None:
+    hint = "; the same command with --resume continues" if arguments[:1] == ["pack"] else ""
+    print(f"interrupted{hint}", file=sys.stderr)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
     debug = "--debug" in arguments
@@ -66,16 +71,18 @@ def run(arguments: list[str]) -> int:
         # Here and not at exit, where a closed pipe or a full disk could only be complained of.
         sys.stdout.flush()
         if code == _INTERRUPTED:  # some releases of typer turn the interrupt into a quiet exit
-            print("interrupted", file=sys.stderr)
+            _say_interrupted(arguments)
         return code if isinstance(code, int) else 0
     except (ShardstreamError, _UsageError) as error:
         if debug:
             raise
         message = error.format_message() if isinstance(error, _UsageError) else str(error)
+        if isinstance(error, _UsageError) and (context := getattr(error, "ctx", None)) is not None:
+            message += f" ('{context.command_path} --help' shows the options)"
         print(f"error: {message}", file=sys.stderr)
         return 2 if isinstance(error, (OptionError, _UsageError)) else 1
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
+        _say_interrupted(arguments)
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (`| head`); Python must not complain of it at exit.

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.dataset import workers
+from shardstream.dataset.coming import Coming, Request
+from shardstream.dataset.iteration import Iteration
 from shardstream.distributed import Topology
-from shardstream.errors import OptionError, StateError
+from shardstream.errors import OptionError, StateError, noted
 from shardstream.format.manifest import Manifest
-from shardstream.order.cursor import STATE_VERSION, Cursor, Run, check_state, read_place
-from shardstream.order.lanes import Order
+from shardstream.order.cursor import STATE_VERSION, Run, check_state, read_place
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
-from shardstream.order.uses import next_uses
 from shardstream.read.engine import Budget, Source, Stats, Unit, stream
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache import Cache
@@ -41,15 +40,10 @@ __all__ = ["Cache", "OrderedDataset", "Request"]
 Options = dict[str, Any] | None
 
 
-class Request(NamedTuple):
-    """Some consecutive batches: the positions of all of them, int64, and the size of each."""
-
-    positions: NDArray[np.int64]
-    sizes: list[int]
-
-
 class OrderedDataset(_Iterable):
     """A dataset whose items have positions 0 .. total - 1 in each epoch."""
+
+    endless = False  # whether an epoch never ends; `total` is then a number that is never reached
 
     def __init__(
         self,
@@ -67,7 +61,7 @@ class OrderedDataset(_Iterable):
         self._process = os.getpid()
         self._reader: DatasetReader | None = None
         self._source: Source | None = None
-        self._cursor = Cursor()
+        self._cursor = workers.WorkerCursor()
         self._lanes: int | None = None if self.shuffle is None else self.shuffle.lanes
 
     @property
@@ -93,8 +87,8 @@ class OrderedDataset(_Iterable):
         """How many items are best planned at once."""
         raise NotImplementedError
 
-    def order(self, epoch: int) -> Order:
-        """The order of one epoch."""
+    def order(self, epoch: int, lanes: int | None = None) -> Any:
+        """The order of one epoch, an Order; in so many lanes, or in the dataset's own number."""
         raise NotImplementedError
 
     @property
@@ -117,7 +111,7 @@ class OrderedDataset(_Iterable):
         """The frames that these items of a shard lie in, each once, in the order of the items."""
         raise NotImplementedError
 
-    def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
+    def units(self, order: Any, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
         """The work for all requests; `direct` allows work that the consumer does by itself."""
         raise NotImplementedError
 
@@ -134,37 +128,39 @@ class OrderedDataset(_Iterable):
 
         `finish` is called in threads, or where it is quick and `direct` says so, by the consumer.
         """
-        order, coming = self.order(epoch), deque[int]()
-        units = self.units(order, _noted(requests, coming), direct)
-        self._plan(order, coming)
-        built = stream(self.source, units, finish, budget, stats)
-        try:
-            for batch in built:
-                coming.popleft()
-                yield batch
-        finally:
-            built.close()
+        order = self.order(epoch)
+        if not self.remote:
+            return stream(self.source, self.units(order, requests, direct), finish, budget, stats)
+        coming = Coming(self, order)
+        units = self.units(order, coming.requests(requests), direct)
+        return coming.delivered(stream(self.source, units, finish, budget, stats))
 
-    def _plan(self, order: Order, coming: deque[int]) -> None:
-        """Tell the cache when frames are needed next; `coming` begins with the position of the next batch."""
-        following = self.order(min(order.epoch + 1, 2**64 - 1))
-        shards, total = self.manifest.shards, max(1, self.total)
-
-        def uses(shard: int) -> NDArray[np.float64]:
-            try:
-                now = coming[0] / total
-            except IndexError:  # nothing planned, or all delivered
-                now = 0.0
-            return next_uses(order, following, shard, shards[shard].frames, now)
-
-        self.reader.plan(uses)
+    @property
+    def remote(self) -> bool:
+        """Whether reading may be waiting for a store."""
+        return not self.reader.all_local
 
     def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[Any], Any]:
         """The `finish` that makes batches by `collate`, or by the dataset's own way."""
         raise NotImplementedError
 
+    def listed(self, items: Any) -> Any:
+        """The `finish` of those who want single items: what `items` takes them from."""
+        return items
+
+    def noting(self, collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+        """A user's `collate` whose errors name the batch."""
+
+        def collated(items: list[Any]) -> Any:
+            keys = [item["__key__"] for item in items if isinstance(item, dict) and "__key__" in item]
+            named = f", samples {keys[0]!r} to {keys[-1]!r}," if keys else ""
+            with noted(f"in the collate of {len(items)} items{named} of {self.url}"):
+                return collate(items)
+
+        return collated
+
     def items(self, batch: Any) -> Iterable[Any]:
-        """The single items of what `stream` makes where `finish` does nothing."""
+        """The single items of what `listed` made."""
         raise NotImplementedError
 
     @property
@@ -178,21 +174,35 @@ class OrderedDataset(_Iterable):
 
     def __len__(self) -> int:
         """How many items of an epoch this rank gets."""
+        if self.endless:
+            raise TypeError(f"an epoch of {self.url} never ends: it has no length")
         return rank_samples(self.total, self.topology.dp_rank, self.topology.dp_size)
 
-    def __iter__(self) -> Iterator[Any]:
-        return self._deliver(self._cursor.begin())
+    def __iter__(self) -> Iteration:
+        run = self._cursor.begin()
+        self._take_turn(run)
+        return Iteration(self, run)
 
-    def _deliver(self, run: Run) -> Iterator[Any]:
-        worker, workers = _worker()
-        ranks = self.topology.dp_size
-        mine = Ranks(self.topology.dp_rank + ranks * worker, ranks * workers)
-        total = self.total
+    def _take_turn(self, run: Run) -> None:
+        """In a worker process, go from the rank's place to the next item of the worker alone."""
+        worker = workers.current()
+        if worker is not None and not run.own:
+            # Counted from the rank's next item, so that taking one of each worker in turn, as a
+            # DataLoader does, gives the rank's order.
+            first = self.topology.first(run.position) + self.topology.dp_size * worker.number
+            run.position, run.own = min(first, self.total), True
+
+    def deliver(self, run: Run) -> Generator[Any, None, None]:
+        """The items of this rank, or of this worker process of it, from the place of `run` on."""
+        mine, total = self.topology, self.total
         budget = Budget(keep=self.cache.keep)
-        if workers > 1:
-            budget = replace(budget, threads=1)
+        worker = workers.current()
+        if worker is not None:
+            budget = replace(budget, threads=1) if worker.size > 1 else budget
+            stride = mine.dp_size * worker.size
+            mine = Ranks(run.position % stride, stride)
         requests = _own(mine, run.position, total, self.ahead)
-        built = self.stream(run.epoch, requests, _unchanged, budget, direct=True)
+        built = self.stream(run.epoch, requests, self.listed, budget, direct=True)
         try:
             for batch in built:
                 for item in self.items(batch):
@@ -200,38 +210,66 @@ class OrderedDataset(_Iterable):
                     yield item
         finally:
             built.close()
+        run.position = total
         self._cursor.end(run)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next one to iterate."""
+        """Make `epoch` the next one to iterate, also in worker processes that already run."""
         self._cursor.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was delivered by iterating the dataset: JSON-able, for `load_state_dict`."""
-        return self.state_at(self._cursor.epoch, self._cursor.position)
+        """What was delivered by iterating the dataset: JSON-able, for `load_state_dict`.
+
+        In a DataLoader's worker process it is the state of that worker. Raises StateError where
+        workers deliver: only their DataLoader could know how far they came.
+        """
+        if self._cursor.away:
+            raise StateError(
+                f"{self.url} is being read by the workers of a DataLoader, which does not tell how far they "
+                f"came; use a StreamingLoader, or torchdata's StatefulDataLoader and its state_dict()"
+            )
+        return self.state_at(self._cursor.now)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of this dataset, saved with any number of ranks."""
-        self._cursor.place(*self.accept(state))
+        """Go on from a state of this dataset, saved with any number of ranks.
 
-    def state_at(self, epoch: int, position: int) -> dict[str, Any]:
-        """The state that says: `position` of `epoch` is the next to deliver."""
-        place = {"version": STATE_VERSION, "epoch": epoch, "position": position}
-        return place | self.identity() | {"lanes": self.lanes}
+        The state of a worker process is for the same worker of as many.
+        """
+        self._cursor.place(*self.accept(state, worker=True))
 
-    def accept(self, state: Mapping[str, Any]) -> tuple[int, int]:
-        """The epoch and position of a state, whose lanes are taken over if none were asked for."""
+    def restart(self, run: Run, state: Mapping[str, Any]) -> None:
+        """Let an iteration that has begun go on from a state."""
+        self._cursor.restart(run, *self.accept(state, worker=True))
+        self._take_turn(run)
+
+    def state_at(self, run: Run) -> dict[str, Any]:
+        """The state that says: the place of `run` is the next to deliver."""
+        place = {"version": STATE_VERSION, "epoch": run.epoch, "position": run.position}
+        worker = workers.current()
+        mine = {} if worker is None or not run.own else {"worker": worker.number, "workers": worker.size}
+        return place | mine | self.identity() | {"lanes": self.lanes}
+
+    def accept(self, state: Mapping[str, Any], worker: bool = False) -> tuple[int, int, bool]:
+        """The epoch and position of a state, and whether the position is that of a worker process.
+
+        Its lanes are taken over if none were asked for.  worker: a worker's state is welcome, too.
+        """
         epoch, position = read_place(state)
+        own = "workers" in state
+        here = workers.current() if worker else None
+        place = {"workers": here and here.size, "worker": here and here.number} if own else {}
         mine = self.identity()
         asked = 1 if self.shuffle is None else self.shuffle.lanes
-        check_state(state, mine if asked is None else mine | {"lanes": asked})
+        check_state(state, place | (mine if asked is None else mine | {"lanes": asked}))
         lanes = state.get("lanes")
         if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
             raise StateError(f"the state's lanes is {lanes!r}, not a number of at least 1")
-        if position > self.total:
-            raise StateError(f"the state's position is {position}, the dataset has {self.total} samples")
-        self._lanes = lanes
-        return epoch, position
+        before, self._lanes = self._lanes, lanes
+        total = self.total  # of a mixture it depends on the lanes
+        if position > total:
+            self._lanes = before
+            raise StateError(f"the state's position is {position}, the dataset has {total} samples")
+        return epoch, position, own
 
     def identity(self) -> dict[str, Any]:
         """What a state must agree with: the dataset and the options that decide the order."""
@@ -252,20 +290,6 @@ class OrderedDataset(_Iterable):
         return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
 
 
-def _unchanged(items: Any) -> Any:
-    return items
-
-
-def _noted(requests: Iterable[Request], coming: deque[int]) -> Iterator[Request]:
-    """The requests; the position of each of their batches is added to `coming`."""
-    for request in requests:
-        begin = 0
-        for size in request.sizes:
-            coming.append(int(request.positions[begin]) if size else 0)
-            begin += size
-        yield request
-
-
 def in_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Each value once, where it comes first."""
     found, first = np.unique(values, return_index=True)
@@ -279,13 +303,6 @@ def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
         positions = np.arange(first, min(first + count * ranks.dp_size, total), ranks.dp_size, dtype=np.int64)
         yield Request(positions, [len(positions)])
         first, count = first + count * ranks.dp_size, min(2 * count, most)
-
-
-def _worker() -> tuple[int, int]:
-    """The number of this DataLoader worker process and how many there are: (0, 1) outside."""
-    data = sys.modules.get("torch.utils.data")
-    info = None if data is None else data.get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 def _shuffle(value: bool | Shuffle) -> Shuffle | None:

@@ -6,7 +6,7 @@ A field that no decoder is registered for stays bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,12 +14,14 @@ import numpy as np
 
 from shardstream.errors import MissingExtraError, OptionError, SourceError, require
 
-__all__ = ["decode_field", "decoder", "extension"]
+__all__ = ["decode_field", "decode_values", "decoder", "extension", "find"]
 
 Decoder = Callable[[bytes], Any]
+Data = bytes | memoryview
 F = TypeVar("F", bound=Decoder)
+B = TypeVar("B", bound=Callable[[Data], Any])
 
-_DECODERS: dict[str, Decoder] = {}
+_DECODERS: dict[str, Callable[[Data], Any]] = {}
 _TOKENS: dict[object, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
@@ -32,11 +34,26 @@ def decoder(*extensions: str) -> Callable[[F], F]:
         raise OptionError(f"decoder{extensions!r} needs extensions, such as @decoder('mp3')")
 
     def register(function: F) -> F:
-        for name in extensions:
-            _DECODERS[extension(name)] = function
+        # What is decoded may be a view of memory that will be used again: nobody else may keep that.
+        _register(extensions, lambda data: function(bytes(data)))
         return function
 
     return register
+
+
+def _own(*extensions: str) -> Callable[[B], B]:
+    """Register a function that takes any buffer, and keeps nothing of it."""
+
+    def register(function: B) -> B:
+        _register(extensions, function)
+        return function
+
+    return register
+
+
+def _register(extensions: Sequence[str], function: Callable[[Data], Any]) -> None:
+    for name in extensions:
+        _DECODERS[extension(name)] = function
 
 
 def extension(field: str) -> str:
@@ -44,51 +61,76 @@ def extension(field: str) -> str:
     return field.rpartition(".")[2].lower()
 
 
-def decode_field(
-    field: str, data: bytes, *, dtype: str | None = None, codec: str | None = None, key: str = ""
-) -> Any:
-    """The value of one field.
+def find(field: str, dtype: str | None = None, codec: str | None = None) -> Callable[[Data], Any] | None:
+    """The decoder of a field, None where it stays bytes.
 
     codec: the manifest's word on the kind of field, where it differs from the name.
-    dtype: "uint16" or "uint32", for tokens. Raises SourceError naming `key` and the field.
+    dtype: "uint16" or "uint32", for tokens.
     """
     kind = extension(codec or field)
+    if kind == "tokens" and dtype is not None and "tokens" not in _DECODERS:
+        # A copy: an array that the user may write to, and that does not hold the frame.
+        return lambda data: np.frombuffer(data, _TOKENS[dtype]).copy()
+    return _DECODERS.get(kind)
+
+
+def decode_field(
+    field: str, data: Data, *, dtype: str | None = None, codec: str | None = None, key: str = ""
+) -> Any:
+    """The value of one field, as `find` decodes it. Raises SourceError naming `key` and the field."""
+    function = find(field, dtype, codec)
     try:
-        if kind == "tokens" and dtype is not None and "tokens" not in _DECODERS:
-            # A copy: an array that the user may write to, and that does not hold the frame.
-            return np.frombuffer(data, _TOKENS[dtype]).copy()
-        function = _DECODERS.get(kind)
-        return data if function is None else function(data)
+        return bytes(data) if function is None else function(data)
     except MissingExtraError:
         raise
     except Exception as error:
         raise SourceError(
-            f"sample {key!r}, field {field!r}: cannot decode {len(data)} bytes as {kind} ({error})"
+            f"sample {key!r}, field {field!r}: cannot decode {len(data)} bytes "
+            f"as {extension(codec or field)} ({error})"
         ) from error
 
 
-@decoder("txt", "text")
-def _text(data: bytes) -> str:
+def decode_values(
+    field: str,
+    column: Sequence[Data | None],
+    keys: Sequence[str],
+    *,
+    dtype: str | None = None,
+    codec: str | None = None,
+) -> list[Any]:
+    """`decode_field` of many samples, None where one lacks the field."""
+    function = find(field, dtype, codec) or bytes
+    try:
+        return [None if data is None else function(data) for data in column]
+    except Exception:  # noqa: BLE001 - decoding one by one finds out whose it is
+        return [
+            None if data is None else decode_field(field, data, dtype=dtype, codec=codec, key=key)
+            for key, data in zip(keys, column, strict=True)
+        ]
+
+
+@_own("txt", "text")
+def _text(data: Data) -> str:
     return str(data, "utf-8")
 
 
-@decoder("json")
-def _json(data: bytes) -> Any:
+@_own("json")
+def _json(data: Data) -> Any:
     return msgspec.json.decode(data)
 
 
-@decoder("cls", "cls2", "index", "id")
-def _integer(data: bytes) -> int:
+@_own("cls", "cls2", "index", "id")
+def _integer(data: Data) -> int:
     return int(data)
 
 
-@decoder("npy")
-def _array(data: bytes) -> Any:
+@_own("npy")
+def _array(data: Data) -> Any:
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-@decoder("jpg", "jpeg", "png", "webp")
-def _image(data: bytes) -> Any:
+@_own("jpg", "jpeg", "png", "webp")
+def _image(data: Data) -> Any:
     """A uint8 array [height, width, 3], RGB."""
     image = require("PIL.Image", "images")
     with image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as opened:

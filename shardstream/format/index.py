@@ -7,19 +7,23 @@ parsing and without pickle. docs/format.md describes each array.
 from __future__ import annotations
 
 import itertools
+import math
+import struct
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from shardstream.errors import CorruptionError
 
 Array = npt.NDArray[np.generic]
 Unsigned = npt.NDArray[np.uint64]
 
+_DTYPES = {"U8": "u1", "I32": "<i4", "I64": "<i8", "U64": "<u8"}
 _COLUMNS = {
     "frame_offset": "u8",
     "frame_size": "u8",
@@ -68,21 +72,27 @@ class ShardIndex:
         """The number of frames that hold samples."""
         return len(self.frame_offset)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes in memory; the keys are there twice once they are asked for."""
+        arrays = [getattr(self, name) for name in _COLUMNS]
+        return sum(int(array.nbytes) for array in arrays) + self.key_bytes.nbytes
+
     def key(self, sample: int) -> str:
         """The key of one sample."""
         begin, end = int(self.key_offset[sample]), int(self.key_offset[sample + 1])
-        return self._keys[begin:end].decode()
+        return self.key_data[begin:end].decode()
 
     def keys_list(self, begin: int, end: int) -> list[str]:
         """The keys of samples [begin, end)."""
         bounds = self.key_offset[begin : end + 1].tolist()
-        return [self._keys[a:b].decode() for a, b in itertools.pairwise(bounds)]
+        return [self.key_data[a:b].decode() for a, b in itertools.pairwise(bounds)]
 
     def find(self, key: str) -> int | None:
         """The first sample with this key, or None."""
         wanted = key.encode("utf-8", "surrogatepass")
         bounds = self.key_offset
-        at = self._keys.find(wanted)
+        at = self.key_data.find(wanted)
         while at >= 0:
             sample = int(np.searchsorted(bounds, np.uint64(at)))
             if (
@@ -91,7 +101,7 @@ class ShardIndex:
                 and int(bounds[sample + 1]) == at + len(wanted)
             ):
                 return sample
-            at = self._keys.find(wanted, at + 1)
+            at = self.key_data.find(wanted, at + 1)
         return None
 
     def frame_of(self, sample: int) -> int:
@@ -99,7 +109,8 @@ class ShardIndex:
         return int(np.searchsorted(self.frame_first, np.uint64(sample), side="right")) - 1
 
     @cached_property
-    def _keys(self) -> bytes:
+    def key_data(self) -> bytes:
+        """The bytes of all keys, one after another."""
         return self.key_bytes.tobytes()
 
     def with_columns(self, have: tuple[str, ...], want: tuple[str, ...]) -> ShardIndex:
@@ -121,8 +132,8 @@ class ShardIndex:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, *, where: str, fields: int, samples: int, frames: int, shard_bytes: int,
-        raw_bytes: int, contiguous: bool = True,
+        cls, data: bytes | memoryview, *, where: str, fields: int, samples: int, frames: int,
+        shard_bytes: int, raw_bytes: int, contiguous: bool = True,
     ) -> ShardIndex:  # fmt: skip
         """Load and validate an index against what the manifest says of its shard.
 
@@ -130,8 +141,8 @@ class ShardIndex:
         every frame has the whole file as its stored bytes.
         """
         try:
-            arrays = safetensors.numpy.load(data)
-        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            arrays = _views(data)
+        except (msgspec.DecodeError, struct.error, ValueError, KeyError) as error:
             raise CorruptionError(f"{where}: not an index file ({error})") from error
         if set(arrays) != set(_COLUMNS):
             raise CorruptionError(f"{where}: the index holds the arrays {sorted(arrays)}")
@@ -183,7 +194,7 @@ class ShardIndex:
             if (present & (self.field_size > room - offsets)).any():
                 return "a field leaves its frame"
         try:
-            self._keys.decode()
+            self.key_data.decode()
         except UnicodeDecodeError:
             return "keys are not UTF-8"
         starts = self.key_offset[:-1]
@@ -194,6 +205,29 @@ class ShardIndex:
     def _starts(self, starts: Unsigned) -> npt.NDArray[np.uint8]:
         inside = starts[starts < len(self.key_bytes)]
         return self.key_bytes[inside.astype(np.int64)]
+
+
+class _Entry(msgspec.Struct):
+    """An array in a safetensors header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def _views(data: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a safetensors file where they lie: its own reader copies each of them twice."""
+    (length,) = struct.unpack_from("<Q", data)
+    begin = 8 + length
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, entry in msgspec.json.decode(data[8:begin], type=dict[str, _Entry]).items():
+        dtype, (first, last) = np.dtype(_DTYPES[entry.dtype]), entry.data_offsets
+        count = math.prod(entry.shape)
+        if min(first, *entry.shape) < 0 or last - first != count * dtype.itemsize or begin + last > len(data):
+            raise ValueError(f"the array {name} of shape {entry.shape} is not at {first} to {last}")
+        found = np.frombuffer(data, dtype, count, begin + first) if count else np.empty(0, dtype)
+        arrays[name] = found.reshape(entry.shape)
+    return arrays
 
 
 def _rises(bounds: Unsigned, first: int, last: int, strictly: bool = False) -> bool:

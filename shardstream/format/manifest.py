@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Any, Literal
 
@@ -94,6 +93,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(manifest, fingerprint=manifest._fingerprint())
 
     def _fingerprint(self) -> str:
+        import hashlib  # slow to load, and a worker of a pack does without
+
         blank = msgspec.structs.replace(self, fingerprint="")
         return hashlib.sha256(msgspec.json.encode(blank, order="deterministic")).hexdigest()
 

@@ -20,6 +20,8 @@ _EMPTY = "%"
 _PLAIN = re.compile(r"[A-Za-z0-9_\-]+\Z")
 # Most keys pass here at once: paths whose components begin with neither dot nor anything unusual.
 _PLAIN_KEY = re.compile(r"(?:[A-Za-z0-9_%~+=-][A-Za-z0-9_.%~+=-]*/)*[A-Za-z0-9_%~+=-]+\Z")
+# As most paths are: nothing in them needs an escape but the dots of the last component.
+_PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_~+=-][A-Za-z0-9_.~+=-]*/)*[A-Za-z0-9_.~+=-]+\Z")
 
 
 def _percent(match: re.Match[str]) -> str:
@@ -30,6 +32,9 @@ def escape_key(text: str) -> str:
     """A valid key for any text: bytes that a key cannot hold are percent-encoded, reversibly."""
     if _PLAIN.match(text):
         return text
+    if _PLAIN_PATH.match(text):
+        folder, slash, base = text.rpartition("/")
+        return folder + slash + base.replace(".", "%2E")
     text = _UNSAFE.sub(_percent, text)
     folder, slash, base = text.rpartition("/")
     base = base.replace(".", "%2E") if base else _EMPTY

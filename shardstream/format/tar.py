@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
+from zlib import adler32
 
 from shardstream.errors import SourceError
 from shardstream.format.names import check_member_name, shorten, split_name
@@ -35,18 +36,12 @@ def padding(size: int) -> bytes:
 
 def _header(name: bytes, size: int, kind: bytes) -> bytes:
     size_text = b"%011o\0" % size
-    total = _FIXED_SUM + sum(name) + sum(size_text) + kind[0]
-    return b"".join(
-        (
-            name.ljust(100, b"\0"),
-            _AFTER_NAME,
-            size_text,
-            _AFTER_SIZE,
-            b"%06o\0 " % total,
-            kind,
-            _TAIL,
-        )
-    )
+    # The low half of an Adler-32 is 1 + the sum of the bytes, modulo 65521: at most 112 bytes of
+    # ASCII stay below that. Summing in Python took a third of the time of a small sample.
+    total = _FIXED_SUM + (adler32(name + size_text) & 0xFFFF) - 1 + kind[0]
+    return b"%b%b%b%b%06o\0 %b%b" % (
+        name.ljust(100, b"\0"), _AFTER_NAME, size_text, _AFTER_SIZE, total, kind, _TAIL,
+    )  # fmt: skip
 
 
 def _pax_record(name: bytes, value: bytes) -> bytes:

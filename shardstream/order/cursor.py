@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shardstream.errors import OptionError, StateError
@@ -13,10 +13,13 @@ STATE_VERSION = 1
 
 
 class Run:
-    """One iteration: an epoch from a position on."""
+    """One iteration: an epoch from a position on.
 
-    def __init__(self, epoch: int, position: int) -> None:
-        self.epoch, self.position = epoch, position
+    own: the position is the next of one worker process alone, not of all ranks.
+    """
+
+    def __init__(self, epoch: int, position: int, own: bool = False) -> None:
+        self.epoch, self.position, self.own = epoch, position, own
 
 
 class Cursor:
@@ -24,26 +27,16 @@ class Cursor:
 
     def __init__(self) -> None:
         self._now = Run(0, 0)
-        self._next = (0, 0)
+        self._next = Run(0, 0)
 
     @property
-    def epoch(self) -> int:
-        """The epoch of the last delivery."""
-        return self._now.epoch
+    def now(self) -> Run:
+        """The first position that is not delivered, and its epoch."""
+        return self._now
 
-    @property
-    def position(self) -> int:
-        """The first position of the epoch that is not delivered."""
-        return self._now.position
-
-    @property
-    def next_epoch(self) -> int:
-        """The epoch of the next iteration."""
-        return self._next[0]
-
-    def place(self, epoch: int, position: int) -> None:
+    def place(self, epoch: int, position: int, own: bool = False) -> None:
         """Start the next iteration at `position` of `epoch`."""
-        self._now, self._next = Run(epoch, position), (epoch, position)
+        self._now, self._next = Run(epoch, position, own), Run(epoch, position, own)
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at `epoch`."""
@@ -51,19 +44,25 @@ class Cursor:
             raise OptionError(f"epoch={epoch!r} must be an int, at least 0")
         # A training loop that says set_epoch(e) in front of each epoch must not lose its place in
         # the epoch that it resumed.
-        if epoch != self._next[0]:
+        if epoch != self._next.epoch:
             self.place(epoch, 0)
 
     def begin(self) -> Run:
         """Start an iteration; the one before, if it still runs, no longer moves the cursor."""
-        self._now = Run(*self._next)
-        self._next = (self._now.epoch + 1, 0)
+        self._now = self._next
+        self._next = Run(self._now.epoch + 1, 0)
         return self._now
+
+    def restart(self, run: Run, epoch: int, position: int, own: bool) -> None:
+        """Let an iteration that has begun go on from another place."""
+        run.epoch, run.position, run.own = epoch, position, own
+        if run is self._now:
+            self._next = Run(epoch + 1, 0)
 
     def end(self, run: Run) -> None:
         """The iteration has delivered the whole epoch."""
         if run is self._now:
-            self._now = Run(*self._next)
+            self._now = Run(self._next.epoch, self._next.position)
 
 
 def read_place(state: Mapping[str, Any]) -> tuple[int, int]:
@@ -85,9 +84,23 @@ def read_place(state: Mapping[str, Any]) -> tuple[int, int]:
 def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Raise StateError, with both values named, where the state differs from `mine`."""
     wrong = [
-        f"{name} is {state.get(name)!r} in the state and {value!r} here"
-        for name, value in mine.items()
-        if state.get(name) != value
+        f"{name} is {theirs!r} in the state and {ours!r} here"
+        for option, value in mine.items()
+        for name, theirs, ours in _differences(option, state.get(option), value)
     ]
     if wrong:
         raise StateError("the state belongs to another dataset or other options: " + "; ".join(wrong))
+
+
+def _differences(name: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The values that differ, down to those within dicts and within lists of the same length."""
+    if theirs == ours:
+        return
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key in dict.fromkeys((*ours, *theirs)):
+            yield from _differences(f"{name}.{key}", theirs.get(key), ours.get(key))
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        for number, (one, other) in enumerate(zip(theirs, ours, strict=True)):
+            yield from _differences(f"{name}[{number}]", one, other)
+    else:
+        yield name, theirs, ours

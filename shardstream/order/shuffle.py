@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 
 from shardstream.errors import OptionError
 
-__all__ = ["Shuffle", "permutation", "raw", "shard_order"]
+__all__ = ["ShardOrder", "Shuffle", "permutation", "raw"]
 
-SHARDS, FRAMES, SAMPLES = 0, 1, 2
+Ints = NDArray[np.int64]
+
+# What random numbers are for. FIXED: the order of shards that lanes are cut from, for scope="lane".
+# PIECES: the order of the pieces of shards in their lanes.
+SHARDS, FRAMES, SAMPLES, FIXED, PIECES = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Shuffle:
     lanes: how many places of the dataset each stretch of the order draws from; None means the
         smallest multiple of dp_size that is at least 64, chosen at the first start.
     window: samples are mixed within this many consecutive frames of a lane.
-    scope: "epoch" permutes the shards anew in each epoch.
+    scope: "epoch" permutes the shards anew in each epoch; "lane" keeps the samples of each lane and
+        permutes within it, so that a node reads the same shards in every epoch.
     """
 
     seed: int = 0
@@ -48,9 +53,7 @@ class Shuffle:
             raise OptionError(f"lanes={self.lanes} must be at least 1, or None")
         if self.window < 1:
             raise OptionError(f"window={self.window} must be at least 1")
-        if self.scope == "lane":
-            raise OptionError("scope='lane' is not supported yet; use scope='epoch'")
-        if self.scope != "epoch":
+        if self.scope not in ("epoch", "lane"):
             raise OptionError(f"scope={self.scope!r} must be 'epoch' or 'lane'")
 
     def lanes_for(self, dp_size: int) -> int:
@@ -60,35 +63,60 @@ class Shuffle:
         return dp_size * -(-64 // dp_size)
 
 
-def raw(count: int, seed: int, epoch: int, purpose: int, item: int = 0) -> NDArray[np.uint64]:
-    """`count` raw 64-bit numbers that depend on the other arguments only."""
+def raw(count: int, seed: int, epoch: int, purpose: int, item: int = 0, start: int = 0) -> NDArray[np.uint64]:
+    """Numbers `start` to `start + count - 1` of the 64-bit sequence that the other arguments name."""
+    block, skip = divmod(start, 4)  # each value of the counter gives four numbers
     key = np.array([seed, epoch], np.uint64)
-    counter = np.array([0, 0, item, purpose], np.uint64)
-    numbers = np.random.Philox(key=key, counter=counter).random_raw(count)
-    return np.asarray(numbers, np.uint64)
+    counter = np.array([block, 0, item, purpose], np.uint64)
+    numbers = np.random.Philox(key=key, counter=counter).random_raw(skip + count)
+    return np.asarray(numbers, np.uint64)[skip:]
 
 
-def permutation(count: int, seed: int, epoch: int, purpose: int, item: int = 0) -> NDArray[np.int64]:
+def permutation(count: int, seed: int, epoch: int, purpose: int, item: int = 0) -> Ints:
     """A permutation of 0 .. count - 1."""
     return np.argsort(raw(count, seed, epoch, purpose, item), kind="stable").astype(np.int64)
 
 
-def shard_order(
-    frame_first: NDArray[np.generic], seed: int, epoch: int, shard: int, window: int
-) -> NDArray[np.int64]:
-    """The samples of one shard in their shuffled order.
+class ShardOrder:
+    """The samples of one shard, or of a piece of one, in their shuffled order.
 
-    `frame_first` [F + 1] holds the first sample of each frame, then the number of samples. Frames
-    are permuted, and samples are permuted within `window` consecutive permuted frames.
+    `bounds` [F + 1] holds the first sample of each frame, then the end of the last. Frames are
+    permuted, and samples are permuted within `window` consecutive permuted frames. Each window is
+    computed by itself, so that a seek costs one window and not the shard.
     """
-    bounds = np.asarray(frame_first).astype(np.int64)
-    frames = permutation(len(bounds) - 1, seed, epoch, FRAMES, shard)
-    sizes = np.diff(bounds)[frames]
-    samples = int(bounds[-1])
-    ends = np.cumsum(sizes)
-    natural = np.arange(samples, dtype=np.int64) + np.repeat(bounds[frames] - (ends - sizes), sizes)
-    windows = np.repeat(np.arange(len(frames), dtype=np.int64) // window, sizes)
-    # lexsort is a stable mergesort of each key in turn, the last key the most significant.
-    inside = np.lexsort((raw(samples, seed, epoch, SAMPLES, shard), windows))
-    order: NDArray[np.int64] = natural[inside]
-    return order
+
+    def __init__(self, bounds: NDArray[np.generic], seed: int, epoch: int, item: int, window: int) -> None:
+        natural = np.asarray(bounds).astype(np.int64)
+        self._seed, self._epoch, self._item, self._window = seed, epoch, item, window
+        frames = permutation(len(natural) - 1, seed, epoch, FRAMES, item)
+        self._firsts = natural[frames]
+        self._ends = np.cumsum(natural[frames + 1] - self._firsts)
+        self._window_ends = np.append(self._ends[window - 1 : -1 : window], self._ends[-1:])
+        self.nbytes = 4 * natural.nbytes
+
+    def windows(self, offsets: Ints) -> Ints:
+        """The number of the window in which each place of the order lies."""
+        return np.searchsorted(self._window_ends, offsets, side="right")
+
+    def begin(self, window: int) -> int:
+        """The first place of a window."""
+        return int(self._window_ends[window - 1]) if window else 0
+
+    def samples(self, window: int) -> Ints:
+        """The samples of one window, in their order."""
+        frames = slice(window * self._window, (window + 1) * self._window)
+        begin, ends = self.begin(window), self._ends[frames]
+        sizes = np.diff(ends, prepend=begin)
+        count = int(self._window_ends[window]) - begin
+        shift = np.repeat(self._firsts[frames] - (ends - sizes), sizes)
+        natural = np.arange(begin, begin + count, dtype=np.int64) + shift
+        numbers = raw(count, self._seed, self._epoch, SAMPLES, self._item, begin)
+        found: Ints = natural[np.argsort(numbers, kind="stable")]
+        return found
+
+    def offset(self, sample: int) -> int:
+        """The place of one sample: the inverse of `samples`."""
+        sizes = np.diff(self._ends, prepend=0)
+        frame = int(np.flatnonzero((self._firsts <= sample) & (sample < self._firsts + sizes))[0])
+        window = frame // self._window
+        return self.begin(window) + int(np.flatnonzero(self.samples(window) == sample)[0])

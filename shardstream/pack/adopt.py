@@ -17,6 +17,7 @@ import xxhash
 from shardstream.errors import CommitError, OptionError, SourceError
 from shardstream.format.manifest import NAME, Manifest, ShardInfo
 from shardstream.format.names import check_field
+from shardstream.format.rows import index_bytes
 from shardstream.format.sizes import parse_size
 from shardstream.format.tar import Member, scan, split_name
 from shardstream.pack import claim
@@ -24,7 +25,6 @@ from shardstream.pack.compose import TOOL, field_infos
 from shardstream.pack.engines.local import run_tasks
 from shardstream.pack.progress import Progress
 from shardstream.pack.sources.streams import GZIP, ZSTD, decompressed
-from shardstream.pack.writer import build_index
 from shardstream.storage.files import FileInfo, expand, open_input
 from shardstream.storage.remote import Options, Store, absolute, is_private, redact
 
@@ -127,7 +127,7 @@ def _adopt(job: _Job, task: _Archive) -> tuple[int, ShardInfo]:
             pass
     if codec != "none":
         rows.frames = [(0, stored.position, *row[2:]) for row in rows.frames]
-    data = build_index(rows.frames, rows.cells, rows.keys, len(rows.columns)).to_bytes()
+    data = index_bytes(rows.frames, rows.cells, rows.keys, len(rows.columns))
     store = Store.open(job.dest, job.storage_options)
     name = f"shard-{task.number:06d}.index"
     store.write(name, data)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from shardstream.errors import OptionError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.pack.job import Job
-from shardstream.pack.tokenize import load_tokenizer
+from shardstream.pack.sources import ImagesSource
 from shardstream.storage.files import FileInfo
 from shardstream.storage.remote import redact
 
@@ -59,7 +59,11 @@ def provenance(job: Job, kind: str, files: Sequence[FileInfo]) -> dict[str, Any]
             "listing_sha256": listing.hexdigest(),
         },
     }
+    if isinstance(job.source, ImagesSource) and (classes := job.source.classes(files)):
+        record["classes"] = [name.encode("utf-8", "backslashreplace").decode() for name in classes]
     if job.tokenizer is not None:
+        from shardstream.pack.tokenize import load_tokenizer
+
         tokenizer = load_tokenizer(job.tokenizer)
         record["tokenizer"] = {
             "name": tokenizer.name,
@@ -76,6 +80,8 @@ def compose(
     """The manifest of the new shards, after those of the dataset that is appended to."""
     fields = field_infos(shards, old.fields if old else ())
     if job.tokenizer is not None:
+        from shardstream.pack.tokenize import load_tokenizer
+
         dtype = load_tokenizer(job.tokenizer).dtype(job.eos).name
         fields = (FieldInfo("tokens", "tokens", "uint16" if dtype == "uint16" else "uint32"),)
     if old is not None:
@@ -85,18 +91,28 @@ def compose(
     return Manifest.build(kind, fields, shards, record, bool(old and old.external))
 
 
-def check_append(job: Job, old: Manifest, where: str) -> None:
+def check_append(job: Job, old: Manifest, where: str, record: dict[str, Any]) -> None:
     """Refuse an append whose samples would not be of the dataset's kind."""
     kind = "samples" if job.tokenizer is None else "tokens"
     if old.kind != kind:
         raise OptionError(f"{where} holds {old.kind}; {kind} cannot be appended to it")
+    # Datasets of earlier versions do not say what their classes are.
+    before, classes = old.provenance.get("classes"), record.get("classes")
+    if before is not None and classes is not None and before != classes:
+        odd = sorted(set(before) ^ set(classes))
+        raise OptionError(
+            f"{where} numbers its classes over {len(before)} folders, these are {len(classes)}: {odd[0]!r} "
+            "is in one alone, so that `cls` would mean two things; give the same folders, or pack them anew"
+        )
     if job.tokenizer is None:
         return
+    from shardstream.pack.tokenize import load_tokenizer
+
     tokenizer = load_tokenizer(job.tokenizer)
-    before = old.provenance.get("tokenizer", {})
-    if before.get("fingerprint") != tokenizer.fingerprint:
+    packed = old.provenance.get("tokenizer", {})
+    if packed.get("fingerprint") != tokenizer.fingerprint:
         raise OptionError(
-            f"{where} was packed with the tokenizer {before.get('name')!r}, not {tokenizer.name!r}"
+            f"{where} was packed with the tokenizer {packed.get('name')!r}, not {tokenizer.name!r}"
         )
     dtype = tokenizer.dtype(job.eos).name
     if old.fields[0].dtype != dtype:

@@ -25,7 +25,6 @@ from shardstream.pack.engines.local import run_tasks
 from shardstream.pack.job import Bucket, Job, Result, input_bytes, run
 from shardstream.pack.progress import Progress
 from shardstream.pack.sources import Reject, Source, Task, make_source, recognise
-from shardstream.pack.tokenize import load_tokenizer
 from shardstream.pack.writer import Layout
 from shardstream.storage.files import expand
 from shardstream.storage.remote import Options, Store, is_private
@@ -139,7 +138,7 @@ class _Packer:
         if resume and (manifest := self._committed(record)):
             self._clean()
             return manifest
-        old = self._old_manifest(append)
+        old = self._old_manifest(append, record)
         continued = self._begin(old, resume, lock is not None)
         job = replace(self._job, first_shard=next_number(old))
         keep = () if lock is None else (lock,)
@@ -176,7 +175,7 @@ class _Packer:
         mine = {**last, "rejected": 0} == msgspec.to_builtins({**record, "rejected": 0})
         return manifest if mine and (found is None or manifest.fingerprint != found.base) else None
 
-    def _old_manifest(self, append: bool) -> Manifest | None:
+    def _old_manifest(self, append: bool, record: dict[str, Any]) -> Manifest | None:
         if not self.store.exists(NAME):
             if append:
                 raise OptionError(f"{self.store.url}: nothing to append to ({NAME} is missing)")
@@ -186,7 +185,7 @@ class _Packer:
                 f"{self.store.url} already holds a dataset; add to it with --append, or choose another target"
             )
         old = Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
-        check_append(self._job, old, self.store.url)
+        check_append(self._job, old, self.store.url, record)
         return old
 
     def _begin(self, old: Manifest | None, resume: bool, locked: bool) -> bool:
@@ -324,6 +323,8 @@ def _check_options(
     if eos is not None and tokenizer is None:
         raise OptionError("eos needs a tokenizer")
     if tokenizer is not None:
+        from shardstream.pack.tokenize import load_tokenizer
+
         load_tokenizer(tokenizer).dtype(eos)
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from shardstream.errors import SourceError
 from shardstream.format import frames
-from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import ShardInfo
 from shardstream.format.names import check_field, check_key
+from shardstream.format.rows import index_bytes
 from shardstream.format.tar import BLOCK, TRAILER, member_header, padding
 from shardstream.storage.remote import Store
 
-_INT32_MAX = 2**31 - 1
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 SUFFIX = {"zstd": ".tar.zst", "none": ".tar"}
 
 
@@ -60,7 +62,7 @@ class SampleWriter:
         self._compress = frames.compressor(layout.codec, layout.level)
         self._shard = _Shard()
         # One buffer for all frames: fresh memory for each would cost a page fault per 4 KiB.
-        self._frame = memoryview(bytearray(layout.frame_size))
+        self._frame = io.BytesIO()
         self._used = 0
         self._first = 0
         # A slice of the input is one shard: its last line may pass the size without opening another.
@@ -75,28 +77,27 @@ class SampleWriter:
             raise SourceError(f"the key {key!r} occurs twice")
         if not fields:
             raise SourceError(f"sample {key!r} has no field")
-        headers = [member_header(f"{key}.{check_field(name)}", len(data)) for name, data in fields.items()]
-        payload = sum(map(len, fields.values()))
-        total = sum(map(len, headers)) + payload + sum(-len(data) % BLOCK for data in fields.values())
+        parts: list[bytes] = []
+        cells: list[tuple[str, int, int]] = []
+        total = payload = 0
+        for name, data in fields.items():
+            size = len(data)
+            header = member_header(f"{key}.{check_field(name)}", size)
+            zeros = padding(size)
+            parts += (header, data, zeros)
+            cells.append((name, total + len(header), size))
+            total += len(header) + size + len(zeros)
+            payload += size
         if self._used and self._used + total > self._layout.frame_size:
             self._end_frame()
             if shard.payload >= self._limit:
                 self._end_shard()
                 shard = self._shard
-        row = len(shard.keys)
-        frame, at = self._reserve(total), self._used
-        for header, (name, data) in zip(headers, fields.items(), strict=True):
-            frame[at : at + len(header)] = header
-            at += len(header)
-            size = len(data)
-            column = shard.columns.setdefault(name, len(shard.columns))
-            shard.cells.append((row, column, at, size))
-            frame[at : at + size] = data
-            at += size
-            zeros = padding(size)
-            frame[at : at + len(zeros)] = zeros
-            at += len(zeros)
-        self._used = at
+        row, columns = len(shard.keys), shard.columns
+        for name, at, size in cells:
+            shard.cells.append((row, columns.setdefault(name, len(columns)), self._used + at, size))
+        self._frame.writelines(parts)
+        self._used += total
         shard.seen.add(key)
         shard.keys.append(key.encode())
         shard.payload += payload
@@ -109,19 +110,15 @@ class SampleWriter:
 
     def _end_frame(self) -> None:
         if self._used:
-            self._put_frame(self._frame[: self._used], self._first)
+            with self._frame.getbuffer() as buffer:
+                self._put_frame(buffer[: self._used], self._first)
+                kept = len(buffer) <= 2 * self._layout.frame_size
+            if kept:
+                self._frame.seek(0)
+            else:  # give back what a huge sample took
+                self._frame = io.BytesIO()
             self._first = len(self._shard.keys)
             self._used = 0
-            if len(self._frame) > 2 * self._layout.frame_size:  # give back what a huge sample took
-                self._frame = memoryview(bytearray(self._layout.frame_size))
-
-    def _reserve(self, size: int) -> memoryview:
-        """The frame buffer with room for `size` more bytes."""
-        if self._used + size > len(self._frame):
-            larger = memoryview(bytearray(self._used + size))
-            larger[: self._used] = self._frame[: self._used]
-            self._frame = larger
-        return self._frame
 
     def _put_frame(self, raw: bytes | memoryview, first: int, listed: bool = True) -> None:
         shard = self._shard
@@ -145,7 +142,7 @@ class SampleWriter:
         digest = xxhash.xxh3_128()
         for part in shard.parts:
             digest.update(part)
-        index = _index(shard).to_bytes()
+        index = index_bytes(shard.frames, shard.cells, shard.keys, len(shard.columns))
         stem = f"shard-{self._number:06d}" + (f"-{len(self.shards)}" if self.shards else "")
         name = stem + SUFFIX[self._layout.codec]
         # The index first: a shard that is there has its index beside it.
@@ -225,43 +222,3 @@ class TokenWriter(SampleWriter):
 
     def _tokens(self, shard: _Shard) -> int:
         return sum(size for _, _, _, size in shard.cells) // self._dtype.itemsize
-
-
-def _index(shard: _Shard) -> ShardIndex:
-    return build_index(shard.frames, shard.cells, shard.keys, len(shard.columns))
-
-
-def build_index(
-    frame_rows: list[tuple[int, int, int, int, int, int]],
-    cells: list[tuple[int, int, int, int]],
-    keys: list[bytes],
-    columns: int,
-) -> ShardIndex:
-    """The index of a shard from rows of Python numbers.
-
-    frame_rows: (offset, size, raw offset, raw size, first sample, checksum); cells: (sample, column,
-    offset within the frame, size).
-    """
-    assert sys.byteorder == "little", "shardstream needs a little-endian machine"
-    table = np.array(frame_rows, np.uint64).reshape(-1, 6)
-    cell = np.array(cells, np.int64).reshape(-1, 4)
-    dtype = np.int32 if not len(cell) or int(cell[:, 2:].max()) <= _INT32_MAX else np.int64
-    offset = np.zeros((len(keys), columns), dtype)
-    size = np.full((len(keys), columns), -1, dtype)
-    offset[cell[:, 0], cell[:, 1]] = cell[:, 2]
-    size[cell[:, 0], cell[:, 1]] = cell[:, 3]
-    bounds = np.zeros(len(keys) + 1, np.uint64)
-    np.cumsum([len(key) for key in keys], out=bounds[1:])
-    first = np.append(table[:, 4], np.uint64(len(keys)))
-    return ShardIndex(
-        frame_offset=table[:, 0].copy(),
-        frame_size=table[:, 1].copy(),
-        frame_raw_offset=table[:, 2].copy(),
-        frame_raw_size=table[:, 3].copy(),
-        frame_first=first,
-        frame_checksum=table[:, 5].copy(),
-        field_offset=offset,
-        field_size=size,
-        key_bytes=np.frombuffer(b"".join(keys), np.uint8),
-        key_offset=bounds,
-    )

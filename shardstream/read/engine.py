@@ -30,7 +30,12 @@ _DEPTH = 16
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits: bytes of look-ahead, bytes of idle frames, threads, seconds to wait."""
+    """Limits: bytes of look-ahead, bytes of idle frames, threads, seconds to wait.
+
+    Look-ahead is what is fetched and built for units that are not delivered. Frames that were fetched
+    for delivered units and that later ones read again are not counted in it: a shuffle has them open,
+    lanes x window of them, whatever is planned ahead.
+    """
 
     prefetch: int = 256 << 20
     keep: int = 1 << 30
@@ -50,6 +55,7 @@ class Stats:
     fetch_seconds: float = 0.0
     build_seconds: float = 0.0
     queue_depth: int = 0
+    tiers: dict[str, Any] = field(default_factory=dict)
 
 
 class Unit(Protocol):
@@ -81,6 +87,12 @@ class Unit(Protocol):
 class Source(Protocol):
     """Where the buffers of frames come from, and go to when nobody needs them."""
 
+    def expect(self, frames: Sequence[FrameId], /) -> None:
+        """These are going to be fetched, in this order; returns at once."""
+
+    def counters(self) -> dict[str, Any]:
+        """Where bytes came from so far; empty where there is but one place."""
+
     def fetch(self, shard: int, frame: int, /) -> Any: ...
     def recycle(self, buffer: Any, /) -> None: ...
     def name(self, shard: int, frame: int, /) -> str: ...
@@ -90,6 +102,7 @@ class Source(Protocol):
 class _Pending:
     unit: Unit
     future: Future[Any]
+    ahead: int  # bytes of what it is the first to read, and of what it builds
 
 
 def stream(
@@ -112,24 +125,31 @@ def stream(
     ahead = 0
     try:
         while True:
-            while len(pending) < _DEPTH and (not pending or frames.in_use + ahead < budget.prefetch):
+            planned = 0
+            while len(pending) < _DEPTH and (not pending or ahead < budget.prefetch):
+                if planned and pending[0].future.done():
+                    break  # nobody should wait for plans of what comes much later
+                planned += 1
                 unit = next(waiting, None)
                 if unit is None:
                     break
+                before = frames.fetched_bytes
+                source.expect(frames.missing(unit.needs))
                 futures = {need.frame: frames.use(need) for need in unit.needs}
                 if unit.direct:
                     future: Future[Any] = fetchers.submit(unit.prepare)
                 else:
                     future = builders.submit(_build, unit, finish, futures, source, budget.deadline, stats)
-                pending.append(_Pending(unit, future))
-                ahead += unit.volume
+                pending.append(_Pending(unit, future, unit.volume + frames.fetched_bytes - before))
+                ahead += pending[-1].ahead
             if not pending:
                 return
             stats.frames, stats.bytes_read = _moved(frames, stats)
+            stats.tiers = source.counters()
             stats.queue_depth = sum(item.future.done() for item in pending)
             head = pending.popleft()
             built = _wait(head.future, budget.deadline, stats)
-            ahead -= head.unit.volume
+            ahead -= head.ahead
             for need in head.unit.needs:
                 frames.release(need.frame)
             if head.unit.direct:

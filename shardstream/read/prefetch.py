@@ -6,7 +6,7 @@ Everything here but the fetching itself runs in the consumer's thread, so that n
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -56,6 +56,10 @@ class Frames(Generic[B]):
         self.idle = 0
         self.fetched = 0
         self.fetched_bytes = 0
+
+    def missing(self, needs: Iterable[Need]) -> list[FrameId]:
+        """The frames among these that are neither here nor on their way."""
+        return [need.frame for need in needs if need.frame not in self._held]
 
     def use(self, need: Need) -> Future[B]:
         """Hold a frame for a unit of work."""

@@ -8,6 +8,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -27,6 +28,8 @@ from shardstream.storage.remote import Options, Store, redact
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
 _KEPT_MAPS = 256  # each holds a descriptor, of which a process has 1,024 by default
+_LOADERS = 8  # threads that read indexes
+_KEPT_INDEXES = 256 << 20  # bytes of indexes
 _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
 
@@ -47,13 +50,14 @@ class DatasetReader:
         self.kept = Kept(manifest, self._load, tiers or Tiers(), self.shard_name, raw)
         self._local = local
         # Then every shard is mapped, and nothing is worth fetching ahead.
-        self._all_local = local and _is_local(store, manifest)
+        self.all_local = local and _is_local(store, manifest)
         self.url = store.url
         self._store = store
         self._options = storage_options
         self._fields = tuple(field.name for field in manifest.fields)
         self._bounds = [0, *accumulate(shard.samples for shard in manifest.shards)]
-        self._indexes: dict[int, ShardIndex] = {}
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._index_bytes = 0
         self._recent: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
         self._wholes: OrderedDict[int, memoryview] = OrderedDict()
         self._maps: OrderedDict[int, memoryview] = OrderedDict()
@@ -74,7 +78,7 @@ class DatasetReader:
 
     def expect(self, frames: Sequence[tuple[int, int]]) -> None:
         """Fetch frames ahead that will be asked for in this order; returns at once, raises nothing."""
-        if self._all_local:
+        if self.all_local:
             return
         self.kept.fetcher.ahead(
             self.kept.frame(shard, frame, self.index(shard))
@@ -98,24 +102,42 @@ class DatasetReader:
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard, its columns in the order of the manifest's fields."""
-        index = self._indexes.get(shard)
-        if index is None:
-            info = self.manifest.shards[shard]
-            where = self._store.where(info.index_url)
-            data = bytes(self.kept.fetcher.get(self.kept.index(shard)))
-            index = ShardIndex.from_bytes(
-                data,
-                where=where,
-                fields=len(info.fields),
-                samples=info.samples,
-                frames=info.frames,
-                shard_bytes=info.bytes,
-                raw_bytes=info.raw_bytes,
-                contiguous=info.codec in ("zstd", "none"),
-            ).with_columns(info.fields, self._fields)
-            with self._lock:
-                self._indexes.setdefault(shard, index)
+        with self._lock:
+            index = self._indexes.get(shard)
+            if index is not None:
+                self._indexes.move_to_end(shard)
+                return index
+        index = self.read_index(shard)
+        with self._lock:
+            if shard not in self._indexes:
+                self._indexes[shard] = index
+                self._index_bytes += index.nbytes
+            while self._index_bytes > _KEPT_INDEXES and len(self._indexes) > 1:
+                self._index_bytes -= self._indexes.popitem(last=False)[1].nbytes
         return index
+
+    def load(self, shards: Sequence[int]) -> None:
+        """Read the indexes of these shards, those that are not in memory at the same time."""
+        with self._lock:
+            missing = [shard for shard in shards if shard not in self._indexes]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(_LOADERS, "shardstream-index") as pool:
+                list(pool.map(self.index, missing))
+
+    def read_index(self, shard: int) -> ShardIndex:
+        """The index of a shard, read anew and not kept."""
+        info = self.manifest.shards[shard]
+        data = memoryview(self.kept.fetcher.get(self.kept.index(shard)))
+        return ShardIndex.from_bytes(
+            data,
+            where=self._store.where(info.index_url),
+            fields=len(info.fields),
+            samples=info.samples,
+            frames=info.frames,
+            shard_bytes=info.bytes,
+            raw_bytes=info.raw_bytes,
+            contiguous=info.codec in ("zstd", "none"),
+        ).with_columns(info.fields, self._fields)
 
     def frame(self, shard: int, frame: int) -> memoryview:
         """The raw bytes of one frame, verified. Holds whole samples."""

@@ -1,61 +1,26 @@
-"""Token shards as frames: where their tokens and blocks lie, and the buffers that hold them."""
+"""Token shards as frames: the buffers that hold them, and how they are cut into blocks."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
-from shardstream.format.index import ShardIndex
 from shardstream.read.decompress import Buffer, Decompressor
 from shardstream.read.prefetch import FrameId
 from shardstream.read.reader import DatasetReader
 from shardstream.read.slabs import Slabs
+from shardstream.read.token_blocks import BlockOptions, Blocks, Layout, cut
 
-__all__ = ["Layout", "TokenSource", "blocks"]
+__all__ = ["TokenSource"]
 
-Ints = NDArray[np.int64]
 _PREFIXES = 64 << 20  # bytes of the beginnings of frames that are kept
-
-
-def blocks(tokens: int, seq_len: int) -> int:
-    """How many blocks a stream of `tokens` gives; the tokens after the last one are left out."""
-    return max(0, (tokens - 1) // seq_len)
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where the tokens of one shard lie, in F frames.
-
-    data: [F] byte offset of the tokens within the frame's raw bytes.  start: [F + 1] number of the
-    frame's first token in the shard.  first: [F + 1] number of the first block that begins in it.
-    """
-
-    data: Ints
-    start: Ints
-    first: Ints
-
-    @classmethod
-    def of(cls, index: ShardIndex, column: int, itemsize: int, seq_len: int, where: str) -> Layout:
-        """The layout that an index gives. CorruptionError where a frame's documents do not lie together."""
-        offset = np.asarray(index.field_offset)[:, column].astype(np.int64)
-        size = np.asarray(index.field_size)[:, column].astype(np.int64)
-        bounds = np.asarray(index.frame_first).astype(np.int64)
-        ends = offset + size
-        apart = ends[:-1] != offset[1:]
-        apart[bounds[1:-1] - 1] = False
-        if (size < 0).any() or (size % itemsize).any() or apart.any():
-            raise CorruptionError(f"{where}: the documents of a frame do not lie together; repack it")
-        total = np.zeros(len(size) + 1, np.int64)
-        np.cumsum(size // itemsize, out=total[1:])
-        start = total[bounds]
-        first = np.minimum(-(-start // seq_len), blocks(int(start[-1]), seq_len))
-        return cls(offset[bounds[:-1]], start, first)
+_BLOCKS = 256 << 20  # bytes of how shards are cut into blocks
 
 
 class TokenSource:
@@ -63,32 +28,58 @@ class TokenSource:
 
     A block may begin in one frame and end in the next. So that a block is one run of memory, the
     first `seq_len` tokens that follow a frame are put behind it; only the part of the next frame
-    that holds them is decompressed.
+    that holds them is decompressed. Blocks of whole documents need none of that.
     """
 
-    def __init__(self, reader: DatasetReader, column: int, dtype: np.dtype[Any], seq_len: int) -> None:
-        self.reader, self.dtype, self.seq_len = reader, dtype, seq_len
-        self._column = column
-        self._layouts: dict[int, Layout] = {}
-        self._decompressor = Decompressor()
-        self._prefixes: OrderedDict[FrameId, NDArray[np.uint8]] = OrderedDict()
-        self._held = 0
-        self._lock = threading.Lock()
+    def __init__(
+        self, reader: DatasetReader, column: int, dtype: np.dtype[Any], options: BlockOptions, pad_id: int
+    ) -> None:
+        self.reader, self.dtype, self.options = reader, dtype, options
+        self.padding = np.full(options.seq_len + 1, pad_id, dtype).view(np.uint8)
         self.slabs = Slabs()
+        self._column = column
+        self._room = options.seq_len if options.pack is None else 0
+        self._decompressor = Decompressor()
+        self._blocks: OrderedDict[int, Blocks] = OrderedDict()
+        self._blocks_held = 0
+        self._prefixes: OrderedDict[FrameId, NDArray[np.uint8]] = OrderedDict()
+        self._prefixes_held = 0
+        self._lock = threading.Lock()
 
-    def layout(self, shard: int) -> Layout:
-        """The layout of a shard; reads its index."""
-        found = self._layouts.get(shard)
-        if found is None:
-            index, where = self.reader.index(shard), self.reader.shard_name(shard)
-            found = Layout.of(index, self._column, self.dtype.itemsize, self.seq_len, where)
-            expected = self.reader.manifest.shards[shard].tokens
-            if int(found.start[-1]) != expected:
-                raise CorruptionError(
-                    f"{where}: {found.start[-1]} tokens by its index, {expected} by the manifest"
-                )
-            self._layouts[shard] = found
+    def blocks(self, shard: int) -> Blocks:
+        """How a shard is cut into blocks; reads its index."""
+        with self._lock:
+            found = self._blocks.get(shard)
+            if found is not None:
+                self._blocks.move_to_end(shard)
+                return found
+        index, where = self.reader.index(shard), self.reader.shard_name(shard)
+        layout = Layout.of(index, self._column, self.dtype.itemsize, where)
+        expected = self.reader.manifest.shards[shard].tokens
+        if layout.tokens != expected:
+            raise CorruptionError(f"{where}: {layout.tokens} tokens by its index, {expected} by the manifest")
+        found = cut(layout, self.options)
+        with self._lock:
+            if shard not in self._blocks:
+                self._blocks[shard] = found
+                self._blocks_held += found.nbytes
+            while self._blocks_held > _BLOCKS and len(self._blocks) > 1:
+                self._blocks_held -= self._blocks.popitem(last=False)[1].nbytes
         return found
+
+    def expect(self, frames: Sequence[FrameId]) -> None:
+        """These frames are going to be fetched, in this order."""
+        if self.reader.all_local:
+            return
+        # A block may end in the frame after its own.
+        counts = [shard.frames for shard in self.reader.manifest.shards]
+        pairs = (((shard, frame), (shard, frame + 1)) for shard, frame in frames)
+        wanted = dict.fromkeys(frame for pair in pairs for frame in pair)
+        self.reader.expect([(shard, frame) for shard, frame in wanted if frame < counts[shard]])
+
+    def counters(self) -> dict[str, Any]:
+        """Bytes by tier, where they do not all come from local files."""
+        return {} if self.reader.all_local else self.reader.counters
 
     def name(self, shard: int, frame: int) -> str:
         """A frame, for messages."""
@@ -102,23 +93,24 @@ class TokenSource:
 
     def fetch(self, shard: int, frame: int) -> Buffer:
         """The raw bytes of a frame, the tokens that follow behind those of the frame."""
-        layout, itemsize = self.layout(shard), self.dtype.itemsize
+        layout, itemsize = self.blocks(shard).layout, self.dtype.itemsize
         raw_size = int(self.reader.index(shard).frame_raw_size[frame])
-        room = self.seq_len * itemsize
+        room = self._room * itemsize
         if self._decompresses(shard):
             stored = self.reader.stored_frame(shard, frame)
             buffer = self._decompressor.frame(stored, raw_size, self.name(shard, frame), room)
         else:
             buffer = self._decompressor.buffer(raw_size + room)
             buffer[:raw_size] = np.frombuffer(self.reader.frame(shard, frame), np.uint8)
-        begin = int(layout.data[frame])
-        end = begin + int(layout.start[frame + 1] - layout.start[frame]) * itemsize
-        self._keep(shard, frame, buffer[begin : min(end, begin + room)].copy())
-        following = frame + 1
-        while room and following < len(layout.data):
-            some = self._prefix(shard, following)[:room]
-            buffer[end : end + len(some)] = some
-            end, room, following = end + len(some), room - len(some), following + 1
+        if room:
+            begin = int(layout.data[frame])
+            end = begin + int(layout.start[frame + 1] - layout.start[frame]) * itemsize
+            self._keep(shard, frame, buffer[begin : min(end, begin + room)].copy())
+            following = frame + 1
+            while room and following < len(layout.data):
+                some = self._prefix(shard, following)[:room]
+                buffer[end : end + len(some)] = some
+                end, room, following = end + len(some), room - len(some), following + 1
         return buffer
 
     def _decompresses(self, shard: int) -> bool:
@@ -135,9 +127,9 @@ class TokenSource:
             found = self._prefixes.get((shard, frame))
         if found is not None:
             return found
-        layout, itemsize = self.layout(shard), self.dtype.itemsize
+        layout, itemsize = self.blocks(shard).layout, self.dtype.itemsize
         begin = int(layout.data[frame])
-        count = min(self.seq_len, int(layout.start[frame + 1] - layout.start[frame]))
+        count = min(self._room, int(layout.start[frame + 1] - layout.start[frame]))
         if self._decompresses(shard):
             start = bytearray(begin + count * itemsize)
             stored = self.reader.stored_frame(shard, frame)
@@ -152,7 +144,7 @@ class TokenSource:
     def _keep(self, shard: int, frame: int, prefix: NDArray[np.uint8]) -> None:
         with self._lock:
             before = self._prefixes.pop((shard, frame), None)
-            self._held += prefix.nbytes - (0 if before is None else before.nbytes)
+            self._prefixes_held += prefix.nbytes - (0 if before is None else before.nbytes)
             self._prefixes[shard, frame] = prefix
-            while self._held > _PREFIXES:
-                self._held -= self._prefixes.popitem(last=False)[1].nbytes
+            while self._prefixes_held > _PREFIXES:
+                self._prefixes_held -= self._prefixes.popitem(last=False)[1].nbytes

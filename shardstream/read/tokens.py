@@ -1,69 +1,80 @@
-"""Fixed-length blocks over token streams: one gather from frames into the batch tensor.
-
-A shard is one stream of tokens, the documents of its frames one after another. With seq_len T, block
-b is tokens [b T, b T + T], T + 1 of them, so that neighbours share one token: the last target of one
-block is the first input of the next. A block belongs to the frame that holds its first token.
-"""
+"""Blocks of tokens: which frames they need, and one gather from those into the batch tensor."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.errors import CorruptionError
 from shardstream.read.decompress import Buffer
+from shardstream.read.gather import Rows, address, gather_runs
 from shardstream.read.prefetch import FrameId, Need
+from shardstream.read.segments import Segments
 from shardstream.read.token_frames import TokenSource
 
 __all__ = ["TokenPlan", "TokenUnit"]
 
 Ints = NDArray[np.int64]
-_GATHER = 128 << 10  # bytes
+Batch = dict[str, Any]
+_PADDING = 0  # the region that every plan begins with
 
 
 class TokenPlan:
     """Where some rows of the order lie; many batches at once, since each step costs per shard.
 
-    A row is gathered from a region: a shard that lies in memory as it is, or a frame's buffer.
+    A row consists of pieces. A piece is copied from a region: a shard that lies in memory as it is,
+    a frame's buffer, or padding. boundaries: whether batches say where documents begin.
     """
 
-    def __init__(self, source: TokenSource, shards: Ints, numbers: Ints) -> None:
+    def __init__(self, source: TokenSource, shards: Ints, numbers: Ints, boundaries: bool) -> None:
         self.source = source
-        count = len(numbers)
-        self.token = numbers * source.seq_len  # of the row's first token within its shard
-        self.frame, self.at, self.region = (np.empty(count, np.int64) for _ in range(3))
-        self.whole = np.ones(count, np.bool_)  # False where a row must be put together from frames
-        self.regions: list[tuple[int, int]] = []  # (shard, frame), the frame -1 for a whole shard
-        self.needs: list[Need | None] = []
+        self.regions: list[tuple[int, int]] = [(-1, -1)]  # (shard, frame), the frame -1 for a whole shard
+        self.needs: list[Need | None] = [None]
         order = np.argsort(shards, kind="stable")
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
-        for rows in np.split(order, cuts) if count else []:
-            self._place(int(shards[rows[0]]), rows, numbers[rows])
+        groups = np.split(order, cuts) if len(order) else []
+        parts = [self._place(int(shards[rows[0]]), rows, numbers[rows]) for rows in groups]
+        row, self.frame, self.region, self.at, self.length = _by_row(parts)
+        self.bounds = np.searchsorted(row, np.arange(len(numbers) + 1, dtype=np.int64))
+        self.segments: Segments | None = None
+        if boundaries or source.options.padded:
+            self.segments = Segments.of(source, groups, shards, numbers)
 
-    def _place(self, shard: int, rows: Ints, numbers: Ints) -> None:
-        source, layout = self.source, self.source.layout(shard)
-        within = np.searchsorted(layout.first, numbers, side="right") - 1
-        token = self.token[rows]
-        at = layout.data[within] + (token - layout.start[within]) * source.dtype.itemsize
+    def _place(self, shard: int, rows: Ints, numbers: Ints) -> tuple[Ints, ...]:
+        """(row, frame, region, offset in the region, length) of the pieces of one shard's rows."""
+        source, blocks = self.source, self.source.blocks(shard)
+        layout, length = blocks.layout, source.options.seq_len + 1
+        mapped = source.in_place(shard) is not None
+        row, frame, token, size = blocks.pieces(numbers, not mapped)
+        at = layout.data[frame] + (token - layout.start[frame]) * source.dtype.itemsize
         index = source.reader.index(shard)
-        self.frame[rows] = within
-        if source.in_place(shard) is not None:
-            self.at[rows] = at + np.asarray(index.frame_offset).astype(np.int64)[within]
-            self.whole[rows] = token + source.seq_len < layout.start[within + 1]
-            self.region[rows] = len(self.regions)
+        if mapped:
+            at += np.asarray(index.frame_offset).astype(np.int64)[frame]
+            region = np.full(len(row), len(self.regions), np.int64)
             self.regions.append((shard, -1))
             self.needs.append(None)
-            return
-        self.at[rows] = at
-        frames, place = np.unique(within, return_inverse=True)
-        self.region[rows] = place + len(self.regions)
-        sizes = np.asarray(index.frame_raw_size)[frames].tolist()
-        holds = (layout.first[frames + 1] - layout.first[frames]).tolist()
-        for frame, size, held in zip(frames.tolist(), sizes, holds, strict=True):
-            self.regions.append((shard, frame))
-            self.needs.append(Need((shard, frame), int(size), held, 0))
+        else:
+            frames, region = np.unique(frame, return_inverse=True)
+            region += len(self.regions)
+            sizes = np.asarray(index.frame_raw_size)[frames].tolist()
+            for number, raw, reads in zip(frames.tolist(), sizes, blocks.reads[frames].tolist(), strict=True):
+                self.regions.append((shard, number))
+                self.needs.append(Need((shard, number), int(raw), reads, 0))
+        short = length - blocks.used(numbers)
+        if short.any():
+            # Padding ends a row: it is a last piece of it.
+            padded = np.flatnonzero(short)
+            none = np.zeros(len(padded), np.int64)
+            row, order = _sorted(np.concatenate((row, padded)))
+            frame, region, at, size = (
+                np.concatenate(pair)[order]
+                for pair in ((frame, none), (region, none), (at, none), (size, short[padded]))
+            )
+        return rows[row], frame, region, at, size
 
 
 class TokenUnit:
@@ -75,110 +86,125 @@ class TokenUnit:
     """
 
     def __init__(
-        self, plan: TokenPlan, begin: int, sizes: list[int], out: np.dtype[Any], direct: bool = False
+        self,
+        plan: TokenPlan,
+        begin: int,
+        sizes: list[int],
+        out: np.dtype[Any],
+        boundaries: bool = False,
+        direct: bool = False,
     ) -> None:
-        self._plan, self._begin, self._out = plan, begin, out
+        self._plan, self._begin, self._out, self._boundaries = plan, begin, out, boundaries
         self.sizes = sizes
         self._rows = sum(sizes)
-        self.volume = self._rows * (plan.source.seq_len + 1) * out.itemsize
-        region = plan.region[begin : begin + self._rows]
-        order = np.argsort(region, kind="stable")
-        numbers, starts = np.unique(region[order], return_index=True)
-        # The number of each region, and the rows of the unit that lie there.
-        self._groups = list(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
+        self._length = plan.source.options.seq_len + 1
+        self.volume = self._rows * self._length * out.itemsize
+        self._pieces = slice(int(plan.bounds[begin]), int(plan.bounds[begin + self._rows]))
+        # The regions of the unit, and the place of each piece's region among them.
+        self._numbers, self._place, counts = np.unique(
+            plan.region[self._pieces], return_inverse=True, return_counts=True
+        )
         self.needs: list[Need] = []
-        for number, rows in self._groups:
+        for number, reads in zip(self._numbers.tolist(), counts.tolist(), strict=True):
             need = plan.needs[number]
             if need is not None:
-                self.needs.append(need._replace(reads=len(rows)))
-        self.direct = direct and not self.needs
+                self.needs.append(Need(need.frame, need.size, need.holds, reads))
+        self.direct = direct and not self.needs and plan.segments is None
 
     def prepare(self) -> None:
         """Verify what is copied directly; its pages are then in memory, too."""
-        for number, rows in self._groups:
-            self._verified(self._plan.regions[number][0], self._plan.frame[rows + self._begin])
+        source, frames = self._plan.source, self._plan.frame[self._pieces]
+        for place, number in enumerate(self._numbers.tolist()):
+            shard, frame = self._plan.regions[number]
+            if frame < 0 and number != _PADDING:
+                mine = frames[self._place == place]
+                unseen = mine[~source.reader.verified(shard)[mine]]
+                for one in np.unique(unseen).tolist() if len(unseen) else ():
+                    source.reader.stored_frame(shard, one)
 
-    def build(self, frames: Mapping[FrameId, Buffer]) -> Iterable[NDArray[Any]]:
-        """An array [B, seq_len + 1] for each batch."""
-        return self._copied() if self.direct else self._gathered(frames)
+    def build(self, frames: Mapping[FrameId, Buffer]) -> Iterable[Batch]:
+        """A dict with an array "tokens" [B, seq_len + 1] for each batch, and what else was asked for."""
+        if not self.direct:
+            self.prepare()
+        buffers = [self._buffer(frames, *self._plan.regions[number]) for number in self._numbers.tolist()]
+        return self._batches(buffers)
 
-    def _copied(self) -> Iterator[NDArray[Any]]:
-        """Each array when it is asked for, row by row from the maps."""
-        plan, length = self._plan, self._plan.source.seq_len + 1
-        dtype = plan.source.dtype
-        # Of the same size: read as the wanted type, so that a copy is a memcpy.
-        kind = self._out if dtype.itemsize == self._out.itemsize else dtype
-        maps: dict[int, NDArray[Any]] = {}
-        for number, _ in self._groups:
-            raw = np.frombuffer(plan.source.in_place(plan.regions[number][0]) or b"", np.uint8)
-            maps[number] = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(kind)
-        rows = slice(self._begin, self._begin + self._rows)
-        region, whole = plan.region[rows].tolist(), plan.whole[rows].tolist()
-        at, row = (plan.at[rows] // dtype.itemsize).tolist(), 0
+    def _batches(self, buffers: list[Buffer]) -> Iterator[Batch]:
+        # `buffers` is held until the last batch is copied: what follows knows addresses only.
+        plan, length = self._plan, self._length
+        at, sizes = plan.at[self._pieces], plan.length[self._pieces]
+        room = np.array([len(buffer) for buffer in buffers], np.int64)[self._place]
+        if (at < 0).any() or (at + sizes * plan.source.dtype.itemsize > room).any():
+            raise CorruptionError(f"{plan.source.reader.url}: a block leaves its frame; repack it")
+        runs = np.array([address(buffer) for buffer in buffers], np.int64)[self._place] + at
+        bounds = plan.bounds[self._begin : self._begin + self._rows + 1] - self._pieces.start
+        many = np.diff(bounds)
+        mixed = np.flatnonzero(many != 1)
+        rows = None
+        if len(mixed) < self._rows:
+            one = runs[bounds[:-1]]
+            one[mixed] = one[np.argmax(many == 1)]  # any row will do in their place
+            rows = Rows(one, length, plan.source.dtype)
+        others, joined = mixed.tolist(), self._mixed(mixed, runs, sizes, bounds)
+        if not self.direct:
+            slab = plan.source.slabs.take(self._rows * length * self._out.itemsize)
+            table = slab.view(self._out).reshape(self._rows, length)
+            if rows is not None:
+                rows.fill(table)
+            if others:
+                table[mixed] = joined
+        first = 0
         for size in self.sizes:
-            table = np.empty((size, length), self._out)
-            for out in table:
-                if whole[row]:
-                    out[:] = maps[region[row]][at[row] : at[row] + length]
-                else:
-                    shard = plan.regions[region[row]][0]
-                    self._across(out, shard, int(plan.token[self._begin + row]))
-                row += 1
-            yield table
+            if not self.direct:
+                tokens = table[first : first + size]
+            else:
+                tokens = self._own(rows, first, size)
+                low, high = bisect_left(others, first), bisect_left(others, first + size)
+                if low < high:
+                    tokens[mixed[low:high] - first] = joined[low:high]
+            batch: Batch = {"tokens": tokens}
+            if plan.segments is not None:
+                where = slice(self._begin + first, self._begin + first + size)
+                batch |= plan.segments.batch(where, self._boundaries)
+            yield batch
+            first += size
 
-    def _gathered(self, frames: Mapping[FrameId, Buffer]) -> Iterator[NDArray[Any]]:
-        """One array of all rows, gathered region by region, then cut into the batches."""
-        plan, length = self._plan, self._plan.source.seq_len + 1
-        slab = plan.source.slabs.take(self._rows * length * self._out.itemsize)
-        table = slab.view(self._out).reshape(self._rows, length)
-        for number, rows in self._groups:
-            shard, frame = plan.regions[number]
-            planned = rows + self._begin
-            raw = frames[shard, frame] if frame >= 0 else self._verified(shard, plan.frame[planned])
-            whole = plan.whole[planned]
-            self._gather(table, rows[whole], raw, plan.at[planned[whole]])
-            for row in rows[~whole].tolist():
-                self._across(table[row], shard, int(plan.token[self._begin + row]))
-        at = 0
-        for size in self.sizes:
-            yield table[at : at + size]
-            at += size
+    def _own(self, rows: Rows | None, first: int, size: int) -> NDArray[Any]:
+        """An array of its own for one batch."""
+        if rows is None:
+            return np.empty((size, self._length), self._out)
+        return rows.copy(first, first + size, self._out)
 
-    def _verified(self, shard: int, frames: Ints) -> Buffer:
-        """The bytes of a shard that lies in memory, these frames of it verified."""
+    def _mixed(self, rows: Ints, runs: Ints, sizes: Ints, bounds: Ints) -> NDArray[Any]:
+        """The rows that consist of several pieces, put together."""
+        if not len(rows):
+            return np.empty((0, self._length), self._plan.source.dtype)
+        many = bounds[rows + 1] - bounds[rows]
+        pieces = np.repeat(bounds[rows] - (np.cumsum(many) - many), many)
+        pieces += np.arange(len(pieces), dtype=np.int64)
+        return gather_runs(runs[pieces], sizes[pieces], self._plan.source.dtype).reshape(-1, self._length)
+
+    def _buffer(self, frames: Mapping[FrameId, Buffer], shard: int, frame: int) -> Buffer:
         source = self._plan.source
+        if shard < 0:
+            return source.padding
+        if frame >= 0:
+            return frames[shard, frame]
         mapped = source.in_place(shard)
         assert mapped is not None
-        unseen = frames[~source.reader.verified(shard)[frames]]
-        for frame in np.unique(unseen).tolist() if len(unseen) else ():
-            source.reader.stored_frame(shard, frame)
         return np.frombuffer(mapped, np.uint8)
 
-    def _across(self, out: NDArray[Any], shard: int, token: int) -> None:
-        """One row that begins in one frame and ends in another."""
-        source, layout = self._plan.source, self._plan.source.layout(shard)
-        frame = int(np.searchsorted(layout.start, token, side="right")) - 1
-        filled = 0
-        while filled < len(out):
-            raw = np.frombuffer(source.reader.stored_frame(shard, frame), np.uint8)
-            begin, end = int(layout.start[frame]), int(layout.start[frame + 1])
-            count = min(end - token, len(out) - filled)
-            at = int(layout.data[frame]) + (token - begin) * source.dtype.itemsize
-            some = raw[at : at + count * source.dtype.itemsize].view(source.dtype)
-            out[filled : filled + count] = some
-            filled, token, frame = filled + count, token + count, frame + 1
 
-    def _gather(self, table: NDArray[Any], rows: Ints, raw: Buffer, at: Ints) -> None:
-        """Copy the rows that begin at the bytes `at` of a buffer."""
-        dtype, length = self._plan.source.dtype, self._plan.source.seq_len + 1
-        # A row is one opaque item of a view that has an item at each byte: numpy then copies rows
-        # with memcpy, many in one call.
-        size = length * dtype.itemsize
-        items: NDArray[np.void] = np.ndarray(max(0, len(raw) - size + 1), f"V{size}", raw, 0, (1,))
-        same = dtype.itemsize == self._out.itemsize
-        out = table.view(f"V{size}")[:, 0] if same else table
-        # Some rows at a time, so that what lies between stays in the processor's cache.
-        step = max(1, _GATHER // size)
-        for begin in range(0, len(rows), step):
-            found = items[at[begin : begin + step]]
-            out[rows[begin : begin + step]] = found if same else found.view(dtype).reshape(-1, length)
+def _sorted(rows: Ints) -> tuple[Ints, Ints]:
+    """Row numbers in their order, and the stable order that sorts them."""
+    order = np.argsort(rows, kind="stable")
+    return rows[order], order
+
+
+def _by_row(parts: list[tuple[Ints, ...]]) -> list[Ints]:
+    """The columns of all parts, in the order of their first one."""
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else []
+    if not columns:
+        return [np.empty(0, np.int64) for _ in range(5)]
+    rows, order = _sorted(columns[0])
+    return [rows, *(column[order] for column in columns[1:])]

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -202,7 +201,7 @@ class LocalStore(Store):
         with named(f"writing {self.where(path)}"):
             folder = (self._root / path).parent
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = str(folder / f"{_TEMPORARY}{secrets.token_hex(8)}")
+            temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
             try:
                 with open(temporary, "xb") as file:
                     file.writelines(parts)
@@ -296,14 +295,12 @@ def sync_folder(folder: str) -> None:
 def _exactly(file: Any, start: int, size: int, where: str) -> bytes:
     # The size may come from a damaged manifest: nothing is allocated for bytes that are not there.
     end = os.fstat(file.fileno()).st_size
-    if start + size > end:
-        raise StorageError(f"{where}: it ends at byte {end}, not at {start + size}")
-    file.seek(start)
-    data = bytearray(size)
-    view, filled = memoryview(data), 0
-    while filled < size:
-        count = file.readinto(view[filled:])
-        if not count:
-            raise StorageError(f"{where}: it ends at byte {start + filled}, not at {start + size}")
-        filled += count
-    return bytes(data)
+    if min(start, size) < 0 or start + size > end:
+        raise StorageError(f"{where}: bytes {start} to {start + size} of {end} do not exist")
+    data = b""
+    while len(data) < size:  # one call, but for what is beyond the kernel's limit of 2 GiB
+        part = os.pread(file.fileno(), size - len(data), start + len(data))
+        if not part:
+            raise StorageError(f"{where}: it ends at byte {start + len(data)}, not at {start + size}")
+        data = data + part if data else part
+    return data

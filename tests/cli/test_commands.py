@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from shardstream.cli import app as application
 from shardstream.cli.app import app
+from shardstream.pack import packer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -247,3 +248,21 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, dataset: str, run: Ru
     code, _, errors = run("info", dataset)
     assert code == 130
     assert errors.strip() == "interrupted"
+
+
+def test_an_interrupted_pack_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, run: Run
+) -> None:
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packer, "run_tasks", interrupt)
+    code, _, errors = run("pack", corpus, tmp_path / "out")
+    assert (code, errors.strip()) == (130, "interrupted; the same command with --resume continues")
+
+
+def test_a_wrong_command_line_names_the_help_to_ask(corpus: Path, run: Run) -> None:
+    for arguments in (["pack", corpus], ["pack", corpus, "out", "--nope"]):
+        code, _, errors = run(*arguments)
+        assert code == 2
+        assert "pack --help' shows the options" in errors

@@ -12,11 +12,11 @@ def test_iterating_again_is_the_next_epoch():
     cursor = Cursor()
     run = cursor.begin()
     run.position = 5
-    assert (cursor.epoch, cursor.position) == (0, 5)
+    assert (cursor.now.epoch, cursor.now.position) == (0, 5)
     run = cursor.begin()
     assert (run.epoch, run.position) == (1, 0)
     cursor.end(run)
-    assert (cursor.epoch, cursor.position) == (2, 0)
+    assert (cursor.now.epoch, cursor.now.position) == (2, 0)
 
 
 def test_an_abandoned_iteration_no_longer_moves_the_cursor():
@@ -25,7 +25,7 @@ def test_an_abandoned_iteration_no_longer_moves_the_cursor():
     cursor.begin()
     old.position = 9
     cursor.end(old)
-    assert (cursor.epoch, cursor.position) == (1, 0)
+    assert (cursor.now.epoch, cursor.now.position) == (1, 0)
 
 
 def test_set_epoch_keeps_a_resumed_place_in_the_same_epoch():
@@ -34,7 +34,7 @@ def test_set_epoch_keeps_a_resumed_place_in_the_same_epoch():
     cursor.set_epoch(3)
     assert cursor.begin().position == 40
     cursor.set_epoch(3)
-    assert (cursor.begin().epoch, cursor.position) == (3, 0)
+    assert (cursor.begin().epoch, cursor.now.position) == (3, 0)
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.0, True, None])

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 
 from shardstream.errors import OptionError
 from shardstream.order.lanes import Order, lane_index, lane_position
-from shardstream.order.shuffle import SHARDS, Shuffle, permutation, shard_order
+from shardstream.order.shuffle import SHARDS, ShardOrder, Shuffle, permutation, raw
 from shardstream.order.topology import Topology, batches, rank_samples
 
 # A dataset: shards of frames of so many samples.
 datasets = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=7)
 shuffles = st.none() | st.builds(
-    Shuffle, seed=st.integers(0, 2**64 - 1), lanes=st.integers(1, 70), window=st.integers(1, 5)
+    Shuffle,
+    seed=st.integers(0, 2**64 - 1),
+    lanes=st.integers(1, 70),
+    window=st.integers(1, 5),
+    scope=st.sampled_from(["epoch", "lane"]),
 )
 
 
@@ -83,7 +87,9 @@ def test_batches(total, global_batch, start):
 
 def test_a_shard_mixes_within_windows_of_frames():
     first = np.arange(0, 110, 10)
-    order = shard_order(first, seed=5, epoch=1, shard=3, window=2)
+    inside = ShardOrder(first, seed=5, epoch=1, item=3, window=2)
+    order = np.concatenate([inside.samples(window) for window in range(5)])
+    assert [inside.offset(sample) for sample in order.tolist()] == list(range(100))
     assert sorted(order.tolist()) == list(range(100))
     for window in range(5):
         frames = {sample // 10 for sample in order[window * 20 : window * 20 + 20].tolist()}
@@ -102,6 +108,9 @@ def test_the_order_of_version_1_is_pinned():
     dataset = [[2, 3], [4], [1, 1, 2]]
     shards, samples = order_of(dataset, Shuffle(seed=7, lanes=2, window=2), 1).locate(range(13))
     assert list(zip(shards.tolist(), samples.tolist(), strict=True)) == PINNED_ORDER
+    shuffle = Shuffle(seed=7, lanes=2, window=2, scope="lane")
+    shards, samples = order_of(dataset, shuffle, 1).locate(range(13))
+    assert list(zip(shards.tolist(), samples.tolist(), strict=True)) == PINNED_LANE_ORDER
 
 
 def test_positions_outside_are_refused():
@@ -116,7 +125,7 @@ def test_positions_outside_are_refused():
     "options",
     [
         {"seed": -1}, {"seed": 2**64}, {"seed": "x"}, {"lanes": 0}, {"window": 0}, {"window": True},
-        {"scope": "lane"}, {"scope": "world"},
+        {"scope": "world"}, {"scope": None},
     ],
 )  # fmt: skip
 def test_bad_options_are_named(options):
@@ -151,6 +160,54 @@ def test_a_billion_samples_are_located_without_arrays_over_samples():
     assert order.position(int(shards[5]), int(samples[5])) == 9 * 10**9 + 5
 
 
+def test_any_part_of_a_random_sequence_is_that_of_the_whole():
+    whole = raw(50, 1, 2, 3, 4)
+    for start in range(20):
+        assert raw(7, 1, 2, 3, 4, start).tolist() == whole[start : start + 7].tolist()
+
+
+@given(datasets, st.integers(0, 99), st.integers(1, 70), st.integers(0, 5))
+def test_with_scope_lane_each_lane_keeps_its_samples(dataset, seed, lanes, epoch):
+    shuffle = Shuffle(seed, lanes, scope="lane")
+
+    def lane_contents(epoch: int) -> list[set[tuple[int, int]]]:
+        order = order_of(dataset, shuffle, epoch)
+        found = list(zip(*(part.tolist() for part in order.locate(range(order.total))), strict=True))
+        return [set(found[lane::lanes]) for lane in range(lanes)]
+
+    assert lane_contents(epoch) == lane_contents(epoch + 1)
+
+
+def test_with_scope_lane_the_order_within_lanes_changes():
+    orders = [order_of([[3] * 6] * 6, Shuffle(1, 2, scope="lane"), epoch) for epoch in (0, 1)]
+    first, second = ([part.tolist() for part in order.locate(range(108))] for order in orders)
+    assert first != second
+    assert list(dict.fromkeys(first[0][::2])) != list(dict.fromkeys(second[0][::2]))
+
+
+@given(datasets, shuffles, st.integers(0, 3))
+def test_shards_are_named_without_frames(dataset, shuffle, epoch):
+    lanes = 1 if shuffle is None else shuffle.lanes_for(1)
+    blind = Order([sum(frames) for frames in dataset], None, shuffle, epoch, lanes)
+    order = order_of(dataset, shuffle, epoch)
+    positions = np.arange(order.total)
+    assert blind.shards(positions).tolist() == order.locate(positions)[0].tolist()
+
+
+@given(datasets, shuffles, st.integers(1, 3), st.sampled_from(["drop", "pad", "short"]))
+def test_all_world_sizes_give_the_same_global_batches(dataset, shuffle, times, last):
+    order = order_of(dataset, shuffle)
+    size = 64 * times
+    number = batches(order.total, size, last)
+    for ranks in (1, 2, 4, 8, 64):
+        for batch in range(number):
+            owned = [
+                range(Topology(r, ranks).first(batch * size), (batch + 1) * size, ranks) for r in range(ranks)
+            ]
+            assert len({len(positions) for positions in owned}) == 1
+            assert sorted(itertools.chain(*owned)) == list(range(batch * size, (batch + 1) * size))
+
+
 PINNED_SHARDS = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 PINNED_ORDER = [
     (1, 1),
@@ -166,4 +223,19 @@ PINNED_ORDER = [
     (2, 2),
     (0, 0),
     (2, 3),
+]
+PINNED_LANE_ORDER = [
+    (0, 1),
+    (0, 3),
+    (0, 0),
+    (0, 4),
+    (0, 2),
+    (1, 1),
+    (2, 3),
+    (1, 0),
+    (2, 0),
+    (1, 2),
+    (2, 2),
+    (1, 3),
+    (2, 1),
 ]

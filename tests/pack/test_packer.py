@@ -245,3 +245,11 @@ def test_a_script_without_a_main_guard_may_pack(corpus, tmp_path):
     command = [sys.executable, str(script), str(corpus), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "100\n", "")
+
+
+def test_a_worker_loads_neither_numpy_nor_what_the_command_line_needs() -> None:
+    code = "import sys, shardstream.pack.engines.local, shardstream.pack.job; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not {"numpy", "torch", "fsspec", "typer", "rich", "hashlib"} & set(loaded)

@@ -161,3 +161,23 @@ def test_a_folder_without_images_is_not_taken_for_images(tmp_path):
     root = plant(tmp_path / "more", {"a.jpg": JPEG, "b.docx": b"x"})
     with pytest.raises(OptionError, match="do not show one format"):
         ss.pack(root, tmp_path / "out", workers=1)
+
+
+def test_the_manifest_names_the_classes_and_an_append_must_number_them_the_same(tmp_path):
+    one = plant(tmp_path / "one", {"cat/1.png": PNG, "dog/1.png": PNG, "owl/1.png": PNG})
+    same = plant(tmp_path / "same", {"cat/2.png": PNG, "dog/2.png": PNG, "owl/2.png": PNG})
+    other = plant(tmp_path / "other", {"cat/3.png": PNG, "owl/3.png": PNG})
+    manifest = ss.pack(one, tmp_path / "out", workers=1)
+    assert manifest.provenance["classes"] == ["cat", "dog", "owl"]
+    ss.pack(same, tmp_path / "out", workers=1, append=True)
+    with pytest.raises(OptionError, match="'dog' is in one alone"):
+        ss.pack(other, tmp_path / "out", workers=1, append=True)
+    found = dict(DatasetReader.open(str(tmp_path / "out")).iter_samples())
+    assert {key: fields["cls"] for key, fields in found.items()} == {
+        "cat/1": b"0", "dog/1": b"1", "owl/1": b"2", "cat/2": b"0", "dog/2": b"1", "owl/2": b"2",
+    }  # fmt: skip
+
+
+def test_images_without_class_folders_name_no_classes(tmp_path):
+    root = plant(tmp_path / "in", {"a/1.png": PNG, "a/1.txt": b"one", "b/2.png": PNG})
+    assert "classes" not in ss.pack(root, tmp_path / "out", workers=1).provenance

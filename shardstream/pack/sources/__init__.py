@@ -74,4 +74,14 @@ def recognise(files: Sequence[FileInfo]) -> str:
     )
 
 
-__all__ = ["FORMATS", "FileSpan", "Reject", "Sample", "Source", "Task", "make_source", "recognise"]
+__all__ = [
+    "FORMATS",
+    "FileSpan",
+    "ImagesSource",
+    "Reject",
+    "Sample",
+    "Source",
+    "Task",
+    "make_source",
+    "recognise",
+]

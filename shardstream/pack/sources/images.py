@@ -29,6 +29,14 @@ def _extension(url: str) -> str:
     return os.path.splitext(redact(url))[1][1:].lower()
 
 
+def _groups(files: Sequence[FileInfo]) -> list[list[FileInfo]]:
+    """The files that share a folder and a stem, together."""
+    stems: dict[tuple[str, str], list[FileInfo]] = {}
+    for info in files:
+        stems.setdefault((info.root, os.path.splitext(info.url)[0]), []).append(info)
+    return list(stems.values())
+
+
 @dataclass(frozen=True)
 class ImagesSource:
     """Image files to samples; the field is the lower-case extension, the class `cls`."""
@@ -39,23 +47,23 @@ class ImagesSource:
     def options(self) -> dict[str, Any]:
         return {}
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
-        """Runs of images, each with its sidecars, of about `target` bytes."""
-        stems: dict[tuple[str, str], list[FileInfo]] = {}
-        for info in files:
-            stems.setdefault((info.root, os.path.splitext(info.url)[0]), []).append(info)
-        groups = list(stems.values())
-        keys = unique_keys(os.path.splitext(relative(members[0]))[0] for members in groups)
+    def classes(self, files: Sequence[FileInfo]) -> list[str]:
+        """The names of the classes in the order of their numbers: the folders, where no sidecars are."""
         images = [info for info in files if _extension(info.url) in EXTENSIONS]
         paired = any(
             {_extension(info.url) for info in members} & set(SIDECARS)
             and {_extension(info.url) for info in members} & set(EXTENSIONS)
-            for members in groups
+            for members in _groups(files)
         )
-        labels: dict[str, str] = {}
-        if not paired and all("/" in relative(info) for info in images):
-            folders = sorted({relative(info).partition("/")[0] for info in images})
-            labels = {folder: str(number) for number, folder in enumerate(folders)}
+        if paired or not all("/" in relative(info) for info in images):
+            return []
+        return sorted({relative(info).partition("/")[0] for info in images})
+
+    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+        """Runs of images, each with its sidecars, of about `target` bytes."""
+        groups = _groups(files)
+        keys = unique_keys(os.path.splitext(relative(members[0]))[0] for members in groups)
+        labels = {name: str(number) for number, name in enumerate(self.classes(files))}
 
         def spans(members: list[FileInfo], key: str) -> list[FileSpan]:
             label = labels.get(relative(members[0]).partition("/")[0], "")

@@ -73,6 +73,7 @@ class JsonlSource:
         encode = msgspec.json.Encoder().encode
         text_key, keep = self.text_key, self.keep
         file = redact(span.url)
+        place = f"{file}:" if numbered else f"{file}, byte "
         for at, line in lines:
             try:
                 row = decode(line)
@@ -91,7 +92,7 @@ class JsonlSource:
             key = ""
             for name in _KEYS:
                 value = row.get(name)
-                if (isinstance(value, str) and value) or type(value) is int:
+                if value is not None and ((isinstance(value, str) and value) or type(value) is int):
                     key = escape_key(str(value))
                     break
             row.pop("__key__", None)
@@ -100,8 +101,7 @@ class JsonlSource:
                 row = {name: row[name] for name in keep if name in row}
             if row:
                 fields["json"] = encode(row)
-            where = f"{file}:{at}" if numbered else f"{file}, byte {at}"
-            yield Sample(key or f"{span.key_base}-{at:012d}", fields, where)
+            yield Sample(key or f"{span.key_base}-{at:012d}", fields, f"{place}{at}")
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, KeyError):

@@ -1,0 +1,187 @@
+"""One contender in a process of its own: reads commands as JSON lines, answers with JSON lines.
+
+    python -m benchmarks.contender ADAPTER
+
+Runs in whichever environment has the library, and imports nothing of shardstream itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpora import Digest, load
+
+
+def processor_seconds() -> float:
+    """User and system time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class Contender:
+    """Carries out commands on one adapter."""
+
+    def __init__(self, adapter: str) -> None:
+        self.adapter = importlib.import_module(f"benchmarks.peers.{adapter}")
+        self.loader: Any = None
+
+    def handle(self, command: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a command, whose "do" names the method."""
+        arguments = {name: value for name, value in command.items() if name != "do"}
+        return getattr(self, command["do"])(**arguments)  # type: ignore[no-any-return]
+
+    def facts(self) -> dict[str, Any]:
+        """Versions."""
+        names = (*self.adapter.PACKAGES, "numpy", "torch")
+        return {"versions": {name: importlib.metadata.version(name) for name in names}, "pid": os.getpid()}
+
+    def write(self, corpus: str, dest: str, options: dict[str, Any]) -> dict[str, Any]:
+        """The contender's own dataset, unless it is there already."""
+        done = Path(f"{dest}.done")
+        if not done.exists():
+            # What an interrupted run left.
+            shutil.rmtree(dest, ignore_errors=True)
+            shutil.rmtree(f"{dest}.cache", ignore_errors=True)
+            Path(dest).parent.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            self.adapter.write(load(corpus), dest, options)
+            done.write_text(f"{time.perf_counter() - started:.3f}")
+        return {"seconds": float(done.read_text()), "bytes": _size(dest)}
+
+    def open(self, corpus: str, dest: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Construct the loader, whose every iteration is an epoch."""
+        self.corpus = load(corpus)
+        self._where = (dest, options)
+        started = time.perf_counter()
+        self.loader = self.adapter.loader(self.corpus, dest, options)
+        return {"seconds": time.perf_counter() - started}
+
+    def verify(self) -> dict[str, Any]:
+        """Read an epoch and compare it, sample for sample, with the corpus."""
+        digest = Digest()
+        for batch in self.loader:
+            digest.add(self.adapter.payloads(self.corpus, batch))
+        found = digest.facts()
+        wanted = self.adapter.expected(self.corpus, *self._where)
+        if found != wanted:
+            raise ValueError(f"read {found}, the corpus has {wanted}")
+        return found
+
+    def round(self, least: float, most: float) -> dict[str, Any]:
+        """Iterate epochs for at least `least` seconds, and stop in the midst of one after `most`.
+
+        Time runs from the first batch of each epoch on: what comes before is `first`.
+        """
+        count = self.adapter.count
+        delivered, steady, seconds, first, epochs, cut = 0, 0, 0.0, [], 0, False
+        before = processor_seconds()
+        while True:
+            begun = time.perf_counter()
+            iterator = iter(self.loader)
+            of_first = count(next(iterator))
+            started = time.perf_counter()
+            end = started + most - seconds
+            samples = 0
+            for batch in iterator:
+                samples += count(batch)
+                if time.perf_counter() > end:
+                    cut = True
+                    break
+            seconds += time.perf_counter() - started
+            first.append(started - begun)
+            steady += samples
+            delivered += samples + of_first
+            del iterator
+            epochs += not cut
+            if cut or seconds >= least:
+                break
+        if not steady:
+            # Epochs of a single batch: all that there is to measure is that one.
+            steady, seconds = delivered, seconds + sum(first)
+        if epochs and not cut and round(delivered) != epochs * self._total():
+            raise ValueError(f"{delivered} samples in {epochs} epochs, not {self._total()} in each")
+        return {
+            "samples": steady,
+            "seconds": seconds,
+            "first": first,
+            "epochs": epochs,
+            "cpu": processor_seconds() - before,
+            "cpu_bytes": delivered * self.corpus.bytes / max(1, self.corpus.count),
+        }
+
+    def _total(self) -> int:
+        if hasattr(self.adapter, "total"):
+            return int(self.adapter.total(self.corpus, *self._where))
+        return int(self.adapter.expected(self.corpus, *self._where)["count"])
+
+    def first(self, corpus: str, dest: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Seconds to construct, and then to the first batch."""
+        constructed = self.open(corpus, dest, options)["seconds"]
+        started = time.perf_counter()
+        batch = next(iter(self.loader))
+        return {
+            "construct": constructed,
+            "seconds": time.perf_counter() - started,
+            "samples": self.adapter.count(batch),
+        }
+
+    def resume(
+        self, corpus: str, dest: str, options: dict[str, Any], fraction: float, check: bool = False
+    ) -> dict[str, Any]:
+        """Seconds from a saved state to the next batch: construct, load, first batch.
+
+        With `check`, the rest of the epoch is then read: it must have as many samples as are missing.
+        """
+        self.corpus = load(corpus)
+        state = self.adapter.state(self.corpus, dest, options, fraction)
+        started = time.perf_counter()
+        self.loader = self.adapter.resume(self.corpus, dest, options, state)
+        batches = iter(self.loader)
+        samples = self.adapter.count(next(batches))
+        seconds = time.perf_counter() - started
+        if check:
+            rest = samples + sum(map(self.adapter.count, batches))
+            missing = self.corpus.count - int(self.corpus.count * fraction)
+            if abs(rest - missing) >= options["batch"]:
+                raise ValueError(f"{rest} samples came after a resume at {fraction:.0%}, not {missing}")
+        return {"seconds": seconds, "samples": samples}
+
+
+def _size(dest: str) -> int:
+    if os.path.isfile(dest):
+        return os.path.getsize(dest)
+    return sum(
+        os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(dest) for name in names
+    )
+
+
+def main() -> None:
+    # Libraries print as they like: answers have a descriptor of their own.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    contender = None
+    for line in sys.stdin:
+        try:
+            contender = contender or Contender(sys.argv[1])
+            answer = contender.handle(json.loads(line))
+        except Exception as error:  # noqa: BLE001
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+    # Some peers leave threads behind that never end, and some clean up only at exit.
+    atexit._run_exitfuncs()  # noqa: SLF001
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What the machine can do: a batched gather, zstd alone, memory copies. options["ceiling"] names which."""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from benchmarks.corpora import Corpus, Digest
+from benchmarks.peers import ours
+from benchmarks.peers.common import Options, token_payloads
+from benchmarks.peers.common import expected as as_it_is
+
+PACKAGES = ("zstandard",)
+_CHUNK = 1 << 20
+
+
+def write(corpus: Corpus, dest: str, options: Options) -> None:
+    """zstd needs frames of the corpus: ours. The others read the corpus as it is."""
+    if options["ceiling"] == "gather":
+        os.makedirs(dest)
+    else:
+        ours.write(corpus, dest, options)
+
+
+def loader(corpus: Corpus, dest: str, options: Options) -> Any:
+    """An iterable of batches, or of pieces of work that stand for a number of samples."""
+    kind = {"gather": _Gather, "zstd": _Zstd, "copy": _Copy}[options["ceiling"]]
+    return kind(corpus, dest, options["batch"])
+
+
+class _Gather:
+    """np.memmap, one fancy index per batch, converted to int64 as a model wants it."""
+
+    def __init__(self, corpus: Corpus, _dest: str, batch: int) -> None:
+        self._rows, self._batch = corpus.rows(), batch
+        self._random = np.random.default_rng(1)
+
+    def __iter__(self) -> Iterator[Any]:
+        import torch
+
+        rows = self._rows
+        order = self._random.permutation(len(rows))
+        for start in range(0, len(order), self._batch):
+            yield torch.from_numpy(rows[order[start : start + self._batch]].astype(np.int64))
+
+
+class _Pieces:
+    """Pieces of work on all cores, each worth its share of the samples."""
+
+    def __init__(self, corpus: Corpus, dest: str, _batch: int) -> None:
+        self._corpus, self._dest = corpus, dest
+        self._local = threading.local()
+
+    def jobs(self) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def work(self, *job: Any) -> int:
+        """Does a piece and gives its bytes."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        jobs = self.jobs()
+        threads = os.cpu_count() or 1
+        total = sum(job[-1] for job in jobs)
+        with ThreadPoolExecutor(threads) as pool:
+            pending: deque[Future[int]] = deque()
+            for job in jobs:
+                pending.append(pool.submit(self.work, *job))
+                if len(pending) > 4 * threads:
+                    yield self._share(pending.popleft().result(), total)
+            while pending:
+                yield self._share(pending.popleft().result(), total)
+
+    def _share(self, size: int, total: int) -> tuple[int, float]:
+        return size, size * self._corpus.count / total
+
+    def buffer(self, size: int) -> memoryview:
+        """A thread's own memory, used again and again."""
+        found = getattr(self._local, "buffer", None)
+        if found is None or len(found) < size:
+            found = self._local.buffer = memoryview(bytearray(max(size, 2 * _CHUNK)))
+        return found[:size]
+
+
+class _Zstd(_Pieces):
+    """zstd decompression of our frames, mapped, into a buffer per thread."""
+
+    def jobs(self) -> list[tuple[Any, ...]]:
+        from shardstream.read.reader import DatasetReader
+
+        reader = DatasetReader.open(self._dest)
+        self._frames, found = [], []
+        for shard in range(len(reader.manifest.shards)):
+            index, mapped = reader.index(shard), reader.mapped(shard)
+            cells = zip(
+                index.frame_offset.tolist(), index.frame_size.tolist(), index.frame_raw_size.tolist(),
+                strict=True,
+            )  # fmt: skip
+            for at, size, raw in cells:
+                found.append((len(self._frames), raw))
+                self._frames.append(mapped[at : at + size])
+        return found
+
+    def work(self, number: int, raw: int) -> int:
+        import zstandard
+
+        if not hasattr(self._local, "context"):
+            self._local.context = zstandard.ZstdDecompressor()
+        return int(self._local.context.stream_reader(self._frames[number]).readinto(self.buffer(raw)))
+
+
+class _Copy(_Pieces):
+    """The shards from the page cache into a buffer per thread, a MiB at a time."""
+
+    def jobs(self) -> list[tuple[Any, ...]]:
+        found = []
+        for path in sorted(glob.glob(os.path.join(self._dest, "*.tar"))):
+            size = os.path.getsize(path)
+            found += [(path, start, min(_CHUNK, size - start)) for start in range(0, size, _CHUNK)]
+        return found
+
+    def work(self, path: str, start: int, size: int) -> int:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            return os.preadv(file, [self.buffer(size)], start)
+        finally:
+            os.close(file)
+
+
+def count(batch: Any) -> float:
+    """The samples of a batch, or those that a piece of work stands for."""
+    return batch[1] if type(batch) is tuple else len(batch)
+
+
+def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
+    """Of a gather the rows; other ceilings deliver sizes alone."""
+    if type(batch) is tuple:
+        yield bytes(batch[0])
+    else:
+        yield from token_payloads(corpus, batch)
+
+
+def expected(corpus: Corpus, dest: str, options: Options) -> dict[str, Any]:
+    """Of a gather the corpus, of the others as many pieces of the same sizes."""
+    if options["ceiling"] == "gather":
+        return as_it_is(corpus, dest, options)
+    digest = Digest()
+    digest.add(bytes(job[-1]) for job in loader(corpus, dest, options).jobs())
+    return digest.facts()
+
+
+def total(corpus: Corpus, dest: str, options: Options) -> int:
+    """The samples that an epoch stands for."""
+    return corpus.count

@@ -1,0 +1,112 @@
+"""shardstream itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import shardstream as ss
+from benchmarks.corpora import Corpus, Digest, document_payload, image_payload
+from benchmarks.peers.common import Options, same, token_payloads
+from benchmarks.peers.common import expected as as_it_is
+from shardstream.read.reader import DatasetReader
+
+# Public names are imported when they are first used, and torch with them: not while time is taken.
+_LOADED = (ss.StreamingDataset, ss.StreamingLoader, ss.TokenDataset, ss.pack)
+PACKAGES = ("shardstream", "zstandard", "msgspec")
+
+
+def write(corpus: Corpus, dest: str, options: Options) -> None:
+    """`shardstream.pack`."""
+    settings: dict[str, Any] = {"compression": options["codec"], "workers": os.cpu_count()}
+    if "shards" in options:
+        size = max(1 << 15, _raw_bytes(corpus) // options["shards"])
+        settings |= {"shard_size": size, "frame_size": min(size, 1 << 20)}
+    if corpus.kind == "images":
+        ss.pack(corpus.file, dest, format="images", **settings)
+        return
+    if corpus.kind == "tokens":
+        settings |= {"tokenizer": corpus.tokenizer, "eos": 256}
+    ss.pack(os.path.join(corpus.folder, "documents.jsonl"), dest, format="jsonl", **settings)
+
+
+def _raw_bytes(corpus: Corpus) -> int:
+    """Roughly what the tars hold: two members, each with a header and padding, per document."""
+    return corpus.bytes + (2560 * corpus.count if corpus.kind == "documents" else 0)
+
+
+def loader(corpus: Corpus, dest: str, options: Options) -> Any:
+    """A StreamingLoader; or with options["iterate"], the dataset sample by sample."""
+    shuffle = ss.Shuffle(seed=1)
+    if corpus.kind == "tokens":
+        tokens = ss.TokenDataset(dest, seq_len=corpus.block - 1, shuffle=shuffle)
+        return ss.StreamingLoader(tokens, batch_size=options["batch"], last="short")
+    # Images: bytes only. The class is one more field of bytes.
+    dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode=corpus.kind != "images")
+    if options.get("iterate"):
+        return _Single(dataset)
+    return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=same)
+
+
+class _Single:
+    """Each sample as a batch of its own."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return ([sample] for sample in self.dataset)
+
+
+def state(corpus: Corpus, dest: str, options: Options, fraction: float) -> Any:
+    """The state after that part of an epoch."""
+    return loader(corpus, dest, options).state_dict() | {"position": int(corpus.count * fraction)}
+
+
+def resume(corpus: Corpus, dest: str, options: Options, state: Any) -> Any:
+    """A loader with a state loaded."""
+    made = loader(corpus, dest, options)
+    made.load_state_dict(state)
+    return made
+
+
+def count(batch: Any) -> int:
+    """The samples of a batch."""
+    return len(batch["tokens"]) if type(batch) is dict else len(batch)
+
+
+def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
+    """What arrived, of all rows that are not padding."""
+    if corpus.kind == "tokens":
+        yield from token_payloads(corpus, batch["tokens"])
+    elif corpus.kind == "documents":
+        for row in batch:
+            yield document_payload(row.get("json", {}).get("id", row["__key__"]), row["txt"])
+    else:
+        for row in batch:
+            yield image_payload(row["jpg"], int(row["cls"]))
+
+
+def expected(corpus: Corpus, dest: str, options: Options) -> dict[str, Any]:
+    """For tokens: blocks share a token with the next, and none goes across shards."""
+    if corpus.kind != "tokens":
+        return as_it_is(corpus, dest, options)
+    if (dest, corpus.block) not in _BLOCKS:
+        _BLOCKS[dest, corpus.block] = _blocks(corpus, dest)
+    return _BLOCKS[dest, corpus.block]
+
+
+_BLOCKS: dict[tuple[str, int], dict[str, Any]] = {}
+
+
+def _blocks(corpus: Corpus, dest: str) -> dict[str, Any]:
+    flat, digest, start = np.memmap(corpus.file, corpus.dtype, mode="r"), Digest(), 0
+    for shard in DatasetReader.open(dest).manifest.shards:
+        part = flat[start : start + shard.tokens]
+        step = corpus.block - 1
+        digest.add(part[at : at + step + 1].tobytes() for at in range(0, len(part) - step, step))
+        start += shard.tokens
+    return digest.facts()

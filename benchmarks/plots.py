@@ -1,0 +1,78 @@
+"""Bars with spread for each question: python -m benchmarks.plots RESULTS.json DIR. Needs matplotlib."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from benchmarks.report import values
+
+COLOURS = {"ours": "#0b6e99", "peer": "#9a9a9a", "ceiling": "#d9b44a"}
+
+
+def plot(name: str, answer: dict[str, Any], path: Path) -> None:
+    """One PNG."""
+    from matplotlib import pyplot as plt
+
+    scale = 1 if answer["measure"] == "rate" else 1e3
+    rows = {
+        label: (row["role"], [value * scale for value in values(answer, row)])
+        for label, row in answer["contenders"].items()
+        if row["rounds"]
+    }
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.34 * len(rows)), dpi=80)
+    for at, (role, found) in enumerate(rows.values()):
+        middle = statistics.median(found)
+        axes.barh(at, middle, color=COLOURS[role], height=0.7)
+        axes.plot([min(found), max(found)], [at, at], color="black", linewidth=1)
+        axes.text(
+            middle, at, f" {middle:,.0f}" if middle >= 100 else f" {middle:.2g}", va="center", fontsize=8
+        )
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_title(f"{name}: {answer['unit']}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def mixing(rows: list[tuple[str, float, float]], path: str) -> None:
+    """Shards per batch and spread of batch means of each (name, shards, spread)."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names, shards, spreads = zip(*rows, strict=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.8 + 0.28 * len(rows)), dpi=80, sharey=True)
+    colours = [COLOURS["ours" if "shardstream" in n else "ceiling" if "full" in n else "peer"] for n in names]
+    for axis, found, title in zip(
+        axes, (shards, spreads), ("shards per batch", "spread of batch means (1 is random)"), strict=True
+    ):
+        axis.barh(range(len(rows)), found, color=colours, height=0.7)
+        for at, value in enumerate(found):
+            axis.text(value, at, f" {value:.3g}", va="center", fontsize=7)
+        axis.set_title(title, fontsize=9)
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(rows)), names, fontsize=7)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main(results: str, out: str) -> None:
+    """All questions of a results file."""
+    mpl.use("Agg")
+    for name, answer in json.loads(Path(results).read_text())["questions"].items():
+        plot(name, answer, Path(out) / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

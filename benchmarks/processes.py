@@ -1,0 +1,99 @@
+"""Contenders as child processes: commands go in turn, and memory and threads are looked at from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Child:
+    """One contender's process."""
+
+    def __init__(self, python: str, adapter: str, log: Path) -> None:
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        with log.open("a") as errors:
+            self._process = subprocess.Popen(
+                [python, "-m", "benchmarks.contender", adapter],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+                cwd=log.parent,
+            )  # fmt: skip
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """The answer to a command; raises RuntimeError for its error."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"do": do} | arguments) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise RuntimeError(f"{do}: {answer['error']} (see {self._log})")
+        return answer  # type: ignore[no-any-return]
+
+    def watched(self, do: str, **arguments: Any) -> tuple[dict[str, Any], dict[str, int]]:
+        """The same, and the peaks of memory and threads meanwhile."""
+        peaks = {"pss": 0, "private": 0, "threads": 0}
+        done = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(self._process.pid, done, peaks))
+        watcher.start()
+        try:
+            return self.ask(do, **arguments), peaks
+        finally:
+            done.set()
+            watcher.join()
+
+    def close(self) -> None:
+        """End the process, and kill it if it does not."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def _watch(pid: int, done: threading.Event, peaks: dict[str, int]) -> None:
+    ended = False
+    while not ended:
+        # Once more at the end: short commands are over before the first wait is.
+        ended = done.wait(0.1)
+        now = {"pss": 0, "private": 0, "threads": 0}
+        for member in _tree(pid):
+            with contextlib.suppress(OSError, ValueError):
+                rollup = _fields(f"/proc/{member}/smaps_rollup")
+                now["pss"] += rollup["Pss"] << 10
+                now["private"] += (rollup["Pss_Anon"] + rollup["Pss_Shmem"]) << 10
+                now["threads"] += len(os.listdir(f"/proc/{member}/task"))
+        for name, value in now.items():
+            peaks[name] = max(peaks[name], value)
+
+
+def _tree(pid: int) -> list[int]:
+    found = [pid]
+    for member in found:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{member}/task"):
+                found += map(int, Path(f"/proc/{member}/task/{task}/children").read_text().split())
+    return found
+
+
+def _fields(path: str) -> dict[str, int]:
+    rows = (line.split() for line in Path(path).read_text().splitlines()[1:])
+    return {row[0].rstrip(":"): int(row[1]) for row in rows}

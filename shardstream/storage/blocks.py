@@ -54,7 +54,7 @@ class Schedule:
         key = id(reader)
         with self._lock:
             if key not in self._readers:
-                weakref.finalize(reader, self._readers.pop, key, None)
+                weakref.finalize(reader, self._readers.pop, key, None).atexit = False
             self._readers[key] = uses
 
     def group(self, group: str) -> Callable[[str], float]:

@@ -38,7 +38,7 @@ class Claims:
         self._file = file
         self._held: set[int] = set()  # a lock of our own would not keep our other threads out
         self._lock = threading.Lock()
-        weakref.finalize(self, os.close, file)
+        weakref.finalize(self, os.close, file).atexit = False
 
     def take(self, name: str) -> Claim | None:
         """A claim, or None while another thread or process holds it."""

@@ -95,7 +95,8 @@ class Disk:
         self._writing = False
         self._failures = self._skip = self._written = 0
         self._descriptors: list[int] = []
-        weakref.finalize(self, _close, self._descriptors)
+        # Not at exit: the writing thread may still be at work then.
+        weakref.finalize(self, _close, self._descriptors).atexit = False
         try:
             self._make(folder)
         except OSError as error:

@@ -35,7 +35,7 @@ class Ledger:
         self._own: list[int] = []  # this process's file, open
         self._value = 0
         self._create()
-        weakref.finalize(self, _close, self._peers, self._own)
+        weakref.finalize(self, _close, self._peers, self._own).atexit = False
         self._take_over()
 
     def _create(self) -> None:

@@ -48,7 +48,9 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode=corpus.kind != "images")
     if options.get("iterate"):
         return _Single(dataset)
-    return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=same)
+    # What is not decoded comes as one buffer per field and batch; documents are left dict samples.
+    collate = None if corpus.kind == "images" else same
+    return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=collate)
 
 
 class _Single:
@@ -75,7 +77,9 @@ def resume(corpus: Corpus, dest: str, options: Options, state: Any) -> Any:
 
 def count(batch: Any) -> int:
     """The samples of a batch."""
-    return len(batch["tokens"]) if type(batch) is dict else len(batch)
+    if isinstance(batch, dict):
+        return len(batch["tokens"] if "tokens" in batch else batch["__key__"])
+    return len(batch)
 
 
 def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
@@ -85,6 +89,11 @@ def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
     elif corpus.kind == "documents":
         for row in batch:
             yield document_payload(row.get("json", {}).get("id", row["__key__"]), row["txt"])
+    elif isinstance(batch, dict):
+        padding = batch["__pad__"].tolist()
+        for image, label, pad in zip(batch["jpg"], batch["cls"], padding, strict=True):
+            if not pad:
+                yield image_payload(image, int(label))
     else:
         for row in batch:
             yield image_payload(row["jpg"], int(row["cls"]))

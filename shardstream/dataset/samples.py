@@ -27,6 +27,7 @@ __all__ = ["StreamingDataset"]
 
 Sample = dict[str, Any]
 _UNIT = 2 << 20  # bytes of samples that one thread builds at a time
+_DIRECT = 16 << 20  # and that the consumer builds, a batch at a time
 _PLAN = 4096  # samples
 _QUICK = {"txt", "text", "cls", "cls2", "json"}  # fields whose decoding costs less than a change of threads
 
@@ -134,7 +135,8 @@ class StreamingDataset(OrderedDataset):
         for request in requests:
             self.reader.load(np.unique(order.shards(request.positions)).tolist())
             plan = SamplePlan(self.source, *order.locate(request.positions))
-            yield from plan.units(request.sizes, _UNIT, direct and self._quick)
+            quick = direct and self._quick
+            yield from plan.units(request.sizes, _DIRECT if quick else _UNIT, quick)
 
     @property
     def _quick(self) -> bool:

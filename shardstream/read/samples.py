@@ -157,13 +157,14 @@ class SampleUnit:
         for shard, region in set(self._regions):
             if region < 0:
                 views[shard, region] = memoryview(plan.source.in_place(shard) or b"")
+        shard_keys = {shard: reader.index(shard).key_data for shard in {shard for shard, _ in self._regions}}
         at = 0
         for begin, end in pairwise(self._bounds):
             mine = self._regions[at : at + end - begin]
             at += end - begin
             raw = [views[region] for region in mine]
             keys = [
-                reader.index(shard).key_data[first:last].decode()
+                shard_keys[shard][first:last].decode()
                 for (shard, _), first, last in zip(
                     mine, plan.key_begin[begin:end].tolist(), plan.key_end[begin:end].tolist(), strict=True
                 )

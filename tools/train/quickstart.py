@@ -3,7 +3,7 @@
 Run by tools/quickstart, with two processes:
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 tools/train/quickstart.py \
-        --data DATASET --checkpoint checkpoint.pt --steps 160 --stop-at 80
+        --data DATASET --checkpoint checkpoint.pt --steps 120 --stop-at 60
     (the same again with --resume in place of --stop-at)
 """
 
@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardstream as ss
 
-SEQ = 256
-BATCH = 16
+SEQ = 128
+BATCH = 8
 VOCAB = 256
 WARMUP_STEPS = 10
 # Losses are compared as means over this many steps: a single batch is too noisy.
@@ -59,7 +59,7 @@ class Block(nn.Module):
 class ByteModel(nn.Module):
     """Predicts the next byte: int64 [B, T] to logits [B, T, 256]."""
 
-    def __init__(self, width: int = 128, layers: int = 4, heads: int = 4) -> None:
+    def __init__(self, width: int = 128, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCAB, width)
         self.position = nn.Parameter(0.02 * torch.randn(SEQ, width))
@@ -117,7 +117,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True, help="a dataset packed with --format text")
     parser.add_argument("--checkpoint", type=Path, required=True, help="file to save to and resume from")
-    parser.add_argument("--steps", type=int, default=160, help="optimizer steps in all")
+    parser.add_argument("--steps", type=int, default=120, help="optimizer steps in all")
     parser.add_argument("--stop-at", type=int, help="save and leave after this step")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--log-every", type=int, default=10, help="steps between lines")

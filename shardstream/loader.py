@@ -100,12 +100,14 @@ class StreamingLoader:
             placed = map(pinned, placed)
         if self._device is not None:
             placed = moved(placed, self._device)
+        step, marked, whole = self._batches.samples, self.last != "drop", [False] * self.batch_size
         try:
             for batch in placed:
-                start = run.position
-                run.position = min(start + self._batches.samples, total)
-                if self.last != "drop" and isinstance(batch, dict):
-                    batch["__pad__"] = flags((self._batches.positions(start) >= total).tolist())
+                start, end = run.position, run.position + step
+                run.position = min(end, total)
+                if marked and isinstance(batch, dict):
+                    padding = whole if end <= total else (self._batches.positions(start) >= total).tolist()
+                    batch["__pad__"] = flags(padding)
                 yield batch
         finally:
             built.close()
@@ -190,7 +192,7 @@ class _Batches:
             first = ranks.first(start) + number * self.samples
             steps = np.arange(some * self.size, dtype=np.int64)
             yield Request(first + steps * ranks.dp_size, [self.size] * some)
-            number, some = number + some, min(2 * some, most)
+            number, some = number + some, min(4 * some, most)
         for number in range(whole, count):
             positions = self.positions(start + number * self.samples)
             yield Request(positions % total, [len(positions)])

@@ -302,7 +302,7 @@ def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
     while first < total:
         positions = np.arange(first, min(first + count * ranks.dp_size, total), ranks.dp_size, dtype=np.int64)
         yield Request(positions, [len(positions)])
-        first, count = first + count * ranks.dp_size, min(2 * count, most)
+        first, count = first + count * ranks.dp_size, min(4 * count, most)
 
 
 def _shuffle(value: bool | Shuffle) -> Shuffle | None:

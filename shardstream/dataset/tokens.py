@@ -30,6 +30,7 @@ _THREADS = 16  # that read indexes
 _PLAN = 16 << 10  # blocks
 _LONG = 1 << 10  # bytes of a block from which on copying it costs more than the call
 _UNIT = 16 << 20  # bytes of batches that one thread builds at a time
+_DIRECT = 64 << 20  # and that the consumer builds, a batch at a time
 _OUT: dict[str, np.dtype[Any]] = {"int64": np.dtype(np.int64), "int32": np.dtype(np.int32)}
 _STORED: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -171,13 +172,14 @@ class TokenDataset(OrderedDataset):
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[TokenUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""
         direct = direct and self.transform is None and self.item_bytes >= _LONG
+        most = max(1, (_DIRECT if direct else _UNIT) // self.item_bytes)
         for request in requests:
             self.reader.load(np.unique(order.shards(request.positions)).tolist())
             plan = TokenPlan(self.source, *order.locate(request.positions), self.boundaries)
             begin = at = 0
             sizes: list[int] = []
             for size in request.sizes:
-                if sizes and (at - begin + size) * self.item_bytes > _UNIT:
+                if sizes and at - begin + size > most:
                     yield TokenUnit(plan, begin, sizes, self._out, self.boundaries, direct)
                     begin, sizes = at, []
                 sizes.append(size)

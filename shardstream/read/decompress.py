@@ -18,7 +18,7 @@ __all__ = ["Buffer", "Decompressor"]
 
 Buffer = NDArray[np.uint8]
 _STEP = 1 << 16
-_IDLE = 64 << 20
+_IDLE = 256 << 20  # bytes: the frames that a shuffle of 64 lanes has open, kept from epoch to epoch
 
 
 class Decompressor:

@@ -1,9 +1,9 @@
 """The read engine: units of work in, batches out, in order.
 
-    plan (consumer) -> fetch, decompress frames (pool) -> build batches (pool) -> deliver (consumer)
+    plan (a thread) -> fetch, decompress frames (pool) -> build batches (pool or consumer) -> deliver (consumer)
 
-The consumer plans ahead each time it takes a unit, so that no thread outlives its iterator: when
-the generator is closed or dropped, what is queued is cancelled and the threads end.
+The consumer asks for the next plan each time it has taken one, so that no thread outlives its iterator:
+when the generator is closed or dropped, what is queued is cancelled and the threads end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -71,14 +71,14 @@ class Unit(Protocol):
 
     @property
     def volume(self) -> int:
-        """The bytes of all batches, roughly."""
+        """The bytes of what is there before it is delivered, beside the frames that it needs; roughly."""
 
     @property
     def direct(self) -> bool:
-        """Whether the consumer builds it, batch by batch, once a thread has run `prepare`."""
+        """Whether the consumer builds it, batch by batch, once its frames are there and `prepare` has run."""
 
     def prepare(self) -> None:
-        """Whatever of a direct build may take long."""
+        """Whatever else of a direct build may take long; run by a thread."""
 
     def build(self, frames: Mapping[FrameId, Any]) -> Iterable[Any]:
         """The items of each batch, from the buffers of the frames that it needs."""
@@ -100,9 +100,19 @@ class Source(Protocol):
 
 @dataclass
 class _Pending:
+    """A unit on its way. work: its build, or the preparation of a direct one."""
+
     unit: Unit
-    future: Future[Any]
+    frames: dict[FrameId, Future[Any]]
+    work: Future[Any]
     ahead: int  # bytes of what it is the first to read, and of what it builds
+
+    def waits(self) -> Iterable[Future[Any]]:
+        """What has to be done before its batches can be delivered, and is not."""
+        if self.unit.direct:
+            yield from (future for future in self.frames.values() if not future.done())
+        if not self.work.done():
+            yield self.work
 
 
 def stream(
@@ -112,58 +122,76 @@ def stream(
     budget: Budget | None = None,
     stats: Stats | None = None,
 ) -> Generator[T, None, None]:
-    """Build each unit's batches in background threads and yield `finish(items)` of each, in order.
+    """Build each unit's batches and yield `finish(items)` of each, in order; see `Unit.direct` for who does it.
 
     Errors of any stage are raised here, in the place of the unit that they belong to.
     """
     budget, stats = budget or Budget(), stats or Stats()
+    planner = ThreadPoolExecutor(1, "shardstream-plan")
     fetchers = ThreadPoolExecutor(budget.threads, "shardstream-fetch")
     builders = ThreadPoolExecutor(budget.threads, "shardstream-build")
     frames: Frames[Any] = Frames(_timed(source.fetch, stats), source.recycle, fetchers, budget.keep)
     pending: deque[_Pending] = deque()
     waiting = iter(units)
+    plan: Future[Unit | None] = planner.submit(next, waiting, None)
     ahead = 0
     try:
         while True:
-            planned = 0
             while len(pending) < _DEPTH and (not pending or ahead < budget.prefetch):
-                if planned and pending[0].future.done():
-                    break  # nobody should wait for plans of what comes much later
-                planned += 1
-                unit = next(waiting, None)
+                if pending and not _planned(plan, pending[0], budget.deadline, stats):
+                    break
+                unit = _wait(plan, budget.deadline, stats)
                 if unit is None:
                     break
+                plan = planner.submit(next, waiting, None)
                 before = frames.fetched_bytes
                 source.expect(frames.missing(unit.needs))
                 futures = {need.frame: frames.use(need) for need in unit.needs}
                 if unit.direct:
-                    future: Future[Any] = fetchers.submit(unit.prepare)
+                    work: Future[Any] = fetchers.submit(unit.prepare)
                 else:
-                    future = builders.submit(_build, unit, finish, futures, source, budget.deadline, stats)
-                pending.append(_Pending(unit, future, unit.volume + frames.fetched_bytes - before))
+                    work = builders.submit(_build, unit, finish, futures, source, budget.deadline, stats)
+                pending.append(_Pending(unit, futures, work, unit.volume + frames.fetched_bytes - before))
                 ahead += pending[-1].ahead
             if not pending:
                 return
             stats.frames, stats.bytes_read = _moved(frames, stats)
             stats.tiers = source.counters()
-            stats.queue_depth = sum(item.future.done() for item in pending)
+            stats.queue_depth = sum(item.work.done() for item in pending)
             head = pending.popleft()
-            built = _wait(head.future, budget.deadline, stats)
+            unit, built = head.unit, _wait(head.work, budget.deadline, stats)
+            if unit.direct:
+                buffers = {
+                    frame: _wait(future, budget.deadline, stats) for frame, future in head.frames.items()
+                }
+                built = map(finish, unit.build(buffers))
             ahead -= head.ahead
-            for need in head.unit.needs:
-                frames.release(need.frame)
-            if head.unit.direct:
-                built = map(finish, head.unit.build({}))
-            for batch, samples in zip(built, head.unit.sizes, strict=True):
+            for batch, samples in zip(built, unit.sizes, strict=True):
                 stats.batches += 1
                 stats.samples += samples
                 yield batch
+            for frame in head.frames:
+                frames.release(frame)
     finally:
-        fetchers.shutdown(wait=False, cancel_futures=True)
-        builders.shutdown(wait=False, cancel_futures=True)
+        for pool in (planner, fetchers, builders):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _planned(plan: Future[Any], head: _Pending, deadline: float, stats: Stats) -> bool:
+    """Whether there is a plan to go on with; waits for one as long as the head is not ready."""
+    started = time.monotonic()
+    for future in () if plan.done() else head.waits():
+        wait((plan, future), deadline, FIRST_COMPLETED)
+        if plan.done():
+            break
+    stats.wait_seconds += time.monotonic() - started
+    # An error of planning is raised in its place, after what was planned before it.
+    return plan.done() and plan.exception() is None
 
 
 def _wait(future: Future[T], deadline: float, stats: Stats) -> T:
+    if future.done():
+        return future.result()
     started = time.monotonic()
     try:
         return future.result(deadline)

@@ -80,9 +80,8 @@ class TokenPlan:
 class TokenUnit:
     """Consecutive batches of a plan: its rows from `begin` on, as many as `sizes` adds up to.
 
-    out: the dtype of the tensors.  direct: copy straight from mapped shards, one batch at a time,
-    where all rows lie in such; the consumer then does it itself, since handing small batches from
-    thread to thread costs more than copying them.
+    out: the dtype of the tensors.  direct: the consumer copies, one batch at a time, since handing small
+    batches from thread to thread costs more than copying them, and copies of many lie in no cache.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class TokenUnit:
         self.sizes = sizes
         self._rows = sum(sizes)
         self._length = plan.source.options.seq_len + 1
-        self.volume = self._rows * self._length * out.itemsize
         self._pieces = slice(int(plan.bounds[begin]), int(plan.bounds[begin + self._rows]))
         # The regions of the unit, and the place of each piece's region among them.
         self._numbers, self._place, counts = np.unique(
@@ -109,7 +107,8 @@ class TokenUnit:
             need = plan.needs[number]
             if need is not None:
                 self.needs.append(Need(need.frame, need.size, need.holds, reads))
-        self.direct = direct and not self.needs and plan.segments is None
+        self.direct = direct and plan.segments is None
+        self.volume = 0 if self.direct else self._rows * self._length * out.itemsize
 
     def prepare(self) -> None:
         """Verify what is copied directly; its pages are then in memory, too."""

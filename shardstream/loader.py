@@ -36,6 +36,7 @@ class StreamingLoader:
         "pad" and "short", batch["__pad__"] is a bool tensor [B], True at samples that pad; a rank
         that would have none in a short batch gets one.
     collate: from a list of samples to a batch; by default a `Batch`, a dict of tensors and lists.
+        `list` leaves the samples a list.
     prefetch: bytes of look-ahead.  threads: for reading, and as many for decoding and collating.
     engine: "thread", or "process" for training loops that hold the GIL for long: the threads then
         run in a process of their own, and batches come through shared memory. `transform` and
@@ -176,7 +177,7 @@ class _Batches:
         """The batches from `position` of `epoch` on."""
         finish = self.ds.collated(self.collate)
         made = (lambda items: pinned(finish(items))) if self.pin else finish
-        direct = self.collate is None and not self.pin
+        direct = self.collate in (None, list) and not self.pin
         return self.ds.stream(epoch, self._requests(position), made, self.budget, stats, direct)
 
     def _requests(self, start: int) -> Iterator[Request]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.order.lanes import Order
+from shardstream.order.lanes import Order, distinct
 from shardstream.order.uses import next_uses
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Coming:
         while True:
             while len(held) < 2 and (request := next(waiting, None)) is not None:
                 held.append(request)
-                shards = np.unique(self._order.shards(request.positions))
+                shards = distinct(self._order.shards(request.positions))
                 self._ds.reader.expect_indexes(shards.tolist())
             if not held:
                 return

@@ -15,7 +15,7 @@ from shardstream.dataset.subset import Columns, select
 from shardstream.dataset.workers import WorkerCursor
 from shardstream.decode.registry import decode_values, extension, find
 from shardstream.errors import OptionError, noted
-from shardstream.order.lanes import Order
+from shardstream.order.lanes import Order, distinct
 from shardstream.order.selection import Selection
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
@@ -133,7 +133,7 @@ class StreamingDataset(OrderedDataset):
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""
         for request in requests:
-            self.reader.load(np.unique(order.shards(request.positions)).tolist())
+            self.reader.load(distinct(order.shards(request.positions)).tolist())
             plan = SamplePlan(self.source, *order.locate(request.positions))
             quick = direct and self._quick
             yield from plan.units(request.sizes, _DIRECT if quick else _UNIT, quick)
@@ -150,6 +150,8 @@ class StreamingDataset(OrderedDataset):
         """The `finish` that decodes field by field, or where there is need for it sample by sample."""
         if collate is None and self.transform is None:
             return self._columns
+        if collate is list:
+            return self.listed
         join = default_collate if collate is None else self.noting(collate)
         return lambda raw: join(self.listed(raw))
 
@@ -165,17 +167,20 @@ class StreamingDataset(OrderedDataset):
 
     def listed(self, items: RawBatch) -> list[Any]:
         """The decoded and transformed samples of a batch."""
-        values = []
+        names: list[str] = ["__key__"]
+        columns: list[list[Any]] = [items.keys]
         for name, views in items.fields.items():
             codec, dtype = self._kinds[name]
+            names.append(name)
             if self.decode:
-                values.append(decode_values(name, views, items.keys, dtype=dtype, codec=codec))
+                columns.append(decode_values(name, views, items.keys, dtype=dtype, codec=codec))
             else:
-                values.append([None if view is None else bytes(view) for view in views])
-        samples: list[Any] = []
-        for key, *row in zip(items.keys, *values, strict=True):
-            found = {n: v for n, v in zip(items.fields, row, strict=True) if v is not None}
-            samples.append({"__key__": key, **found})
+                columns.append([None if view is None else bytes(view) for view in views])
+        samples: list[Any] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        for name in items.gaps:
+            for sample, view in zip(samples, items.fields[name], strict=True):
+                if view is None:
+                    del sample[name]
         return samples if self.transform is None else [self._transformed(sample) for sample in samples]
 
     def _transformed(self, sample: Sample) -> Any:
@@ -190,7 +195,9 @@ class StreamingDataset(OrderedDataset):
 
     def _build(self, key: str, fields: dict[str, bytes]) -> Any:
         """The decoded and transformed sample of a key and its fields' bytes."""
-        return self.listed(RawBatch([key], {name: [memoryview(data)] for name, data in fields.items()}))[0]
+        return self.listed(RawBatch([key], {name: [memoryview(data)] for name, data in fields.items()}, ()))[
+            0
+        ]
 
     def __getitem__(self, number: int) -> Any:
         """Sample `number` in the natural order, of all ranks' samples."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
 from shardstream.errors import OptionError, noted
 from shardstream.format.manifest import Manifest
-from shardstream.order.lanes import Order
+from shardstream.order.lanes import Order, distinct
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.read.batch import collate as default_collate
@@ -174,7 +174,7 @@ class TokenDataset(OrderedDataset):
         direct = direct and self.transform is None and self.item_bytes >= _LONG
         most = max(1, (_DIRECT if direct else _UNIT) // self.item_bytes)
         for request in requests:
-            self.reader.load(np.unique(order.shards(request.positions)).tolist())
+            self.reader.load(distinct(order.shards(request.positions)).tolist())
             plan = TokenPlan(self.source, *order.locate(request.positions), self.boundaries)
             begin = at = 0
             sizes: list[int] = []

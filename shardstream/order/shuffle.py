@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Philox  # numpy itself would import it when the first batch is planned
 from numpy.typing import NDArray
 
 from shardstream.errors import OptionError
@@ -68,7 +69,7 @@ def raw(count: int, seed: int, epoch: int, purpose: int, item: int = 0, start: i
     block, skip = divmod(start, 4)  # each value of the counter gives four numbers
     key = np.array([seed, epoch], np.uint64)
     counter = np.array([block, 0, item, purpose], np.uint64)
-    numbers = np.random.Philox(key=key, counter=counter).random_raw(skip + count)
+    numbers = Philox(key=key, counter=counter).random_raw(skip + count)
     return np.asarray(numbers, np.uint64)[skip:]
 
 

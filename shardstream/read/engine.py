@@ -1,6 +1,6 @@
 """The read engine: units of work in, batches out, in order.
 
-    plan (a thread) -> fetch, decompress frames (pool) -> build batches (pool or consumer) -> deliver (consumer)
+    plan (a thread) -> fetch, decompress frames (pool) -> build batches (pool, or consumer) -> deliver
 
 The consumer asks for the next plan each time it has taken one, so that no thread outlives its iterator:
 when the generator is closed or dropped, what is queued is cancelled and the threads end.
@@ -122,7 +122,7 @@ def stream(
     budget: Budget | None = None,
     stats: Stats | None = None,
 ) -> Generator[T, None, None]:
-    """Build each unit's batches and yield `finish(items)` of each, in order; see `Unit.direct` for who does it.
+    """Build each unit's batches and yield `finish(items)` of each, in order; `Unit.direct` says who builds.
 
     Errors of any stage are raised here, in the place of the unit that they belong to.
     """

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.order.lanes import distinct
 from shardstream.read.decompress import Buffer, Decompressor
 from shardstream.read.prefetch import FrameId, Need
 from shardstream.read.reader import DatasetReader
@@ -17,6 +18,8 @@ from shardstream.read.reader import DatasetReader
 __all__ = ["RawBatch", "SamplePlan", "SampleSource", "SampleUnit"]
 
 Ints = NDArray[np.int64]
+_SHARD = 32  # the bits of a frame's number in that of a region
+_IN_PLACE = (1 << _SHARD) - 1  # instead of a frame's number: the whole shard
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class RawBatch:
     """The samples of a batch as they are stored: their keys, and for each field a view or None of each.
 
     The views are of frames that will be used again: whoever wants to keep bytes copies them.
+    gaps: the fields that some of the samples may lack.
     """
 
     keys: list[str]
     fields: dict[str, list[memoryview | None]]
+    gaps: Sequence[str]
 
 
 class SampleSource:
@@ -76,31 +81,40 @@ class SampleSource:
 class SamplePlan:
     """Where some samples of the order lie; many at once, since each step costs per shard.
 
-    shard, frame: int64 [n]; a row's region is its frame, or the shard where that lies in memory as it is
-    (`in_place`).  begin, size: int64 [K, n], the bytes of K fields within the region, the size -1 where a
-    sample lacks the field.  key_begin, key_end: int64 [n], the key's bytes within those of its shard.
+    shard, frame: int64 [n].  region: int64 [n], a number for what the row is cut out of, see `where`: its
+    frame, or its shard where that lies in memory as it is.  begin, size: int64 [K, n], the bytes of K fields
+    within the region, the size -1 where a sample lacks the field.  key_begin, key_end: int64 [n], the key's
+    bytes within those of its shard.
     """
 
     def __init__(self, source: SampleSource, shards: Ints, samples: Ints) -> None:
         count, columns = len(samples), source.columns
         self.source, self.shard = source, shards
-        self.in_place = np.zeros(count, np.bool_)
-        self.frame, self.key_begin, self.key_end = (np.empty(count, np.int64) for _ in range(3))
+        self.frame, self.region, self.key_begin, self.key_end = (np.empty(count, np.int64) for _ in range(4))
         self.begin, self.size = (np.empty((len(columns), count), np.int64) for _ in range(2))
         order = np.argsort(shards, kind="stable")
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
         for rows in np.split(order, cuts) if count else []:
             index, mine = source.reader.index(int(shards[rows[0]])), samples[rows]
             first = np.asarray(index.frame_first).astype(np.int64)
-            self.frame[rows] = np.searchsorted(first, mine, side="right") - 1
+            self.frame[rows] = frame = np.searchsorted(first, mine, side="right") - 1
+            self.region[rows] = frame + (int(shards[rows[0]]) << _SHARD)
             self.begin[:, rows] = index.field_offset[mine[:, None], columns].T
             self.size[:, rows] = index.field_size[mine[:, None], columns].T
             if source.in_place(int(shards[rows[0]])) is not None:
-                self.in_place[rows] = True
-                self.begin[:, rows] += index.frame_offset[self.frame[rows]].astype(np.int64)
+                self.region[rows] |= _IN_PLACE
+                self.begin[:, rows] += index.frame_offset[frame].astype(np.int64)
             bounds = np.asarray(index.key_offset)
             self.key_begin[rows], self.key_end[rows] = bounds[mine], bounds[mine + 1]
         self.volume = np.maximum(self.size, 0).sum(axis=0)
+        lacking: Any = (self.size < 0).any(axis=1).tolist()
+        self.gaps = [name for name, some in zip(source.names, lacking, strict=True) if some]
+
+    @staticmethod
+    def where(region: int) -> FrameId:
+        """(shard, frame) of a region, the frame -1 where it is the shard."""
+        frame = region & _IN_PLACE
+        return region >> _SHARD, -1 if frame == _IN_PLACE else frame
 
     def units(self, sizes: list[int], most: int, direct: bool) -> Iterator[SampleUnit]:
         """The plan in units of whole batches, of at least one batch and about `most` bytes."""
@@ -117,22 +131,22 @@ class SamplePlan:
 class SampleUnit:
     """Consecutive batches of a plan: batch i is its rows bounds[i] to bounds[i + 1].
 
-    direct: let the consumer build them where all rows lie in memory as they are; handing small batches
-    from thread to thread costs more than copying them.
+    direct: let the consumer build them; handing small batches from thread to thread costs more than
+    copying them.
     """
 
     def __init__(self, plan: SamplePlan, bounds: list[int], volume: int, direct: bool) -> None:
-        self._plan, self._bounds, self.volume = plan, bounds, volume
+        self._plan, self._bounds, self.direct = plan, bounds, direct
+        self.volume = 0 if direct else volume
         self.sizes = [end - begin for begin, end in pairwise(bounds)]
-        self._rows = rows = slice(bounds[0], bounds[-1])
-        in_place = plan.in_place[rows]
-        region = np.where(in_place, -1, plan.frame[rows])
-        self._regions = list(zip(plan.shard[rows].tolist(), region.tolist(), strict=True))
-        reads: dict[FrameId, int] = {}
-        for frame in self._regions:
-            reads[frame] = reads.get(frame, 0) + 1
-        self.needs = [self._need(frame, count) for frame, count in reads.items() if frame[1] >= 0]
-        self.direct = direct and not self.needs
+        self._rows = slice(bounds[0], bounds[-1])
+        # The regions of the unit, and the place of each row's region among them.
+        numbers, self._place, reads = np.unique(
+            plan.region[self._rows], return_inverse=True, return_counts=True
+        )
+        self._regions = [plan.where(number) for number in numbers.tolist()]
+        counts = zip(self._regions, reads.tolist(), strict=True)
+        self.needs = [self._need(frame, count) for frame, count in counts if frame[1] >= 0]
 
     def _need(self, frame: FrameId, reads: int) -> Need:
         index = self._plan.source.reader.index(frame[0])
@@ -142,30 +156,32 @@ class SampleUnit:
     def prepare(self) -> None:
         """Verify the frames that are read where they lie; their pages are then in memory, too."""
         plan, reader = self._plan, self._plan.source.reader
-        shards, frames = plan.shard[self._rows], plan.frame[self._rows]
-        for shard in {shard for shard, region in self._regions if region < 0}:
-            mine = frames[shards == shard]
-            for frame in np.unique(mine[~reader.verified(shard)[mine]]).tolist():
-                reader.stored_frame(shard, frame)
+        frames = plan.frame[self._rows]
+        for place, (shard, region) in enumerate(self._regions):
+            if region < 0:
+                mine = frames[self._place == place]
+                unseen = mine[~reader.verified(shard)[mine]]
+                for frame in distinct(unseen).tolist():
+                    reader.stored_frame(shard, frame)
 
     def build(self, frames: Mapping[FrameId, Any]) -> Iterator[RawBatch]:
         """The batches, each to be done with before the next is asked for."""
         plan, reader = self._plan, self._plan.source.reader
         if not self.direct:
             self.prepare()
-        views = {frame: memoryview(buffer) for frame, buffer in frames.items()}
-        for shard, region in set(self._regions):
-            if region < 0:
-                views[shard, region] = memoryview(plan.source.in_place(shard) or b"")
-        shard_keys = {shard: reader.index(shard).key_data for shard in {shard for shard, _ in self._regions}}
+        views, keys_of = [], []
+        for shard, region in self._regions:
+            buffer = frames[shard, region] if region >= 0 else plan.source.in_place(shard)
+            views.append(memoryview(b"" if buffer is None else buffer))
+            keys_of.append(reader.index(shard).key_data)
         at = 0
         for begin, end in pairwise(self._bounds):
-            mine = self._regions[at : at + end - begin]
+            mine = self._place[at : at + end - begin].tolist()
             at += end - begin
-            raw = [views[region] for region in mine]
+            raw = [views[place] for place in mine]
             keys = [
-                shard_keys[shard][first:last].decode()
-                for (shard, _), first, last in zip(
+                keys_of[place][first:last].decode()
+                for place, first, last in zip(
                     mine, plan.key_begin[begin:end].tolist(), plan.key_end[begin:end].tolist(), strict=True
                 )
             ]
@@ -177,4 +193,4 @@ class SampleUnit:
                     data[first : first + size] if size >= 0 else None
                     for data, first, size in zip(raw, firsts, sizes, strict=True)
                 ]
-            yield RawBatch(keys, fields)
+            yield RawBatch(keys, fields, plan.gaps)

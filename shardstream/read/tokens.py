@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
+from shardstream.order.lanes import distinct
 from shardstream.read.decompress import Buffer
 from shardstream.read.gather import Rows, address, gather_runs
 from shardstream.read.prefetch import FrameId, Need
@@ -118,7 +119,7 @@ class TokenUnit:
             if frame < 0 and number != _PADDING:
                 mine = frames[self._place == place]
                 unseen = mine[~source.reader.verified(shard)[mine]]
-                for one in np.unique(unseen).tolist() if len(unseen) else ():
+                for one in distinct(unseen).tolist():
                     source.reader.stored_frame(shard, one)
 
     def build(self, frames: Mapping[FrameId, Buffer]) -> Iterable[Batch]:

@@ -10,7 +10,7 @@ import numpy as np
 
 import shardstream as ss
 from benchmarks.corpora import Corpus, Digest, document_payload, image_payload
-from benchmarks.peers.common import Options, same, token_payloads
+from benchmarks.peers.common import Options, token_payloads
 from benchmarks.peers.common import expected as as_it_is
 from shardstream.read.reader import DatasetReader
 
@@ -42,14 +42,15 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """A StreamingLoader; or with options["iterate"], the dataset sample by sample."""
     shuffle = ss.Shuffle(seed=1)
     if corpus.kind == "tokens":
-        tokens = ss.TokenDataset(dest, seq_len=corpus.block - 1, shuffle=shuffle)
+        dtype = options.get("dtype", "int64")
+        tokens = ss.TokenDataset(dest, seq_len=corpus.block - 1, dtype=dtype, shuffle=shuffle)
         return ss.StreamingLoader(tokens, batch_size=options["batch"], last="short")
     # Images: bytes only. The class is one more field of bytes.
     dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode=corpus.kind != "images")
     if options.get("iterate"):
         return _Single(dataset)
     # What is not decoded comes as one buffer per field and batch; documents are left dict samples.
-    collate = None if corpus.kind == "images" else same
+    collate = None if corpus.kind == "images" else list
     return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=collate)
 
 

@@ -17,6 +17,7 @@ def _contenders(peers: tuple[Contender, ...]) -> tuple[Contender, ...]:
         Contender(ALONE, "ceilings", "ceiling", {"ceiling": "zstd", "codec": "zstd"}, dataset="ours-zstd"),
         Contender(OURS, "ours", "ours", {"codec": "none"}),
         Contender(ZSTD, "ours", "ours", {"codec": "zstd"}),
+        Contender("shardstream, int32", "ours", "ours", {"codec": "none", "dtype": "int32"}),
         *peers,
     )
 
@@ -41,9 +42,10 @@ PEERS = (
     Contender("WebDataset", "wds", "peer", {"codec": "none"}, (0, 2)),
 )
 NOTES = (
-    "All give int64 but LitData, MDS and HF datasets, which give what is stored (int32 or uint16) and so "
-    "copy less. MDS decompresses its zstd shards once, into a folder, and is timed reading that. Our blocks "
-    "of 2,049 share one token with the next, as inputs and targets do; those of the others do not."
+    "All give int64 but our row that says so, LitData, MDS and HF datasets, which give what is stored (int32 "
+    "or uint16) and so copy less. MDS decompresses its zstd shards once, into a folder, and is timed reading "
+    "that. Our blocks of 2,049 share one token with the next, as inputs and targets do; those of the others "
+    "do not."
 )
 BARS = (
     Bar("none: at least 8 x LitData TokensLoader", 8, OURS, (LITDATA,)),

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class Images:
     """What `Train` and `Evaluate` share: batch["image"], one tensor of all images of a batch.
 
     size: pixels of a side.  dtype: "float32", normalised by `mean` and `std` (of values from 0 to 1), or
-    "uint8", as decoded.  layout: "NCHW" or "NHWC".
+        "uint8", as decoded.
+    layout: "NCHW", in memory channels last as torch's memory format of that name, or "NHWC".
     fields: the fields that may hold the image, a sample's first one counts; by default jpg, jpeg, png, webp.
     on_error: "raise" SourceError for an image that is damaged or missing, or "mask": it is then zeros, and
         True in batch["__damaged__"], bool [B]; each is logged, and `StreamingLoader.stats` counts them.
@@ -91,7 +93,7 @@ class Images:
         numbers: the random number of each sample, uint64 [B].
         """
         torch = require("torch", "torch")
-        made = self._empty(torch, len(keys))
+        made = np.empty((len(keys), self.size, self.size, 3), self.dtype)
         found = [_first(row) for row in zip(*columns.values(), strict=True)]
         bad = np.zeros(len(keys), np.bool_)
         sizes = np.ones((len(keys), 2), np.int64)
@@ -110,15 +112,16 @@ class Images:
                 continue
             try:
                 image = self._one(torch, data, (int(sizes[row, 0]), int(sizes[row, 1])), cuts[row])
-                self._put(made, row, image.flip(3) if flips[row] else image)
+                self._put(made[row], image, flips[row])
             except MissingExtraError:
                 raise
             except Exception as error:  # noqa: BLE001
                 bad[row] = self._failed(error, columns, keys[row], shards[row])
         for row in np.flatnonzero(bad).tolist():
-            made[row].zero_()
+            made[row] = 0
         marks = {DAMAGED: torch.from_numpy(bad)} if self.on_error == "mask" else {}
-        return {IMAGE: made, **marks}
+        images = torch.from_numpy(made)
+        return {IMAGE: images.permute(0, 3, 1, 2) if self.layout == "NCHW" else images, **marks}
 
     def cuts(self, sizes: Any, numbers: Draws) -> tuple[list[Cut], Sequence[bool]]:
         """How each image is cut, and whether it is mirrored; sizes: height and width, int64 [B, 2]."""
@@ -134,46 +137,40 @@ class Images:
         _LOG.warning("%s", failure)
         return True
 
-    def _empty(self, torch: Any, count: int) -> Any:
-        shape = (3, self.size, self.size) if self.layout == "NCHW" else (self.size, self.size, 3)
-        return torch.empty((count, *shape), dtype=getattr(torch, self.dtype))
-
     def _one(self, torch: Any, data: Data, full: tuple[int, int], how: Cut) -> Any:
-        """The image as uint8 [1, 3, size, size], channels last in memory: the thread's own."""
+        """The image as uint8 [size, size, 3], in memory of the thread's own.
+
+        All else is numpy: torch's operators would run in threads of their own, beside those we run in.
+        """
         array, scale = pixels.reduced(data, full, how.scale)
         more = how.scale // scale  # where the format cannot be decoded smaller
         region = array[how.top * more : how.bottom * more, how.left * more : how.right * more]
-        source = torch.from_numpy(region).permute(2, 0, 1)[None]
+        source = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1)[None]
         # The operator behind torch.nn.functional.interpolate(antialias=True): only it takes `out`, and a
         # result that is channels last, as the input is, costs a third less.
         out = _scratch(torch, how.height, how.width)
         torch.ops.aten._upsample_bilinear2d_aa.out(source, [how.height, how.width], False, out=out)  # noqa: SLF001
         top, left = round((how.height - self.size) / 2), round((how.width - self.size) / 2)
-        return out[:, :, top : top + self.size, left : left + self.size]
+        return out[0].permute(1, 2, 0).numpy()[top : top + self.size, left : left + self.size]
 
-    def _put(self, made: Any, row: int, image: Any) -> None:
-        """Write an image to its place in the batch, normalised."""
-        if self.layout == "NCHW":
-            place = made[row : row + 1].copy_(image)
-            if self.dtype == "float32":
-                place.sub_(self._constant("mean", 1)).mul_(self._constant("std", 1))
-            return
-        made[row].copy_(image[0].permute(1, 2, 0))
+    def _put(self, place: Any, image: Any, mirrored: bool) -> None:
+        """Write an image [size, size, 3] to its place in the batch, mirrored and normalised."""
+        if mirrored:
+            for channel in range(3):  # numpy turns pixels of three bytes around slowly, single bytes quickly
+                np.copyto(place[:, :, channel], image[:, ::-1, channel])
+        else:
+            np.copyto(place, image)
         if self.dtype == "float32":
-            # Rows of all columns and channels: three channels alone are a short inner loop, and slow.
-            flat = made[row].view(self.size, -1)
-            flat.sub_(self._constant("mean", self.size)).mul_(self._constant("std", self.size))
+            # A row of pixels at once: three channels alone are a short inner loop, and slow.
+            flat, (scale, shift) = place.reshape(self.size, -1), self._normal
+            flat *= scale
+            flat += shift
 
-    def _constant(self, name: str, columns: int) -> Any:
-        """255 mean, or 1 / (255 std), as a tensor: of one column [1, 3, 1, 1], or of all [columns * 3]."""
-        held = _LOCAL.__dict__.setdefault("constants", {})
-        key = (name, self.mean, self.std, columns)
-        if key not in held:
-            mean, std = np.array(self.mean) * 255, 1 / (np.array(self.std) * 255)
-            values = (mean if name == "mean" else std).astype(np.float32)
-            shaped = values.reshape(1, 3, 1, 1) if columns == 1 else np.tile(values, columns)
-            held[key] = require("torch", "torch").from_numpy(shaped)
-        return held[key]
+    @cached_property
+    def _normal(self) -> tuple[Any, Any]:
+        """What a row of pixels, float32 [size * 3], is multiplied by, and what is then added."""
+        scale, shift = 1 / (np.array(self.std) * 255), -np.array(self.mean) / np.array(self.std)
+        return np.tile(scale, self.size).astype(np.float32), np.tile(shift, self.size).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,9 @@ def main(folder: str, count: int = 300) -> None:
         error = max(1e-4, float(np.mean((wanted - ours) ** 2)))
         found.setdefault(how.scale, []).append(10 * np.log10(255**2 / error))
     print("| decoded at | images | PSNR: median | 5 % are below | least |\n| --- | --- | --- | --- | --- |")
-    for name, rows in [
-        *((f"1/{scale}", rows) for scale, rows in sorted(found.items())),
-        ("all", sum(found.values(), [])),
-    ]:
+    everything = [value for values in found.values() for value in values]
+    table = {f"1/{scale}": found[scale] for scale in sorted(found)} | {"all": everything}
+    for name, rows in table.items():
         low = np.percentile(rows, 5)
         print(f"| {name} | {len(rows)} | {np.median(rows):.1f} | {low:.1f} | {min(rows):.1f} |")
 

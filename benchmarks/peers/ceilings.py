@@ -136,7 +136,7 @@ class _Copy(_Pieces):
 
 
 class _Jpeg(_Pieces):
-    """libjpeg-turbo: JPEGs in memory to pixels, at the scale that random crops of this size allow, no more."""
+    """libjpeg-turbo: JPEGs in memory to pixels, at the scale that random crops of this size allow."""
 
     def jobs(self) -> list[tuple[Any, ...]]:
         from shardstream.decode import crops, images, pixels

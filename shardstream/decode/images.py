@@ -145,13 +145,16 @@ class Images:
         array, scale = pixels.reduced(data, full, how.scale)
         more = how.scale // scale  # where the format cannot be decoded smaller
         region = array[how.top * more : how.bottom * more, how.left * more : how.right * more]
-        source = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1)[None]
+        source = _scratch(torch, "source", *region.shape[:2])
+        np.copyto(source.numpy(), region)
         # The operator behind torch.nn.functional.interpolate(antialias=True): only it takes `out`, and a
         # result that is channels last, as the input is, costs a third less.
-        out = _scratch(torch, how.height, how.width)
-        torch.ops.aten._upsample_bilinear2d_aa.out(source, [how.height, how.width], False, out=out)  # noqa: SLF001
+        out = _scratch(torch, "out", how.height, how.width)
+        torch.ops.aten._upsample_bilinear2d_aa.out(  # noqa: SLF001
+            source.permute(2, 0, 1)[None], [how.height, how.width], False, out=out.permute(2, 0, 1)[None]
+        )
         top, left = round((how.height - self.size) / 2), round((how.width - self.size) / 2)
-        return out[0].permute(1, 2, 0).numpy()[top : top + self.size, left : left + self.size]
+        return out.numpy()[top : top + self.size, left : left + self.size]
 
     def _put(self, place: Any, image: Any, mirrored: bool) -> None:
         """Write an image [size, size, 3] to its place in the batch, mirrored and normalised."""
@@ -227,9 +230,10 @@ def _first(row: Sequence[Data | None]) -> Data | None:
     return next((data for data in row if data is not None), None)
 
 
-def _scratch(torch: Any, height: int, width: int) -> Any:
-    """uint8 [1, 3, height, width], channels last in memory, of this thread."""
-    flat = getattr(_LOCAL, "scratch", None)
-    if flat is None or len(flat) < height * width * 3:
-        flat = _LOCAL.scratch = torch.empty(height * width * 3, dtype=torch.uint8)
-    return flat[: height * width * 3].view(1, height, width, 3).permute(0, 3, 1, 2)
+def _scratch(torch: Any, name: str, height: int, width: int) -> Any:
+    """uint8 [height, width, 3] of this thread, used again: the kernel zeroes fresh memory page by page."""
+    flat, count = getattr(_LOCAL, name, None), 3 * height * width
+    if flat is None or len(flat) < count:
+        flat = torch.empty(count, dtype=torch.uint8)
+        setattr(_LOCAL, name, flat)
+    return flat[:count].view(height, width, 3)

@@ -63,10 +63,10 @@ class Shrink:
             found = opened if opened.mode in _MODES else opened.convert(_colours(opened))
             found = turn(found.resize(size, image.Resampling.LANCZOS) if share < 1 else found)
             found.info.pop("exif", None)
-            format, out = _FORMATS[extension], io.BytesIO()
-            if format == "JPEG" and found.mode not in ("L", "RGB"):
+            kind, out = _FORMATS[extension], io.BytesIO()
+            if kind == "JPEG" and found.mode not in ("L", "RGB"):
                 found = found.convert("RGB")
-            found.save(out, format, quality=self.quality, icc_profile=profile, exif=b"")
+            found.save(out, kind, quality=self.quality, icc_profile=profile, exif=b"")
             return Shrunk(out.getvalue(), len(data), before, size[0] * size[1])
 
 

@@ -16,6 +16,16 @@ from shardstream.errors import OptionError, SourceError
 from shardstream.pack.shrink import Shrink
 from tests.decode.test_images import encoded, picture, psnr
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
@@ -26,10 +36,10 @@ def folder(tmp_path):
     root = tmp_path / "in"
     root.mkdir()
     for number in range(12):
-        format = ("JPEG", "PNG", "WEBP")[number % 3]
+        kind = ("JPEG", "PNG", "WEBP")[number % 3]
         size = (90, 60) if number < 2 else (300 + number, 200)
-        name = root / f"{number:02d}.{'jpg' if format == 'JPEG' else format.lower()}"
-        name.write_bytes(encoded(picture(number, size), format))
+        name = root / f"{number:02d}.{'jpg' if kind == 'JPEG' else kind.lower()}"
+        name.write_bytes(encoded(picture(number, size), kind))
     return root
 
 
@@ -83,12 +93,7 @@ def test_images_are_turned_upright(orientation):
     for side in (40, 500):
         made = opened(Shrink(side).apply("jpg", encoded(image, exif=exif)).data)
         assert made.getexif().get(0x0112, 1) == 1
-        steps = {
-            2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_90,
-        }  # fmt: skip
-        turned = image.transpose(steps[orientation]) if orientation > 1 else image
+        turned = image if orientation == 1 else image.transpose(TURNS[orientation])
         assert psnr(made, turned.resize(made.size, Image.Resampling.LANCZOS)) > 28
 
 

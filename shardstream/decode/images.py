@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ IMAGE, DAMAGED = "image", "__damaged__"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as most models want it
 _LOG = logging.getLogger("shardstream")
 _LOCAL = threading.local()
+_HELD = 16  # batches whose memory a thread looks after; as many as the read engine has ahead
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Images:
         numbers: the random number of each sample, uint64 [B].
         """
         torch = require("torch", "torch")
-        made = np.empty((len(keys), self.size, self.size, 3), self.dtype)
+        made = _room((len(keys), self.size, self.size, 3), np.dtype(self.dtype))
         found = [_first(row) for row in zip(*columns.values(), strict=True)]
         bad = np.zeros(len(keys), np.bool_)
         sizes = np.ones((len(keys), 2), np.int64)
@@ -228,6 +230,25 @@ class Evaluate(Images):
 
 def _first(row: Sequence[Data | None]) -> Data | None:
     return next((data for data in row if data is not None), None)
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Memory for a batch: that of an earlier one of this thread, if nobody holds that any more.
+
+    What is handed out is a view, and a weak reference to it tells whether a tensor still holds it.
+    """
+    held: list[tuple[Any, Any]] = _LOCAL.__dict__.setdefault("batches", [])
+    for number, (memory, view) in enumerate(held):
+        if view() is None and memory.shape == shape and memory.dtype == dtype:
+            del held[number]
+            break
+    else:
+        memory = np.empty(shape, dtype)
+        if len(held) >= _HELD:
+            del held[0]
+    found = memory.view()
+    held.append((memory, weakref.ref(found)))
+    return found
 
 
 def _scratch(torch: Any, name: str, height: int, width: int) -> Any:

@@ -197,6 +197,21 @@ def test_fields_are_chosen_by_name():
         images.Train(fields=("png",)).choose({"jpg": "jpg"})
 
 
+def test_memory_is_used_again_once_nobody_holds_it():
+    transform = images.Train(48)
+    data = [encoded(picture(number)) for number in range(3)]
+    first = decoded(transform, data)["image"]
+    before, row, place = first.clone(), first[1], first.data_ptr()
+    second = decoded(transform, data, position=3)["image"]
+    assert second.data_ptr() != place
+    del first
+    third = decoded(transform, data, position=6)["image"]
+    assert third.data_ptr() not in (place, second.data_ptr())
+    assert torch.equal(row, before[1])
+    del row
+    assert decoded(transform, data, position=9)["image"].data_ptr() == place
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cut", "centre", "draws", "random_crops", "uniform"]
+__all__ = ["Cut", "centre", "cut", "draws", "random_crops", "uniform"]
 
 Draws = NDArray[np.uint64]
 _TRIES = 10

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardstream.errors import require
 
-__all__ = ["KINDS", "size", "whole"]
+__all__ = ["KINDS", "reduced", "size", "whole"]
 
 Data = bytes | memoryview
 Pixels = NDArray[np.uint8]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.dataset import OrderedDataset, Request
+from shardstream.decode.images import DAMAGED
 from shardstream.errors import OptionError
 from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import Cursor, Run
@@ -109,6 +110,8 @@ class StreamingLoader:
                 if marked and isinstance(batch, dict):
                     padding = whole if end <= total else (self._batches.positions(start) >= total).tolist()
                     batch["__pad__"] = flags(padding)
+                if isinstance(batch, dict) and DAMAGED in batch:
+                    self._stats.damaged += int(batch[DAMAGED].sum())
                 yield batch
         finally:
             built.close()
@@ -149,6 +152,7 @@ class StreamingLoader:
         that are copied from where they are mapped count in neither); wait_seconds that the consumer
         waited; fetch_seconds and build_seconds, the time of all threads in these stages;
         queue_depth: units of work, of one batch or many, that were ready at the last wait.
+        damaged: images that were masked (`decode.images`).
         Of datasets that are not local also ram_bytes, disk_bytes and remote_bytes, what came from each
         tier; requests to the store, refetches of damaged blocks, and the store's backend.
         """

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def write(corpus: Corpus, dest: str, options: Options) -> None:
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """An iterable of batches, or of pieces of work that stand for a number of samples."""
-    kind = {"gather": _Gather, "zstd": _Zstd, "copy": _Copy}[options["ceiling"]]
+    kind = {"gather": _Gather, "zstd": _Zstd, "copy": _Copy, "jpeg": _Jpeg}[options["ceiling"]]
     return kind(corpus, dest, options["batch"])
 
 
@@ -132,6 +133,26 @@ class _Copy(_Pieces):
             return os.preadv(file, [self.buffer(size)], start)
         finally:
             os.close(file)
+
+
+class _Jpeg(_Pieces):
+    """libjpeg-turbo: JPEGs in memory to pixels, at the scale that random crops of this size allow."""
+
+    def jobs(self) -> list[tuple[Any, ...]]:
+        from shardstream.decode import crops, images, pixels
+
+        self._data = [Path(path).read_bytes() for path, _ in self._corpus.images()]
+        self._sizes = [pixels.size(data) for data in self._data]
+        numbers = crops.draws(0, np.arange(len(self._data)))
+        cuts, _ = images.Train(224).cuts(np.array(self._sizes, np.int64), numbers)
+        self._scales = [how.scale for how in cuts]
+        return [(number, len(data)) for number, data in enumerate(self._data)]
+
+    def work(self, number: int, size: int) -> int:
+        from shardstream.decode import pixels
+
+        pixels.reduced(self._data[number], self._sizes[number], self._scales[number])
+        return size
 
 
 def count(batch: Any) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from benchmarks.corpora import Corpus
-from benchmarks.peers.common import Options, expected, same, samples
+from benchmarks.peers.common import Options, collate, expected, samples
 from benchmarks.peers.common import payloads as common_payloads
 
 __all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "write"]
@@ -56,7 +56,7 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
         batch_size=options["batch"],
         shuffle=None if streaming else True,
         num_workers=options["workers"],
-        collate_fn=None if tokens else same,
+        collate_fn=None if tokens else collate(options),
     )
 
 
@@ -67,4 +67,4 @@ def payloads(corpus: Corpus, batch: Any) -> Any:
 
 def count(batch: Any) -> int:
     """The samples of a list, or of a dict of tensors."""
-    return len(batch["tokens"]) if type(batch) is dict else len(batch)
+    return len(next(iter(batch.values()))) if type(batch) is dict else len(batch)

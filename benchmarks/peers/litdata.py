@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.corpora import Corpus
-from benchmarks.peers.common import Options, count, expected, payloads, same, samples
+from benchmarks.peers.common import Options, collate, count, expected, payloads, samples
 
 __all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "resume", "state", "write"]
 PACKAGES = ("litdata",)
@@ -62,7 +62,7 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
         batch_size=options["batch"],
         num_workers=options["workers"],
         drop_last=False,
-        collate_fn=None if tokens else same,
+        collate_fn=None if tokens else collate(options),
     )
 
 

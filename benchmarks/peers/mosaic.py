@@ -34,7 +34,7 @@ _stand_in("torchvision.transforms.functional", "to_tensor")
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # noqa: E402
 
 from benchmarks.corpora import Corpus  # noqa: E402
-from benchmarks.peers.common import Options, expected, same, samples  # noqa: E402
+from benchmarks.peers.common import Options, collate, expected, samples  # noqa: E402
 from benchmarks.peers.common import payloads as common_payloads  # noqa: E402
 
 __all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "resume", "state", "write"]
@@ -82,7 +82,7 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
         dataset,
         batch_size=options["batch"],
         num_workers=options["workers"],
-        collate_fn=None if corpus.kind == "tokens" else same,
+        collate_fn=None if corpus.kind == "tokens" else collate(options),
     )
 
 
@@ -111,4 +111,4 @@ def payloads(corpus: Corpus, batch: Any) -> Any:
 
 def count(batch: Any) -> int:
     """The samples of a list, or of a dict of tensors."""
-    return len(batch["tokens"]) if type(batch) is dict else len(batch)
+    return len(next(iter(batch.values()))) if type(batch) is dict else len(batch)

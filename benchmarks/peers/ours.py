@@ -10,8 +10,9 @@ import numpy as np
 
 import shardstream as ss
 from benchmarks.corpora import Corpus, Digest, document_payload, image_payload
-from benchmarks.peers.common import Options, token_payloads
+from benchmarks.peers.common import Options, label_payloads, token_payloads
 from benchmarks.peers.common import expected as as_it_is
+from shardstream.decode import images
 from shardstream.read.reader import DatasetReader
 
 # Public names are imported when they are first used, and torch with them: not while time is taken.
@@ -45,6 +46,9 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
         dtype = options.get("dtype", "int64")
         tokens = ss.TokenDataset(dest, seq_len=corpus.block - 1, dtype=dtype, shuffle=shuffle)
         return ss.StreamingLoader(tokens, batch_size=options["batch"], last="short")
+    if "decode" in options:
+        decoded = ss.StreamingDataset(dest, shuffle=shuffle, decode=images.Train(options["decode"]))
+        return ss.StreamingLoader(decoded, batch_size=options["batch"], last="short")
     # Images: bytes only. The class is one more field of bytes.
     dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode=corpus.kind != "images")
     if options.get("iterate"):
@@ -90,6 +94,8 @@ def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
     elif corpus.kind == "documents":
         for row in batch:
             yield document_payload(row.get("json", {}).get("id", row["__key__"]), row["txt"])
+    elif isinstance(batch, dict) and "image" in batch:
+        yield from label_payloads(batch["image"], batch["cls"].tolist())
     elif isinstance(batch, dict):
         padding = batch["__pad__"].tolist()
         for image, label, pad in zip(batch["jpg"], batch["cls"], padding, strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.corpora import Corpus
-from benchmarks.peers.common import Options, count, expected, payloads, same
+from benchmarks.peers.common import Options, collate, count, expected, payloads
 
 __all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "write"]
 PACKAGES = ()
@@ -53,5 +53,5 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
         batch_size=options["batch"],
         shuffle=True,
         num_workers=options["workers"],
-        collate_fn=None if tokens else same,
+        collate_fn=None if tokens else collate(options),
     )

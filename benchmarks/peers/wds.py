@@ -13,7 +13,7 @@ import webdataset
 import zstandard
 
 from benchmarks.corpora import Corpus
-from benchmarks.peers.common import Options, count, expected, payloads, same, samples
+from benchmarks.peers.common import Options, collate, count, expected, payloads, samples
 
 __all__ = ["PACKAGES", "count", "expected", "loader", "payloads", "write"]
 PACKAGES = ("webdataset",)
@@ -68,6 +68,6 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     batched = (
         dataset.shuffle(_BUFFER)
         .map(_Decode(corpus))
-        .batched(options["batch"], collation_fn=torch.stack if corpus.kind == "tokens" else same)
+        .batched(options["batch"], collation_fn=torch.stack if corpus.kind == "tokens" else collate(options))
     )
     return webdataset.WebLoader(batched, batch_size=None, num_workers=options["workers"])

@@ -46,10 +46,29 @@ def info(url: Url, storage_option: options.StorageOptions = None, json: options.
     for field in facts["fields"]:
         dtype = f", {field['dtype']}" if field["dtype"] else ""
         print(f"    {field['name']:<10} {field['codec']}{dtype}")
+    if images := facts.get("images"):
+        print(
+            f"  images       {images['resized']:,} of {images['images']:,} made smaller: "
+            f"{human_size(images['bytes_before'])} -> {human_size(images['bytes'])} "
+            f"(ratio {images['ratio']:.2f}), {images['pixel_ratio']:.2f} x fewer pixels to decode"
+        )
     print(f"  fingerprint  {facts['fingerprint']}")
     import msgspec
 
     print("  provenance   " + msgspec.json.format(msgspec.json.encode(facts["provenance"])).decode())
+
+
+def _images(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What `pack --resize` did, appended packs included; empty where it was not used."""
+    counts: dict[str, Any] = {}
+    for record in (provenance, *provenance.get("appended", [])):
+        for name, count in record.get("images", {}).items():
+            counts[name] = counts.get(name, 0) + count
+    if not counts:
+        return {}
+    counts["ratio"] = round(counts["bytes_before"] / max(1, counts["bytes"]), 4)
+    counts["pixel_ratio"] = round(counts["pixels_before"] / max(1, counts["pixels"]), 4)
+    return {"images": counts}
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
@@ -75,6 +94,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         "fields": msgspec.to_builtins(manifest.fields),
         "external": manifest.external,
         "fingerprint": manifest.fingerprint,
+        **_images(manifest.provenance),
         "provenance": manifest.provenance,
     }
 

@@ -36,6 +36,12 @@ def pack(
         str | None, typer.Option(help="bytes, a tokenizers JSON, a tiktoken ranks file or encoding name.")
     ] = None,
     eos: Annotated[int | None, typer.Option(metavar="ID", help="Token that ends each document.")] = None,
+    resize: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Images: the shorter side to N pixels, if longer.")
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of resized JPEG and WebP images; 90 by default.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Pack the first N samples only.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip bad samples and list them.")] = "raise",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished pack.")] = False,
@@ -68,6 +74,8 @@ def pack(
             shuffle=shuffle,
             tokenizer=tokenizer,
             eos=eos,
+            resize=resize,
+            quality=quality,
             limit=limit,
             on_error=on_error,
             resume=resume,

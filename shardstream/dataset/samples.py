@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
 from shardstream.dataset.subset import Columns, select
 from shardstream.dataset.workers import WorkerCursor
+from shardstream.decode.crops import draws
+from shardstream.decode.images import Images
 from shardstream.decode.registry import decode_values, extension, find
 from shardstream.errors import OptionError, noted
 from shardstream.order.lanes import Order, distinct
@@ -39,7 +41,9 @@ class StreamingDataset(OrderedDataset):
     worker processes of a torch DataLoader each sample comes from exactly one worker, and epochs go on
     in the same way; how far workers came only torchdata's StatefulDataLoader can tell.
 
-    fields: the fields to read, all by default.  decode: False leaves the fields bytes.
+    fields: the fields to read, all by default.
+    decode: False leaves the fields bytes; `decode.images.Train` or `Evaluate` makes "image" of the image's
+        field, a tensor of one size for all samples, and decodes the other fields as True does.
     shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
     topology: "auto" asks torch.distributed or the launcher for this process's rank.
     transform: called with each decoded sample, in background threads; what it raises is raised where
@@ -50,7 +54,7 @@ class StreamingDataset(OrderedDataset):
         self,
         url: str | os.PathLike[str],
         fields: list[str] | tuple[str, ...] | None = None,
-        decode: bool = True,
+        decode: bool | Images = True,
         shuffle: bool | Shuffle = False,
         cache: Cache | str | os.PathLike[str] | None = None,
         topology: Ranks | str = "auto",
@@ -68,6 +72,10 @@ class StreamingDataset(OrderedDataset):
         if unknown:
             raise OptionError(f"{self.url} has no field {unknown[0]!r}; it has {sorted(known)}")
         self._kinds = {name: (info.codec, info.dtype) for name, info in known.items()}
+        self._pictures: tuple[str, ...] = ()
+        if isinstance(decode, Images):
+            wanted = known if self.fields is None else self.fields
+            self._pictures = decode.choose({name: self._kinds[name][0] for name in wanted})
 
     @property
     def total(self) -> int:
@@ -134,9 +142,12 @@ class StreamingDataset(OrderedDataset):
         """The work for all requests; what is planned at once is then cut for the threads."""
         for request in requests:
             self.reader.load(distinct(order.shards(request.positions)).tolist())
-            plan = SamplePlan(self.source, *order.locate(request.positions))
+            numbers = draws(order.epoch, request.positions) if self._pictures else None
+            plan = SamplePlan(self.source, *order.locate(request.positions), numbers)
             quick = direct and self._quick
-            yield from plan.units(request.sizes, _DIRECT if quick else _UNIT, quick)
+            # Of images each batch is a unit: decoded they are many times larger.
+            most = _DIRECT if quick else 1 if self._pictures else _UNIT
+            yield from plan.units(request.sizes, most, quick)
 
     @property
     def _quick(self) -> bool:
@@ -156,8 +167,10 @@ class StreamingDataset(OrderedDataset):
         return lambda raw: join(self.listed(raw))
 
     def _columns(self, raw: RawBatch) -> Batch:
-        batch = Batch(__key__=raw.keys)
+        batch = Batch(__key__=raw.keys, **self._images(raw))
         for name, views in raw.fields.items():
+            if name in self._pictures:
+                continue
             codec, dtype = self._kinds[name]
             if not self.decode or find(name, dtype, codec) is None:
                 batch[name] = Ragged.gather(views)
@@ -165,11 +178,25 @@ class StreamingDataset(OrderedDataset):
                 batch[name] = column(decode_values(name, views, raw.keys, dtype=dtype, codec=codec))
         return batch
 
+    def _images(self, raw: RawBatch) -> dict[str, Any]:
+        """The decoded images of a batch, where they are asked for."""
+        if not isinstance(self.decode, Images):
+            return {}
+        assert raw.draws is not None
+        assert raw.shards is not None
+        columns = {name: raw.fields[name] for name in self._pictures}
+        shards = self.manifest.shards
+        urls = [shards[number].url for number in raw.shards.tolist()]
+        return self.decode.decode(columns, raw.keys, urls, raw.draws)
+
     def listed(self, items: RawBatch) -> list[Any]:
         """The decoded and transformed samples of a batch."""
-        names: list[str] = ["__key__"]
-        columns: list[list[Any]] = [items.keys]
+        made = self._images(items)
+        names: list[str] = ["__key__", *made]
+        columns: list[list[Any]] = [items.keys, *map(list, made.values())]
         for name, views in items.fields.items():
+            if name in self._pictures:
+                continue
             codec, dtype = self._kinds[name]
             names.append(name)
             if self.decode:
@@ -178,6 +205,8 @@ class StreamingDataset(OrderedDataset):
                 columns.append([None if view is None else bytes(view) for view in views])
         samples: list[Any] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         for name in items.gaps:
+            if name in self._pictures:
+                continue
             for sample, view in zip(samples, items.fields[name], strict=True):
                 if view is None:
                     del sample[name]
@@ -193,11 +222,14 @@ class StreamingDataset(OrderedDataset):
         """The samples of a batch that was left a list."""
         return batch  # type: ignore[no-any-return]
 
-    def _build(self, key: str, fields: dict[str, bytes]) -> Any:
+    def _build(self, key: str, fields: dict[str, bytes], shard: int, number: int) -> Any:
         """The decoded and transformed sample of a key and its fields' bytes."""
-        return self.listed(RawBatch([key], {name: [memoryview(data)] for name, data in fields.items()}, ()))[
-            0
-        ]
+        columns: dict[str, list[memoryview | None]] = {
+            name: [memoryview(data)] for name, data in fields.items()
+        }
+        columns |= {name: [None] for name in self._pictures if name not in columns}
+        numbers = draws(0, np.array([number], np.int64))
+        return self.listed(RawBatch([key], columns, (), np.array([shard], np.int64), numbers))[0]
 
     def __getitem__(self, number: int) -> Any:
         """Sample `number` in the natural order, of all ranks' samples."""
@@ -207,7 +239,7 @@ class StreamingDataset(OrderedDataset):
         shard, sample = self._place(number % total)
         key, fields = self.reader.sample(shard, sample)
         wanted = {n: data for n, data in fields.items() if self.fields is None or n in self.fields}
-        return self._build(key, wanted)
+        return self._build(key, wanted, shard, number % total)
 
     def _place(self, number: int) -> tuple[int, int]:
         if self._selection is None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from shardstream.decode import pixels
 from shardstream.errors import MissingExtraError, OptionError, SourceError, require
 
 __all__ = ["decode_field", "decode_values", "decoder", "extension", "find"]
@@ -109,17 +110,22 @@ def decode_values(
         ]
 
 
-@_own("txt", "text")
+@_own("txt", "text", "transcript")
 def _text(data: Data) -> str:
     return str(data, "utf-8")
 
 
-@_own("json")
+@_own("json", "jsn")
 def _json(data: Data) -> Any:
     return msgspec.json.decode(data)
 
 
-@_own("cls", "cls2", "index", "id")
+@_own("mp", "msg")
+def _msgpack(data: Data) -> Any:
+    return msgspec.msgpack.decode(data)
+
+
+@_own("cls", "cls2", "index", "inx", "count", "id")
 def _integer(data: Data) -> int:
     return int(data)
 
@@ -129,9 +135,20 @@ def _array(data: Data) -> Any:
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-@_own("jpg", "jpeg", "png", "webp")
+@_own("npz")
+def _arrays(data: Data) -> dict[str, Any]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return dict(found)
+
+
+@_own(*pixels.KINDS)
 def _image(data: Data) -> Any:
     """A uint8 array [height, width, 3], RGB."""
-    image = require("PIL.Image", "images")
-    with image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as opened:
-        return np.array(opened.convert("RGB"))
+    return pixels.whole(data)
+
+
+@_own("wav", "flac", "ogg")
+def _audio(data: Data) -> tuple[Any, int]:
+    """A float32 array [channels, frames] of values from -1 to 1, and the frames of a second."""
+    found, rate = require("soundfile", "audio").read(io.BytesIO(data), dtype="float32", always_2d=True)
+    return np.ascontiguousarray(found.T), rate

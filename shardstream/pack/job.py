@@ -33,6 +33,7 @@ class Result(msgspec.Struct):
     samples: int = 0
     input_bytes: int = 0
     rejects: list[tuple[str, str]] = []
+    counts: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def _accepted(job: Job, found: Iterable[Sample | Reject], result: Result) -> Ite
         if isinstance(item, Reject):
             _reject(job, item.where, item.reason, result)
         else:
+            for name, count in item.counts.items():
+                result.counts[name] = result.counts.get(name, 0) + count
             yield item
 
 

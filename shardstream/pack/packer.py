@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from shardstream.pack.compose import check_append, compose, next_number, provena
 from shardstream.pack.engines.local import run_tasks
 from shardstream.pack.job import Bucket, Job, Result, input_bytes, run
 from shardstream.pack.progress import Progress
+from shardstream.pack.shrink import Shrink
 from shardstream.pack.sources import Reject, Source, Task, make_source, recognise
 from shardstream.pack.writer import Layout
 from shardstream.storage.files import expand
@@ -69,6 +71,8 @@ def pack(
     resume: bool = False,
     append: bool = False,
     dry_run: bool = False,
+    resize: int | None = None,
+    quality: int | None = None,
     storage_options: Options = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Any:
@@ -76,6 +80,9 @@ def pack(
 
     The output is the same for any number of `workers`. Until the manifest is written, last, readers
     see what was there before. With `dry_run` nothing is written and a Plan is returned.
+
+    resize: images whose shorter side is longer are made that small and encoded again, JPEG and WebP with
+        `quality` (90); all are turned upright.
 
     Raises OptionError, SourceError (bad data, with file and line), StorageError (a full disk, no
     access) and CommitError (the target is taken).
@@ -89,7 +96,10 @@ def pack(
     )
     _check_options(layout, workers, limit, on_error, shuffle, tokenizer, eos)
     kind = format or recognise(files)
-    source = make_source(kind, text_key=text_key, keep=keep, storage_options=storage_options)
+    if quality is not None and resize is None:
+        raise OptionError("quality needs resize: images that are not resized stay the bytes they are")
+    shrink = None if resize is None else Shrink(resize, 90 if quality is None else quality)
+    source = make_source(kind, text_key=text_key, keep=keep, shrink=shrink, storage_options=storage_options)
     tasks = source.plan(files, layout.shard_size)
     layout = replace(layout, codec=_codec(compression, tokenizer, source, tasks))
     frames.compressor(layout.codec, level)  # refuses bad values before anything is written
@@ -143,6 +153,7 @@ class _Packer:
         job = replace(self._job, first_shard=next_number(old))
         keep = () if lock is None else (lock,)
         rejects: list[tuple[str, str]] = []
+        read: list[Result] = []
         if job.shuffle is not None:
             job = replace(
                 job,
@@ -151,16 +162,18 @@ class _Packer:
             )
             spills = self._results(job, "spill", self._tasks, continued, keep)
             rejects = [reject for result in spills for reject in result.rejects]
+            read = spills
             buckets = [Bucket(number, len(spills)) for number in range(job.buckets)]
             results = self._results(job, "task", buckets, continued, keep)
         else:
-            results = self._results(job, "task", self._tasks, continued, keep)
+            read = results = self._results(job, "task", self._tasks, continued, keep)
         rejects += [reject for result in results for reject in result.rejects]
         shards = tuple(shard for result in results for shard in result.shards)
         if not shards and old is None:
             self._clean()
             raise SourceError("no samples were found in the sources; nothing was packed")
-        manifest = compose(job, old, shards, {**record, "rejected": len(rejects)})
+        found = {**record, "rejected": len(rejects), **_counted(read)}
+        manifest = compose(job, old, shards, found)
         self._commit(old, manifest, rejects)
         self._clean()
         return manifest
@@ -172,6 +185,7 @@ class _Packer:
             return None
         manifest = Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
         last = (manifest.provenance.get("appended") or [manifest.provenance])[-1]
+        last = {name: value for name, value in last.items() if name != "images"}
         mine = {**last, "rejected": 0} == msgspec.to_builtins({**record, "rejected": 0})
         return manifest if mine and (found is None or manifest.fingerprint != found.base) else None
 
@@ -289,6 +303,14 @@ class _Packer:
                 self.store.delete(name)
         shutil.rmtree(self._spill_dir(), ignore_errors=True)
         self.store.delete(claim.CLAIM)
+
+
+def _counted(results: Sequence[Result]) -> dict[str, Any]:
+    """What the samples counted, for the manifest's provenance."""
+    total: Counter[str] = Counter()
+    for result in results:
+        total.update(result.counts)
+    return {"images": dict(total)} if total else {}
 
 
 def _limited(job: Job, tasks: Sequence[Any], done: Mapping[int, Result]) -> Iterable[Result]:

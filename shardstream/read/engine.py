@@ -55,6 +55,7 @@ class Stats:
     fetch_seconds: float = 0.0
     build_seconds: float = 0.0
     queue_depth: int = 0
+    damaged: int = 0
     tiers: dict[str, Any] = field(default_factory=dict)
 
 

@@ -26,6 +26,7 @@ _IN_PLACE = (1 << _SHARD) - 1  # instead of a frame's number: the whole shard
 class RawBatch:
     """The samples of a batch as they are stored: their keys, and for each field a view or None of each.
 
+    shards: the number of each sample's shard.  draws: a random number of each, where the plan was given any.
     The views are of frames that will be used again: whoever wants to keep bytes copies them.
     gaps: the fields that some of the samples may lack.
     """
@@ -33,6 +34,8 @@ class RawBatch:
     keys: list[str]
     fields: dict[str, list[memoryview | None]]
     gaps: Sequence[str]
+    shards: Ints | None = None
+    draws: NDArray[np.uint64] | None = None
 
 
 class SampleSource:
@@ -84,11 +87,14 @@ class SamplePlan:
     shard, frame: int64 [n].  region: int64 [n], a number for what the row is cut out of, see `where`: its
     frame, or its shard where that lies in memory as it is.  begin, size: int64 [K, n], the bytes of K fields
     within the region, the size -1 where a sample lacks the field.  key_begin, key_end: int64 [n], the key's
-    bytes within those of its shard.
+    bytes within those of its shard.  draws: uint64 [n], random numbers that go with the samples, or None.
     """
 
-    def __init__(self, source: SampleSource, shards: Ints, samples: Ints) -> None:
+    def __init__(
+        self, source: SampleSource, shards: Ints, samples: Ints, draws: NDArray[np.uint64] | None = None
+    ) -> None:
         count, columns = len(samples), source.columns
+        self.draws = draws
         self.source, self.shard = source, shards
         self.frame, self.region, self.key_begin, self.key_end = (np.empty(count, np.int64) for _ in range(4))
         self.begin, self.size = (np.empty((len(columns), count), np.int64) for _ in range(2))
@@ -193,4 +199,5 @@ class SampleUnit:
                     data[first : first + size] if size >= 0 else None
                     for data, first, size in zip(raw, firsts, sizes, strict=True)
                 ]
-            yield RawBatch(keys, fields, plan.gaps)
+            draws = None if plan.draws is None else plan.draws[begin:end]
+            yield RawBatch(keys, fields, plan.gaps, plan.shard[begin:end], draws)

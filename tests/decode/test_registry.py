@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
 
 from shardstream.decode import registry
 from shardstream.decode.registry import decode_field, decoder
-from shardstream.errors import OptionError, SourceError
+from shardstream.errors import MissingExtraError, OptionError, SourceError
 
 
 def saved(array: np.ndarray) -> bytes:
@@ -72,3 +73,41 @@ def test_a_decoder_of_ones_own(monkeypatch):
     assert decode_field("a.mp3", b"123") == decode_field("ogg", b"123") == 3
     with pytest.raises(OptionError):
         decoder()
+
+
+def test_arrays_by_name_and_msgpack():
+    file = io.BytesIO()
+    np.savez(file, a=np.arange(3), b=np.ones(2))
+    found = decode_field("npz", file.getvalue())
+    assert found["a"].tolist() == [0, 1, 2]
+    assert decode_field("mp", b"\x81\xa1a\x01") == {"a": 1}
+    bad = io.BytesIO()
+    np.savez(bad, a=np.array([{}], object))
+    with pytest.raises(SourceError, match="npz"):
+        decode_field("npz", bad.getvalue())
+
+
+def test_pickles_stay_bytes():
+    for field in ("pyd", "pkl", "pickle", "pth"):
+        assert decode_field(field, b"cos\nsystem\n") == b"cos\nsystem\n"
+
+
+@pytest.mark.parametrize("format", ["wav", "flac"])
+def test_audio_is_float_and_its_rate(format):
+    soundfile = pytest.importorskip("soundfile")
+    wave = np.stack((np.sin(np.arange(800) / 20), np.zeros(800))).astype(np.float32) / 2
+    file = io.BytesIO()
+    soundfile.write(file, wave.T, 8000, format=format)
+    found, rate = decode_field(format, file.getvalue())
+    assert (found.shape, found.dtype, rate) == ((2, 800), np.float32, 8000)
+    assert np.abs(found - wave).max() < 1e-4
+    with pytest.raises(SourceError, match=format):
+        decode_field(format, file.getvalue()[:20])
+
+
+@pytest.mark.parametrize(("field", "extra"), [("jpg", "images"), ("wav", "audio")])
+def test_what_is_not_installed_names_its_extra(monkeypatch, field, extra):
+    for module in ("simplejpeg", "PIL.Image", "soundfile"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"shardstream\[{extra}\]"):
+        decode_field(field, b"\xff\xd8\xff")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardstream.errors import OptionError
+from shardstream.pack.shrink import Shrink
 from shardstream.pack.sources import images, jsonl, webdataset
 from shardstream.pack.sources.base import FileSpan, Reject, Sample, Source, Task
 from shardstream.pack.sources.images import ImagesSource
@@ -40,15 +41,18 @@ def make_source(
     *,
     text_key: str = "text",
     keep: Sequence[str] | None = None,
+    shrink: Shrink | None = None,
     storage_options: Options = None,
 ) -> Source:
     """The source of a format's name."""
+    if shrink is not None and format != "images":
+        raise OptionError(f"resize is for --format images, not for {format}")
     if format == "jsonl":
         return JsonlSource(text_key, None if keep is None else tuple(keep), storage_options)
     if format == "text":
         return TextSource(storage_options)
     if format == "images":
-        return ImagesSource(storage_options)
+        return ImagesSource(shrink, storage_options)
     if format == "webdataset":
         return WebdatasetSource(storage_options)
     raise OptionError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")

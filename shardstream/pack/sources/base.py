@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from shardstream.errors import SourceError
@@ -36,11 +37,15 @@ class Task:
 
 
 class Sample(NamedTuple):
-    """A sample: its key, its fields as bytes, and where it came from ("corpus.jsonl:17")."""
+    """A sample: its key, its fields as bytes, and where it came from ("corpus.jsonl:17").
+
+    counts: numbers that are added up over all samples, for the manifest's provenance.
+    """
 
     key: str
     fields: dict[str, bytes]
     where: str
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 class Reject(NamedTuple):

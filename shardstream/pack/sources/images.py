@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shardstream.errors import MissingExtraError
+from shardstream.pack.shrink import Shrink
 from shardstream.pack.sources.base import (
     FileSpan,
     Reject,
@@ -41,11 +43,12 @@ def _groups(files: Sequence[FileInfo]) -> list[list[FileInfo]]:
 class ImagesSource:
     """Image files to samples; the field is the lower-case extension, the class `cls`."""
 
+    shrink: Shrink | None = None
     storage_options: Options = field(default=None, repr=False)
     name: str = "images"
 
     def options(self) -> dict[str, Any]:
-        return {}
+        return {} if self.shrink is None else {"resize": self.shrink.side, "quality": self.shrink.quality}
 
     def classes(self, files: Sequence[FileInfo]) -> list[str]:
         """The names of the classes in the order of their numbers: the folders, where no sidecars are."""
@@ -100,7 +103,26 @@ class ImagesSource:
             return Reject(where, f"the content is not {extension}")
         if images[0].label:
             fields["cls"] = images[0].label.encode()
-        return Sample(key, fields, where)
+        if self.shrink is None:
+            return Sample(key, fields, where)
+        try:
+            made = self.shrink.apply(extension, fields[extension])
+        except MissingExtraError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a decoder raises what it likes
+            return Reject(where, f"the image cannot be decoded ({error})")
+        if made is None:
+            return Sample(key, fields, where)
+        fields[extension] = made.data
+        counts = {
+            "images": 1,
+            "resized": int(made.pixels < made.pixels_before),
+            "bytes_before": made.bytes_before,
+            "bytes": len(made.data),
+            "pixels_before": made.pixels_before,
+            "pixels": made.pixels,
+        }
+        return Sample(key, fields, where, counts)
 
 
 def _looks_like(extension: str, data: bytes) -> bool:

@@ -150,7 +150,8 @@ class StreamingLoader:
         waited; fetch_seconds and build_seconds, the time of all threads in these stages;
         queue_depth: units of work, of one batch or many, that were ready at the last wait.
         Of datasets that are not local also ram_bytes, disk_bytes and remote_bytes, what came from each
-        tier; requests to the store, refetches of damaged blocks, and the store's backend.
+        tier; requests to the store, those that were retries or hedges, the concurrency that is
+        worth having, refetches of damaged blocks, and the store's backend.
         """
         counts: dict[str, Any] = dataclasses.asdict(self._stats)
         tiers: dict[str, Any] = counts.pop("tiers")

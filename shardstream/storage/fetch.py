@@ -57,7 +57,8 @@ class Fetcher:
 
     def __init__(self, load: Callable[[str, int, int], bytes], tiers: Tiers) -> None:
         self._load, self.tiers = load, tiers
-        self._crew = _Crew(_THREADS)
+        self.most: Callable[[], int] = lambda: _THREADS  # requests in flight, ahead
+        self._crew = _Crew(lambda: self.most())
         self._lock = threading.Lock()
         self._flights: dict[Block, _Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
@@ -269,9 +270,9 @@ def _ranges(flights: Sequence[_Flight], most: int) -> list[list[_Flight]]:
 
 
 class _Crew:
-    """Threads for tasks that raise nothing: at most `most`, each ends when there is nothing to do."""
+    """Threads for tasks that raise nothing: at most `most()`, each ends when there is nothing to do."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: Callable[[], int]) -> None:
         self._most, self._running = most, 0
         self._tasks: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
@@ -280,7 +281,7 @@ class _Crew:
         """Run a task soon."""
         with self._lock:
             self._tasks.append(task)
-            if self._running == self._most:
+            if self._running >= self._most():
                 return
             self._running += 1
         try:
@@ -291,7 +292,7 @@ class _Crew:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._tasks:
+                if not self._tasks or self._running > self._most():
                     self._running -= 1
                     return
                 task = self._tasks.popleft()

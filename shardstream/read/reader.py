@@ -53,7 +53,7 @@ class DatasetReader:
         self.all_local = local and _is_local(store, manifest)
         self.url = store.url
         self._store = store
-        self.kept.fetcher.most = lambda: store.concurrency
+        self.kept.fetcher.pace(lambda: store.concurrency)
         self._options = storage_options
         self._fields = tuple(field.name for field in manifest.fields)
         self._bounds = [0, *accumulate(shard.samples for shard in manifest.shards)]

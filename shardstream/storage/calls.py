@@ -34,7 +34,6 @@ class Scope:
     retries: int = 0
     hedges: int = 0
     _versions: dict[str, tuple[str, int | None]] = field(default_factory=dict)
-    _running: set[Future[Any]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, path: str, version: str, total: int | None) -> None:
@@ -52,13 +51,6 @@ class Scope:
         """An object is going to be another."""
         with self._lock:
             self._versions.pop(path, None)
-
-    def interrupt(self) -> None:
-        """End all requests that run; who waits for them gets a StorageError."""
-        with self._lock:
-            running = list(self._running)
-        for future in running:
-            future.cancel()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -92,19 +84,17 @@ def run(
         scope.retries += again
 
     future: Future[T] = asyncio.run_coroutine_threadsafe(retried(work, rules, size, failed), get_loop())
-    scope._running.add(future)  # noqa: SLF001
     limit = rules.limit(size) + rules.attempt_limit(size) + _GRACE
     try:
         return future.result(limit)
     except Failure as error:
         failure = error
     except CancelledError:
-        failure = Failure("given up, since nobody waits for it any longer")
+        failure = Failure("given up, since this process ends")
     except FutureTimeout:
         failure = Failure(f"not done after {limit:.0f} s", kind=TimeoutError)
     finally:
         future.cancel()
-        scope._running.discard(future)  # noqa: SLF001
     # Outside of the handlers: what stores raised, whose texts may hold credentials, stays behind.
     raise StorageError(f"{where}: {failure}") from failure.kind(failure.reason)
 

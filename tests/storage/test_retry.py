@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.errors import OptionError, StorageError
-from shardstream.storage.calls import Scope, run
+from shardstream.storage.calls import run
 from shardstream.storage.failures import Failure, failure_of, of_status
 from shardstream.storage.pace import Hedge, Limit
 from shardstream.storage.retry import Policy, retried
@@ -174,19 +174,6 @@ def test_an_attempt_that_says_nothing_ends_and_the_deadline_ends_them_all():
     with pytest.raises(StorageError, match="no answer in time"):
         run("here", call, rules=rules)
     assert 2 <= len(calls) <= 4
-
-
-def test_requests_end_when_nobody_wants_them_any_more():
-    scope, begun = Scope(), asyncio.Event()
-
-    async def call():
-        begun.set()
-        asyncio.get_running_loop().call_later(0.05, scope.interrupt)
-        await asyncio.sleep(1000)
-
-    with pytest.raises(StorageError, match="nobody waits"):
-        run("here", call, scope=scope)
-    assert begun.is_set()
 
 
 def test_failures_are_told_as_they_come():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
@@ -34,13 +33,11 @@ class Scope:
     retries: int = 0
     hedges: int = 0
     _versions: dict[str, tuple[str, int | None]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, path: str, version: str, total: int | None) -> None:
         """Refuse an answer from another version of an object than the one read before."""
-        with self._lock:
-            before = self._versions.setdefault(path, (version, total))
-        was, size = before
+        # One step, so that no lock is needed, which a fork could leave locked.
+        was, size = self._versions.setdefault(path, (version, total))
         if (version and was and version != was) or (None not in (total, size) and total != size):
             raise Failure(
                 "it was replaced while it was read: open the dataset again, "
@@ -49,14 +46,7 @@ class Scope:
 
     def forget(self, path: str) -> None:
         """An object is going to be another."""
-        with self._lock:
-            self._versions.pop(path, None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        self._versions.pop(path, None)
 
 
 @dataclass
@@ -117,6 +107,11 @@ class Remote:
             self._pace = _paces.setdefault((os.getpid(), self._backend.name, host), _Pace())
             self._process = os.getpid()
         return self._backend, self._root, self._pace
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without connections: another process makes its own."""
+        gone = ("_backend", "_root", "_pace")
+        return {name: value for name, value in vars(self).items() if name not in gone} | {"_process": 0}
 
     @property
     def backend(self) -> str:

@@ -56,6 +56,11 @@ class ReadContract:
             assert caught.value.__cause__ is not None
         assert not store.exists("no/such")
 
+    def test_it_can_be_sent_to_another_process(self, store: Store, put: Put) -> None:
+        put("a", b"data")
+        store.read("a")
+        assert pickle.loads(pickle.dumps(store)).read("a") == b"data"
+
     def test_messages_name_the_root(self, store: Store) -> None:
         assert store.where("x/y") == f"{store.url.rstrip('/')}/x/y"
         with pytest.raises(StorageError) as caught:

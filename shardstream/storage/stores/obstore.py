@@ -47,7 +47,7 @@ def open_obstore(url: str, options: Options) -> tuple[Obstore, str] | None:
     config = translate({name: value for name, value in (options or {}).items() if value is not None})
     if config is None or _module() is None:
         return None
-    return Obstore(kind, _made(kind, bucket, json.dumps(config, sort_keys=True))), path
+    return Obstore(kind, bucket, json.dumps(config, sort_keys=True)), path
 
 
 def _module() -> ModuleType | None:
@@ -60,12 +60,12 @@ def _module() -> ModuleType | None:
 
 
 @lru_cache(64)
-def _made(kind: str, bucket: str, config: str) -> Any:
-    rules = policy()
+def _made(kind: str, bucket: str, config: str, silence: float, connect: float) -> Any:
+    """A client; `silence`: seconds without a byte of the answer after which it gives up."""
     values = json.loads(config)
     client = {
-        "timeout": _LONGEST, "read_timeout": timedelta(seconds=rules.timeout),
-        "connect_timeout": timedelta(seconds=rules.timeout),
+        "timeout": _LONGEST, "read_timeout": timedelta(seconds=silence),
+        "connect_timeout": timedelta(seconds=connect),
         "allow_http": str(values.get("endpoint", values.get("base_url", ""))).startswith("http://"),
     }  # fmt: skip
     obstore = _module()
@@ -135,9 +135,11 @@ def _azure(options: dict[str, Any]) -> dict[str, Any] | None:
 class Obstore:
     """Buckets and containers by obstore; paths are keys."""
 
-    def __init__(self, kind: str, store: Any) -> None:
+    def __init__(self, kind: str, bucket: str, config: str) -> None:
         self.name = f"obstore-{kind.removesuffix('Store').lower()}"
-        self._store = store
+        self._store = _made(kind, bucket, config, policy().timeout, policy().timeout)
+        # Nothing is heard of a server while it is sent something: only the policy's limits hold then.
+        self._writing = _made(kind, bucket, config, _LONGEST.total_seconds(), policy().timeout)
 
     async def get(self, path: str, start: int, size: int | None, most: int | None) -> Got:
         import obstore
@@ -179,7 +181,7 @@ class Obstore:
         import obstore
 
         try:
-            await obstore.put_async(self._store, path, data, mode="create" if create else "overwrite")
+            await obstore.put_async(self._writing, path, data, mode="create" if create else "overwrite")
         except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
             raise FileExistsError(path) from None
 

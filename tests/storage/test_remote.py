@@ -1,4 +1,4 @@
-"""Stores: one contract for all of them; and what a list of URLs means."""
+"""URLs: what is local, what is refused, and what of them may be shown."""
 
 from __future__ import annotations
 

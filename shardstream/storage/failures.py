@@ -187,10 +187,10 @@ def _of_text(text: str) -> Failure | None:
         if not number and code and code[1] in _MISSING:
             number = 404
         return of_status(number, code[1] if code else "")
-    if re.search(r"timed?\s?out", text, re.IGNORECASE):
-        return Failure("no answer in time", transient=True, kind=TimeoutError)
     if re.search(r"dns error|lookup address", text, re.IGNORECASE):
         return Failure("the host is not known: check the endpoint", kind=ConnectionError)
+    if re.search(r"timed ?out", text, re.IGNORECASE):
+        return Failure("no answer in time", transient=True, kind=TimeoutError)
     if re.search(r"connect|reset|closed|hyper|body|decod|IncompleteMessage", text, re.IGNORECASE):
         return Failure("the connection was lost, or none was possible", transient=True, kind=ConnectionError)
     return None

@@ -154,7 +154,8 @@ class StreamingLoader:
         queue_depth: units of work, of one batch or many, that were ready at the last wait.
         damaged: images that were masked (`decode.images`).
         Of datasets that are not local also ram_bytes, disk_bytes and remote_bytes, what came from each
-        tier; requests to the store, refetches of damaged blocks, and the store's backend.
+        tier; requests to the store, those that were retries or hedges, the concurrency that is
+        worth having, refetches of damaged blocks, and the store's backend.
         """
         counts: dict[str, Any] = dataclasses.asdict(self._stats)
         tiers: dict[str, Any] = counts.pop("tiers")

@@ -156,8 +156,6 @@ def stream(
                 ahead += pending[-1].ahead
             if not pending:
                 return
-            stats.frames, stats.bytes_read = _moved(frames, stats)
-            stats.tiers = source.counters()
             stats.queue_depth = sum(item.work.done() for item in pending)
             head = pending.popleft()
             unit, built = head.unit, _wait(head.work, budget.deadline, stats)
@@ -167,6 +165,8 @@ def stream(
                 }
                 built = map(finish, unit.build(buffers))
             ahead -= head.ahead
+            stats.frames, stats.bytes_read = _moved(frames, stats)
+            stats.tiers = source.counters()
             for batch, samples in zip(built, unit.sizes, strict=True):
                 stats.batches += 1
                 stats.samples += samples

@@ -53,6 +53,7 @@ class DatasetReader:
         self.all_local = local and _is_local(store, manifest)
         self.url = store.url
         self._store = store
+        self.kept.fetcher.pace(lambda: store.concurrency)
         self._options = storage_options
         self._fields = tuple(field.name for field in manifest.fields)
         self._bounds = [0, *accumulate(shard.samples for shard in manifest.shards)]
@@ -98,7 +99,11 @@ class DatasetReader:
     @property
     def counters(self) -> dict[str, Any]:
         """Bytes from each tier, requests, blocks fetched again, and the store's backend."""
-        return self.kept.counters(type(self._store).__name__)
+        store = self._store
+        paced = {
+            "retries": store.scope.retries, "hedges": store.scope.hedges, "concurrency": store.concurrency
+        }  # fmt: skip
+        return self.kept.counters(store.backend) | paced
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard, its columns in the order of the manifest's fields."""
@@ -215,7 +220,7 @@ class DatasetReader:
         """A range of an object of the dataset, from its store."""
         if is_inside(url):
             return self._store.read_range(url, start, size)
-        data = read_slice(url, start, size, self._options)
+        data = read_slice(url, start, size, self._options, self._store.scope)
         if len(data) != size:
             raise StorageError(f"{redact(url)}: {len(data)} bytes came back, {size} were asked for")
         return data
@@ -316,15 +321,10 @@ def _is_local(store: Store, manifest: Manifest) -> bool:
 def read_manifest(store: Store) -> Manifest:
     """The manifest of the dataset in `store`."""
     where = store.where(NAME)
-    local = store.local_path(NAME)
     try:
-        # One request: what is local is not worth less trust, but its size costs nothing.
-        size = store.size(NAME) if local is not None else 0
-        if size > MAX_BYTES:
-            raise CorruptionError(f"{where}: {size} bytes are too many for a manifest")
-        data = store.read(NAME)
+        data = store.read(NAME, MAX_BYTES)
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, FileNotFoundError) and "no such" not in str(error.__cause__):
             raise StorageError(f"{store.url}: no dataset here ({NAME} is missing)") from error
         raise
     return Manifest.from_bytes(data, where)

@@ -64,6 +64,10 @@ class Fetcher:
         self._landed_bytes = 0
         self.requests = self.remote_bytes = self.refetches = 0
 
+    def pace(self, most: Callable[[], int]) -> None:
+        """Let `most` say, again and again, how many ranges are fetched ahead at once."""
+        self._crew.most = most
+
     def get(self, want: Want) -> Data:
         """The bytes of a block, checked: of a flight, of the nearest tier, or of the store."""
         while True:
@@ -269,10 +273,11 @@ def _ranges(flights: Sequence[_Flight], most: int) -> list[list[_Flight]]:
 
 
 class _Crew:
-    """Threads for tasks that raise nothing: at most `most`, each ends when there is nothing to do."""
+    """Threads for tasks that raise nothing: at most `most()`, each ends when there is nothing to do."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._running = most, 0
+        self.most: Callable[[], int] = lambda: most
+        self._running = 0
         self._tasks: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
 
@@ -280,7 +285,7 @@ class _Crew:
         """Run a task soon."""
         with self._lock:
             self._tasks.append(task)
-            if self._running == self._most:
+            if self._running >= self.most():
                 return
             self._running += 1
         try:
@@ -291,7 +296,7 @@ class _Crew:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._tasks:
+                if not self._tasks or self._running > self.most():
                     self._running -= 1
                     return
                 task = self._tasks.popleft()

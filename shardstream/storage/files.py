@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import glob
+import io
 import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from shardstream.errors import OptionError, SourceError, StorageError
-from shardstream.storage.remote import Options, filesystem, local_path_of, named, redact
+from shardstream.storage.calls import Remote, Scope, run
+from shardstream.storage.remote import Options, local_path_of, named, redact
+from shardstream.storage.stores import by_fsspec
+
+_BUFFER = 4 << 20  # bytes of a request for a file that is read from its beginning to its end
 
 
 class FileInfo(NamedTuple):
@@ -63,18 +68,22 @@ def _below(url: str, options: Options) -> Iterator[FileInfo]:
     if local is not None:
         yield from _below_local(local)
         return
-    fs, path = filesystem(url, options)
+    backend, path = by_fsspec(url, options)
+
+    def ask(method: str, **more: Any) -> Any:
+        return run(redact(url), lambda: backend.call(method, path, **more))
+
     # What comes before the path stays: it may name a host, or be nothing, as for http.
     start, slash = url.partition("://")[0] + "://", "/"
     if path and url.rstrip("/").endswith(path):
         start, slash = url.rstrip("/")[: -len(path)], ""
     if any(letter in path for letter in "*?["):
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        entries = fs.glob(path, detail=True)
-    elif fs.isdir(path):
-        root, entries = path.rstrip("/"), fs.find(path, detail=True)
+        entries = ask("glob", detail=True)
+    elif ask("isdir"):
+        root, entries = path.rstrip("/"), ask("find", detail=True)
     else:
-        yield FileInfo(url, int(fs.info(path)["size"]), "")
+        yield FileInfo(url, Remote(url, options).size(""), "")
         return
     for name in sorted(entries):
         hidden = any(part.startswith(".") for part in name[len(root) :].split("/"))
@@ -106,8 +115,36 @@ def open_input(url: str, storage_options: Options = None) -> BinaryIO:
     with named(redact(url)):
         if local is not None:
             return open(local, "rb")
-        fs, path = filesystem(url, storage_options)
-        return cast(BinaryIO, fs.open(path, "rb"))
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(Remote(url, storage_options)), _BUFFER))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file, read by ranges that are retried and checked."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote, self._at = remote, 0
+        self._size = remote.size("")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._at))
+        data = self._remote.get_range("", self._at, size)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def read_into(file: BinaryIO, view: memoryview, where: str) -> int:
@@ -122,8 +159,10 @@ def read_into(file: BinaryIO, view: memoryview, where: str) -> int:
     return filled
 
 
-def read_slice(url: str, start: int, size: int, storage_options: Options = None) -> bytes:
-    """At most `size` bytes of a file from `start`; fewer at its end."""
+def read_slice(
+    url: str, start: int, size: int, storage_options: Options = None, scope: Scope | None = None
+) -> bytes:
+    """At most `size` bytes of a file from `start`; fewer at its end. All of a scope are of one version."""
     local = local_path_of(url)
     with named(redact(url)):
         if local is not None:
@@ -131,8 +170,7 @@ def read_slice(url: str, start: int, size: int, storage_options: Options = None)
                 # pread allocates what it is asked for, which may be more than there is.
                 size = min(size, max(0, os.fstat(file.fileno()).st_size - start))
                 return os.pread(file.fileno(), size, start)
-        fs, path = filesystem(url, storage_options)
-        return bytes(fs.cat_file(path, start=start, end=start + size))
+    return Remote(url, storage_options, scope).get_range("", start, size)
 
 
 def map_file(url: str) -> memoryview | None:
@@ -156,5 +194,4 @@ def size_of(url: str, storage_options: Options = None) -> int:
     with named(redact(url)):
         if local is not None:
             return os.path.getsize(local)
-        fs, path = filesystem(url, storage_options)
-        return int(fs.info(path)["size"])
+    return Remote(url, storage_options).size("")

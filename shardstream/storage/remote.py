@@ -5,37 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from shardstream.errors import CommitError, OptionError, StorageError
+from shardstream.storage.calls import Remote, Scope
+from shardstream.storage.secrets import redact
+from shardstream.storage.stores import Options
+from shardstream.storage.stores.fsspec import SCHEME
 
-Options = Mapping[str, Any] | None
+__all__ = [
+    "LocalStore", "Options", "RemoteStore", "Scope", "Store", "absolute", "is_private", "local_path_of",
+    "named", "redact", "sync_folder",
+]  # fmt: skip
+
 Data = bytes | bytearray | memoryview
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")  # chained ones, too: simplecache::s3://
-_EXTRAS = {
-    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
-    "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure",
-}  # fmt: skip
 _TEMPORARY = ".tmp-"
-
-
-def redact(url: str) -> str:
-    """`url` without user, password, query and fragment, for messages and logs; valid Unicode."""
-    url = url.encode("utf-8", "backslashreplace").decode()
-    scheme, mark, rest = url.partition("://")
-    if not mark or not _REMOTE.match(url):
-        return url
-    # A password may hold what should be escaped, "/" or "?": then it seems to be the port.
-    host, _, port = rest.partition("/")[0].rpartition(":")
-    if host and not port.isdigit():
-        rest = rest.rpartition("@")[2]
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+_THREADS = 64
 
 
 @contextlib.contextmanager
@@ -52,31 +40,11 @@ def named(what: str) -> Iterator[None]:
         raise StorageError(f"{what}: {type(error).__name__}") from error
 
 
-def filesystem(url: str, options: Options) -> tuple[Any, str]:
-    """(fsspec file system, path) of a URL."""
-    import fsspec
-
-    match = _SCHEME.match(url)
-    scheme = match[1].lower() if match else "file"
-    if scheme == "pipe":
-        raise OptionError("pipe: URLs run commands and are refused")
-    try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **dict(options or {})))
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        hint = f"pip install 'shardstream[{extra}]'" if extra else str(error)
-        raise OptionError(f"{redact(url)}: {scheme}:// needs another package: {hint}") from error
-    except ValueError as error:
-        raise OptionError(f"{redact(url)}: no store for {scheme}://") from error
-    except Exception as error:  # credentials, endpoints: every SDK has its own errors
-        raise StorageError(f"{redact(url)}: cannot open the store: {type(error).__name__}") from error
-
-
 def local_path_of(url: str) -> str | None:
     """The local path of a URL, or None for a remote one."""
     if url.startswith("file://"):
         return os.path.abspath(url[7:])
-    return None if _SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
+    return None if SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
 
 
 def absolute(url: str) -> str:
@@ -93,15 +61,16 @@ class Store:
     """The objects below one root. Paths are relative and use `/`. Errors are StorageError."""
 
     url: str
+    scope: Scope  # what its readers share: versions of objects, counts
 
     @staticmethod
     def open(url: str, storage_options: Options = None) -> Store:
         """The store of a directory, local or remote."""
         local = local_path_of(str(url))
-        return LocalStore(local) if local is not None else FsspecStore(str(url), storage_options)
+        return LocalStore(local) if local is not None else RemoteStore(str(url), storage_options)
 
-    def read(self, path: str) -> bytes:
-        """The whole object."""
+    def read(self, path: str, most: int | None = None) -> bytes:
+        """The whole object, which must have at most `most` bytes."""
         raise NotImplementedError
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
@@ -139,6 +108,16 @@ class Store:
         """Where the object lies on this machine, or None."""
         return None
 
+    @property
+    def concurrency(self) -> int:
+        """How many requests it is worth having in flight."""
+        return _THREADS
+
+    @property
+    def backend(self) -> str:
+        """What talks to the store."""
+        return "local"
+
     def where(self, path: str) -> str:
         """`path` with its root, for messages."""
         return f"{self.url.rstrip('/')}/{path}"
@@ -148,14 +127,16 @@ class LocalStore(Store):
     """A directory on this machine."""
 
     def __init__(self, root: str) -> None:
-        self.url = root
+        self.url, self.scope = root, Scope()
         self._root = Path(root)
 
     def local_path(self, path: str) -> str:
         return str(self._root / path)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int | None = None) -> bytes:
         with named(self.where(path)):
+            if most is not None and (size := (self._root / path).stat().st_size) > most:
+                raise StorageError(f"{self.where(path)}: {size} bytes are too many, {most} are allowed")
             return (self._root / path).read_bytes()
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
@@ -223,64 +204,48 @@ class LocalStore(Store):
                 file.unlink(missing_ok=True)
 
 
-class FsspecStore(Store):
-    """A directory of any store that fsspec reaches."""
+class RemoteStore(Store):
+    """A directory of a remote store. Every request is retried, and every answer checked."""
 
     def __init__(self, url: str, options: Options) -> None:
         self.url = redact(url)
-        self._fs, root = filesystem(url, options)
-        self._root = root.rstrip("/")
+        self._remote = Remote(url, options)
+        self.scope = self._remote.scope
 
-    def _path(self, path: str) -> str:
-        return f"{self._root}/{path}"
-
-    def read(self, path: str) -> bytes:
-        with named(self.where(path)):
-            return bytes(self._fs.cat_file(self._path(path)))
+    def read(self, path: str, most: int | None = None) -> bytes:
+        return self._remote.get(path, most)
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        if not size:
-            return b""
-        with named(self.where(path)):
-            data = bytes(self._fs.cat_file(self._path(path), start=start, end=start + size))
+        data = self._remote.get_range(path, start, size)
         if len(data) != size:
             raise StorageError(f"{self.where(path)}: {len(data)} bytes came back, {size} were asked for")
         return data
 
     def size(self, path: str) -> int:
-        with named(self.where(path)):
-            return int(self._fs.info(self._path(path))["size"])
+        return self._remote.size(path)
 
     def exists(self, path: str) -> bool:
-        with named(self.where(path)):
-            return bool(self._fs.exists(self._path(path)))
+        return self._remote.exists(path)
 
     def list(self) -> list[str]:
-        with named(self.url):
-            try:
-                self._fs.invalidate_cache()
-                names = self._fs.ls(self._root, detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in names)
+        return self._remote.list()
 
     def write(self, path: str, *parts: Data) -> None:
-        with named(f"writing {self.where(path)}"):
-            self._fs.pipe_file(self._path(path), b"".join(parts))
+        self._remote.put(path, b"".join(parts))
 
     def create(self, path: str, data: bytes) -> None:
-        with named(f"writing {self.where(path)}"):
-            try:
-                self._fs.pipe_file(self._path(path), data, mode="create")
-            except (FileExistsError, TypeError) as error:
-                # A store without put-if-absent takes no mode; then a look first must do.
-                if isinstance(error, FileExistsError) or self._fs.exists(self._path(path)):
-                    raise CommitError(f"{self.where(path)} exists already") from error
-                self._fs.pipe_file(self._path(path), data)
+        self._remote.create(path, data)
 
     def delete(self, path: str) -> None:
-        with named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(path))
+        self._remote.delete(path)
+
+    @property
+    def concurrency(self) -> int:
+        return self._remote.concurrency
+
+    @property
+    def backend(self) -> str:
+        return self._remote.backend
 
 
 def sync_folder(folder: str) -> None:

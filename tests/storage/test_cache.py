@@ -222,6 +222,8 @@ class CacheMachine(RuleBasedStateMachine):
         if files and not self.mapped:  # what is mapped is never changed in place
             path = files[choice % len(files)]
             data = bytearray(path.read_bytes())
+            if len(data) <= at:  # cut before
+                return
             data[at] ^= 4
             if how == "delete":
                 path.unlink()

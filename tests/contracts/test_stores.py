@@ -1,0 +1,266 @@
+"""Stores: one contract for all of them, over local files, memory, and real servers."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardstream.errors import CommitError, StorageError
+from shardstream.storage.remote import RemoteStore, Store
+
+NAMES = ["a.bin", "sub/deep/b.bin", "a b ключ ✓.bin", "100%.bin"]
+
+
+Put = Callable[..., None]
+
+
+class ReadContract:
+    """What holds for every store that can be read; a subclass gives `store`, empty and its own, and `put`."""
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_what_was_written_comes_back(self, store: Store, put: Put, name: str) -> None:
+        several: list[bytes | bytearray | memoryview] = [b"a", bytearray(b"b"), memoryview(b"cd"), b""]
+        for parts in ([], [b""], [b"one"], several, [bytes(3 << 20)]):
+            put(name, *parts)
+            assert store.read(name) == b"".join(parts)
+            assert store.size(name) == sum(map(len, parts))
+            assert store.exists(name)
+
+    def test_a_range_is_exact_or_an_error(self, store: Store, put: Put) -> None:
+        data = bytes(range(10))
+        put("a", data)
+        for start in range(13):
+            for size in [*range(1, 13), 1 << 62]:
+                if start + size <= len(data):
+                    assert store.read_range("a", start, size) == data[start : start + size]
+                else:
+                    with pytest.raises(StorageError, match="a: "):
+                        store.read_range("a", start, size)
+        assert store.read_range("a", 5, 0) == b""
+
+    def test_a_missing_object_is_an_error_that_names_it(self, store: Store, put: Put) -> None:
+        put("other", b"x")
+        tries: list[Callable[[], object]] = [
+            lambda: store.read("no/such"), lambda: store.size("no/such"),
+            lambda: store.read_range("no/such", 0, 1),
+        ]  # fmt: skip
+        for attempt in tries:
+            with pytest.raises(StorageError, match=r"no/such") as caught:
+                attempt()
+            assert caught.value.__cause__ is not None
+        assert not store.exists("no/such")
+
+    def test_it_can_be_sent_to_another_process(self, store: Store, put: Put) -> None:
+        put("a", b"data")
+        store.read("a")
+        assert pickle.loads(pickle.dumps(store)).read("a") == b"data"
+
+    def test_messages_name_the_root(self, store: Store) -> None:
+        assert store.where("x/y") == f"{store.url.rstrip('/')}/x/y"
+        with pytest.raises(StorageError) as caught:
+            store.read("x/y")
+        assert store.where("x/y") in str(caught.value)
+
+    def test_what_is_larger_than_allowed_is_not_read(self, store: Store, put: Put) -> None:
+        put("a", bytes(100))
+        assert store.read("a", 100) == bytes(100)
+        with pytest.raises(StorageError, match="a: 100 bytes are too many"):
+            store.read("a", 99)
+
+
+class StoreContract(ReadContract):
+    """What holds for stores that can be written, too."""
+
+    @pytest.fixture
+    def put(self, store: Store) -> Put:
+        return store.write
+
+    def test_the_list_has_the_names_below_the_root_in_order(self, store: Store) -> None:
+        assert store.list() == []
+        for name in ("b", "a", "ё", "B", "a b"):
+            store.write(name, b"x")
+        assert store.list() == sorted(["b", "a", "ё", "B", "a b"])
+
+    def test_a_write_replaces_the_object_as_a_whole(self, store: Store) -> None:
+        versions = [bytes([number]) * (1 << 18) for number in range(2)]
+        store.write("a", versions[0])
+        stop, seen = threading.Event(), set[bytes]()
+
+        def look() -> None:
+            while not stop.is_set():
+                seen.add(store.read("a"))
+
+        reader = threading.Thread(target=look)
+        reader.start()
+        for number in range(60):
+            store.write("a", versions[number % 2])
+        stop.set()
+        reader.join(30)
+        assert seen
+        assert seen <= set(versions)
+        assert store.list() == ["a"]
+
+    def test_create_succeeds_once(self, store: Store) -> None:
+        store.create("m", b"first")
+        with pytest.raises(CommitError, match=r"m exists already"):
+            store.create("m", b"second")
+        assert store.read("m") == b"first"
+        store.delete("m")
+        store.create("m", b"third")
+        assert store.read("m") == b"third"
+        assert store.list() == ["m"]
+
+    def test_deleting_is_idempotent(self, store: Store) -> None:
+        store.write("a", b"x")
+        store.write("b", b"y")
+        store.delete("a")
+        store.delete("a")
+        store.delete("never/was")
+        assert not store.exists("a")
+        assert store.read("b") == b"y"
+
+
+class TestLocal(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return Store.open(str(tmp_path / "a root ✓" / "new"))
+
+    def test_objects_are_plain_files(self, store: Store) -> None:
+        store.write("sub/a", b"x")
+        path = store.local_path("sub/a")
+        assert path is not None
+        assert Path(path).read_bytes() == b"x"
+
+    def test_a_failed_write_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        (tmp_path / "taken" / "inside").mkdir(parents=True)
+        (tmp_path / "file").write_bytes(b"old")
+        store = Store.open(str(tmp_path))
+        before = sorted(tmp_path.rglob("*"))
+        for name in ("taken", "file/below", "n" * 300):
+            for put in (store.write, store.create):
+                with pytest.raises(StorageError):
+                    put(name, b"new")
+        assert sorted(tmp_path.rglob("*")) == before
+        assert (tmp_path / "file").read_bytes() == b"old"
+
+    def test_temporary_files_are_not_listed(self, store: Store) -> None:
+        store.write("a", b"x")
+        store.write(".tmp-killed", b"x")
+        assert store.list() == ["a"]
+
+    def test_of_many_creators_one_wins(self, store: Store) -> None:
+        def attempt(number: int) -> bytes | None:
+            try:
+                store.create("m", b"%d" % number)
+            except CommitError:
+                return None
+            return b"%d" % number
+
+        with ThreadPoolExecutor(8) as pool:
+            won = [data for data in pool.map(attempt, range(32)) if data is not None]
+        assert won == [store.read("m")]
+
+    def test_a_root_or_an_object_behind_a_symlink(self, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to("real")
+        store = Store.open(str(tmp_path / "link"))
+        store.write("a", b"x")
+        assert (tmp_path / "real" / "a").read_bytes() == b"x"
+        (tmp_path / "real" / "b").symlink_to("a")
+        assert (store.read("b"), store.size("b"), store.list()) == (b"x", 1, ["a", "b"])
+        store.write("b", b"new")  # the name gets the new object, not what it pointed to
+        assert (store.read("a"), store.read("b")) == (b"x", b"new")
+
+    def test_names_that_no_object_can_have_are_storage_errors(self, store: Store) -> None:
+        store.write("folder/a", b"x")
+        long = "n" * 300
+        tries: list[Callable[[], object]] = [
+            lambda: store.read("folder"), lambda: store.delete("folder"), lambda: store.exists(long),
+            lambda: store.read(long), lambda: store.delete(long), lambda: store.size("a\0b"),
+            lambda: store.read_range("folder/a", -1, 1), lambda: store.read_range("folder/a", 0, -1),
+        ]  # fmt: skip
+        for attempt in tries:
+            with pytest.raises(StorageError):
+                attempt()
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def store(self) -> Store:
+        return Store.open(f"memory://{uuid.uuid4().hex}/root")
+
+    def test_nothing_of_it_is_local(self, store: Store) -> None:
+        assert store.local_path("a") is None
+
+    def test_credentials_in_the_url_stay_out_of_messages(self) -> None:
+        store = Store.open(f"memory://me:SECRET@{uuid.uuid4().hex}/root?token=SECRET")
+        with pytest.raises(StorageError) as caught:
+            store.read("a")
+        assert "SECRET" not in f"{caught.value} {store.url} {store.where('a')}"
+
+
+class TestHttp(ReadContract):
+    @pytest.fixture
+    def folder(self, nginx: Any) -> Path:
+        folder: Path = nginx.root / uuid.uuid4().hex
+        folder.mkdir()
+        return folder
+
+    @pytest.fixture
+    def put(self, folder: Path) -> Put:
+        return Store.open(str(folder)).write
+
+    @pytest.fixture
+    def store(self, nginx: Any, folder: Path) -> Store:
+        return Store.open(f"{nginx.url}/{folder.name}")
+
+    def test_its_backend(self, store: Store) -> None:
+        assert store.backend == "fsspec-http"
+
+    def test_an_object_that_is_replaced_is_an_error_that_names_it(self, store: Store, put: Put) -> None:
+        put("a", bytes(100))
+        store.read_range("a", 0, 10)
+        put("a", bytes(101))
+        with pytest.raises(StorageError, match=r"/a: it was replaced while it was read"):
+            store.read_range("a", 10, 10)
+
+
+class TestS3(StoreContract):
+    @pytest.fixture
+    def store(self, weed: Any) -> Store:
+        store = Store.open(weed.bucket(), weed.options() | {"config_kwargs": {}})
+        store.write("new bucket", b"x")  # a place that is empty, in a bucket that is there
+        store.delete("new bucket")
+        return store
+
+    def test_its_backend(self, store: Store) -> None:
+        assert store.backend == "fsspec-s3"
+
+    def test_an_object_that_is_replaced_is_an_error_that_names_it(self, store: Store, weed: Any) -> None:
+        assert isinstance(store, RemoteStore)
+        store.write("a", bytes(100))
+        store.read_range("a", 0, 10)
+        Store.open(store.url, weed.options()).write("a", b"x" * 100)
+        with pytest.raises(StorageError, match=r"/a: it was replaced while it was read"):
+            store.read_range("a", 10, 10)
+        store.write("a", b"y" * 100)  # by itself it may
+        assert store.read_range("a", 10, 10) == b"y" * 10
+
+
+class TestS3ByObstore(TestS3):
+    @pytest.fixture
+    def store(self, weed: Any) -> Store:
+        store = Store.open(weed.bucket(), weed.options())
+        Store.open(store.url, weed.options() | {"config_kwargs": {}}).write("x", b"")  # makes the bucket
+        store.delete("x")
+        return store
+
+    def test_its_backend(self, store: Store) -> None:
+        assert store.backend == "obstore-s3"

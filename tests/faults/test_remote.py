@@ -1,0 +1,406 @@
+"""Remote stores under faults: real servers behind a fault proxy; the oracle is the SHA-256 of each frame."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardstream as ss
+from shardstream.errors import ShardstreamError, StorageError
+from shardstream.read.reader import DatasetReader
+from shardstream.storage import retry
+from shardstream.storage.cache import Cache
+from shardstream.storage.files import read_slice
+from shardstream.storage.remote import Store
+from tests.cachefill import digest_of
+from tests.servers import KEY, SECRET
+
+BACKENDS = ["http", "s3", "obstore"]
+# As in production, but that a server which says nothing is given up sooner.
+QUICK = retry.Policy(timeout=2.0, deadline=20.0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_policy", QUICK)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve shards of about eight frames of 16 KiB."""
+    folder = tmp_path_factory.mktemp("faults-remote")
+    numbers = random.Random(0)
+    with (folder / "corpus.jsonl").open("w") as file:
+        for number in range(700):
+            file.write(json.dumps({"id": f"k{number}", "text": numbers.randbytes(1200).hex()}) + "\n")
+    ss.pack(folder / "corpus.jsonl", folder / "packed", workers=1, shard_size="64KiB", frame_size="16KiB")
+    return folder / "packed"
+
+
+@pytest.fixture(scope="module")
+def digest(packed: Path) -> str:
+    return digest_of(DatasetReader.open(str(packed)))
+
+
+class Target:
+    """The dataset behind a fault proxy."""
+
+    def __init__(
+        self, proxy: Any, url: str, options: dict[str, Any], replace: Callable[[str, bytes], object]
+    ):
+        self.proxy, self.url, self.options, self.replace = proxy, url, options, replace
+
+    def open(self) -> DatasetReader:
+        return DatasetReader.open(self.url, self.options, Cache(ram=1000))
+
+    def set(self, **faults: Any) -> None:
+        self.proxy.set(only=lambda method, path: "shard-" in path and method == "GET", **faults)
+
+
+@pytest.fixture(params=BACKENDS)
+def target(
+    request: pytest.FixtureRequest, nginx: Any, weed: Any, proxy_to: Callable[..., Any], packed: Path
+) -> Iterator[Target]:
+    if request.param == "http":
+        folder = nginx.root / "faults-remote"
+        shutil.copytree(packed, folder)
+        proxy = proxy_to(nginx)
+        yield Target(
+            proxy, f"{proxy.url}/faults-remote", {}, lambda name, data: (folder / name).write_bytes(data)
+        )
+        shutil.rmtree(folder)
+        return
+    proxy = proxy_to(weed)
+    url, options = weed.bucket(), weed.options(proxy.url)
+    if request.param == "s3":
+        options["config_kwargs"] = {}  # which obstore does not know
+    direct = Store.open(url, weed.options() | {"config_kwargs": {}})
+    for path in packed.iterdir():
+        direct.write(path.name, path.read_bytes())
+    found = Target(proxy, url, options, direct.write)
+    assert found.open().counters["backend"] == ("obstore-s3" if request.param == "obstore" else "fsspec-s3")
+    yield found
+
+
+def read_all(reader: DatasetReader) -> str:
+    """The digest of all frames, fetched ahead by many threads."""
+    shards = enumerate(reader.manifest.shards)
+    frames = [(shard, frame) for shard, info in shards for frame in range(info.frames)]
+    reader.expect_indexes(list(range(len(reader.manifest.shards))))
+    reader.expect(frames)
+    return digest_of(reader)
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("retry_after", [None, "1"])
+def test_a_fifth_of_errors(target: Target, digest: str, retry_after: str | None, times: int) -> None:
+    for _ in range(times):
+        target.set(status=(500, 502, 503, 504, 429), share=0.2, retry_after=retry_after)
+        reader = target.open()
+        assert read_all(reader) == digest
+        assert reader.counters["retries"] > 0
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("fault", ["reset", "cut"])
+def test_a_tenth_of_answers_that_break_off(target: Target, digest: str, fault: str, times: int) -> None:
+    for _ in range(times):
+        target.set(**{fault: 0.1 if times > 1 else 0.2})
+        reader = target.open()
+        assert read_all(reader) == digest
+        assert target.proxy.counts.injected[fault] > 0
+
+
+def test_stalled_connections_are_dropped(target: Target, digest: str) -> None:
+    target.set(stall=0.05)
+    started = time.monotonic()
+    assert read_all(target.open()) == digest
+    assert target.proxy.counts.injected["stall"] > 0
+    assert time.monotonic() - started < 6 * QUICK.timeout + 60  # a hang would be one of minutes
+
+
+def test_a_server_that_ignores_ranges(target: Target, digest: str) -> None:
+    target.set(ignore_range=True)
+    try:
+        assert read_all(target.open()) == digest
+    except StorageError as error:
+        assert "shard-" in str(error)  # noqa: PT017
+    assert target.proxy.counts.injected["ignore_range"] > 0
+
+
+def test_answers_of_a_wrong_length_are_an_error(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_policy", retry.Policy(pause=0.05, span=0.0))
+    reader = target.open()
+    target.set(extra=7)
+    with pytest.raises(StorageError, match=r"shard-000000.*tried 6 times"):
+        reader.frame(0, 0)
+    assert target.proxy.counts.injected["extra"] == 6
+
+
+def test_a_shard_that_is_replaced_while_it_is_read(target: Target, packed: Path) -> None:
+    reader = target.open()
+    reader.frame(3, 0)
+    name = reader.manifest.shards[3].url
+    data = (packed / name).read_bytes()
+    time.sleep(1.1)  # nginx tells versions by second and size
+    target.replace(name, data[:-100] + bytes(100))
+    with pytest.raises(
+        StorageError, match=rf"{name}: it was replaced while it was read: open the dataset again"
+    ):
+        reader.frame(3, 1)
+
+
+LONG = pytest.mark.long
+ONE_AND_ALL = ["http", pytest.param("s3", marks=LONG), pytest.param("obstore", marks=LONG)]
+
+
+@pytest.mark.parametrize("target", ONE_AND_ALL, indirect=True)
+def test_a_server_that_is_gone_for_five_seconds(target: Target, digest: str) -> None:
+    reader = target.open()
+    target.set(latency=0.01)
+    target.proxy.down()
+    threading.Timer(5.0, target.proxy.up).start()
+    assert read_all(reader) == digest
+    assert reader.counters["retries"] > 0
+
+
+def test_a_dead_server_is_a_typed_error_at_the_deadline(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_policy", retry.Policy(timeout=1.0, deadline=4.0, span=0.0))
+    reader = target.open()
+    target.set(dead=True)
+    reader.expect([(0, 0), (1, 0)])
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"no answer in time \(tried [2-6] times in \d+\.\d s\)"):
+        reader.frame(0, 0)
+    assert time.monotonic() - started < 60
+
+
+def test_permanent_errors_are_not_tried_again(target: Target) -> None:
+    reader = target.open()
+    for status in (403, 404, 400):
+        target.proxy.reset_counts()
+        target.set(status=(status,), share=1.0)
+        with pytest.raises(StorageError, match=f"shard-000000.*{status}"):
+            reader.index(0)
+        assert target.proxy.counts.injected[str(status)] == 1
+
+
+@pytest.mark.parametrize("target", ["http"], indirect=True)  # S3 sends none, and obstore does not tell it
+def test_retry_after_beyond_the_deadline_ends_it_at_once(target: Target) -> None:
+    reader = target.open()
+    target.set(status=(503,), share=1.0, retry_after="3600")
+    with pytest.raises(StorageError, match="it asks to wait 3600 s"):
+        reader.index(0)
+    assert target.proxy.counts.injected["503"] == 1
+
+
+# Processes
+
+
+def read_in_child(url: str, options: dict[str, Any], queue: Any) -> None:
+    try:
+        reader = DatasetReader.open(url, options, Cache(ram=1000))
+        queue.put((digest_of(reader), reader.counters["backend"]))
+    except BaseException as error:
+        queue.put((repr(error), ""))
+
+
+def use_in_child(reader: DatasetReader, queue: Any) -> None:
+    try:
+        queue.put((digest_of(reader), reader.counters["backend"]))
+    except BaseException as error:
+        queue.put((repr(error), ""))
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_read_after_their_parent_did(target: Target, digest: str, method: str, times: int) -> None:
+    context = multiprocessing.get_context(method)
+    reader = target.open()
+    reader.frame(0, 0)
+    backend = reader.counters["backend"]
+    for _ in range(times):
+        queue = context.Queue()
+        child = context.Process(target=read_in_child, args=(target.url, target.options, queue))
+        child.start()
+        found, used = queue.get(timeout=60)
+        child.join(30)
+        assert (found, child.exitcode) == (digest, 0)
+        assert used == (backend if method != "fork" or backend != "obstore-s3" else "fsspec-s3")
+        if method == "fork":  # the very reader that the parent has used
+            child = context.Process(target=use_in_child, args=(reader, queue))
+            child.start()
+            assert queue.get(timeout=60)[0] == digest
+            child.join(30)
+            assert child.exitcode == 0
+    assert read_all(reader) == digest
+
+
+# What errors say, and what they must not
+
+
+def failing(attempts: list[Callable[[], object]]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for attempt in attempts:
+        with pytest.raises(ShardstreamError) as caught:
+            attempt()
+        found.append(caught.value)
+    return found
+
+
+def test_what_is_wrong_with_a_bucket_or_its_credentials_is_said(
+    weed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for more in ({}, {"config_kwargs": {}}):
+        good = weed.options() | more
+        url = weed.bucket()
+        Store.open(url, weed.options() | {"config_kwargs": {}}).write("manifest.json", b"{}")
+        cases = [
+            ("s3://no-such-bucket-here/x", good, "no such bucket"),
+            (url, good | {"secret": "wrong-secret"}, "credentials are refused"),
+            (url, good | {"key": "nobody-knows"}, "credentials are refused"),
+            (url + "/nothing", good, "no dataset here"),
+            (
+                url,
+                good | {"endpoint_url": "http://nonesuch.invalid"},
+                "host is not known|was lost",
+            ),
+        ]
+        for place, options, said in cases:
+            with pytest.raises(StorageError, match=said) as caught:
+                DatasetReader.open(place, options)
+            assert place in str(caught.value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StorageError, match=r"no credentials were found.*storage_options"):
+        DatasetReader.open(url, {"endpoint_url": weed.url, "config_kwargs": {"user_agent_extra": "x"}})
+
+
+def test_credentials_and_endpoints_of_the_environment(
+    weed: Any, packed: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = weed.bucket()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", weed.url)
+    for options in ({}, {"config_kwargs": {"user_agent_extra": "y"}}):
+        store = Store.open(url, options)
+        store.write("a", b"data")
+        assert store.read("a") == b"data"
+        assert store.backend == ("fsspec-s3" if options else "obstore-s3")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_proxies_of_the_environment(
+    backend: str, nginx: Any, weed: Any, proxy_to: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = proxy_to(nginx if backend == "http" else weed)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if backend == "http":
+        (nginx.root / "through").write_bytes(b"data")
+        assert read_slice(f"{nginx.url}/through", 1, 2) == b"at"
+    else:
+        # A client of its own: others have been made without the proxy.
+        options = weed.options(f"http://127.0.0.1:{weed.port}/")
+        options |= {"config_kwargs": {"user_agent_extra": "z"}} if backend == "s3" else {}
+        store = Store.open(weed.bucket(), options)
+        store.write("through", b"data")
+        assert store.read_range("through", 1, 2) == b"at"
+    assert proxy.counts.requests > 0
+
+
+CANARY = "cAnArYsEcReT"
+
+SAYS = """
+import logging, sys, traceback
+logging.basicConfig(level=logging.DEBUG)
+import shardstream as ss
+from shardstream.storage import retry
+from shardstream.storage.files import expand, open_input, read_slice
+from shardstream.storage.remote import Store
+retry._policy = retry.Policy(attempts=2, timeout=0.3, deadline=0.8, span=0.0, pause=0.02)
+def read(url, options):
+    for batch in ss.StreamingLoader(ss.StreamingDataset(url, storage_options=options), 4):
+        pass
+tries = [
+    lambda url, options: Store.open(url, options).write("x", b"x"),
+    lambda url, options: Store.open(url, options).create("x", b"x"),
+    lambda url, options: Store.open(url, options).list(),
+    lambda url, options: Store.open(url, options).exists("x"),
+    lambda url, options: Store.open(url, options).delete("x"),
+    lambda url, options: read_slice(url, 0, 1, options),
+    lambda url, options: open_input(url, options).read(),
+    lambda url, options: expand([url + "/*"], options),
+    lambda url, options: expand([url], options),
+    read,
+]
+for url, options in eval(sys.stdin.read()):
+    failed = 0
+    for attempt in tries:
+        try:
+            attempt(url, options)
+        except ss.ShardstreamError as error:
+            failed += 1
+            traceback.print_exc()
+            print(repr(error), repr(error.__cause__), repr(error.__context__))
+    print("failed", failed, "times")
+"""
+FAULTS: list[dict[str, Any]] = [
+    {}, {"status": (503,), "share": 1.0}, {"dead": True}, {"status": (403,), "share": 1.0}, {"reset": 1.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("faults_of", [2, pytest.param(len(FAULTS), marks=pytest.mark.long)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_secret_is_told(
+    backend: str, faults_of: int, weed: Any, nginx: Any, proxy_to: Callable[..., Any], tmp_path: Path
+) -> None:
+    places = []
+    for faults in [*FAULTS[:faults_of], None]:
+        proxy = proxy_to(nginx if backend == "http" else weed)
+        if faults is None:
+            proxy.down()
+        else:
+            proxy.set(only=lambda method, path: True, **faults)
+        if backend == "http":
+            url = f"http://me:{CANARY}@{proxy.address}/none?X-Amz-Signature={CANARY}"
+            options: dict[str, Any] = {"headers": {"X-Token": CANARY}}
+        else:
+            url = weed.bucket()
+            options = {"key": KEY, "secret": CANARY, "token": CANARY, "endpoint_url": proxy.url}
+            options |= {"config_kwargs": {}} if backend == "s3" else {}
+        places.append((url, options))
+    environment = {
+        "PATH": "/usr/bin:/bin", "AWS_SESSION_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY,
+        "AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS],
+        input=repr(places), env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout + done.stderr
+    assert said.count("StorageError") > 15
+    assert done.stdout.count("failed 10 times") + done.stdout.count("failed 9 times") >= 2, done.stdout
+    assert CANARY not in said, [line for line in said.splitlines() if CANARY in line][:5]
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or CANARY.encode() not in path.read_bytes()

@@ -65,9 +65,10 @@ def main() -> None:
     if dist.get_rank() == 0:
         print("| | batches/s | CPU seconds for 1,000 batches |\n| --- | --- | --- |")
         for name, rows in found.items():
-            cells = []
-            for column in zip(*rows, strict=True):
-                cells.append(f"{statistics.median(column):,.2f} ({min(column):,.2f} to {max(column):,.2f})")
+            cells = [
+                f"{statistics.median(column):,.2f} ({min(column):,.2f} to {max(column):,.2f})"
+                for column in zip(*rows, strict=True)
+            ]
             print(f"| {name} | {cells[0]} | {cells[1]} |")
     dist.destroy_process_group()
 

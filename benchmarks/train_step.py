@@ -4,8 +4,8 @@
 
 The steps of a small transformer (tools/train/model.py), forward, backward and AdamW, on one thread: with
 batches that are in memory already, and with each engine, in turn. A row says how much longer a step takes:
-the median of the ratios within each round, with the smallest and largest, and the share of the time that the
-loop waited for its batch.
+the median of the ratios within each round, with quartiles, the same of the CPU time of its process, and the share
+of the time that the loop waited for its batch. On a busy machine use many short rounds.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ BATCH = 8
 ENGINES = ("thread", "process")
 
 
-def steps(model: Any, optimizer: Any, batches: Iterator[Any], count: int) -> tuple[float, float]:
-    """Seconds of a step, and those of them that it waited for its batch."""
+def steps(model: Any, optimizer: Any, batches: Iterator[Any], count: int) -> tuple[float, float, float]:
+    """Seconds of a step, those of them that it waited for its batch, and CPU seconds of the process."""
     from model import next_token_loss
 
-    started, waited = time.perf_counter(), 0.0
+    started, cpu, waited = time.perf_counter(), time.process_time(), 0.0
     for _ in range(count):
         before = time.perf_counter()
         tokens = next(batches)["tokens"]
@@ -41,7 +41,8 @@ def steps(model: Any, optimizer: Any, batches: Iterator[Any], count: int) -> tup
         optimizer.zero_grad(set_to_none=True)
         next_token_loss(model, tokens % 1024).backward()
         optimizer.step()
-    return (time.perf_counter() - started) / count, waited / count
+    taken, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return taken / count, waited / count, cpu / count
 
 
 def measure(url: str, seq_len: int, runs: int, count: int, width: int) -> list[dict[str, Any]]:
@@ -57,18 +58,20 @@ def measure(url: str, seq_len: int, runs: int, count: int, width: int) -> list[d
     ]
     kept = list(itertools.islice(forever(loaders[0]), 64))
     feeds = {"memory": itertools.cycle(kept), **dict(zip(ENGINES, map(forever, loaders), strict=True))}
-    found: dict[str, list[tuple[float, float]]] = {feed: [] for feed in feeds}
+    found: dict[str, list[tuple[float, float, float]]] = {feed: [] for feed in feeds}
     for number in range(runs + 1):
         for feed, batches in feeds.items():
             taken = steps(model, optimizer, batches, count)
             if number:  # the first round warms up
                 found[feed].append(taken)
+    memory = found["memory"]
     return [
         {
             "engine": engine,
-            "milliseconds": 1e3 * statistics.median(taken for taken, _ in found["memory"]),
-            "ratios": sorted(a / b for (a, _), (b, _) in zip(found[engine], found["memory"], strict=True)),
-            "stall": statistics.median(waited / taken for taken, waited in found[engine]),
+            "milliseconds": 1e3 * statistics.median(row[0] for row in memory),
+            "ratios": sorted(a[0] / b[0] for a, b in zip(found[engine], memory, strict=True)),
+            "cpu": sorted(a[2] / b[2] for a, b in zip(found[engine], memory, strict=True)),
+            "stall": statistics.median(waited / taken for taken, waited, _ in found[engine]),
         }
         for engine in ENGINES
     ]
@@ -76,11 +79,17 @@ def measure(url: str, seq_len: int, runs: int, count: int, width: int) -> list[d
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
-    lines = ["| engine | step in memory | step time to that | stall |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| engine | step in memory | step time to that: median, quartiles | CPU time of the process to that | stall |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
-        ratios = row["ratios"]
-        figure = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        lines.append(f"| {row['engine']} | {row['milliseconds']:.1f} ms | {figure} | {row['stall']:.2%} |")
+        time_ratio, cpu_ratio = (
+            "{1:.3f} ({0:.3f}, {2:.3f})".format(*statistics.quantiles(row[name], n=4))
+            for name in ("ratios", "cpu")
+        )
+        memory = f"{row['milliseconds']:.1f} ms"
+        lines.append(f"| {row['engine']} | {memory} | {time_ratio} | {cpu_ratio} | {row['stall']:.2%} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import shardstream as ss
 from shardstream.errors import OptionError, SourceError, StorageError
@@ -160,3 +161,33 @@ def test_a_reader_that_is_gone_is_no_hang(packed: Path, tmp_path: Path) -> None:
     with launch.call(deserted, 2, tmp_path / "run", packed, tmp_path) as ranks:
         assert ranks.wait() == [0, 0]
     assert (tmp_path / "told").exists()
+
+
+def grown(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Batches of very different sizes, with every kind of value."""
+    number = int(samples[0]["__key__"])
+    wide = torch.arange(1 + (number * 7919) % 200_000, dtype=torch.int32)
+    return {"wide": wide, "half": wide[:5].to(torch.bfloat16), "keys": [s["__key__"] for s in samples]}
+
+
+def sized(url: Path) -> Any:
+    """Sums of what came."""
+    with launch.group() as dist:
+        ds = ss.StreamingDataset(url, topology=ss.Topology())
+        loader = ss.StreamingLoader(ds, 4, collate=grown, broadcast=dist.group.WORLD)
+        seen = []
+        for batch in loader:
+            # What came is the receiver's own, to be changed at will.
+            batch["wide"] += 1
+            seen.append([len(batch["wide"]), int(batch["wide"].sum()), batch["half"].tolist(), batch["keys"]])
+        return seen
+
+
+def test_batches_of_any_size_and_kind(tmp_path: Path) -> None:
+    url = pack(tmp_path / "packed", "samples", documents=60)
+    one, other = launch.run(sized, 2, tmp_path / "run", url)
+    assert one == other
+    sizes = [row[0] for row in one]
+    assert len(sizes) == 15
+    assert all(total == size * (size + 1) // 2 for size, total, *_ in one)
+    assert max(sizes) > 10 * min(sizes)

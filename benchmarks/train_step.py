@@ -4,8 +4,8 @@
 
 The steps of a small transformer (tools/train/model.py), forward, backward and AdamW, on one thread: with
 batches that are in memory already, and with each engine, in turn. A row says how much longer a step takes:
-the median of the ratios within each round, with quartiles, the same of the CPU time of its process, and the share
-of the time that the loop waited for its batch. On a busy machine use many short rounds.
+the median of the ratios within each round, with quartiles, the same of the CPU time of its process, and the
+share of the time that the loop waited for its batch. On a busy machine use many short rounds.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(url: str, seq_len: int, runs: int, count: int, width: int) -> list[d
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| engine | step in memory | step time to that: median, quartiles | CPU time of the process to that | stall |",
+        "| engine | step in memory | step time to that (quartiles) | CPU time of the process to that | stall |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:

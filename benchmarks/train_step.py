@@ -80,7 +80,7 @@ def measure(url: str, seq_len: int, runs: int, count: int, width: int) -> list[d
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| engine | step in memory | step time to that (quartiles) | CPU time of the process to that | stall |",
+        "| engine | step in memory | step time to that (quartiles) | CPU time of it to that | stall |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:

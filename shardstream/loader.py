@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from shardstream.dataset import OrderedDataset, Request
 from shardstream.decode.images import DAMAGED
+from shardstream.distributed import Topology
 from shardstream.errors import OptionError
 from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import Cursor, Run
 from shardstream.order.topology import batches
 from shardstream.read.batch import flags
+from shardstream.read.broadcast import Broadcast
 from shardstream.read.device import check_device, moved, pinned
 from shardstream.read.engine import Budget, Stats
 from shardstream.read.sidecar import Sidecar
@@ -43,6 +45,9 @@ class StreamingLoader:
         run in a process of their own, and batches come through shared memory. `transform` and
         `collate` must be picklable; scripts need `if __name__ == "__main__":`.
     pin, device: pin the batch's tensors; move them to a torch device.
+    broadcast: for ranks that share data: the name of a dimension of the mesh that the dataset's topology
+        is of, or a ProcessGroup. Its first rank reads, the others get its batches; its errors, too. All
+        of them iterate in step, and each has the same state. Without it each rank reads for itself.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class StreamingLoader:
         engine: str = "thread",
         pin: bool = False,
         device: Any = None,
+        broadcast: Any = None,
     ) -> None:
         if not isinstance(ds, OrderedDataset):
             raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset, TokenDataset or Mixture")
@@ -67,12 +73,13 @@ class StreamingLoader:
         if engine not in ("thread", "process"):
             raise OptionError(f"engine={engine!r} must be 'thread' or 'process'")
         self.ds, self.batch_size, self.last = ds, batch_size, last
-        self._pin = pin
         self._device = check_device(pin, device) if pin or device is not None else None
         budget = Budget(parse_size(prefetch, "prefetch"), ds.cache.keep)
         budget = budget if threads is None else dataclasses.replace(budget, threads=threads)
-        # The other process has no device: what it makes is pinned here.
-        self._batches = _Batches(ds, batch_size, last, collate, pin and engine == "thread", budget)
+        self._broadcast = None if broadcast is None else Broadcast(_group(ds, broadcast))
+        # What comes from another process, or goes to others, is pinned here.
+        self._pin_here = pin and (engine == "process" or self._broadcast is not None)
+        self._batches = _Batches(ds, batch_size, last, collate, pin and not self._pin_here, budget)
         self._sidecar = Sidecar(self._batches.stream, budget.deadline) if engine == "process" else None
         self._stats = Stats()
         self._cursor = Cursor()
@@ -96,9 +103,9 @@ class StreamingLoader:
     def _deliver(self, run: Run) -> Iterator[Any]:
         total = self.ds.total
         self._tell_amplification()
-        built = (self._sidecar or self._batches).stream(run.epoch, run.position, self._stats)
+        built = self._stream(run)
         placed: Iterator[Any] = built
-        if self._pin and self._sidecar is not None:
+        if self._pin_here:
             placed = map(pinned, placed)
         if self._device is not None:
             placed = moved(placed, self._device)
@@ -116,6 +123,16 @@ class StreamingLoader:
         finally:
             built.close()
         self._cursor.end(run)
+
+    def _stream(self, run: Run) -> Generator[Any, None, None]:
+        def read() -> Generator[Any, None, None]:
+            return (self._sidecar or self._batches).stream(run.epoch, run.position, self._stats)
+
+        if self._broadcast is None:
+            return read()
+        place = self.ds.state_at(run) | {"rank": self.ds.topology.dp_rank, "ranks": self.ds.topology.dp_size}
+        place |= {"batch_size": self.batch_size, "last": self.last}
+        return self._broadcast.stream(read, place, self._stats)
 
     def _tell_amplification(self) -> None:
         """Say once that ranks share lanes: not a warning, since nothing is wrong with the batches."""
@@ -212,6 +229,14 @@ class _Batches:
             # The first one stays even if it is padding: no rank may go without a batch.
             mine = mine[: max(1, int(np.searchsorted(mine, self.ds.total)))]
         return mine
+
+
+def _group(ds: OrderedDataset, broadcast: Any) -> Any:
+    """The process group that `broadcast` means."""
+    if not isinstance(broadcast, str):
+        return broadcast
+    topology = ds.topology
+    return (topology if isinstance(topology, Topology) else Topology()).group(broadcast)
 
 
 def _at_least_one(name: str, value: object) -> None:

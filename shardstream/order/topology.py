@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shardstream.errors import OptionError
 
-__all__ = ["Topology", "batches", "rank_samples"]
+__all__ = ["MEGATRON_ORDER", "Topology", "batches", "data_rank", "product", "rank_samples"]
+
+MEGATRON_ORDER = "tp-cp-ep-dp-pp"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,30 @@ class Topology:
     def first(self, position: int) -> int:
         """The first global position at or after `position` that this rank owns."""
         return position + (self.dp_rank - position) % self.dp_size
+
+
+def data_rank(rank: int, sizes: dict[str, int], order: str = MEGATRON_ORDER) -> int:
+    """The data-parallel rank of process `rank`, in a grid of the sizes of "tp", "cp", "dp" and "pp".
+
+    In `order` the first dimension varies fastest, as in Megatron's `initialize_model_parallel`
+    (megatron/core/parallel_state.py), whose default it is: rank = tp + TP (cp + CP (dp + DP pp)).
+    Expert parallelism cuts the same processes in another way and moves no data, so "ep" counts for nothing.
+    """
+    names = [name for name in order.split("-") if name != "ep"]
+    if sorted(names) != sorted(sizes):
+        raise OptionError(
+            f"order={order!r} must name each of {sorted(sizes)} once, such as {MEGATRON_ORDER!r}"
+        )
+    step = product({name: sizes[name] for name in names[: names.index("dp")]})
+    return rank // step % sizes["dp"]
+
+
+def product(sizes: dict[str, int]) -> int:
+    """How many processes a grid of these sizes has."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise OptionError(f"{name}={size!r} must be an int, at least 1")
+    return math.prod(sizes.values())
 
 
 def rank_samples(total: int, rank: int, size: int, start: int = 0) -> int:

@@ -31,6 +31,14 @@ __all__ = ["Ranks", "call", "command", "ended", "group", "run", "save"]
 # A rank that waits for others longer than this fails by itself, also when its test is gone.
 DEADLINE = 90.0
 
+# What training scripts need: seconds for each start otherwise. Optimizers import _dynamo at their first step.
+PRELOAD = (
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+)
+
 
 @dataclass
 class Ranks:
@@ -118,7 +126,9 @@ def call(function: Callable[..., Any], size: int, folder: Path, *args: Any) -> R
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     # Imported once, by the server; `__main__` is pytest, which each rank would import otherwise.
-    context.set_forkserver_preload(["__main__", "torch.distributed", "shardstream.loader", "pytest"])
+    context.set_forkserver_preload(
+        ["__main__", "torch.distributed", "shardstream.loader", "pytest", *PRELOAD]
+    )
     where = function.__module__, function.__qualname__
     processes = []
     for rank in range(size):

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from model import Transformer, next_token_loss
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import shardstream as ss
@@ -33,44 +33,6 @@ VOCAB = 256
 WARMUP_STEPS = 10
 # Losses are compared as means over this many steps: a single batch is too noisy.
 WINDOW = 5
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block with causal attention: [B, T, width] to the same."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.project = nn.Linear(width, width, bias=False)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.project(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.mlp(self.norm_mlp(x))
-
-
-class ByteModel(nn.Module):
-    """Predicts the next byte: int64 [B, T] to logits [B, T, 256]."""
-
-    def __init__(self, width: int = 128, layers: int = 2, heads: int = 4) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(VOCAB, width)
-        self.position = nn.Parameter(0.02 * torch.randn(SEQ, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, VOCAB, bias=False)
-        nn.init.normal_(self.embed.weight, std=0.02)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens) + self.position[: tokens.shape[1]]
-        return self.head(self.norm(self.blocks(x)))
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +90,7 @@ def train(options: argparse.Namespace) -> bool:
     """Train as the options say; True if the loss fell and no sample came twice."""
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    model = DistributedDataParallel(ByteModel())
+    model = DistributedDataParallel(Transformer(VOCAB, SEQ))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
 
@@ -166,8 +128,7 @@ def train(options: argparse.Namespace) -> bool:
         tokens = batch["tokens"]
         keys += batch["keys"]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(tokens[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            loss = next_token_loss(model, tokens)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

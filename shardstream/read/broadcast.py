@@ -18,8 +18,8 @@ import numpy as np
 
 from shardstream.errors import OptionError, ShardstreamError, StorageError, require
 from shardstream.read.engine import Stats
-from shardstream.read.ring import _Pickler
-from shardstream.read.sidecar import _portable
+from shardstream.read.ring import Pickler
+from shardstream.read.sidecar import portable
 
 __all__ = ["Broadcast"]
 
@@ -84,7 +84,7 @@ class Broadcast:
                     self._send(_pack(_END, 0, None), capacity)
                     return
                 except Exception as error:
-                    self._send(_pack(_ERROR, 0, _portable(error)), capacity)
+                    self._send(_pack(_ERROR, 0, portable(error)), capacity)
                     raise
                 started = time.monotonic()
                 capacity = self._send(_pack(_BATCH, stats.samples - before, batch), capacity)
@@ -173,7 +173,7 @@ def _pack(kind: int, samples: int, value: Any) -> Any:
         return False
 
     file = io.BytesIO()
-    _Pickler(file, protocol=5, buffer_callback=apart).dump(value)
+    Pickler(file, protocol=5, buffer_callback=apart).dump(value)
     pickled = file.getbuffer()
     spans, at = [], _HEAD.size + _SPAN.size * len(views) + len(pickled)
     for view in views:

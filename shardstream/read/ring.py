@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Message", "Reader", "Writer"]
+__all__ = ["Message", "Pickler", "Reader", "Writer"]
 
 _ALIGN = 64
 _STEP = 1 << 16
@@ -52,7 +52,7 @@ class Message(NamedTuple):
         return cls(segment, capacity, pickled, list(_SPAN.iter_unpack(data[_HEAD.size :])))
 
 
-class _Pickler(pickle.Pickler):
+class Pickler(pickle.Pickler):
     """Takes tensors for the arrays that they are."""
 
     def reducer_override(self, value: Any) -> Any:
@@ -91,7 +91,7 @@ class Writer:
             return False
 
         file = io.BytesIO()
-        _Pickler(file, protocol=5, buffer_callback=apart).dump(value)
+        Pickler(file, protocol=5, buffer_callback=apart).dump(value)
         pickled = file.getbuffer()
         spans, at = [], len(pickled)
         for view in views:

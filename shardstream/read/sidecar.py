@@ -25,7 +25,7 @@ from shardstream.errors import OptionError, StorageError
 from shardstream.read.engine import Stats
 from shardstream.read.ring import Message, Reader, Writer
 
-__all__ = ["Sidecar"]
+__all__ = ["Sidecar", "portable"]
 
 Produce = Callable[[int, int, Stats], Generator[Any, None, None]]
 
@@ -246,12 +246,12 @@ def _serve(theirs: socket.socket, produce: Produce) -> None:
         except _Left:
             continue
         except Exception as error:  # noqa: BLE001 - raised again by the consumer
-            orders.put(_ERROR, run, _portable(error))
+            orders.put(_ERROR, run, portable(error))
         finally:
             built.close()
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error, or one with its words where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301

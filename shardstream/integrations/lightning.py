@@ -43,7 +43,7 @@ class TrainLoader:
         here = delivered(self.loader, state)
         if counted is not None and counted != here:
             raise OptionError(
-                f"the state is {counted} batches into its epoch, which are {here} of the batches here; Lightning "
+                f"the state is {counted} batches into its epoch, which are {here} here; Lightning "
                 f"counts batches: choose batch_size so that ranks x batch_size is what it was"
             )
         self.loader.load_state_dict(state)

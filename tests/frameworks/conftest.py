@@ -21,5 +21,6 @@ def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def everything(jobs: Jobs) -> list[str]:
     ds = ss.TokenDataset(jobs.data, SEQ_LEN, topology=ss.Topology())
     found = sorted(map(name, ds))
-    assert len(found) == len(set(found)) and len(found) % 8 == 1, len(found)
+    assert len(found) == len(set(found))
+    assert len(found) % 8 == 1, len(found)
     return found

@@ -23,7 +23,7 @@ class Jobs:
         self._done: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
 
     def run(self, ranks: int = 2, save: int = 0, resume: int = 0, tp: int = 1) -> list[dict[str, Any]]:
-        """The records of all ranks. resume: from the checkpoint that 2 ranks have saved after so many steps."""
+        """The records of all ranks. resume: from what 2 ranks have saved after so many steps."""
         key = ranks, save, resume, tp
         if key not in self._done:
             if resume:

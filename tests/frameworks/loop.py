@@ -46,7 +46,7 @@ class Plan:
         """A file for the data's state where a framework has no place for it."""
         return Path(self.folder) / "data.json"
 
-    def loader(self, topology: ss.Topology | None = None) -> ss.StreamingLoader:
+    def loader(self, topology: ss.Topology | None = None, last: str = "short") -> ss.StreamingLoader:
         """The loader of this rank; the rank is detected, or given by the ranks that share data."""
         if topology is None:
             topology = ss.Topology.detect()
@@ -55,7 +55,7 @@ class Plan:
 
             topology = of_sizes(topology.dp_rank, topology.dp_size, tp=self.tp)
         ds = ss.TokenDataset(self.data, SEQ_LEN, shuffle=ss.Shuffle(seed=3), topology=topology)
-        return ss.StreamingLoader(ds, self.batch // topology.dp_size, last="short")
+        return ss.StreamingLoader(ds, self.batch // topology.dp_size, last=last)
 
 
 class Record:

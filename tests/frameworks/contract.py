@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.distributed import launch
 from tests.distributed.training import pack
 from tests.frameworks.loop import Plan
+from tests.test_docs import ROOT, examples
 
 SECONDS = 400.0
+ENDED = "import os; open(os.environ['RESULT'], 'w').write('true')"
 Steps = list[list[Any]]  # of each step its epoch and the names of its blocks
 
 
@@ -22,6 +25,11 @@ class Jobs:
         self.data = str(pack(folder, "tokens", documents=39))
         self._done: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of all processes."""
+        return {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **self.env}
+
     def run(self, ranks: int = 2, save: int = 0, resume: int = 0, tp: int = 1) -> list[dict[str, Any]]:
         """The records of all ranks. resume: from what 2 ranks have saved after so many steps."""
         key = ranks, save, resume, tp
@@ -32,9 +40,8 @@ class Jobs:
             plan = Plan(self.data, str(place), save=save, resume=bool(resume), tp=tp, replicas=ranks)
             place.mkdir(exist_ok=True)
             log = self.folder / "-".join(map(str, key))
-            env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **self.env}
             size = ranks if self.processes else 1
-            with launch.command(plan.arguments(self.module), size, log, env) as job:
+            with launch.command(plan.arguments(self.module), size, log, self.variables) as job:
                 self._done[key] = list(itertools.chain(*job.results(SECONDS)))
         return self._done[key]
 
@@ -93,6 +100,18 @@ class Contract:
         # in the last step of each epoch one rank had nothing but padding.
         for options in ({}, {"save": 5}, {"resume": 5}, {"ranks": 1, "resume": 5}):
             assert all(one["steps"] for one in jobs.run(**options))
+
+    def test_the_guide_runs(self, jobs: Jobs) -> None:
+        page = ROOT / "docs" / "frameworks" / f"{self.script.removesuffix('_loop')}.md"
+        guide = [example.code for example in examples(page.read_text()) if example.language == "python"]
+        assert guide
+        place = jobs.folder / "guide"
+        place.mkdir()
+        (place / "guide.py").write_text("\n".join([*guide, ENDED]))
+        (place / "corpus").symlink_to(jobs.data)
+        command = ["sh", "-c", f"cd '{place}' && exec '{sys.executable}' guide.py"]
+        with launch.command(command, 2 if self.processes else 1, place, jobs.variables) as job:
+            assert all(job.results(SECONDS))
 
 
 class SharedData(Contract):

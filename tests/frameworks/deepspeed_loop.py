@@ -11,7 +11,7 @@ import torch
 from tests.frameworks.loop import Plan, Record
 
 PLAN = Plan.given()
-# The optimizer's state is cut for the 2 ranks that saved it: another number needs it in DeepSpeed's universal form.
+# The optimizer's state is cut for the 2 ranks that saved it; any number of ranks reads the universal form.
 UNIVERSAL = PLAN.resume and PLAN.devices != 2
 if UNIVERSAL:
     subprocess.run(

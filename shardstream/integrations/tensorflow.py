@@ -43,8 +43,8 @@ def to_tf(
         raise OptionError(f"replicas={replicas!r} must be an int, at least 1")
     if loader.batch_size % replicas or (replicas > 1 and loader.last == "short"):
         raise OptionError(
-            f"a batch of {loader.batch_size} with last={loader.last!r} does not divide among replicas={replicas}: "
-            f"use a multiple, and last='drop' or 'pad'"
+            f"a batch of {loader.batch_size} with last={loader.last!r} does not divide among "
+            f"replicas={replicas}: use a multiple, and last='drop' or 'pad'"
         )
 
     def batches() -> Iterator[Values]:
@@ -97,8 +97,9 @@ def _array(name: str, value: Any) -> Any:
         wrong = next((one for one in value if not isinstance(one, (bytes, str))), b"")
         if not isinstance(wrong, (bytes, str)):
             raise OptionError(
-                f"field {name!r} has a {type(wrong).__name__} in a batch that is no tensor; a tf.data.Dataset has "
-                f"tensors and strings alone: choose fields=, or make values of one shape with transform="
+                f"field {name!r} has a {type(wrong).__name__} in a batch that is no tensor; a "
+                f"tf.data.Dataset has tensors and strings alone: choose fields=, "
+                f"or make values of one shape with transform="
             )
         column = np.empty(len(value), object)
         column[:] = list(value)

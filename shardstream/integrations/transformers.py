@@ -34,7 +34,8 @@ class _Place(TrainerCallback, ExportableState):
         if at and at % len(self.loader) != delivered(self.loader, saved):
             raise OptionError(
                 f"the checkpoint is {state.global_step} steps into training and at position "
-                f"{saved['position']} of epoch {saved['epoch']}, which are not the same batch here; keep ranks x batch_size and gradient_accumulation_steps as they were"
+                f"{saved['position']} of epoch {saved['epoch']}, which are not the same batch here; "
+                f"keep ranks x batch_size and gradient_accumulation_steps as they were"
             )
         self.loader.load_state_dict(saved)
 

@@ -14,7 +14,10 @@ test_frameworks() {
         [ -f "$requirements" ] || { echo "no framework $name: there is no $requirements" >&2; return 2; }
         venv=$root/.venvs/frameworks/$(sed -n '1s/^# venv: //p' "$requirements")
         python=$venv/bin/python
-        [ -x "$python" ] || python3 -m venv "$venv"
+        if ! [ -x "$python" ]; then
+            python3 -c 'import ensurepip' 2>/dev/null || need_package python3-venv
+            python3 -m venv "$venv"
+        fi
         stamp=$venv/.shardstream-$name
         wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" "$requirements" | sha256sum)" $root"
         started=$SECONDS

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardstream.distributed import Topology as Topology
     from shardstream.errors import ShardstreamError as ShardstreamError
     from shardstream.format.manifest import Manifest as Manifest
+    from shardstream.integrations.tensorflow import to_tf as to_tf
     from shardstream.loader import StreamingLoader as StreamingLoader
     from shardstream.order.shuffle import Shuffle as Shuffle
     from shardstream.pack.adopt import index as index
@@ -41,10 +42,12 @@ _HOMES = {
     "decoder": "shardstream.decode.registry",
     "index": "shardstream.pack.adopt",
     "pack": "shardstream.pack.packer",
+    "to_tf": "shardstream.integrations.tensorflow",
     "verify": "shardstream.read.verify",
     "warm": "shardstream.warm",
 }
 
+# `to_tf` is a name for users of TensorFlow alone, and so not among those that everybody sees.
 __all__ = [
     "Batch",
     "Cache",

@@ -23,6 +23,13 @@ hypothesis.settings.register_profile("long-run", deadline=None, print_blob=True)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--frameworks", action="store_true", help="collect the tests that need a framework")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the tests of frameworks, each of which runs in an environment of its own."""
+    apart = collection_path.name == "frameworks" and not config.getoption("--frameworks")
+    return apart or None
 
 
 def pytest_configure(config: pytest.Config) -> None:

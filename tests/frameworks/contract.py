@@ -1,0 +1,123 @@
+"""What each framework must show. A test file subclasses it and names its script."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tests.distributed import launch
+from tests.distributed.training import pack
+from tests.frameworks.loop import Plan
+from tests.test_docs import ROOT, examples
+
+SECONDS = 400.0
+ENDED = "import os; open(os.environ['RESULT'], 'w').write('true')"
+Steps = list[list[Any]]  # of each step its epoch and the names of its blocks
+
+
+class Jobs:
+    """The jobs of one framework; each is run once, when a test first asks for it."""
+
+    def __init__(self, module: str, processes: bool, env: dict[str, str], folder: Path) -> None:
+        self.module, self.processes, self.env, self.folder = module, processes, env, folder
+        self.data = str(pack(folder, "tokens", documents=39))
+        self._done: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of all processes."""
+        return {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **self.env}
+
+    def run(self, ranks: int = 2, save: int = 0, resume: int = 0, tp: int = 1) -> list[dict[str, Any]]:
+        """The records of all ranks. resume: from what 2 ranks have saved after so many steps."""
+        key = ranks, save, resume, tp
+        if key not in self._done:
+            if resume:
+                self.run(save=resume)
+            place = self.folder / f"checkpoint-{save or resume or f'whole-{tp}'}"
+            plan = Plan(self.data, str(place), save=save, resume=bool(resume), tp=tp, replicas=ranks)
+            place.mkdir(exist_ok=True)
+            log = self.folder / "-".join(map(str, key))
+            size = ranks if self.processes else 1
+            with launch.command(plan.arguments(self.module), size, log, self.variables) as job:
+                self._done[key] = list(itertools.chain(*job.results(SECONDS)))
+        return self._done[key]
+
+
+def merged(records: list[dict[str, Any]], begin: int = 0, end: int | None = None) -> Steps:
+    """Of each step its epoch and what all ranks together had."""
+    steps = [one["steps"][begin:end] for one in records]
+    return [
+        [parts[0][0], sorted(itertools.chain(*(found for _, found in parts)))]
+        for parts in zip(*steps, strict=True)
+    ]
+
+
+class Contract:
+    """Two ranks, two epochs, a last batch that only one rank can fill."""
+
+    script: ClassVar[str]
+    processes: ClassVar[bool] = True  # or ranks are replicas within one process
+    env: ClassVar[dict[str, str]] = {}
+
+    def test_each_sample_once(self, jobs: Jobs, everything: list[str]) -> None:
+        steps = merged(jobs.run())
+        epochs = [[found for epoch, found in steps if epoch == number] for number in range(2)]
+        assert sum(map(len, epochs)) == len(steps)
+        for found in epochs:
+            assert sorted(itertools.chain(*found)) == everything
+        assert epochs[0] != epochs[1]
+
+    def test_equal_batch_counts(self, jobs: Jobs, everything: list[str]) -> None:
+        whole = jobs.run()
+        assert len(whole) == 2
+        for one in whole:
+            assert one["length"] == -(-len(everything) // 8)
+            assert [epoch for epoch, _ in one["steps"]] == [0] * one["length"] + [1] * one["length"]
+        # The last batch of an epoch has one sample: the other rank got one that only pads.
+        assert sorted(len(one["steps"][-1][1]) for one in whole) == [0, 1]
+
+    def test_resume_with_the_same_world_size(self, jobs: Jobs) -> None:
+        whole = jobs.run()
+        before, later = jobs.run(save=5), jobs.run(resume=5)
+        for one, first, then in zip(whole, before, later, strict=True):
+            assert first["steps"] == one["steps"][:7]
+            assert first["steps"][:5] + then["steps"] == one["steps"]
+
+    def test_resume_with_another_world_size(self, jobs: Jobs) -> None:
+        assert merged(jobs.run(ranks=1, resume=5)) == merged(jobs.run(), 5)
+
+    def test_resume_at_the_end_of_an_epoch(self, jobs: Jobs) -> None:
+        whole = jobs.run()
+        length = whole[0]["length"]
+        for one, then in zip(whole, jobs.run(resume=length), strict=True):
+            assert then["steps"] == one["steps"][length:]
+
+    def test_no_hang_at_the_end(self, jobs: Jobs) -> None:
+        # Each job's ranks ended by themselves, in time and with code 0, or `run` would have failed;
+        # in the last step of each epoch one rank had nothing but padding.
+        for options in ({}, {"save": 5}, {"resume": 5}, {"ranks": 1, "resume": 5}):
+            assert all(one["steps"] for one in jobs.run(**options))
+
+    def test_the_guide_runs(self, jobs: Jobs) -> None:
+        page = ROOT / "docs" / "frameworks" / f"{self.script.removesuffix('_loop')}.md"
+        guide = [example.code for example in examples(page.read_text()) if example.language == "python"]
+        assert guide
+        place = jobs.folder / "guide"
+        place.mkdir()
+        (place / "guide.py").write_text("\n".join([*guide, ENDED]))
+        (place / "corpus").symlink_to(jobs.data)
+        command = ["sh", "-c", f"cd '{place}' && exec '{sys.executable}' guide.py"]
+        with launch.command(command, 2 if self.processes else 1, place, jobs.variables) as job:
+            assert all(job.results(SECONDS))
+
+
+class SharedData(Contract):
+    """And ranks that share their data, as tensor-parallel ones do."""
+
+    def test_tp_peers_are_identical(self, jobs: Jobs, everything: list[str]) -> None:
+        one, other = jobs.run(tp=2)
+        assert one == other
+        assert sorted(itertools.chain(*(found for _, found in one["steps"]))) == sorted(everything * 2)

@@ -1,0 +1,76 @@
+"""What the training scripts of all frameworks share: their plan, the data, and a record of each step."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import shardstream as ss
+
+SEQ_LEN = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: train to the end of `epochs`, or save after `save` steps and stop two steps later."""
+
+    data: str
+    folder: str  # of the checkpoint
+    batch: int = 8  # over all data-parallel ranks
+    epochs: int = 2
+    save: int = 0
+    resume: bool = False
+    tp: int = 1  # ranks that share their data
+    replicas: int = 2  # of frameworks that have several in a process
+
+    @classmethod
+    def given(cls) -> Plan:
+        """The plan of this script, its only argument."""
+        return cls(**json.loads(sys.argv[1]))
+
+    def arguments(self, module: str) -> list[str]:
+        """The command that runs a script with this plan."""
+        return [sys.executable, "-m", module, json.dumps(asdict(self))]
+
+    @property
+    def devices(self) -> int:
+        """The processes of this job."""
+        return int(os.environ["WORLD_SIZE"])
+
+    @property
+    def state(self) -> Path:
+        """A file for the data's state where a framework has no place for it."""
+        return Path(self.folder) / "data.json"
+
+    def loader(self, topology: ss.Topology | None = None, last: str = "short") -> ss.StreamingLoader:
+        """The loader of this rank; the rank is detected, or given by the ranks that share data."""
+        if topology is None:
+            topology = ss.Topology.detect()
+        if self.tp > 1:
+            from shardstream.integrations.megatron import topology as of_sizes
+
+            topology = of_sizes(topology.dp_rank, topology.dp_size, tp=self.tp)
+        ds = ss.TokenDataset(self.data, SEQ_LEN, shuffle=ss.Shuffle(seed=3), topology=topology)
+        return ss.StreamingLoader(ds, self.batch // topology.dp_size, last=last)
+
+
+class Record:
+    """What was trained on: of each step its epoch and the names of its blocks."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.steps = length, []  # type: ignore[var-annotated]
+
+    def add(self, epoch: int, batch: dict[str, Any]) -> None:
+        """A step has had this batch."""
+        from tests.distributed.training import names
+
+        self.steps.append([int(epoch), names(batch)])
+
+    def done(self, other: list[Any] | None = None) -> None:
+        """Leave the records of this process where the test looks for them."""
+        found = [{"length": self.length, "steps": steps} for steps in (other or [self.steps])]
+        Path(os.environ["RESULT"]).write_text(json.dumps(found))

@@ -51,9 +51,7 @@ class Plan:
         if topology is None:
             topology = ss.Topology.detect()
         if self.tp > 1:
-            from shardstream.integrations.megatron import topology as of_sizes
-
-            topology = of_sizes(topology.dp_rank, topology.dp_size, tp=self.tp)
+            topology = ss.Topology.from_sizes(topology.dp_rank, topology.dp_size, tp=self.tp)
         ds = ss.TokenDataset(self.data, SEQ_LEN, shuffle=ss.Shuffle(seed=3), topology=topology)
         return ss.StreamingLoader(ds, self.batch // topology.dp_size, last=last)
 

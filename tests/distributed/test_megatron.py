@@ -1,4 +1,4 @@
-"""Ranks from sizes: Megatron's groups, written out, and real processes that share their data."""
+"""Ranks from sizes alone, as Megatron numbers them, and real processes that share their data."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import shardstream as ss
-from shardstream.integrations.megatron import topology
 from tests.distributed import launch
 from tests.distributed.training import dataset, everything, names, pack
-
-
-def groups(world: int, **sizes: Any) -> list[list[int]]:
-    """The ranks of each dp_rank."""
-    places = [topology(rank, world, **sizes) for rank in range(world)]
-    assert {place.dp_size for place in places} == {len({place.dp_rank for place in places})}
-    return [
-        [rank for rank in range(world) if places[rank].dp_rank == number]
-        for number in range(places[0].dp_size)
-    ]
-
-
-def test_the_groups_of_sixteen_ranks() -> None:
-    # Megatron's own example: 16 ranks, tp 2, pp 4, so that dp is 2; data-parallel groups are
-    # [0, 2], [1, 3], [4, 6], ...
-    assert groups(16, tp=2, pp=4) == [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]]
-    assert groups(8, tp=2, cp=2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert groups(8, tp=2, pp=2, order="tp-cp-ep-pp-dp") == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert groups(4) == [[0], [1], [2], [3]]
 
 
 @given(
@@ -44,30 +23,14 @@ def test_each_rank_by_its_coordinates(tp: int, cp: int, pp: int, dp: int, names:
     # The first dimension varies fastest: the last one is the outermost loop.
     places = itertools.product(*(range(sizes[name]) for name in reversed(names)))
     for rank, place in enumerate(places):
-        found = topology(rank, tp * cp * pp * dp, tp=tp, cp=cp, pp=pp, order="-".join(names))
+        found = ss.Topology.from_sizes(rank, tp * cp * pp * dp, tp=tp, cp=cp, pp=pp, order="-".join(names))
         assert (found.dp_rank, found.dp_size) == (place[::-1][names.index("dp")], dp)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "says"),
-    [
-        ((0, 6), {"tp": 4}, "world_size=6 is no multiple"),
-        ((4, 4), {}, "rank=4"),
-        ((0, 4), {"pp": 0}, "pp=0"),
-        ((0, 4), {"tp": 2, "order": "dp-pp"}, "order='dp-pp'"),
-        ((0, 4), {"order": "tp-cp"}, "order='tp-cp'"),
-        ((0, 4), {"order": "tp-dp-xp"}, "order='tp-dp-xp'"),
-    ],
-)
-def test_sizes_that_cannot_be(arguments: tuple[int, int], options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ss.ShardstreamError, match=says):
-        topology(*arguments, **options)
 
 
 def train(url: Path, tp: int, state: dict[str, Any] | None, count: int | None) -> Any:
     """A loop as Megatron's: global batches of 24, a collective in each step."""
     with launch.group() as dist:
-        place = topology(dist.get_rank(), dist.get_world_size(), tp=tp)
+        place = ss.Topology.from_sizes(dist.get_rank(), dist.get_world_size(), tp=tp)
         loader = ss.StreamingLoader(dataset(url, topology=place), 24 // place.dp_size, last="short")
         if state is not None:
             loader.load_state_dict(state)

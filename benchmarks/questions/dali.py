@@ -10,7 +10,8 @@ QUESTIONS = (
     Question(
         "dali",
         "JPEG of about 40 KB decoded by DALI on the CPU to 224 x 224, normalised, batches of 32, shuffled",
-        lambda maker, size: maker.images(min(size.images, 1500), 40 << 10),
+        # So few that rounds are whole epochs: an epoch that is cut short has decoded batches for nothing.
+        lambda maker, size: maker.images(min(size.images, 480), 40 << 10),
         (
             Contender(OURS, "dali", "ours", {"reader": "shardstream"}, dataset="dali"),
             Contender(FILES, "dali", "ceiling", {"reader": "file"}, dataset="dali-files"),
@@ -19,6 +20,6 @@ QUESTIONS = (
         (Bar("at least 0.95 x the best of DALI's own readers", 0.95, OURS, (FILES, TARS)),),
         batch=32,
         notes="The same pipeline in all of them, so that what differs is the reader. DALI's readers shuffle "
-        "in a buffer, shardstream over the whole corpus. All pixels and classes are compared before the timing.",
+        "in a buffer, shardstream over the whole corpus. Pixels and classes are compared before.",
     ),
 )

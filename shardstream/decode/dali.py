@@ -192,7 +192,8 @@ class Graph:
         """The pipeline, built. `source` gives the batch of a number: one item for each input, then random."""
         from nvidia.dali import Pipeline
 
-        options["device_id"] = self._gpu
+        # Only this executor leaves outputs alone for as long as a tensor lies over them.
+        options |= {"device_id": self._gpu, "exec_dynamic": True}
         if self._decorated and not options.get("enable_checkpointing"):
             pipeline = self._function(**self._given(source), **options)
         else:

@@ -190,8 +190,8 @@ class Epoch:
             raise error
         failed = source.waiting.popleft()
         self._pipe = None
-        bad = {row: told for row in range(len(failed.keys)) if (told := self._alone(failed, row))}
-        if failed.rows is not None or not bad:
+        bad = {} if failed.rows is not None else self._damaged(failed)
+        if not bad:
             raise error
         where = self._where(failed, bad)
         if len(bad) == len(failed.keys) > 1:
@@ -205,17 +205,23 @@ class Epoch:
         self._start(_chained(again, source), None)
         self._pipe.schedule_run()
 
-    def _alone(self, fed: _Fed, row: int) -> str:
-        """What DALI says of one sample; nothing if it can be decoded."""
+    def _damaged(self, fed: _Fed) -> dict[int, str]:
+        """The rows that cannot be decoded, each tried alone, and what DALI says of them."""
         options = self._loader.options | {"batch_size": 1, "num_threads": 1, "prefetch_queue_depth": 1}
-        source = _Source(iter([fed.only([row])]), 0)
-        pipe = self._loader.graph.build(source, **options)
-        try:
-            pipe.schedule_run()
-            pipe.outputs()
-        except Exception as error:  # noqa: BLE001
-            return reason(error)
-        return ""
+        rest, bad = list(range(len(fed.keys))), dict[int, str]()
+        while rest:
+            before = len(bad)
+            # A pipeline that has failed is no longer valid: a new one for those behind.
+            pipe = self._loader.graph.build(_Source(map(fed.only, [[row] for row in rest]), 0), **options)
+            for row in rest:
+                try:
+                    pipe.schedule_run()
+                    pipe.outputs()
+                except Exception as error:  # noqa: BLE001 - DALI's own, of many types
+                    bad[row] = reason(error)
+                    break
+            rest = [row for row in rest if len(bad) > before and row > max(bad)]
+        return bad
 
     def _where(self, fed: _Fed, bad: Mapping[int, str]) -> list[str]:
         ds = self._loader.ds

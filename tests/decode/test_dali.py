@@ -266,6 +266,7 @@ def test_who_is_skipped_changes_nothing_for_the_others(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_thousand_damaged_images(tmp_path, caplog):
     damaged = tuple(range(0, 3000, 3))
     ours = loader(pack(tmp_path, "none", damaged, 3000), on_error="skip", last="short")

@@ -120,7 +120,8 @@ class Epoch:
             else:
                 # A view, which holds its frame until DALI lets go of the tensor.
                 inputs.append([TensorCPU(view) for view in column])
-        rest = RawBatch(raw.keys, {name: raw.fields[name] for name in loader.beside})
+        fields = {name: raw.fields[name] for name in loader.beside}
+        rest = RawBatch(raw.keys, fields, [name for name in raw.gaps if name in fields])
         return _Fed(raw.keys, inputs, loader.ds.collated(None)(rest))
 
     def _placed(self, start: int) -> Iterator[_Fed]:

@@ -395,6 +395,26 @@ def test_sound(tmp_path):
     assert not cut["wav"][0, 1000:].any()
 
 
+def test_fields_that_samples_lack(tmp_path):
+    place = tmp_path / "images"
+    place.mkdir()
+    for one in range(6):
+        (place / f"{one}.jpg").write_bytes(jpeg(one))
+        if one % 2:
+            (place / f"{one}.txt").write_text(f"picture {one}")
+    url = str(tmp_path / "packed")
+    ss.pack(str(place), url, format="images")
+    ds = ss.StreamingDataset(url)
+    batch = next(iter(ss.DaliLoader(ds, imagenet_train(size=16), 6, "cpu", threads=1)))
+    assert batch["txt"] == [None, "picture 1", None, "picture 3", None, "picture 5"]
+
+    def texts(txt: Any) -> dict[str, Any]:
+        return {"txt": txt}
+
+    with pytest.raises(SourceError, match=r"sample '0' of .* has no field 'txt'"):
+        next(iter(ss.DaliLoader(ds, texts, 6, "cpu", threads=1)))
+
+
 def test_options_that_cannot_work(url, monkeypatch):
     ds = dataset(url)
     for options, told in (

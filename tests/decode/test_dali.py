@@ -269,7 +269,9 @@ def test_who_is_skipped_changes_nothing_for_the_others(tmp_path):
 @pytest.mark.timeout(1800)
 def test_a_thousand_damaged_images(tmp_path, caplog):
     damaged = tuple(range(0, 3000, 3))
-    ours = loader(pack(tmp_path, "none", damaged, 3000), on_error="skip", last="short")
+    # Whole images: a crop that lies in front of where an image is cut off decodes well.
+    url = pack(tmp_path, "none", damaged, 3000)
+    ours = loader(url, pipeline=decoded, on_error="skip", last="short")
     found = keys(ours)
     assert ours.stats()["skipped"] == 1000
     assert sorted(map(number, found)) == [one for one in range(3000) if one % 3]

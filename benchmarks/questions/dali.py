@@ -13,9 +13,9 @@ QUESTIONS = (
         # So few that rounds are whole epochs: an epoch that is cut short has decoded batches for nothing.
         lambda maker, size: maker.images(min(size.images, 480), 40 << 10),
         (
-            Contender(OURS, "dali", "ours", {"reader": "shardstream"}, dataset="dali"),
-            Contender(FILES, "dali", "ceiling", {"reader": "file"}, dataset="dali-files"),
-            Contender(TARS, "dali", "ceiling", {"reader": "webdataset"}, dataset="dali"),
+            Contender(OURS, "dali_source", "ours", {"reader": "shardstream"}, dataset="dali"),
+            Contender(FILES, "dali_source", "ceiling", {"reader": "file"}, dataset="dali-files"),
+            Contender(TARS, "dali_source", "ceiling", {"reader": "webdataset"}, dataset="dali"),
         ),
         (Bar("at least 0.95 x the best of DALI's own readers", 0.95, OURS, (FILES, TARS)),),
         batch=32,

@@ -14,7 +14,7 @@ from benchmarks.make_corpora import Maker
 from benchmarks.processes import Child
 from benchmarks.question import Contender, Question, Size
 
-OWN = ("ours", "ceilings", "dali")
+OWN = ("ours", "ceilings", "dali", "dali_source")
 
 
 class Link(Protocol):

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardstream.dali.loader import DaliLoader as DaliLoader
     from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.dataset import TokenDataset as TokenDataset
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "shardstream.read.batch",
     "Cache": "shardstream.storage.cache",
+    "DaliLoader": "shardstream.dali.loader",
     "Manifest": "shardstream.format.manifest",
     "Mixture": "shardstream.dataset",
     "ShardstreamError": "shardstream.errors",
@@ -51,6 +53,7 @@ _HOMES = {
 __all__ = [
     "Batch",
     "Cache",
+    "DaliLoader",
     "Manifest",
     "Mixture",
     "ShardstreamError",

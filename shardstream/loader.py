@@ -24,7 +24,7 @@ from shardstream.read.device import check_device, moved, pinned
 from shardstream.read.engine import Budget, Stats
 from shardstream.read.sidecar import Sidecar
 
-__all__ = ["StreamingLoader"]
+__all__ = ["Batches", "StreamingLoader", "at_least_one"]
 
 _LOG = logging.getLogger("shardstream")
 
@@ -65,9 +65,9 @@ class StreamingLoader:
     ) -> None:
         if not isinstance(ds, OrderedDataset):
             raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset, TokenDataset or Mixture")
-        _at_least_one("batch_size", batch_size)
+        at_least_one("batch_size", batch_size)
         if threads is not None:
-            _at_least_one("threads", threads)
+            at_least_one("threads", threads)
         if last not in ("drop", "pad", "short"):
             raise OptionError(f"last={last!r} must be 'drop', 'pad' or 'short'")
         if engine not in ("thread", "process"):
@@ -79,7 +79,7 @@ class StreamingLoader:
         self._broadcast = None if broadcast is None else Broadcast(_group(ds, broadcast))
         # What comes from another process, or goes to others, is pinned here.
         self._pin_here = pin and (engine == "process" or self._broadcast is not None)
-        self._batches = _Batches(ds, batch_size, last, collate, pin and not self._pin_here, budget)
+        self._batches = Batches(ds, batch_size, last, collate, pin and not self._pin_here, budget)
         self._sidecar = Sidecar(self._batches.stream, budget.deadline) if engine == "process" else None
         self._stats = Stats()
         self._cursor = Cursor()
@@ -180,7 +180,7 @@ class StreamingLoader:
 
 
 @dataclasses.dataclass
-class _Batches:
+class Batches:
     """Which samples make which batch of this rank; picklable, for the process that makes them."""
 
     ds: OrderedDataset
@@ -200,9 +200,9 @@ class _Batches:
         finish = self.ds.collated(self.collate)
         made = (lambda items: pinned(finish(items))) if self.pin else finish
         direct = self.collate in (None, list) and not self.pin
-        return self.ds.stream(epoch, self._requests(position), made, self.budget, stats, direct)
+        return self.ds.stream(epoch, self.requests(position), made, self.budget, stats, direct)
 
-    def _requests(self, start: int) -> Iterator[Request]:
+    def requests(self, start: int) -> Iterator[Request]:
         """What this rank needs of each global batch, one batch at first and then more at a time."""
         total, ranks = self.ds.total, self.ds.topology
         count = batches(total, self.samples, self.last, start)
@@ -239,6 +239,7 @@ def _group(ds: OrderedDataset, broadcast: Any) -> Any:
     return (topology if isinstance(topology, Topology) else Topology()).group(broadcast)
 
 
-def _at_least_one(name: str, value: object) -> None:
+def at_least_one(name: str, value: object) -> None:
+    """Raise OptionError unless `value` is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{name}={value!r} must be an int, at least 1")

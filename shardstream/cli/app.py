@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import shardstream
-from shardstream.cli import adopt, cache, export, inspect, pack, verify, warm
+from shardstream.cli import adopt, cache, export, inspect, pack, show, verify, warm
 from shardstream.errors import OptionError, ShardstreamError
 
 # click's UsageError, wherever typer keeps it: newer releases bring their own copy of click.
@@ -33,6 +33,7 @@ app.command()(verify.verify)
 app.command()(export.export)
 app.command()(warm.warm)
 app.command()(cache.cache)
+app.command()(show.show)
 
 
 def _version(wanted: bool) -> None:

@@ -13,15 +13,30 @@ from shardstream.cli.progress import counted
 def export(
     url: Annotated[str, typer.Argument(help="Directory or URL of the dataset.")],
     dest: Annotated[str, typer.Argument(help="Directory or URL to write to.")],
-    format: Annotated[str, typer.Option(help="webdataset (plain tars) or jsonl.")] = "webdataset",
+    format: Annotated[
+        str, typer.Option(help="webdataset (plain tars), jsonl, or dali-index.")
+    ] = "webdataset",
     shard_size: Annotated[str, typer.Option(help="Bytes in one output file.")] = "64MiB",
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
 ) -> None:
-    """Write a dataset back as plain WebDataset tars or as JSON Lines."""
+    """Write a dataset back as plain WebDataset tars or as JSON Lines.
+
+    dali-index writes no samples: for each plain tar of the dataset a file shard-000000.idx, or with the
+    name of the tar, which DALI's webdataset reader takes as index_paths.
+    """
     from shardstream.read.export import export as run
     from shardstream.storage.remote import redact
 
+    if format == "dali-index":
+        from shardstream.read.dali_index import write_dali_index
+
+        written = write_dali_index(url, dest, options.storage_options(storage_option))
+        if json:
+            options.print_json({"files": written})
+        else:
+            print(f"{len(written):,} indexes written to {redact(dest)}")
+        return
     with counted("exporting", quiet=json) as progress:
         count = run(url, dest, format, shard_size, options.storage_options(storage_option), progress)
     if json:

@@ -123,17 +123,19 @@ class OrderedDataset(_Iterable):
         budget: Budget,
         stats: Stats | None = None,
         direct: bool = False,
+        source: Source | None = None,
     ) -> Generator[Any, None, None]:
         """The batches of all requests, in order; each is `finish(items)`.
 
         `finish` is called in threads, or where it is quick and `direct` says so, by the consumer.
+        source: where frames come from, if not from the dataset's own source.
         """
-        order = self.order(epoch)
+        order, source = self.order(epoch), source or self.source
         if not self.remote:
-            return stream(self.source, self.units(order, requests, direct), finish, budget, stats)
+            return stream(source, self.units(order, requests, direct), finish, budget, stats)
         coming = Coming(self, order)
         units = self.units(order, coming.requests(requests), direct)
-        return coming.delivered(stream(self.source, units, finish, budget, stats))
+        return coming.delivered(stream(source, units, finish, budget, stats))
 
     @property
     def remote(self) -> bool:

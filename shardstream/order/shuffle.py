@@ -21,8 +21,8 @@ __all__ = ["ShardOrder", "Shuffle", "permutation", "raw"]
 Ints = NDArray[np.int64]
 
 # What random numbers are for. FIXED: the order of shards that lanes are cut from, for scope="lane".
-# PIECES: the order of the pieces of shards in their lanes.
-SHARDS, FRAMES, SAMPLES, FIXED, PIECES = 0, 1, 2, 3, 4
+# PIECES: the order of the pieces of shards in their lanes. AUGMENT: what is done to samples.
+SHARDS, FRAMES, SAMPLES, FIXED, PIECES, AUGMENT = 0, 1, 2, 3, 4, 16
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ class Tokenizer:
         """The token ids of each text; no special tokens are added."""
         raise NotImplementedError
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; what is no text is shown by replacement characters."""
+        raise NotImplementedError
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _reload, (self.spec, self.fingerprint)
 
@@ -50,6 +54,9 @@ class Tokenizer:
 class _Bytes(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
 
 
 class _Json(Tokenizer):
@@ -74,6 +81,9 @@ class _Json(Tokenizer):
             raise SourceError(f"the tokenizer {self.name} cannot encode a text: {error}") from error
         return [np.array(encoding.ids, dtype) for encoding in found]
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._engine.decode(list(tokens), skip_special_tokens=False))
+
 
 class _Tiktoken(Tokenizer):
     def __init__(self, spec: str, engine: Any, fingerprint: str) -> None:
@@ -83,6 +93,9 @@ class _Tiktoken(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         dtype = self.dtype()
         return [np.array(self._engine.encode_ordinary(text), dtype) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._engine.decode([token for token in tokens if token < self.vocab_size]))
 
 
 def load_tokenizer(spec: str) -> Tokenizer:

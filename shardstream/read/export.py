@@ -39,7 +39,7 @@ def export(
     Memory is bounded by `shard_size` and one sample. `progress` gets (samples written, of all).
     """
     if format not in FORMATS:
-        raise OptionError(f"format={format!r}; choose {' or '.join(FORMATS)}")
+        raise OptionError(f"format={format!r}; choose {', '.join(FORMATS)}, or for the command dali-index")
     limit = parse_size(shard_size, "shard_size")
     reader = DatasetReader.open(url, storage_options)
     store = Store.open(dest, storage_options)

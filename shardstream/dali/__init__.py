@@ -1,0 +1,1 @@
+"""Batches decoded by NVIDIA DALI."""

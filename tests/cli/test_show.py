@@ -1,0 +1,134 @@
+"""shardstream show: sheets of images, texts and tokens, and what a terminal gets."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import shardstream as ss
+from shardstream.cli.app import run
+from shardstream.cli.sheet import INK, Tile, open_image, sheet
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    """Twelve plain colours in two classes, one of them damaged."""
+    for number in range(12):
+        place = tmp_path / "images" / ("blue", "red")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        colour = (250, 10, 10) if number % 2 else (10, 10, 250)
+        Image.new("RGB", (60, 40), colour).save(place / f"{number:02d}.jpg")
+    damaged = tmp_path / "images" / "red" / "05.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    ss.pack(str(tmp_path / "images"), str(tmp_path / "packed"), format="images")
+    return str(tmp_path / "packed")
+
+
+def near(page: Image.Image, colour: tuple[int, int, int]) -> int:
+    """The pixels that have about this colour."""
+    return int((np.abs(np.asarray(page, np.int64) - colour).max(2) < 20).sum())
+
+
+def test_a_sheet_of_images(images, tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    assert run(["show", images, "--out", str(out)]) == 0
+    assert "12 samples" in capsys.readouterr().out
+    page = Image.open(out).convert("RGB")
+    # Six pictures of one colour and, one being damaged, five of the other.
+    assert near(page, (10, 10, 250)) > 6 * 60 * 40
+    assert near(page, (250, 10, 10)) == pytest.approx(near(page, (10, 10, 250)) * 5 / 6, rel=0.05)
+
+
+def test_who_is_shown(images, tmp_path, capsys):
+    def shown(*more: str) -> list[str]:
+        assert run(["show", images, *more]) == 0
+        said = capsys.readouterr().out
+        return sorted(key for number in range(12) for key in [f"/{number:02d}"] if key in said)
+
+    assert len(shown("--limit", "4")) == 4
+    assert shown("--limit", "4", "--seed", "1") == shown("--limit", "4", "--seed", "1")
+    assert shown("--limit", "4", "--seed", "1") != shown("--limit", "4", "--seed", "2")
+    assert len(shown("--limit", "50")) == 12
+
+
+def test_a_terminal_gets_blocks_where_it_has_colours(images, capsys, monkeypatch):
+    assert run(["show", images, "--limit", "2"]) == 0
+    plain = capsys.readouterr().out
+    assert "image, 60 x 40" in plain
+    assert "blue" in plain
+    assert "▀" not in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    assert run(["show", images, "--limit", "12"]) == 0
+    coloured = capsys.readouterr().out
+    assert "▀" in coloured
+    assert "cannot be decoded" in coloured
+
+
+def test_texts_and_tokens(tmp_path, capsys):
+    rows = [{"id": f"r{number}", "text": f"line {number} \x1b[2J grüß\n" * 30} for number in range(5)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ss.pack(tmp_path / "c.jsonl", tmp_path / "texts")
+    ss.pack(tmp_path / "c.jsonl", tmp_path / "tokens", tokenizer="bytes", eos=256)
+    for name in ("texts", "tokens"):
+        out = tmp_path / f"{name}.png"
+        assert run(["show", str(tmp_path / name), "--out", str(out)]) == 0
+        ink = tuple(int(INK[at : at + 2], 16) for at in (1, 3, 5))
+        assert near(Image.open(out).convert("RGB"), ink) > 500  # type: ignore[arg-type]
+        capsys.readouterr()
+        assert run(["show", str(tmp_path / name), "--limit", "1"]) == 0
+        said = capsys.readouterr().out
+        assert "line 0" in said
+        assert "grüß" in said
+        assert "\x1b" not in said
+    assert "tokens" in said
+
+
+def test_tokens_of_a_tokenizer_that_nobody_knows_are_numbers(tmp_path, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    (tmp_path / "c.jsonl").write_text('{"text": "one two one"}\n')
+    words = tokenizers.models.WordLevel({"one": 0, "two": 1, "?": 2}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "words.json"))
+    ss.pack(tmp_path / "c.jsonl", tmp_path / "packed", tokenizer=str(tmp_path / "words.json"))
+    assert run(["show", str(tmp_path / "packed")]) == 0
+    assert "0 1 0" in capsys.readouterr().out
+    assert run(["show", str(tmp_path / "packed"), "--tokenizer", str(tmp_path / "words.json")]) == 0
+    assert "one two one" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text((tmp_path / "words.json").read_text().replace("two", "zwei"))
+    assert run(["show", str(tmp_path / "packed"), "--tokenizer", str(tmp_path / "other.json")]) == 2
+    assert "packed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 16, 40])
+@pytest.mark.parametrize("text", ["", "word " * 400, "w" * 5000, "a\nb\n" * 50])
+def test_every_sheet_holds_its_tiles(count, text):
+    image = Image.new("RGB", (9, 300), "green")
+    for picture in (None, image):
+        page = sheet("t" * 500, [Tile("k" * 300, picture, "l" * 300, text, picture is None)] * count)
+        assert page.width == 1280
+        assert page.height < 250 + count * 360
+
+
+def test_transparent_and_turned_images():
+    file = io.BytesIO()
+    Image.new("RGBA", (4, 2), (0, 0, 0, 0)).save(file, "png")
+    assert open_image(file.getvalue()).getpixel((0, 0)) == (255, 255, 255)
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(file, "jpeg", exif=exif)
+    assert open_image(file.getvalue()).size == (20, 40)
+    assert "cannot be decoded" in open_image(b"nothing")
+
+
+def test_without_pillow_the_extra_is_named(images, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    assert run(["show", images, "--limit", "1"]) == 1
+    assert "shardstream[images]" in capsys.readouterr().err

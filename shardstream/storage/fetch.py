@@ -58,6 +58,9 @@ class Fetcher:
     def __init__(self, load: Callable[[str, int, int], bytes], tiers: Tiers) -> None:
         self._load, self.tiers = load, tiers
         self._crew = _Crew(_THREADS)
+        self._planner = _Crew(
+            1
+        )  # so that what is expected first is sent for first, on connections that are free
         self._lock = threading.Lock()
         self._flights: dict[Block, _Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
@@ -97,7 +100,14 @@ class Fetcher:
 
         Neighbours in one object come in one range. Errors are raised by `get`.
         """
-        self._crew.submit(lambda: self._plan(wants))
+        self._planner.submit(lambda: self._plan(wants))
+
+    def here(self, want: Want) -> bool:
+        """Whether `get` would give the block without waiting for a store."""
+        with self._lock:
+            if want.block in self._landed:
+                return True
+        return self.tiers.has(want.block)
 
     def ranges(self, wants: Sequence[Want]) -> list[list[Want]]:
         """Neighbours in one object together, what is needed first at first: what `store` takes."""

@@ -20,8 +20,9 @@ from shardstream.storage.claims import Claim
 __all__ = ["Fetcher", "Want"]
 
 _FIRST, _LARGEST = 512 << 10, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
-_GROWTH = 16  # a range is at most this part of what was fetched so far
+_GROWTH = 8  # a range is at most this part of what was sent for so far
 _AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for
+_SPARE = 256 << 20  # and with so many of them, nothing is fetched any more that is not needed soon
 _THREADS = 64
 _DEADLINE = 600.0  # seconds to wait for a fetch of another thread
 _PATIENCE = 60.0  # seconds to wait for a fetch of another process, before fetching here, too
@@ -32,6 +33,7 @@ class Want(NamedTuple):
     """A block, and how to get it: `size` stored bytes from `start` of an object.
 
     accept: makes what is kept of the stored bytes, or raises CorruptionError.
+    soon: whether it is worth memory until it is asked for, where the SSD tier has it.
     """
 
     block: Block
@@ -39,6 +41,7 @@ class Want(NamedTuple):
     start: int
     size: int
     accept: Callable[[bytes], Data]
+    soon: bool = True
 
 
 class _Flight:
@@ -64,7 +67,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._flights: dict[Block, _Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
-        self._landed_bytes = 0
+        self._landed_bytes = self._flying = self._sent = 0  # bytes; the latter two of `ahead`
         self.requests = self.remote_bytes = self.refetches = 0
 
     def pace(self, most: Callable[[], int]) -> None:
@@ -101,6 +104,15 @@ class Fetcher:
         Neighbours in one object come in one range. Errors are raised by `get`.
         """
         self._planner.submit(lambda: self._plan(wants))
+
+    @property
+    def room(self) -> int:
+        """The bytes of a range in which blocks may be fetched that are needed later."""
+        return self._most if self._landed_bytes + self._flying < _SPARE else 0
+
+    @property
+    def _most(self) -> int:
+        return min(max(_FIRST, self._sent // _GROWTH), _LARGEST)
 
     def here(self, want: Want) -> bool:
         """Whether `get` would give the block without waiting for a store."""
@@ -144,9 +156,9 @@ class Fetcher:
             if data is None:
                 data = self._fetch(flight.want)
         except BaseException as error:
-            self._land(flight, error)
+            self._land(flight, error, ahead=False)
             raise
-        self._land(flight, data, hold=False)
+        self._land(flight, data, hold=False, ahead=False)
         return data
 
     def _fetch(self, want: Want) -> Data:
@@ -200,8 +212,9 @@ class Fetcher:
                         if want.block not in self._flights and want.block not in self._landed:
                             fresh.append(_Flight(want))
                             self._flights[want.block] = fresh[-1]
-        most = min(max(_FIRST, self.remote_bytes // _GROWTH), _LARGEST)
-        for flights in _ranges(fresh, most):
+                            self._flying += want.size
+                            self._sent += want.size
+        for flights in _ranges(fresh, self._most):
             self._crew.submit(functools.partial(self._range, flights))
 
     def _range(self, flights: list[_Flight], wait: float = 0.0) -> None:
@@ -235,15 +248,19 @@ class Fetcher:
                     _release(claims[flight])
                     self._land(flight, error)
                 else:
-                    self.tiers.keep(want.block, data, claims[flight], wait)
-                    self._land(flight, data)
+                    kept = self.tiers.keep(want.block, data, claims[flight], wait)
+                    self._land(flight, data, hold=want.soon or not kept)
 
-    def _land(self, flight: _Flight, result: Data | BaseException | None, hold: bool = True) -> None:
+    def _land(
+        self, flight: _Flight, result: Data | BaseException | None, hold: bool = True, ahead: bool = True
+    ) -> None:
         """The flight is over: tell who waits for it, and hold the bytes until they are asked for."""
         block = flight.want.block
         with self._lock:
             if self._flights.get(block) is flight:
                 del self._flights[block]
+                if ahead:
+                    self._flying -= flight.want.size
             if hold and isinstance(result, (bytes, memoryview)):
                 self._pick_up(block)
                 self._landed[block] = result

@@ -63,7 +63,7 @@ class Coming:
             built.close()
 
     def _all_later(self, shard: int) -> NDArray[np.bool_] | None:
-        """Which frames of a shard this process will need in this epoch, roughly; None if that is not known."""
+        """Which frames of a shard this process will need in this epoch, roughly; None if not known."""
         order, ranks = self._order, self._ds.topology
         worker = workers.current()
         if order.partial or (worker is not None and worker.size > 1):
@@ -74,7 +74,8 @@ class Coming:
         if self._ds.shuffle is not None and self._ds.shuffle.scope == "lane":
             return None
         last = last_positions(order, shard, frames)
-        return np.logical_and(last >= begin, last % ranks.dp_size == ranks.dp_rank)
+        found: NDArray[np.bool_] = (last >= begin) & (last % ranks.dp_size == ranks.dp_rank)
+        return found
 
     def _uses(self, shard: int) -> NDArray[np.float64]:
         """In how many epochs from now each frame of a shard is needed."""

@@ -141,7 +141,9 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
             while await self._exchange(reader, writer, source, upstream):
                 pass
         except asyncio.CancelledError:
-            writer.transport.abort()
+            for end in (writer, upstream):
+                if end is not None:
+                    end.transport.abort()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
@@ -149,8 +151,8 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
             for end in (writer, upstream):
                 if end is not None:
                     end.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
+                    with contextlib.suppress(OSError, asyncio.CancelledError):
+                        await end.wait_closed()
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,

@@ -51,6 +51,7 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """A StreamingDataLoader."""
     tokens, remote, more = corpus.kind == "tokens", options.get("remote"), {}
     if remote is not None:
+        os.environ["AWS_ALLOW_HTTP"] = "true"  # for obstore, by which it fetches chunks
         more = {
             "cache_dir": remote["cache"],
             "storage_options": {

@@ -20,7 +20,9 @@ _ROWS = (
     Contender(LITDATA, "litdata", "peer", {"shards": SHARDS}, dataset="litdata-none-64"),
     Contender(MDS, "mosaic", "peer", {"codec": "none", "shards": SHARDS}, dataset="mosaic-none-64"),
     Contender(WDS, "wds", "peer", {"codec": "none", "shards": SHARDS}, dataset="wds-none-64"),
-    Contender(HF, "hf", "peer", {"parquet": True, "shards": SHARDS}, dataset="hf-parquet-64"),
+    Contender(
+        HF, "hf", "peer", {"streaming": True, "parquet": True, "shards": SHARDS}, dataset="hf-parquet-64"
+    ),
 )
 _BARE = Contender(
     BARE,

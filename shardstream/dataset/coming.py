@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardstream.dataset import workers
 from shardstream.order.lanes import Order, distinct
-from shardstream.order.uses import last_positions, next_uses
+from shardstream.order.uses import lanes_of, last_positions, next_uses
 
 if TYPE_CHECKING:
     from shardstream.dataset.base import OrderedDataset
@@ -71,11 +71,11 @@ class Coming:
         frames, begin = self._ds.manifest.shards[shard].frames, self._batches[0] if self._batches else 0
         if ranks.dp_size == 1 and not begin:
             return np.ones(frames, np.bool_)
-        if self._ds.shuffle is not None and self._ds.shuffle.scope == "lane":
+        if order.lanes % ranks.dp_size or (order.shuffle is not None and order.shuffle.scope == "lane"):
             return None
-        last = last_positions(order, shard, frames)
-        found: NDArray[np.bool_] = (last >= begin) & (last % ranks.dp_size == ranks.dp_rank)
-        return found
+        lane = lanes_of(order, shard, frames)
+        found: NDArray[np.bool_] = (lane >= 0) & (lane % ranks.dp_size == ranks.dp_rank)
+        return found & (last_positions(order, shard, frames) >= begin)
 
     def _uses(self, shard: int) -> NDArray[np.float64]:
         """In how many epochs from now each frame of a shard is needed."""

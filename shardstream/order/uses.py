@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from shardstream.order.lanes import Order, lane_position
 from shardstream.order.shuffle import FRAMES, permutation
 
-__all__ = ["last_positions", "last_uses", "next_uses"]
+__all__ = ["lanes_of", "last_positions", "last_uses", "next_uses"]
 
 
 def last_uses(order: Order, shard: int, frames: int) -> NDArray[np.float64]:
@@ -34,6 +34,26 @@ def last_positions(order: Order, shard: int, frames: int) -> NDArray[np.int64]:
         place = np.minimum((place // window + 1) * window, frames) - 1
     last = begin + np.maximum((place + 1) * (end - begin) // frames - 1, 0)
     return lane_position(last, order.total, order.lanes)
+
+
+def lanes_of(order: Order, shard: int, frames: int) -> NDArray[np.int64]:
+    """The lane that reads all samples of each frame of a shard, [frames]; -1 where there may be several.
+
+    It takes the frames of a shard to differ in samples by less than what fills one of them.
+    """
+    begin, end = order.span(shard)
+    if not frames or begin == end:
+        return np.full(frames, -1, np.int64)
+    place, window = np.arange(frames, dtype=np.int64), 1
+    if order.shuffle is not None:
+        window = order.shuffle.window
+        place = np.argsort(permutation(frames, order.shuffle.seed, order.epoch, FRAMES, shard))
+    first = np.maximum(place // window * window - 1, 0)
+    last = np.minimum((place // window + 1) * window + 1, frames)
+    low = begin + first * (end - begin) // frames
+    high = begin + np.maximum(last * (end - begin) // frames, 1) - 1
+    lanes = [lane_position(bound, order.total, order.lanes) % order.lanes for bound in (low, high)]
+    return np.where(lanes[0] == lanes[1], lanes[0], -1)
 
 
 def next_uses(order: Order, following: Order, shard: int, frames: int, now: float) -> NDArray[np.float64]:

@@ -67,6 +67,8 @@ class Fetcher:
         self._lock = threading.Lock()
         self._flights: dict[Block, _Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
+        self._plans = 0  # begun or waiting
+        self._given: set[Block] = set()  # meanwhile, to those who were sooner
         self._landed_bytes = self._flying = self._sent = 0  # bytes; the latter two of `ahead`
         self.requests = self.remote_bytes = self.refetches = 0
 
@@ -80,6 +82,7 @@ class Fetcher:
             with self._lock:
                 landed = self._pick_up(want.block)
                 if landed is not None:
+                    self._note(want.block)
                     return landed
                 flight = self._flights.get(want.block)
                 mine = flight is None
@@ -96,13 +99,21 @@ class Fetcher:
             if data is not None:
                 with self._lock:
                     self._pick_up(want.block)
+                    self._note(want.block)
                 return data
+
+    def _note(self, block: Block) -> None:
+        """A block was given to somebody: plans that were made before are not to fetch it again."""
+        if self._plans:
+            self._given.add(block)
 
     def ahead(self, wants: Iterable[Want]) -> None:
         """Fetch these blocks, which will be asked for in this order; returns at once.
 
         Neighbours in one object come in one range. Errors are raised by `get`.
         """
+        with self._lock:
+            self._plans += 1
         self._planner.submit(lambda: self._plan(wants))
 
     @property
@@ -207,15 +218,23 @@ class Fetcher:
         # An index that cannot be read: whoever asks for its frames is told.
         with contextlib.suppress(ShardstreamError):
             for want in wants:
-                if not self.tiers.has(want.block):
-                    with self._lock:
-                        if want.block not in self._flights and want.block not in self._landed:
-                            fresh.append(_Flight(want))
-                            self._flights[want.block] = fresh[-1]
-                            self._flying += want.size
-                            self._sent += want.size
+                with self._lock:
+                    if any(want.block in known for known in (self._flights, self._landed, self._given)):
+                        continue
+                    flight = self._flights[want.block] = _Flight(want)
+                    self._flying += want.size
+                # Looked for only now: whoever had it fetched meanwhile would else not be seen.
+                if self.tiers.has(want.block):
+                    self._land(flight, None)
+                else:
+                    self._sent += want.size
+                    fresh.append(flight)
         for flights in _ranges(fresh, self._most):
             self._crew.submit(functools.partial(self._range, flights))
+        with self._lock:
+            self._plans -= 1
+            if not self._plans:
+                self._given.clear()
 
     def _range(self, flights: list[_Flight], wait: float = 0.0) -> None:
         """Fetch blocks of one object, except those that another process is fetching; nothing is raised."""
@@ -261,6 +280,8 @@ class Fetcher:
                 del self._flights[block]
                 if ahead:
                     self._flying -= flight.want.size
+                elif not isinstance(result, BaseException):
+                    self._note(block)
             if hold and isinstance(result, (bytes, memoryview)):
                 self._pick_up(block)
                 self._landed[block] = result

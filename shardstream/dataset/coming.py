@@ -68,7 +68,7 @@ class Coming:
         worker = workers.current()
         if order.partial or (worker is not None and worker.size > 1):
             return None
-        frames, begin = self._ds.manifest.shards[shard].frames, self._batches[0] if self._batches else 0
+        frames, begin = self._ds.manifest.shards[shard].frames, next(iter(tuple(self._batches)), 0)
         if ranks.dp_size == 1 and not begin:
             return np.ones(frames, np.bool_)
         if order.lanes % ranks.dp_size or (order.shuffle is not None and order.shuffle.scope == "lane"):

@@ -117,11 +117,6 @@ class DatasetReader:
         wanted = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
         self.kept.fetcher.ahead([self.kept.index(shard) for shard in wanted])
 
-    def has_indexes(self, shards: Sequence[int]) -> bool:
-        """Whether these indexes can be read without waiting for the store."""
-        kept = self.kept
-        return all(shard in self._indexes or kept.fetcher.here(kept.index(shard)) for shard in shards)
-
     def plan(
         self, uses: Callable[[int], NDArray[np.float64]], later: Callable[[int], NDArray[np.bool_] | None]
     ) -> None:

@@ -125,13 +125,6 @@ class Fetcher:
     def _most(self) -> int:
         return min(max(_FIRST, self._sent // _GROWTH), _LARGEST)
 
-    def here(self, want: Want) -> bool:
-        """Whether `get` would give the block without waiting for a store."""
-        with self._lock:
-            if want.block in self._landed:
-                return True
-        return self.tiers.has(want.block)
-
     def ranges(self, wants: Sequence[Want]) -> list[list[Want]]:
         """Neighbours in one object together, what is needed first at first: what `store` takes."""
         flights = _ranges([_Flight(want) for want in wants], _LARGEST)

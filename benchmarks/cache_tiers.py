@@ -4,7 +4,7 @@
 
 DATASET is a local packed dataset. It is uploaded to SeaweedFS and read through a proxy that counts, by 1, 2
 and 8 processes as so many ranks that share one empty cache directory; then from a warm cache and from the
-local files in turn, five times each; then three times by one process whose cache holds half of it.
+local files in turn, three times each; then three times by one process whose cache holds half of it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def measure(dataset: str, scratch: Path) -> dict[str, Any]:
             found[f"wire_ratio_{ranks}"] = sum(row["remote_bytes"] for row in rows) / total
             found[f"requests_{ranks}"] = remote.passed()["requests"]
         warm, local = [], []
-        for _ in range(5):
+        for _ in range(3):
             [row] = ended(start(**job | {"ranks": 1}, rank=0))
             warm.append(row)
             [row] = ended(start(url=dataset, options=None, cache=None, epochs=1, ranks=1, rank=0))

@@ -137,6 +137,26 @@ class Contender:
             "samples": self.adapter.count(batch),
         }
 
+    def epoch(self, corpus: str, dest: str, options: dict[str, Any]) -> dict[str, Any]:
+        """One epoch from construction on: what a new job waits for."""
+        before, started = processor_seconds(), time.perf_counter()
+        constructed = self.open(corpus, dest, options)["seconds"]
+        samples, first = 0.0, 0.0
+        for batch in self.loader:
+            first = first or time.perf_counter() - started
+            samples += self.adapter.count(batch)
+        seconds = time.perf_counter() - started
+        if round(samples) != self.corpus.count:
+            raise ValueError(f"{samples} samples came, not {self.corpus.count}")
+        return {
+            "construct": constructed,
+            "first": first,
+            "seconds": seconds,
+            "samples": samples,
+            "cpu": processor_seconds() - before,
+            "cpu_bytes": self.corpus.bytes,
+        }
+
     def resume(
         self, corpus: str, dest: str, options: dict[str, Any], fraction: float, check: bool = False
     ) -> dict[str, Any]:

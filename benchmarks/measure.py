@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.corpora import Corpus
 from benchmarks.make_corpora import Maker
 from benchmarks.processes import Child
 from benchmarks.question import Contender, Question, Size
 
+if TYPE_CHECKING:
+    from benchmarks.store import Remote
+
 OWN = ("ours", "ceilings", "dali", "dali_source")
+_COLD_ROUNDS = 3
 
 
 class Link(Protocol):
@@ -69,8 +73,14 @@ def run(question: Question, setting: Setting) -> dict[str, Any]:
     corpus = question.corpus(setting.maker, setting.size)
     entries = _entries(question, setting)
     rows: dict[str, dict[str, Any]] = {c.name: {"role": c.role, "rounds": []} for c in entries}
-    measure = _rates if question.measure == "rate" else _starts
-    measure(question, setting, corpus, entries, rows)
+    if question.latency is not None:
+        from benchmarks.store import Remote  # a server, and what it takes to run one
+
+        with Remote(setting.data) as remote:
+            _starts(question, setting, corpus, entries, rows, remote)
+    else:
+        measure = _rates if question.measure == "rate" else _starts
+        measure(question, setting, corpus, entries, rows)
     facts = {"count": corpus.count, "bytes": corpus.bytes, "kind": corpus.kind, "dtype": corpus.dtype}
     return {
         "title": question.title, "measure": question.measure, "unit": question.unit, "notes": question.notes,
@@ -148,11 +158,13 @@ def _ready(
 
 
 def _starts(
-    question: Question, setting: Setting, corpus: Corpus, entries: list[Contender], rows: dict[str, Any]
-) -> None:
+    question: Question, setting: Setting, corpus: Corpus, entries: list[Contender], rows: dict[str, Any],
+    remote: Remote | None = None,
+) -> None:  # fmt: skip
     """Each time is taken in a process of its own, the first round being the warm-up."""
     failed: set[str] = set()
-    for number in range(setting.size.rounds + 1):
+    rounds = setting.size.rounds if remote is None else min(setting.size.rounds, _COLD_ROUNDS)
+    for number in range(rounds + 1):
         for entry in entries:
             if entry.name in failed:
                 continue
@@ -166,10 +178,14 @@ def _starts(
             try:
                 row |= link.ask("facts")
                 row["written"] = link.ask("write", corpus=corpus.folder, dest=place, options=options)
+                if remote is not None:
+                    options["remote"] = remote.ready(place, question.latency)
                 answer, peaks = link.watched(
                     question.measure, corpus=corpus.folder, dest=place, options=options, **more
                 )
                 row |= peaks
+                if remote is not None:
+                    answer["wire"] = remote.passed()
             except RuntimeError as error:
                 if entry.role != "peer":
                     raise

@@ -19,7 +19,7 @@ def plot(name: str, answer: dict[str, Any], path: Path) -> None:
     """One PNG."""
     from matplotlib import pyplot as plt
 
-    scale = 1 if answer["measure"] == "rate" else 1e3
+    scale = 1 if answer["measure"] in ("rate", "epoch") else 1e3
     rows = {
         label: (row["role"], [value * scale for value in values(answer, row)])
         for label, row in answer["contenders"].items()

@@ -51,7 +51,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bar:
-    """Ours is at least `factor` times the best of `against`; or without these, at most `factor` seconds."""
+    """Ours is at least `factor` times as fast as the best of `against`; without, at most `factor` seconds."""
 
     text: str
     factor: float
@@ -61,7 +61,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Question:
-    """measure: "rate" (samples per second), "first" or "resume" (seconds)."""
+    """measure: "rate" or "epoch" (samples per second, of a cold epoch), "first" or "resume" (seconds).
+
+    latency: of a round trip in seconds, where the datasets are in an object store; else they are local.
+    """
 
     name: str
     title: str
@@ -72,3 +75,4 @@ class Question:
     measure: str = "rate"
     unit: str = "samples/s"
     notes: str = ""
+    latency: float | None = None

@@ -9,11 +9,12 @@ from typing import Any
 from benchmarks.question import Bar, Question
 
 Row = dict[str, Any]
+RATES = ("rate", "epoch")
 
 
 def values(answer: Row, row: Row) -> list[float]:
     """Samples per second, or seconds, of each round."""
-    if answer["measure"] == "rate":
+    if answer["measure"] in RATES:
         return [r["samples"] / r["seconds"] for r in row["rounds"]]
     return [r["seconds"] for r in row["rounds"]]
 
@@ -36,7 +37,7 @@ def ratios(answer: Row, over: str, under: Sequence[str]) -> list[float]:
     each = [values(answer, rows[name]) for name in under if name in rows and rows[name]["rounds"]]
     if over not in rows or not each:
         return []
-    best = max if answer["measure"] == "rate" else min
+    best = max if answer["measure"] in RATES else min
     return [own / best(others) for own, *others in zip(values(answer, rows[over]), *each, strict=True)]
 
 
@@ -44,6 +45,8 @@ def judged(bar: Bar, answer: Row) -> tuple[str, str]:
     """What was reached, and whether that meets the bar: "yes", "no" or "not measured"."""
     if bar.against:
         found = ratios(answer, bar.ours, bar.against)
+        if answer["measure"] not in RATES:
+            found = [1 / value for value in found]
         met = bool(found) and statistics.median(found) >= bar.factor
     else:
         found = values(answer, answer["contenders"][bar.ours])
@@ -56,7 +59,7 @@ def judged(bar: Bar, answer: Row) -> tuple[str, str]:
 
 def section(question: Question, answer: Row) -> str:
     """The tables of one question, as Markdown."""
-    rate = answer["measure"] == "rate"
+    rate = answer["measure"] in RATES
     corpus = answer["corpus"]
     ours = next(bar.ours for bar in question.bars)
     lines = [
@@ -87,6 +90,7 @@ def section(question: Question, answer: Row) -> str:
             f"{row['written']['bytes'] / 1e6:,.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += _wire(answer)
     lines += ["", "| bar | reached | met |", "| --- | --- | --- |"]
     for bar in question.bars:
         reached, met = judged(bar, answer)
@@ -102,6 +106,20 @@ def section(question: Question, answer: Row) -> str:
             f"Workers tried in the warm-up, samples/s; the better was measured. {'; '.join(tried)}.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _wire(answer: Row) -> list[str]:
+    """What a proxy saw of each contender, where the data came through one: medians."""
+    lines = ["", "| | requests | HEAD | connections | most at once | chain | MB over the wire |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, row in answer["contenders"].items():
+        found = [r["wire"] for r in row["rounds"] if "wire" in r]
+        if found:
+            middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
+            counts = ("requests", "heads", "connections", "most_in_flight", "depth")
+            cells = [f"{middle[key]:.0f}" for key in counts] + [f"{middle['body_bytes'] / 1e6:,.2f}"]
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines if len(lines) > 3 else []
 
 
 def document(questions: Sequence[Question], results: Row) -> str:

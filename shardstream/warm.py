@@ -100,7 +100,7 @@ def warm(
         raise OptionError(
             f"{reader.url} is local and read where it is; Cache(..., always=True) keeps it, too"
         )
-    reader.plan(lambda shard: np.zeros(reader.manifest.shards[shard].frames))
+    reader.plan(lambda shard: np.zeros(reader.manifest.shards[shard].frames), lambda shard: None)
     frames = _all(reader) if ranks is None else _needed(ds, [at.dp_rank for at in place], epochs)
     wants, left_out = _within(
         _wants(reader, frames), min(disk.limit, parse_size(limit or disk.limit, "limit"))

@@ -2,6 +2,8 @@
 
 It understands just enough of HTTP/1.1 to know where a request and its answer begin and end. For
 measurements run it as a process of its own: python -m tests.proxy --to 127.0.0.1:8333 --latency 0.02
+It prints its URL. Each line that it then reads is JSON with faults to set, {"latency": 0.1}; it answers
+with what passed since the line before, and ends with its input.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import random
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -52,6 +56,9 @@ class Counts:
     body_bytes: int = 0  # of answers, sent to clients
     in_flight: int = 0
     most_in_flight: int = 0
+    # The longest chain of requests each of which came after the answer to the one before: what a client
+    # waits for in turn, whatever it asks for at once. New connections count like requests.
+    depth: int = 0
 
 
 class Proxy(contextlib.AbstractContextManager["Proxy"]):
@@ -124,15 +131,19 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self.counts.connections += 1
+        counts, turn = self.counts, self.counts.depth + 1
+        counts.connections += 1
         upstream: asyncio.StreamWriter | None = None
         try:
             await asyncio.sleep(self.faults.latency)
+            counts.depth = max(counts.depth, turn)
             source, upstream = await asyncio.open_connection(*self._to, limit=1 << 20)
             while await self._exchange(reader, writer, source, upstream):
                 pass
         except asyncio.CancelledError:
-            writer.transport.abort()
+            for end in (writer, upstream):
+                if end is not None:
+                    end.transport.abort()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
@@ -140,8 +151,8 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
             for end in (writer, upstream):
                 if end is not None:
                     end.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
+                    with contextlib.suppress(OSError, asyncio.CancelledError):
+                        await end.wait_closed()
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
@@ -152,6 +163,7 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         counts, faults = self.counts, self.faults
         method, path, headers = _parse(head)
         path = path.partition("?")[0]
+        turn = counts.depth + 1
         counts.requests += 1
         counts.paths[method, path] += 1
         if method == "GET" and "range" in headers:
@@ -182,6 +194,7 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
             try:
                 return await self._answer(writer, source, method, chosen)
             finally:
+                counts.depth = max(counts.depth, turn)
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
                     await sending
@@ -287,7 +300,16 @@ def main() -> None:
     proxy = Proxy(options.to, options.port, latency=options.latency)
     print(proxy.url, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
+        for line in sys.stdin:
+            counts = proxy.counts
+            proxy.reset_counts()
+            proxy.set(**json.loads(line))
+            heads = sum(count for (method, _), count in counts.paths.items() if method == "HEAD")
+            facts = {name: getattr(counts, name) for name in _REPORTED} | {"heads": heads}
+            print(json.dumps(facts), flush=True)
+
+
+_REPORTED = ("connections", "requests", "body_bytes", "most_in_flight", "depth")
 
 
 if __name__ == "__main__":

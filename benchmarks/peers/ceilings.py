@@ -17,9 +17,12 @@ from benchmarks.corpora import Corpus, Digest
 from benchmarks.peers import ours
 from benchmarks.peers.common import Options, token_payloads
 from benchmarks.peers.common import expected as as_it_is
+from shardstream.read.reader import read_manifest
+from shardstream.storage.remote import Store
 
 PACKAGES = ("zstandard",)
 _CHUNK = 1 << 20
+_THREADS = 32  # that fetch ranges
 
 
 def write(corpus: Corpus, dest: str, options: Options) -> None:
@@ -32,6 +35,8 @@ def write(corpus: Corpus, dest: str, options: Options) -> None:
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """An iterable of batches, or of pieces of work that stand for a number of samples."""
+    if options["ceiling"] == "ranges":
+        return _Ranges(corpus, options)
     kind = {"gather": _Gather, "zstd": _Zstd, "copy": _Copy, "jpeg": _Jpeg}[options["ceiling"]]
     return kind(corpus, dest, options["batch"])
 
@@ -153,6 +158,24 @@ class _Jpeg(_Pieces):
 
         pixels.reduced(self._data[number], self._sizes[number], self._scales[number])
         return size
+
+
+class _Ranges:
+    """Ranged GETs of 8 MiB of all shards, in threads, through the client that ours uses; nothing is kept."""
+
+    def __init__(self, corpus: Corpus, options: Options) -> None:
+        self._corpus, self._remote = corpus, options["remote"]
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        remote, size = self._remote, 8 << 20
+        access = {"key": remote["key"], "secret": remote["secret"], "endpoint_url": remote["endpoint"]}
+        store = Store.open(remote["url"], access)
+        shards = read_manifest(store).shards
+        jobs = [(s.url, at, min(size, s.bytes - at)) for s in shards for at in range(0, s.bytes, size)]
+        total = sum(job[2] for job in jobs)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for data in pool.map(lambda job: store.read_range(*job), jobs):
+                yield len(data), len(data) * self._corpus.count / total
 
 
 def count(batch: Any) -> float:

@@ -11,6 +11,8 @@ resume(corpus, dest, options, state)        optional: as `loader`, from that sta
 
 options: batch, workers, and codec or whatever else a question gives. With options["decode"], the pixels of
 a side, images are to be decoded: batches are dicts of "image", float [B, 3, side, side], and "label".
+options["remote"] is where the dataset is in an object store: url, signed (URLs of its files), endpoint, key,
+secret, and an empty folder `cache`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,15 +39,26 @@ def write(corpus: Corpus, dest: str, options: Options) -> None:
         _rows, features=datasets.Features(columns), gen_kwargs={"corpus": corpus}, cache_dir=f"{dest}.cache"
     )
     shards = {"num_shards": options["shards"]} if "shards" in options else {"max_shard_size": "64MB"}
+    if options.get("parquet"):
+        os.makedirs(dest)
+        for number in range(count := options["shards"]):
+            made.shard(count, number, contiguous=True).to_parquet(f"{dest}/{number:06d}.parquet")
+        return
     made.save_to_disk(dest, **shards)
 
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """A DataLoader; streaming shuffles with a buffer."""
-    dataset = datasets.load_from_disk(dest)
+    remote = options.get("remote")
+    dataset = None if remote is not None else datasets.load_from_disk(dest)
     tokens = corpus.kind == "tokens"
     streaming = options.get("streaming", False)
-    if streaming:
+    if remote is not None:
+        # s3fs asks for another botocore than boto3, which LitData and MDS need, does: so over HTTP.
+        dataset = datasets.load_dataset(
+            "parquet", data_files=remote["signed"], streaming=True, split="train", cache_dir=remote["cache"]
+        ).shuffle(seed=1, buffer_size=1000)
+    elif streaming:
         # As many pieces as the workers can share.
         dataset = dataset.to_iterable_dataset(num_shards=64).shuffle(seed=1, buffer_size=1000)
     if tokens:

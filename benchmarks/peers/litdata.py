@@ -10,6 +10,7 @@ from typing import Any
 import litdata
 import numpy as np
 import torch
+from litdata.streaming import downloader
 
 from benchmarks.corpora import Corpus
 from benchmarks.peers.common import Options, collate, count, expected, payloads, samples
@@ -49,9 +50,21 @@ def write(corpus: Corpus, dest: str, options: Options) -> None:
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """A StreamingDataLoader."""
-    tokens = corpus.kind == "tokens"
+    tokens, remote, more = corpus.kind == "tokens", options.get("remote"), {}
+    if remote is not None:
+        # It gives obstore no leave to go without TLS: without obstore it takes boto3, which goes.
+        downloader._OBSTORE_AVAILABLE = False  # noqa: SLF001
+        more = {
+            "cache_dir": remote["cache"],
+            "storage_options": {
+                "endpoint_url": remote["endpoint"],
+                "aws_access_key_id": remote["key"],
+                "aws_secret_access_key": remote["secret"],
+            },
+        }
     dataset = litdata.StreamingDataset(
-        input_dir=os.path.abspath(dest),
+        input_dir=os.path.abspath(dest) if remote is None else remote["url"],
+        **more,
         item_loader=litdata.TokensLoader(block_size=corpus.block) if tokens else None,
         shuffle=True,
         drop_last=False,

@@ -67,8 +67,15 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     Compressed shards it decompresses into that folder once, and reads those from then on.
     """
     local = f"{dest}.local{os.getpid()}"
-    remote = None
-    if options["codec"] == "none":
+    remote, store = None, options.get("remote")
+    if store is not None:
+        local, remote = os.path.join(store["cache"], "mds"), store["url"]
+        os.environ |= {
+            "S3_ENDPOINT_URL": store["endpoint"],
+            "AWS_ACCESS_KEY_ID": store["key"],
+            "AWS_SECRET_ACCESS_KEY": store["secret"],
+        }
+    elif options["codec"] == "none":
         if not os.path.islink(local):
             os.symlink(os.path.abspath(dest), local)
             atexit.register(os.remove, local)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +18,10 @@ from shardstream.decode import images
 from shardstream.read.reader import DatasetReader
 
 # Public names are imported when they are first used, and torch with them: not while time is taken.
+# So are the clients of stores.
+for _client in ("s3fs", "obstore"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(_client)
 _LOADED = (ss.StreamingDataset, ss.StreamingLoader, ss.TokenDataset, ss.pack)
 PACKAGES = ("shardstream", "zstandard", "msgspec")
 
@@ -41,7 +47,13 @@ def _raw_bytes(corpus: Corpus) -> int:
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """A StreamingLoader; or with options["iterate"], the dataset sample by sample."""
-    shuffle = ss.Shuffle(seed=1)
+    shuffle, remote = ss.Shuffle(seed=1), options.get("remote")
+    if remote is not None:
+        access = {"key": remote["key"], "secret": remote["secret"], "endpoint_url": remote["endpoint"]}
+        dataset = ss.StreamingDataset(
+            remote["url"], shuffle=shuffle, decode=False, cache=remote["cache"], storage_options=access
+        )
+        return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short")
     if corpus.kind == "tokens":
         dtype = options.get("dtype", "int64")
         tokens = ss.TokenDataset(dest, seq_len=corpus.block - 1, dtype=dtype, shuffle=shuffle)

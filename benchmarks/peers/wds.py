@@ -62,6 +62,9 @@ class _Decode:
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """A WebLoader over batches made in the workers."""
     urls = sorted(glob.glob(os.path.join(dest, "*.tar*")))
+    if "remote" in options:
+        # Of S3 it knows nothing: it runs curl. Signed URLs are what curl can fetch.
+        urls = [f"pipe:curl -s -f '{url}'" for url in options["remote"]["signed"]]
     if options["codec"] == "zstd":
         urls = [f"pipe:zstd -dcq {url}" for url in urls]
     dataset = webdataset.WebDataset(urls, shardshuffle=100, seed=1, empty_check=False)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.dataset import workers
 from shardstream.order.lanes import Order, distinct
-from shardstream.order.uses import next_uses
+from shardstream.order.uses import lanes_of, last_positions, next_uses
 
 if TYPE_CHECKING:
     from shardstream.dataset.base import OrderedDataset
@@ -32,7 +33,7 @@ class Coming:
         self._ds, self._order = ds, order
         self._following: Order | None = None
         self._batches: deque[int] = deque()  # the first position of each that is planned, not delivered
-        ds.reader.plan(self._uses)
+        ds.reader.plan(self._uses, self._all_later)
 
     def requests(self, requests: Iterable[Request]) -> Iterator[Request]:
         """The requests; the indexes of each and of the one after it are on their way."""
@@ -60,6 +61,21 @@ class Coming:
                 yield batch
         finally:
             built.close()
+
+    def _all_later(self, shard: int) -> NDArray[np.bool_] | None:
+        """Which frames of a shard this process will need in this epoch, roughly; None if not known."""
+        order, ranks = self._order, self._ds.topology
+        worker = workers.current()
+        if order.partial or (worker is not None and worker.size > 1):
+            return None
+        frames, begin = self._ds.manifest.shards[shard].frames, next(iter(tuple(self._batches)), 0)
+        if ranks.dp_size == 1 and not begin:
+            return np.ones(frames, np.bool_)
+        if order.lanes % ranks.dp_size or (order.shuffle is not None and order.shuffle.scope == "lane"):
+            return None
+        lane = lanes_of(order, shard, frames)
+        found: NDArray[np.bool_] = (lane >= 0) & (lane % ranks.dp_size == ranks.dp_rank)
+        return found & (last_positions(order, shard, frames) >= begin)
 
     def _uses(self, shard: int) -> NDArray[np.float64]:
         """In how many epochs from now each frame of a shard is needed."""

@@ -169,6 +169,11 @@ class Order:
         index = np.array([self._starts[place] + offset], np.int64)
         return int(lane_position(index, self.total, self.lanes)[0])
 
+    @property
+    def partial(self) -> bool:
+        """Whether only some samples of the shards take part."""
+        return self._kept is not None
+
     def span(self, shard: int) -> tuple[int, int]:
         """The part of S, from and to, that holds the samples of a shard; with scope="lane" others, too."""
         pieces = slice(shard, shard + 1)

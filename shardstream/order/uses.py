@@ -8,17 +8,22 @@ from numpy.typing import NDArray
 from shardstream.order.lanes import Order, lane_position
 from shardstream.order.shuffle import FRAMES, permutation
 
-__all__ = ["last_uses", "next_uses"]
+__all__ = ["lanes_of", "last_positions", "last_uses", "next_uses"]
 
 
 def last_uses(order: Order, shard: int, frames: int) -> NDArray[np.float64]:
-    """The part of the epoch after which each frame of a shard is not read any more, 0 to 1, [frames].
+    """The part of the epoch after which each frame of a shard is not read any more, 0 to 1, [frames]."""
+    return (last_positions(order, shard, frames) + 1) / max(1, order.total)
+
+
+def last_positions(order: Order, shard: int, frames: int) -> NDArray[np.int64]:
+    """The position that reads each frame of a shard last, [frames]; -1 where none does.
 
     It takes all frames of a shard to hold equally many samples, so that no index is needed.
     """
     begin, end = order.span(shard)
     if not frames or begin == end:
-        return np.zeros(frames)
+        return np.full(frames, -1, np.int64)
     place = np.arange(frames, dtype=np.int64)
     if order.shuffle is not None:
         permuted = permutation(frames, order.shuffle.seed, order.epoch, FRAMES, shard)
@@ -28,7 +33,27 @@ def last_uses(order: Order, shard: int, frames: int) -> NDArray[np.float64]:
         window = order.shuffle.window
         place = np.minimum((place // window + 1) * window, frames) - 1
     last = begin + np.maximum((place + 1) * (end - begin) // frames - 1, 0)
-    return (lane_position(last, order.total, order.lanes) + 1) / order.total
+    return lane_position(last, order.total, order.lanes)
+
+
+def lanes_of(order: Order, shard: int, frames: int) -> NDArray[np.int64]:
+    """The lane that reads all samples of each frame of a shard, [frames]; -1 where there may be several.
+
+    It takes the frames of a shard to differ in samples by less than what fills one of them.
+    """
+    begin, end = order.span(shard)
+    if not frames or begin == end:
+        return np.full(frames, -1, np.int64)
+    place, window = np.arange(frames, dtype=np.int64), 1
+    if order.shuffle is not None:
+        window = order.shuffle.window
+        place = np.argsort(permutation(frames, order.shuffle.seed, order.epoch, FRAMES, shard))
+    first = np.maximum(place // window * window - 1, 0)
+    last = np.minimum((place // window + 1) * window + 1, frames)
+    low = begin + first * (end - begin) // frames
+    high = begin + np.maximum(last * (end - begin) // frames, 1) - 1
+    lanes = [lane_position(bound, order.total, order.lanes) % order.lanes for bound in (low, high)]
+    return np.where(lanes[0] == lanes[1], lanes[0], -1)
 
 
 def next_uses(order: Order, following: Order, shard: int, frames: int, now: float) -> NDArray[np.float64]:

@@ -155,6 +155,7 @@ def stream(
                 pending.append(_Pending(unit, futures, work, unit.volume + frames.fetched_bytes - before))
                 ahead += pending[-1].ahead
             if not pending:
+                stats.tiers = source.counters()
                 return
             stats.queue_depth = sum(item.work.done() for item in pending)
             head = pending.popleft()

@@ -67,7 +67,7 @@ class Kept:
 
         return Want(Block(self.group(shard), "whole", info.bytes), info.url, 0, info.bytes, accept)
 
-    def frame(self, shard: int, frame: int, index: ShardIndex) -> Want:
+    def frame(self, shard: int, frame: int, index: ShardIndex, soon: bool = True) -> Want:
         """One frame, as stored or decompressed; for a compressed stream, the whole file."""
         info = self._shards[shard]
         if info.codec in STREAMS:
@@ -84,7 +84,7 @@ class Kept:
             return frames.decompress(info.codec, stored, raw_size, f"{self._name(shard)}, frame {frame}")
 
         block = Block(self.group(shard), f"{frame}.raw" if raw else f"{frame}", raw_size if raw else size)
-        return Want(block, info.url, start, size, accept)
+        return Want(block, info.url, start, size, accept, soon)
 
     def plan(self, reader: object, uses: Callable[[int], NDArray[np.float64]]) -> None:
         """Tell the tiers in how many epochs each frame of a shard is needed next."""

@@ -7,7 +7,7 @@ import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
 from typing import Any
@@ -63,6 +63,8 @@ class DatasetReader:
         self._wholes: OrderedDict[int, memoryview] = OrderedDict()
         self._maps: OrderedDict[int, memoryview] = OrderedDict()
         self._verified: dict[int, NDArray[np.bool_]] = {}
+        self._all_later: Callable[[int], NDArray[np.bool_] | None] = lambda shard: None
+        self._later: dict[int, NDArray[np.bool_] | None] = {}  # what is not sent for yet, by shard
         self._lock = threading.Lock()
         self._inflating = threading.Lock()
 
@@ -82,19 +84,48 @@ class DatasetReader:
         if self.all_local:
             return
         self.kept.fetcher.ahead(
-            self.kept.frame(shard, frame, self.index(shard))
+            self.kept.frame(shard, number, self.index(shard), soon=number == frame)
             for shard, frame in frames
             if self.mapped(shard) is None
+            for number in self._with_neighbours(shard, frame)
         )
+
+    def _with_neighbours(self, shard: int, frame: int) -> Iterable[int]:
+        """A frame that is to be fetched, and those beside it that will be needed later and fit in a range."""
+        if shard not in self._later:
+            self._later[shard] = self._all_later(shard)
+        later, most = self._later[shard], self.kept.fetcher.room
+        if later is None:
+            return (frame,)
+        later[frame] = False
+        index = self.index(shard)
+        # Ranges on a grid: otherwise single frames would be left over between them. A frame may stick out.
+        step = most - int(index.frame_size.max())
+        if step <= 0:
+            return (frame,)
+        cell = index.frame_offset // step
+        first = last = frame
+        while first and later[first - 1] and cell[first - 1] == cell[frame]:
+            first -= 1
+        while last + 1 < len(later) and later[last + 1] and cell[last + 1] == cell[frame]:
+            last += 1
+        later[first : last + 1] = False
+        return range(first, last + 1)
 
     def expect_indexes(self, shards: Sequence[int]) -> None:
         """Fetch indexes ahead, all at once; `index` waits for those on their way. Raises nothing."""
         wanted = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
         self.kept.fetcher.ahead([self.kept.index(shard) for shard in wanted])
 
-    def plan(self, uses: Callable[[int], NDArray[np.float64]]) -> None:
-        """Tell the cache in how many epochs from now each frame of a shard is needed next."""
+    def plan(
+        self, uses: Callable[[int], NDArray[np.float64]], later: Callable[[int], NDArray[np.bool_] | None]
+    ) -> None:
+        """Tell the cache in how many epochs from now each frame of a shard is needed next.
+
+        later: which frames of a shard are certainly read in this epoch; None where that is not known.
+        """
         self.kept.plan(self, uses)
+        self._later, self._all_later = {}, later
 
     @property
     def counters(self) -> dict[str, Any]:

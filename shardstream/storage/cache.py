@@ -102,11 +102,10 @@ class Tiers:
             self.disk is not None and self.disk.has(block)
         )
 
-    def keep(self, block: Block, data: Data, claim: Claim | None, wait: float = 0.0) -> None:
-        """Put a block into all tiers; the claim ends when the last of them has it."""
+    def keep(self, block: Block, data: Data, claim: Claim | None, wait: float = 0.0) -> bool:
+        """Put a block into all tiers; the claim ends when the last has it. Says whether the SSD takes it."""
         self._remember(block, data)
-        if self.disk is not None:
-            self.disk.put(block, data, claim, wait)
+        return self.disk is not None and self.disk.put(block, data, claim, wait)
 
     def _remember(self, block: Block, data: Data) -> None:
         if self.memory is not None and block.name != "index":  # readers keep indexes themselves

@@ -20,8 +20,9 @@ from shardstream.storage.claims import Claim
 __all__ = ["Fetcher", "Want"]
 
 _FIRST, _LARGEST = 512 << 10, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
-_GROWTH = 16  # a range is at most this part of what was fetched so far
+_GROWTH = 8  # a range is at most this part of what was sent for so far
 _AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for
+_SPARE = 256 << 20  # and with so many of them, nothing is fetched any more that is not needed soon
 _THREADS = 64
 _DEADLINE = 600.0  # seconds to wait for a fetch of another thread
 _PATIENCE = 60.0  # seconds to wait for a fetch of another process, before fetching here, too
@@ -32,6 +33,7 @@ class Want(NamedTuple):
     """A block, and how to get it: `size` stored bytes from `start` of an object.
 
     accept: makes what is kept of the stored bytes, or raises CorruptionError.
+    soon: whether it is worth memory until it is asked for, where the SSD tier has it.
     """
 
     block: Block
@@ -39,6 +41,7 @@ class Want(NamedTuple):
     start: int
     size: int
     accept: Callable[[bytes], Data]
+    soon: bool = True
 
 
 class _Flight:
@@ -58,10 +61,15 @@ class Fetcher:
     def __init__(self, load: Callable[[str, int, int], bytes], tiers: Tiers) -> None:
         self._load, self.tiers = load, tiers
         self._crew = _Crew(_THREADS)
+        self._planner = _Crew(
+            1
+        )  # so that what is expected first is sent for first, on connections that are free
         self._lock = threading.Lock()
         self._flights: dict[Block, _Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
-        self._landed_bytes = 0
+        self._plans = 0  # begun or waiting
+        self._given: set[Block] = set()  # meanwhile, to those who were sooner
+        self._landed_bytes = self._flying = self._sent = 0  # bytes; the latter two of `ahead`
         self.requests = self.remote_bytes = self.refetches = 0
 
     def pace(self, most: Callable[[], int]) -> None:
@@ -74,6 +82,7 @@ class Fetcher:
             with self._lock:
                 landed = self._pick_up(want.block)
                 if landed is not None:
+                    self._note(want.block)
                     return landed
                 flight = self._flights.get(want.block)
                 mine = flight is None
@@ -90,14 +99,31 @@ class Fetcher:
             if data is not None:
                 with self._lock:
                     self._pick_up(want.block)
+                    self._note(want.block)
                 return data
+
+    def _note(self, block: Block) -> None:
+        """A block was given to somebody: plans that were made before are not to fetch it again."""
+        if self._plans:
+            self._given.add(block)
 
     def ahead(self, wants: Iterable[Want]) -> None:
         """Fetch these blocks, which will be asked for in this order; returns at once.
 
         Neighbours in one object come in one range. Errors are raised by `get`.
         """
-        self._crew.submit(lambda: self._plan(wants))
+        with self._lock:
+            self._plans += 1
+        self._planner.submit(lambda: self._plan(wants))
+
+    @property
+    def room(self) -> int:
+        """The bytes of a range in which blocks may be fetched that are needed later."""
+        return self._most if self._landed_bytes + self._flying < _SPARE else 0
+
+    @property
+    def _most(self) -> int:
+        return min(max(_FIRST, self._sent // _GROWTH), _LARGEST)
 
     def ranges(self, wants: Sequence[Want]) -> list[list[Want]]:
         """Neighbours in one object together, what is needed first at first: what `store` takes."""
@@ -134,9 +160,9 @@ class Fetcher:
             if data is None:
                 data = self._fetch(flight.want)
         except BaseException as error:
-            self._land(flight, error)
+            self._land(flight, error, ahead=False)
             raise
-        self._land(flight, data, hold=False)
+        self._land(flight, data, hold=False, ahead=False)
         return data
 
     def _fetch(self, want: Want) -> Data:
@@ -185,14 +211,23 @@ class Fetcher:
         # An index that cannot be read: whoever asks for its frames is told.
         with contextlib.suppress(ShardstreamError):
             for want in wants:
-                if not self.tiers.has(want.block):
-                    with self._lock:
-                        if want.block not in self._flights and want.block not in self._landed:
-                            fresh.append(_Flight(want))
-                            self._flights[want.block] = fresh[-1]
-        most = min(max(_FIRST, self.remote_bytes // _GROWTH), _LARGEST)
-        for flights in _ranges(fresh, most):
+                with self._lock:
+                    if any(want.block in known for known in (self._flights, self._landed, self._given)):
+                        continue
+                    flight = self._flights[want.block] = _Flight(want)
+                    self._flying += want.size
+                # Looked for only now: whoever had it fetched meanwhile would else not be seen.
+                if self.tiers.has(want.block):
+                    self._land(flight, None)
+                else:
+                    self._sent += want.size
+                    fresh.append(flight)
+        for flights in _ranges(fresh, self._most):
             self._crew.submit(functools.partial(self._range, flights))
+        with self._lock:
+            self._plans -= 1
+            if not self._plans:
+                self._given.clear()
 
     def _range(self, flights: list[_Flight], wait: float = 0.0) -> None:
         """Fetch blocks of one object, except those that another process is fetching; nothing is raised."""
@@ -225,15 +260,21 @@ class Fetcher:
                     _release(claims[flight])
                     self._land(flight, error)
                 else:
-                    self.tiers.keep(want.block, data, claims[flight], wait)
-                    self._land(flight, data)
+                    kept = self.tiers.keep(want.block, data, claims[flight], wait)
+                    self._land(flight, data, hold=want.soon or not kept)
 
-    def _land(self, flight: _Flight, result: Data | BaseException | None, hold: bool = True) -> None:
+    def _land(
+        self, flight: _Flight, result: Data | BaseException | None, hold: bool = True, ahead: bool = True
+    ) -> None:
         """The flight is over: tell who waits for it, and hold the bytes until they are asked for."""
         block = flight.want.block
         with self._lock:
             if self._flights.get(block) is flight:
                 del self._flights[block]
+                if ahead:
+                    self._flying -= flight.want.size
+                elif not isinstance(result, BaseException):
+                    self._note(block)
             if hold and isinstance(result, (bytes, memoryview)):
                 self._pick_up(block)
                 self._landed[block] = result

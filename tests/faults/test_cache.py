@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 import logging
 import multiprocessing
 import os
@@ -16,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,85 +27,7 @@ from shardstream.storage.cache import Cache
 from shardstream.storage.claims import Claims
 from shardstream.storage.disk import Disk
 from tests.cachefill import digest_of
-
-FrameId = tuple[int, int]
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve shards of about eight frames of 16 KiB."""
-    folder = tmp_path_factory.mktemp("faults-cache")
-    numbers = random.Random(0)
-    with (folder / "corpus.jsonl").open("w") as file:
-        for number in range(700):
-            row = {"id": f"k{number}", "text": numbers.randbytes(1200).hex(), "number": number}
-            file.write(json.dumps(row) + "\n")
-    ss.pack(folder / "corpus.jsonl", folder / "packed", workers=1, shard_size="64KiB", frame_size="16KiB")
-    return folder / "packed"
-
-
-@pytest.fixture(scope="module")
-def digests(packed: Path) -> dict[FrameId, str]:
-    reader = DatasetReader.open(str(packed))
-    found = {frame: digest(reader, frame) for frame in frames_of(reader)}
-    assert len(found) > 60
-    return found
-
-
-@pytest.fixture
-def proxy(nginx: Any, proxy_to: Callable[..., Any], packed: Path) -> Iterator[Any]:
-    """A fault proxy in front of a server that holds the dataset as /faults-cache."""
-    target = nginx.root / "faults-cache"
-    shutil.copytree(packed, target, dirs_exist_ok=True)
-    yield proxy_to(nginx)
-    shutil.rmtree(target)
-
-
-def frames_of(reader: DatasetReader) -> list[FrameId]:
-    shards = enumerate(reader.manifest.shards)
-    return [(shard, frame) for shard, info in shards for frame in range(info.frames)]
-
-
-def digest(reader: DatasetReader, frame: FrameId) -> str:
-    return hashlib.sha256(reader.frame(*frame)).hexdigest()
-
-
-def read_all(url: str, cache: Cache, seed: int | None = None) -> tuple[dict[FrameId, str], dict[str, Any]]:
-    """The digest of each frame, read with some look-ahead, and the counters."""
-    reader = DatasetReader.open(url, cache=cache)
-    order = frames_of(reader)
-    if seed is not None:
-        random.Random(seed).shuffle(order)
-    reader.expect_indexes([shard for shard, _ in order])
-    found: dict[FrameId, str] = {}
-    for begin in range(0, len(order), 8):
-        reader.expect(order[begin : begin + 16])
-        found |= {frame: digest(reader, frame) for frame in order[begin : begin + 8]}
-    disk = reader.kept.tiers.disk
-    assert disk is None or disk.flush(60)
-    return found, reader.counters
-
-
-def url_of(proxy: Any) -> str:
-    return f"{proxy.url}/faults-cache"
-
-
-def blocks_in(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("blocks/*/*"))
-
-
-def small(folder: Path, **options: Any) -> Cache:
-    """A cache whose RAM tier is of no use."""
-    return Cache(folder, ram=1000, **options)
-
-
-def needed(packed: Path) -> int:
-    """Bytes of all frames and indexes."""
-    reader = DatasetReader.open(str(packed))
-    return sum(
-        info.index_bytes + int(reader.index(shard).frame_size.sum())
-        for shard, info in enumerate(reader.manifest.shards)
-    )
+from tests.faults.cached import FrameId, blocks_in, digest, frames_of, needed, read_all, small, url_of
 
 
 @pytest.mark.parametrize("disk_format", ["stored", "raw"])

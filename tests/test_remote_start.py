@@ -1,0 +1,77 @@
+"""What a remote dataset asks for, and when: counted, not timed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardstream as ss
+from shardstream.read.reader import DatasetReader
+
+SEEDED = ss.Shuffle(seed=1)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 70 shards of about 32 frames of 4 KiB, not compressed."""
+    folder = tmp_path_factory.mktemp("remote-start")
+    numbers = random.Random(0)
+    with (folder / "corpus.jsonl").open("w") as file:
+        for number in range(3000):
+            file.write(json.dumps({"id": f"k{number}", "text": numbers.randbytes(200).hex()}) + "\n")
+    ss.pack(
+        folder / "corpus.jsonl", folder / "packed", workers=1, shard_size="128KiB", frame_size="4KiB",
+        compression="none",
+    )  # fmt: skip
+    return folder / "packed"
+
+
+@pytest.fixture
+def proxy(nginx: Any, proxy_to: Callable[..., Any], packed: Path) -> Iterator[Any]:
+    target = nginx.root / "remote-start"
+    shutil.copytree(packed, target, dirs_exist_ok=True)
+    yield proxy_to(nginx)
+    shutil.rmtree(target)
+
+
+def read(proxy: Any, shuffle: ss.Shuffle = SEEDED, **options: Any) -> ss.StreamingLoader:
+    ds = ss.StreamingDataset(f"{proxy.url}/remote-start", shuffle=shuffle, decode=False, **options)
+    return ss.StreamingLoader(ds, batch_size=8, last="short")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_epoch_fetches_each_byte_once_and_neighbours_together(
+    proxy: Any, packed: Path, tmp_path: Path, cached: bool
+) -> None:
+    loader = read(proxy, cache=ss.Cache(tmp_path, ram=1000) if cached else None)
+    keys = [key for batch in loader for key in batch["__key__"]]
+    assert len(set(keys)) == len(keys) == 3000
+    manifest = DatasetReader.open(str(packed)).manifest
+    reader = DatasetReader.open(str(packed))
+    frames = sum(int(reader.index(shard).frame_size.sum()) for shard in range(len(manifest.shards)))
+    assert {method for method, _ in proxy.counts.paths} == {"GET"}  # sizes are in the manifest
+    stats = loader.stats()
+    assert stats["remote_bytes"] == frames + sum(shard.index_bytes for shard in manifest.shards)
+    # Frame by frame there would be one request for each.
+    assert stats["requests"] < sum(shard.frames for shard in manifest.shards) // 2
+
+
+def test_ranks_fetch_no_more_than_their_part(proxy: Any, packed: Path) -> None:
+    reader = DatasetReader.open(str(packed))
+    total = sum(int(reader.index(n).frame_size.sum()) for n in range(len(reader.manifest.shards)))
+    indexes = sum(shard.index_bytes for shard in reader.manifest.shards)
+    found = 0
+    for rank in range(2):
+        # Where lanes meet, both read the frames of a window: with 8 lanes that is little.
+        loader = read(proxy, ss.Shuffle(seed=1, lanes=8), topology=ss.Topology(dp_rank=rank, dp_size=2))
+        for _ in loader:
+            pass
+        found += loader.stats()["remote_bytes"]
+    # Both need most indexes.
+    assert total + indexes <= found <= 1.05 * total + 2 * indexes

@@ -114,11 +114,13 @@ def pack(
         return
     read = record["sources"]["bytes"]
     tokens = f", {done.tokens:,} tokens" if done.tokens else ""
+    # With a limit, only a part of the sources was read.
+    rate = f", {human_size(round(read / max(seconds, 1e-6)))}/s" if limit is None else ""
     print(
-        f"{done.samples:,} samples{tokens} in {len(done.shards):,} shards: {human_size(read)} read, "
+        f"{done.samples:,} samples{tokens} in {len(done.shards):,} shards: "
+        f"{human_size(read)} {'read' if limit is None else 'in the sources'}, "
         f"{human_size(done.raw_bytes)} as plain tar -> {human_size(done.bytes)} stored "
-        f"(ratio {done.raw_bytes / max(1, done.bytes):.2f}), {seconds:.1f} s, "
-        f"{human_size(round(read / max(seconds, 1e-6)))}/s"
+        f"(ratio {done.raw_bytes / max(1, done.bytes):.2f}), {seconds:.1f} s{rate}"
     )
     if rejected:
         print(f"{rejected:,} rejected: see {redact(dest).rstrip('/')}/{REJECTS}")

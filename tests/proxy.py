@@ -111,9 +111,15 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         async def stop() -> None:
             if self._server is not None:
                 self._server.close()
+            await rounds()  # what was just accepted becomes a task
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await rounds()  # and what was aborted is closed
+
+        async def rounds() -> None:
+            for _ in range(8):
+                await asyncio.sleep(0)
 
         self._call(stop())
 

@@ -122,7 +122,7 @@ class Weed(Server):
         return [
             str(program if program.exists() else "weed"), "mini", f"-dir={self.folder}", "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
-            "-s3.port.iceberg=0", "-s3.port.lance=0", *options,
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=100", *options,
         ]  # fmt: skip
 
     def options(self, endpoint: str | None = None) -> dict[str, Any]:
@@ -130,8 +130,8 @@ class Weed(Server):
         return {"key": KEY, "secret": SECRET, "endpoint_url": endpoint or self.url}
 
     def bucket(self) -> str:
-        """The URL of a new place to write to."""
-        return f"s3://bucket-{uuid.uuid4().hex[:12]}/root"
+        """The URL of a new place to write to: in one bucket, for each takes volumes, and there are few."""
+        return f"s3://bucket/{uuid.uuid4().hex[:12]}/root"
 
 
 class Nginx(Server):

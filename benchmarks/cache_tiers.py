@@ -31,11 +31,13 @@ def child(job: dict[str, Any]) -> None:
     import shardstream as ss
 
     topology = ss.Topology(dp_rank=job["rank"], dp_size=job["ranks"])
-    cache = ss.Cache(job["cache"], disk=job.get("disk"), ram=1000) if job["cache"] else None
+    cache = ss.Cache(job["cache"], disk=job.get("disk")) if job["cache"] else None
     ds = ss.StreamingDataset(
         job["url"], shuffle=ss.Shuffle(seed=1), decode=False, cache=cache, topology=topology,
         storage_options=job["options"],
     )  # fmt: skip
+    # Frames that the shuffle has open stay in memory as they do for local files; the RAM tier is left out.
+    ds.reader.kept.tiers.memory = None
     loader = ss.StreamingLoader(ds, batch_size=32, last="short")
     before: dict[str, Any] = {}
     rows = []

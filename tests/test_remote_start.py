@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,33 @@ def test_ranks_fetch_no_more_than_their_part(proxy: Any, packed: Path) -> None:
         found += loader.stats()["remote_bytes"]
     # Both need most indexes.
     assert total + indexes <= found <= 1.05 * total + 2 * indexes
+
+
+def test_a_cache_of_half_the_dataset_hits_half_and_fetches_nothing_twice(tmp_path: Path) -> None:
+    numbers = random.Random(0)
+    with (tmp_path / "corpus.jsonl").open("w") as file:
+        for number in range(3000):
+            file.write(json.dumps({"id": f"k{number}", "text": numbers.randbytes(2000).hex()}) + "\n")
+    ss.pack(
+        tmp_path / "corpus.jsonl", tmp_path / "packed", workers=1, shard_size="2MiB", frame_size="60KiB",
+        compression="none",
+    )  # fmt: skip
+    reader = DatasetReader.open(str(tmp_path / "packed"))
+    infos = list(enumerate(reader.manifest.shards))
+    needed = sum(info.index_bytes + int(reader.index(shard).frame_size.sum()) for shard, info in infos)
+    kept = ss.Cache(tmp_path / "cache", disk=needed // 2, always=True)
+    shuffle = ss.Shuffle(seed=1, lanes=4, window=2)
+    ds = ss.StreamingDataset(str(tmp_path / "packed"), shuffle=shuffle, decode=False, cache=kept)
+    ds.reader.kept.tiers.memory = None  # what the SSD tier does alone
+    disk = ds.reader.kept.tiers.disk
+    assert disk is not None
+    loader = ss.StreamingLoader(ds, batch_size=8, last="short", prefetch="1MiB")
+    fetched = [0]
+    for _ in range(3):
+        assert len({key for batch in loader for key in batch["__key__"]}) == 3000
+        assert disk.flush(60)
+        fetched.append(loader.stats()["remote_bytes"])
+    assert fetched[1] == needed
+    for before, after in pairwise(fetched[1:]):
+        assert after - before <= 0.55 * needed
+    assert disk.used <= disk.limit

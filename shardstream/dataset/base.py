@@ -133,7 +133,7 @@ class OrderedDataset(_Iterable):
         order, source = self.order(epoch), source or self.source
         if not self.remote:
             return stream(source, self.units(order, requests, direct), finish, budget, stats)
-        coming = Coming(self, order)
+        coming = Coming(self, order, budget.keep)
         units = self.units(order, coming.requests(requests), direct)
         return coming.delivered(stream(source, units, finish, budget, stats))
 

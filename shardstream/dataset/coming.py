@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shardstream.dataset import workers
 from shardstream.order.lanes import Order, distinct
 from shardstream.order.uses import lanes_of, last_positions, next_uses
+from shardstream.read.kept import STREAMS
 
 if TYPE_CHECKING:
     from shardstream.dataset.base import OrderedDataset
@@ -29,10 +30,14 @@ class Request(NamedTuple):
 class Coming:
     """One epoch of a dataset whose bytes are not all on this machine."""
 
-    def __init__(self, ds: OrderedDataset, order: Order) -> None:
+    def __init__(self, ds: OrderedDataset, order: Order, keep: int) -> None:
+        """keep: bytes of decompressed frames that may stay in memory until they are read again."""
         self._ds, self._order = ds, order
         self._following: Order | None = None
         self._batches: deque[int] = deque()  # the first position of each that is planned, not delivered
+        self._ended = False
+        self._start: int | None = None  # the first position of all
+        self._exact = self._all_open(keep) and ds.topology.dp_size == 1 and not order.partial
         ds.reader.plan(self._uses, self._all_later)
 
     def requests(self, requests: Iterable[Request]) -> Iterator[Request]:
@@ -47,10 +52,13 @@ class Coming:
             if not held:
                 return
             request = held.popleft()
+            if self._start is None and len(request.positions):
+                self._start = int(request.positions[0])
             begin = 0
             for size in request.sizes:
                 self._batches.append(int(request.positions[begin]) if size else 0)
                 begin += size
+            self._ended = False
             yield request
 
     def delivered(self, built: Generator[Any, None, None]) -> Generator[Any, None, None]:
@@ -58,6 +66,7 @@ class Coming:
         try:
             for batch in built:
                 self._batches.popleft()
+                self._ended = not self._batches
                 yield batch
         finally:
             built.close()
@@ -83,7 +92,21 @@ class Coming:
             self._following = self._ds.order(min(self._order.epoch + 1, 2**64 - 1))
         try:
             now = self._batches[0] / max(1, self._ds.total)
-        except IndexError:  # nothing planned, or all delivered
-            now = 0.0
+        except IndexError:
+            now = float(self._ended)
+        reader = self._ds.reader
         frames = self._ds.manifest.shards[shard].frames
-        return next_uses(self._order, self._following, shard, frames, now)
+        over = None
+        # Other processes may be behind this one.
+        known = self._exact and self._ds.manifest.shards[shard].codec not in STREAMS
+        if known and reader.kept.tiers.alone:
+            over = reader.taken(shard) | (last_positions(self._order, shard, frames) < (self._start or 0))
+        return next_uses(self._order, self._following, shard, frames, now, over)
+
+    def _all_open(self, keep: int) -> bool:
+        """Whether `keep` bytes hold the frames that the shuffle has open, so that each is read once."""
+        order, shards = self._order, self._ds.manifest.shards
+        window = 1 if order.shuffle is None else order.shuffle.window
+        # A frame whose samples lie in two windows is open in both.
+        count = (window + 1) * -(-order.lanes // self._ds.topology.dp_size)
+        return count * max((info.raw_bytes // max(1, info.frames) for info in shards), default=0) <= keep

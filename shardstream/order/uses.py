@@ -56,8 +56,18 @@ def lanes_of(order: Order, shard: int, frames: int) -> NDArray[np.int64]:
     return np.where(lanes[0] == lanes[1], lanes[0], -1)
 
 
-def next_uses(order: Order, following: Order, shard: int, frames: int, now: float) -> NDArray[np.float64]:
-    """In how many epochs each frame is needed, where the part `now` of `order`'s epoch is over."""
+def next_uses(
+    order: Order,
+    following: Order,
+    shard: int,
+    frames: int,
+    now: float,
+    over: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """In how many epochs each frame is needed, where the part `now` of `order`'s epoch is over.
+
+    over: the frames that are not needed again in this epoch, where that is known exactly.
+    """
     ahead = last_uses(order, shard, frames) - now
     later = 1 - now + last_uses(following, shard, frames)
-    return np.where(ahead >= 0, ahead, later)
+    return np.where(ahead < 0 if over is None else over, later, np.maximum(ahead, 0))

@@ -126,6 +126,13 @@ class DatasetReader:
         """
         self.kept.plan(self, uses)
         self._later, self._all_later = {}, later
+        self.kept.fetcher.restart()
+
+    def taken(self, shard: int) -> NDArray[np.bool_]:
+        """Which frames of a shard were given since the last `plan`, or are in memory to be given, [F]."""
+        found = np.zeros(self.manifest.shards[shard].frames, np.bool_)
+        found[self.kept.fetcher.taken(self.kept.group(shard))] = True
+        return found
 
     @property
     def counters(self) -> dict[str, Any]:

@@ -111,6 +111,11 @@ class Tiers:
         if self.memory is not None and block.name != "index":  # readers keep indexes themselves
             self.memory.put(block, data)
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other process uses the SSD tier."""
+        return self.disk is None or self.disk.alone
+
     def plan(self, reader: object, uses: Uses) -> None:
         """Tell all tiers when the blocks of a reader are needed next."""
         for tier in (self.memory, self.disk):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import mmap
 import os
 import re
@@ -47,6 +48,7 @@ _QUEUE = 256 << 20  # bytes that may wait to be written
 _UNIT = 4096  # what file systems allocate
 _PATIENCE = 10.0  # seconds that a writer waits while another process makes room
 _SLACK = 64  # the part of the limit that making room frees at once
+_AHEAD = 8  # the part of the limit that is for what all processes fetch long before it is needed
 _SKIPPED = 1024  # most blocks that are not written after one could not be
 
 
@@ -94,6 +96,8 @@ class Disk:
         self._queued = 0
         self._writing = False
         self._failures = self._skip = self._written = 0
+        # Blocks needed as late are not worth a look at all others, until many bytes were refused.
+        self._latest, self._refused = math.inf, 0
         self._descriptors: list[int] = []
         # Not at exit: the writing thread may still be at work then.
         weakref.finalize(self, _close, self._descriptors).atexit = False
@@ -161,6 +165,20 @@ class Disk:
     def used(self) -> int:
         """The bytes in use, those about to be written included."""
         return self._ledger.total()
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process has the cache open."""
+        return len(self._ledger.processes()) == 1
+
+    def room(self, filled: int) -> int:
+        """The bytes that this process may fill with what is needed much later, `filled` of them so far.
+
+        That is what is free, but for a small share; or that share: a cache that was full once stays full.
+        """
+        share = self.limit // _AHEAD
+        free = self.limit - share - self.used - self._queued
+        return max(free, share // max(1, len(self._ledger.processes())) - filled)
 
     # Reading
 
@@ -298,7 +316,7 @@ class Disk:
         price, kept = cost(block.size), False
         self._ledger.add(price)
         try:
-            if self._ledger.total() > self.limit and not self._make_room(price):
+            if self._ledger.total() > self.limit and not self._make_room(block, price):
                 return
             self._written += 1
             partial = f"{self._ledger.name}-{self._written}"
@@ -332,8 +350,15 @@ class Disk:
 
     # Making room
 
-    def _make_room(self, price: int) -> bool:
-        """Delete what is needed latest until there is room for `price` bytes, which are counted already."""
+    def _make_room(self, block: Block, price: int) -> bool:
+        """Delete what is needed latest, and later than a block, until there is room for its bytes.
+
+        These are counted already. False if there is too little: it is not worth keeping then.
+        """
+        own = self.schedule.group(block.group)(block.name)
+        if own >= self._latest and self._refused < self.limit // _SLACK:
+            self._refused += price
+            return False
         deadline, pause = time.monotonic() + _PATIENCE, threading.Event()
         while (turn := self._claims.take("evict")) is None and time.monotonic() < deadline:
             if self._ledger.total() <= self.limit:
@@ -341,8 +366,12 @@ class Disk:
             pause.wait(0.02)  # locks of other processes can only be polled
         try:
             goal = self.limit - self.limit // _SLACK
-            for _, group, name, size in sorted(self._candidates(price), key=lambda found: -found[0]):
+            self._latest, self._refused = math.inf, 0
+            for use, group, name, size in sorted(self._candidates(price), key=lambda found: -found[0]):
                 if self._ledger.total() <= goal:
+                    break
+                if use <= own:
+                    self._latest = own
                     break
                 self._delete(group, name, size)
             return self._ledger.total() <= self.limit

@@ -69,6 +69,9 @@ class Fetcher:
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
         self._plans = 0  # begun or waiting
         self._given: set[Block] = set()  # meanwhile, to those who were sooner
+        self._taken: dict[str, set[int]] = {}  # frames given, or held to be given, by group
+        self._waiting: dict[Block, int] = {}  # fetched long before it is needed; only the SSD tier has it
+        self._waiting_bytes = 0
         self._landed_bytes = self._flying = self._sent = 0  # bytes; the latter two of `ahead`
         self.requests = self.remote_bytes = self.refetches = 0
 
@@ -78,8 +81,14 @@ class Fetcher:
 
     def get(self, want: Want) -> Data:
         """The bytes of a block, checked: of a flight, of the nearest tier, or of the store."""
+        data = self._get(want)
+        self._take(want.block)
+        return data
+
+    def _get(self, want: Want) -> Data:
         while True:
             with self._lock:
+                self._waiting_bytes -= self._waiting.pop(want.block, 0)
                 landed = self._pick_up(want.block)
                 if landed is not None:
                     self._note(want.block)
@@ -119,7 +128,28 @@ class Fetcher:
     @property
     def room(self) -> int:
         """The bytes of a range in which blocks may be fetched that are needed later."""
-        return self._most if self._landed_bytes + self._flying < _SPARE else 0
+        if self._landed_bytes + self._flying >= _SPARE:
+            return 0
+        disk, most = self.tiers.disk, self._most
+        return most if disk is None or disk.room(self._waiting_bytes) - self._flying >= most else 0
+
+    def _take(self, block: Block) -> None:
+        number = block.name.partition(".")[0]
+        if number.isdigit():
+            with self._lock:
+                self._taken.setdefault(block.group, set()).add(int(number))
+
+    def taken(self, group: str) -> list[int]:
+        """The frames of a group that were given, or are in memory to be given, since `restart`."""
+        with self._lock:
+            return list(self._taken.get(group, ()))
+
+    def restart(self) -> None:
+        """An epoch begins: all may be asked for again, what was fetched long ahead so far perhaps never."""
+        with self._lock:
+            self._taken.clear()
+            self._waiting.clear()
+            self._waiting_bytes = 0
 
     @property
     def _most(self) -> int:
@@ -260,8 +290,14 @@ class Fetcher:
                     _release(claims[flight])
                     self._land(flight, error)
                 else:
+                    if want.soon:
+                        self._take(want.block)
                     kept = self.tiers.keep(want.block, data, claims[flight], wait)
                     self._land(flight, data, hold=want.soon or not kept)
+                    if kept and not want.soon:
+                        with self._lock:
+                            self._waiting_bytes += want.size - self._waiting.get(want.block, 0)
+                            self._waiting[want.block] = want.size
 
     def _land(
         self, flight: _Flight, result: Data | BaseException | None, hold: bool = True, ahead: bool = True

@@ -20,6 +20,7 @@ QUESTIONS = (
         (Bar("at least 0.95 x the best of DALI's own readers", 0.95, OURS, (FILES, TARS)),),
         batch=32,
         notes="The same pipeline in all of them, so that what differs is the reader. DALI's readers shuffle "
-        "in a buffer, shardstream over the whole corpus. Pixels and classes are compared before.",
+        "in a buffer, shardstream over the whole corpus. Epochs start and end with empty queues. Pixels and "
+        "classes are compared before.",
     ),
 )

@@ -61,9 +61,8 @@ class Fetcher:
     def __init__(self, load: Callable[[str, int, int], bytes], tiers: Tiers) -> None:
         self._load, self.tiers = load, tiers
         self._crew = _Crew(_THREADS)
-        self._planner = _Crew(
-            1
-        )  # so that what is expected first is sent for first, on connections that are free
+        # One, so that what is expected first is sent for first, on connections that are free.
+        self._planner = _Crew(1)
         self._lock = threading.Lock()
         self._flights: dict[Block, _Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for

@@ -38,6 +38,7 @@ else:
 __all__ = ["Cache", "OrderedDataset", "Request"]
 
 Options = dict[str, Any] | None
+_TOGETHER = 32  # items that are made at a time where single ones are asked for
 
 
 class OrderedDataset(_Iterable):
@@ -303,7 +304,8 @@ def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
     first, count = ranks.first(start), 1
     while first < total:
         positions = np.arange(first, min(first + count * ranks.dp_size, total), ranks.dp_size, dtype=np.int64)
-        yield Request(positions, [len(positions)])
+        whole, rest = divmod(len(positions), _TOGETHER)
+        yield Request(positions, [_TOGETHER] * whole + [rest] * bool(rest))
         first, count = first + count * ranks.dp_size, min(4 * count, most)
 
 

@@ -74,12 +74,18 @@ class _Loader:
     def __iter__(self) -> Iterator[Any]:
         import torch
 
-        for (batch,) in self._iterator:
-            labels = batch["label"]
-            if labels.dtype == torch.uint8:  # digits, and zeros behind them
-                numbers = [int(bytes(row).rstrip(b"\0")) for row in labels.numpy()]
-                labels = torch.tensor(numbers)
-            yield {"image": batch["image"], "label": labels.flatten()}
+        batches = iter(self._iterator)
+        try:
+            for (batch,) in batches:
+                labels = batch["label"]
+                if labels.dtype == torch.uint8:  # digits, and zeros behind them
+                    numbers = [int(bytes(row).rstrip(b"\0")) for row in labels.numpy()]
+                    labels = torch.tensor(numbers)
+                yield {"image": batch["image"], "label": labels.flatten()}
+        finally:
+            # Of an epoch that was cut short the rest would come at the beginning of the next.
+            for _ in batches:
+                pass
 
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:

@@ -6,7 +6,6 @@ of about the size of the one before takes one collective; a larger one takes a s
 
 from __future__ import annotations
 
-import io
 import pickle
 import struct
 import time
@@ -18,14 +17,12 @@ import numpy as np
 
 from shardstream.errors import OptionError, ShardstreamError, StorageError, require
 from shardstream.read.engine import Stats
-from shardstream.read.ring import Pickler
+from shardstream.read.ring import dumped, placed
 from shardstream.read.sidecar import portable
 
 __all__ = ["Broadcast"]
 
-_ALIGN = 64
 _STEP = 1 << 16
-_LEAST = 1 << 10  # the bytes from which on a buffer is sent apart from the pickle
 _BATCH, _END, _ERROR = range(3)
 _HEAD = struct.Struct("<IIQQQ")  # kind, samples, bytes in all, bytes of the pickle, number of spans
 _SPAN = struct.Struct("<QQ")
@@ -163,23 +160,8 @@ def _capacity(size: int) -> int:
 
 def _pack(kind: int, samples: int, value: Any) -> Any:
     """The bytes of a message, a uint8 array."""
-    views: list[memoryview] = []
-
-    def apart(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if len(view) < _LEAST:
-            return True  # in band
-        views.append(view)
-        return False
-
-    file = io.BytesIO()
-    Pickler(file, protocol=5, buffer_callback=apart).dump(value)
-    pickled = file.getbuffer()
-    spans, at = [], _HEAD.size + _SPAN.size * len(views) + len(pickled)
-    for view in views:
-        at += -at % _ALIGN
-        spans.append((at, len(view)))
-        at += len(view)
+    pickled, views = dumped(value)
+    spans, at = placed(views, _HEAD.size + _SPAN.size * len(views) + len(pickled))
     message = _empty(at)
     head = _HEAD.pack(kind, samples, at, len(pickled), len(spans)) + b"".join(_SPAN.pack(*s) for s in spans)
     places = [0, len(head), *(begin for begin, _ in spans)]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Message", "Pickler", "Reader", "Writer"]
+__all__ = ["Message", "Reader", "Writer", "dumped", "placed"]
 
 _ALIGN = 64
 _STEP = 1 << 16
@@ -52,7 +52,7 @@ class Message(NamedTuple):
         return cls(segment, capacity, pickled, list(_SPAN.iter_unpack(data[_HEAD.size :])))
 
 
-class Pickler(pickle.Pickler):
+class _Pickler(pickle.Pickler):
     """Takes tensors for the arrays that they are."""
 
     def reducer_override(self, value: Any) -> Any:
@@ -63,6 +63,32 @@ class Pickler(pickle.Pickler):
             return torch.from_numpy, (value.detach().numpy(),)
         except (TypeError, RuntimeError):  # bfloat16, sparse: as torch pickles them
             return NotImplemented
+
+
+def dumped(value: Any, most: int | None = None) -> tuple[memoryview, list[memoryview]]:
+    """The pickle of a value, and its larger buffers, at most `most`, which are apart from it."""
+    views: list[memoryview] = []
+
+    def apart(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if len(view) < _LEAST or len(views) == most:
+            return True  # in band
+        views.append(view)
+        return False
+
+    file = io.BytesIO()
+    _Pickler(file, protocol=5, buffer_callback=apart).dump(value)
+    return file.getbuffer(), views
+
+
+def placed(views: list[memoryview], at: int) -> tuple[list[tuple[int, int]], int]:
+    """(begin, size) of buffers that lie aligned, one after another, from `at` on; and where they end."""
+    spans = []
+    for view in views:
+        at += -at % _ALIGN
+        spans.append((at, len(view)))
+        at += len(view)
+    return spans, at
 
 
 class Writer:
@@ -81,23 +107,8 @@ class Writer:
 
         The file is the caller's to send and to close.
         """
-        views: list[memoryview] = []
-
-        def apart(buffer: pickle.PickleBuffer) -> bool:
-            view = buffer.raw()
-            if len(view) < _LEAST or len(views) == _MOST:
-                return True  # in band
-            views.append(view)
-            return False
-
-        file = io.BytesIO()
-        Pickler(file, protocol=5, buffer_callback=apart).dump(value)
-        pickled = file.getbuffer()
-        spans, at = [], len(pickled)
-        for view in views:
-            at += -at % _ALIGN
-            spans.append((at, len(view)))
-            at += len(view)
+        pickled, views = dumped(value, _MOST)
+        spans, at = placed(views, len(pickled))
         segment, capacity, new = self._take(at)
         memory = self._maps[segment]
         memory[: len(pickled)] = pickled

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.order.uniforms import GOLDEN, mixed
+
 __all__ = ["Cut", "centre", "cut", "draws", "random_crops", "uniform"]
 
 Draws = NDArray[np.uint64]
 _TRIES = 10
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
@@ -33,25 +34,18 @@ class Cut(NamedTuple):
     width: int
 
 
-def _mixed(numbers: Draws) -> Draws:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): 64 bits in, 64 well mixed bits out."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
-
-
 def draws(epoch: int, positions: NDArray[np.int64]) -> Draws:
     """The random number, uint64 [B], that belongs to each position of an epoch's order."""
-    start = _mixed(np.array([epoch & _MASK], np.uint64) + np.uint64(_GOLDEN))
-    return _mixed(start + positions.astype(np.uint64) * np.uint64(_GOLDEN))
+    start = mixed(np.array([epoch & _MASK], np.uint64) + np.uint64(GOLDEN))
+    return mixed(start + positions.astype(np.uint64) * np.uint64(GOLDEN))
 
 
 def uniform(numbers: Draws, seed: int, count: int) -> NDArray[np.float64]:
     """`count` random numbers in [0, 1) for each of `numbers`, [B, count]."""
-    steps = np.array([(seed + 1 + step) * _GOLDEN & _MASK for step in range(count)], np.uint64)
+    steps = np.array([(seed + 1 + step) * GOLDEN & _MASK for step in range(count)], np.uint64)
     # Mixed twice: what differs in the seed alone must not be the same numbers one step on.
-    salt = _mixed(_mixed(np.array([seed & _MASK], np.uint64)) + steps)
-    bits = _mixed(_mixed(numbers[:, None] ^ salt) + salt)
+    salt = mixed(mixed(np.array([seed & _MASK], np.uint64)) + steps)
+    bits = mixed(mixed(numbers[:, None] ^ salt) + salt)
     return (bits >> np.uint64(11)).astype(np.float64) / (1 << 53)
 
 

@@ -1,7 +1,6 @@
 """Random numbers of positions: the same for any number of ranks, any batch size and after any restart.
 
-Number `column` of a position is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable
-pseudorandom number generators", 2014) of their place, offset by a key that comes from (seed, epoch).
+Number `column` of a position is their place, offset by a key that comes from (seed, epoch), and mixed.
 """
 
 from __future__ import annotations
@@ -11,18 +10,24 @@ from numpy.typing import NDArray
 
 from shardstream.order.shuffle import AUGMENT, raw
 
-__all__ = ["uniforms"]
+__all__ = ["GOLDEN", "mixed", "uniforms"]
 
-_STEP = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64
+
+
+def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    2014): 64 bits in, 64 well mixed bits out.
+    """
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 def uniforms(positions: NDArray[np.int64], columns: int, seed: int, epoch: int) -> NDArray[np.float32]:
     """Numbers in [0, 1), float32 [B, columns]; row i depends on (seed, epoch, positions[i]) alone."""
     key = raw(1, seed, epoch, AUGMENT)[0]
     places = positions.astype(np.uint64)[:, None] * np.uint64(columns) + np.arange(columns, dtype=np.uint64)
-    bits = places * _STEP + key
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     # 24 bits: as many as a float32 holds, so that none rounds up to 1.
-    numbers = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(40)).astype(np.float32)
+    numbers = (mixed(places * np.uint64(GOLDEN) + key) >> np.uint64(40)).astype(np.float32)
     return np.asarray(numbers * np.float32(2**-24))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.read.reader import DatasetReader
+from tests.corpora import pack_rows
 
 SEEDED = ss.Shuffle(seed=1)
 
@@ -23,14 +23,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some 70 shards of about 32 frames of 4 KiB, not compressed."""
     folder = tmp_path_factory.mktemp("remote-start")
     numbers = random.Random(0)
-    with (folder / "corpus.jsonl").open("w") as file:
-        for number in range(3000):
-            file.write(json.dumps({"id": f"k{number}", "text": numbers.randbytes(200).hex()}) + "\n")
-    ss.pack(
-        folder / "corpus.jsonl", folder / "packed", workers=1, shard_size="128KiB", frame_size="4KiB",
-        compression="none",
-    )  # fmt: skip
-    return folder / "packed"
+    rows = ({"id": f"k{n}", "text": numbers.randbytes(200).hex()} for n in range(3000))
+    return pack_rows(folder, rows, shard_size="128KiB", frame_size="4KiB", compression="none")
 
 
 @pytest.fixture
@@ -80,13 +74,8 @@ def test_ranks_fetch_no_more_than_their_part(proxy: Any, packed: Path) -> None:
 
 def test_a_cache_of_half_the_dataset_hits_half_and_fetches_nothing_twice(tmp_path: Path) -> None:
     numbers = random.Random(0)
-    with (tmp_path / "corpus.jsonl").open("w") as file:
-        for number in range(3000):
-            file.write(json.dumps({"id": f"k{number}", "text": numbers.randbytes(2000).hex()}) + "\n")
-    ss.pack(
-        tmp_path / "corpus.jsonl", tmp_path / "packed", workers=1, shard_size="2MiB", frame_size="60KiB",
-        compression="none",
-    )  # fmt: skip
+    rows = ({"id": f"k{n}", "text": numbers.randbytes(2000).hex()} for n in range(3000))
+    pack_rows(tmp_path, rows, shard_size="2MiB", frame_size="60KiB", compression="none")
     reader = DatasetReader.open(str(tmp_path / "packed"))
     infos = list(enumerate(reader.manifest.shards))
     needed = sum(info.index_bytes + int(reader.index(shard).frame_size.sum()) for shard, info in infos)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import shardstream as ss
 from shardstream.read.reader import DatasetReader
+from tests.corpora import pack_rows
 from tests.faults.cached import FrameId, digest, frames_of
 
 
@@ -21,12 +20,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve shards of about eight frames of 16 KiB."""
     folder = tmp_path_factory.mktemp("faults-cache")
     numbers = random.Random(0)
-    with (folder / "corpus.jsonl").open("w") as file:
-        for number in range(700):
-            row = {"id": f"k{number}", "text": numbers.randbytes(1200).hex(), "number": number}
-            file.write(json.dumps(row) + "\n")
-    ss.pack(folder / "corpus.jsonl", folder / "packed", workers=1, shard_size="64KiB", frame_size="16KiB")
-    return folder / "packed"
+    rows = ({"id": f"k{n}", "text": numbers.randbytes(1200).hex(), "number": n} for n in range(700))
+    return pack_rows(folder, rows, shard_size="64KiB", frame_size="16KiB")
 
 
 @pytest.fixture(scope="module")

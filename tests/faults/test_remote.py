@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import random
 import shutil
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 
-import shardstream as ss
 from shardstream.errors import ShardstreamError, StorageError
 from shardstream.read.reader import DatasetReader
 from shardstream.storage import retry
@@ -24,6 +22,7 @@ from shardstream.storage.cache import Cache
 from shardstream.storage.files import read_slice
 from shardstream.storage.remote import Store
 from tests.cachefill import digest_of
+from tests.corpora import pack_rows
 from tests.servers import KEY, SECRET
 
 BACKENDS = ["http", "s3", "obstore"]
@@ -41,11 +40,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve shards of about eight frames of 16 KiB."""
     folder = tmp_path_factory.mktemp("faults-remote")
     numbers = random.Random(0)
-    with (folder / "corpus.jsonl").open("w") as file:
-        for number in range(700):
-            file.write(json.dumps({"id": f"k{number}", "text": numbers.randbytes(1200).hex()}) + "\n")
-    ss.pack(folder / "corpus.jsonl", folder / "packed", workers=1, shard_size="64KiB", frame_size="16KiB")
-    return folder / "packed"
+    rows = ({"id": f"k{n}", "text": numbers.randbytes(1200).hex()} for n in range(700))
+    return pack_rows(folder, rows, shard_size="64KiB", frame_size="16KiB")
 
 
 @pytest.fixture(scope="module")

@@ -238,6 +238,7 @@ class _MixedUnit:
     """Consecutive batches, each put together from what the datasets build of it."""
 
     direct = False
+    unverified: Sequence[FrameId] = ()
 
     def __init__(self, mixture: Mixture, sizes: list[int], source: Ints, parts: list[_Part]) -> None:
         self.sizes, self._source, self._parts = sizes, source, parts

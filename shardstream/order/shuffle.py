@@ -85,7 +85,7 @@ def raw(count: int, seed: int, epoch: int, purpose: int, item: int = 0, start: i
 
 
 def _generator() -> Philox:
-    """The generator of this thread: to place one is five times faster than to make one, which draws a seed."""
+    """The generator of this thread: placing one is faster than making one, which draws a seed."""
     found: Philox | None = getattr(_OF_THREAD, "generator", None)
     if found is None:
         found = _OF_THREAD.generator = Philox(key=0)

@@ -24,6 +24,8 @@ __all__ = ["Budget", "Source", "Stats", "Unit", "stream"]
 
 T = TypeVar("T")
 
+_DONE: Future[Any] = Future()
+_DONE.set_result(None)
 # How many units may be built ahead: decoded batches can be many times larger than their frames.
 _DEPTH = 16
 
@@ -78,8 +80,12 @@ class Unit(Protocol):
     def direct(self) -> bool:
         """Whether the consumer builds it, batch by batch, once its frames are there and `prepare` has run."""
 
+    @property
+    def unverified(self) -> Sequence[FrameId]:
+        """The frames that it reads where they lie and that were not verified before."""
+
     def prepare(self) -> None:
-        """Whatever else of a direct build may take long; run by a thread."""
+        """Verify them, which may take long; run by a thread before a direct build."""
 
     def build(self, frames: Mapping[FrameId, Any]) -> Iterable[Any]:
         """The items of each batch, from the buffers of the frames that it needs."""
@@ -149,7 +155,7 @@ def stream(
                 source.expect(frames.missing(unit.needs))
                 futures = {need.frame: frames.use(need) for need in unit.needs}
                 if unit.direct:
-                    work: Future[Any] = fetchers.submit(unit.prepare)
+                    work: Future[Any] = fetchers.submit(unit.prepare) if unit.unverified else _DONE
                 else:
                     work = builders.submit(_build, unit, finish, futures, source, budget.deadline, stats)
                 pending.append(_Pending(unit, futures, work, unit.volume + frames.fetched_bytes - before))

@@ -20,6 +20,7 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, is_inside
+from shardstream.order.lanes import distinct
 from shardstream.read.kept import STREAMS, Kept
 from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.files import map_file, read_slice, size_of
@@ -221,6 +222,16 @@ class DatasetReader:
             frames = self.manifest.shards[shard].frames
             found = self._verified.setdefault(shard, np.zeros(frames, np.bool_))
         return found
+
+    def unverified(self, shard: int, frames: NDArray[np.int64]) -> list[int]:
+        """Those of some frames of a shard in memory that are not verified yet, each once."""
+        unseen: list[int] = distinct(frames[~self.verified(shard)[frames]]).tolist()
+        return unseen
+
+    def verify(self, frames: Iterable[tuple[int, int]]) -> None:
+        """Verify frames of shards in memory."""
+        for shard, frame in frames:
+            self.stored_frame(shard, frame)
 
     def mapped(self, shard: int) -> memoryview | None:
         """A shard's file in memory, unverified, where it is local; else None."""

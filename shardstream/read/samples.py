@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.order.lanes import distinct
 from shardstream.read.decompress import Buffer, Decompressor
 from shardstream.read.prefetch import FrameId, Need
 from shardstream.read.reader import DatasetReader
@@ -153,6 +152,13 @@ class SampleUnit:
         self._regions = [plan.where(number) for number in numbers.tolist()]
         counts = zip(self._regions, reads.tolist(), strict=True)
         self.needs = [self._need(frame, count) for frame, count in counts if frame[1] >= 0]
+        mine = plan.frame[self._rows]
+        self.unverified = [
+            (shard, frame)
+            for place, (shard, region) in enumerate(self._regions)
+            if region < 0
+            for frame in plan.source.reader.unverified(shard, mine[self._place == place])
+        ]
 
     def _need(self, frame: FrameId, reads: int) -> Need:
         index = self._plan.source.reader.index(frame[0])
@@ -161,14 +167,7 @@ class SampleUnit:
 
     def prepare(self) -> None:
         """Verify the frames that are read where they lie; their pages are then in memory, too."""
-        plan, reader = self._plan, self._plan.source.reader
-        frames = plan.frame[self._rows]
-        for place, (shard, region) in enumerate(self._regions):
-            if region < 0:
-                mine = frames[self._place == place]
-                unseen = mine[~reader.verified(shard)[mine]]
-                for frame in distinct(unseen).tolist():
-                    reader.stored_frame(shard, frame)
+        self._plan.source.reader.verify(self.unverified)
 
     def build(self, frames: Mapping[FrameId, Any]) -> Iterator[RawBatch]:
         """The batches, each to be done with before the next is asked for."""

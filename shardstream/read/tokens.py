@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
-from shardstream.order.lanes import distinct
 from shardstream.read.decompress import Buffer
 from shardstream.read.gather import Rows, address, gather_runs
 from shardstream.read.prefetch import FrameId, Need
@@ -108,19 +107,19 @@ class TokenUnit:
             need = plan.needs[number]
             if need is not None:
                 self.needs.append(Need(need.frame, need.size, need.holds, reads))
+        mine = plan.frame[self._pieces]
+        self.unverified = [
+            (shard, one)
+            for place, (shard, frame) in enumerate(map(plan.regions.__getitem__, self._numbers.tolist()))
+            if frame < 0 and self._numbers[place] != _PADDING
+            for one in plan.source.reader.unverified(shard, mine[self._place == place])
+        ]
         self.direct = direct and plan.segments is None
         self.volume = 0 if self.direct else self._rows * self._length * out.itemsize
 
     def prepare(self) -> None:
         """Verify what is copied directly; its pages are then in memory, too."""
-        source, frames = self._plan.source, self._plan.frame[self._pieces]
-        for place, number in enumerate(self._numbers.tolist()):
-            shard, frame = self._plan.regions[number]
-            if frame < 0 and number != _PADDING:
-                mine = frames[self._place == place]
-                unseen = mine[~source.reader.verified(shard)[mine]]
-                for one in distinct(unseen).tolist():
-                    source.reader.stored_frame(shard, one)
+        self._plan.source.reader.verify(self.unverified)
 
     def build(self, frames: Mapping[FrameId, Buffer]) -> Iterable[Batch]:
         """A dict with an array "tokens" [B, seq_len + 1] for each batch, and what else was asked for."""

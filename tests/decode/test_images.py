@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import tarfile
 
 import numpy as np
 import pytest
@@ -250,27 +251,44 @@ def test_damaged_images_are_masked_and_counted(tmp_path, caplog):
     assert sorted(record.getMessage()[:11] for record in caplog.records) == ["sample '2' ", "sample '5' "]
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])
-def test_corrupted_jpegs_are_named_or_decoded(count, caplog):
+def test_a_thousand_corrupted_jpegs_are_named_or_decoded(tmp_path, caplog):
     """Whatever bytes are hit, the process lives, and what is masked is named; cut ones are all found."""
     rng = random.Random(1)
     goods = [encoded(picture(number, (160, 120)), quality=70) for number in range(10)]
-    damaged: list[bytes | None] = []
-    for number in range(count):
+    damaged = []
+    for number in range(1000):
         data = bytearray(goods[number % len(goods)])
         if number % 3 == 0:
             del data[rng.randrange(len(data) * 9 // 10) :]
         else:
             for _ in range(rng.choice([1, 5, 50])):
                 data[rng.randrange(len(data) if number % 3 == 1 else 700)] = rng.randrange(256)
-        damaged.append(bytes(data))
+        damaged.append((f"{number:04d}", bytes(data)))
+    tars = {str(tmp_path / f"{part}.tar"): damaged[part::5] for part in range(5)}
+    for name, rows in tars.items():
+        with tarfile.open(name, "w") as tar:
+            for key, content in rows:
+                member = tarfile.TarInfo(f"{key}.jpg")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    ss.index(list(tars), tmp_path / "out")  # packing would refuse what does not begin as images do
+    ds = ss.StreamingDataset(tmp_path / "out", decode=images.Train(32, on_error="mask"))
+    loader = ss.StreamingLoader(ds, 16, "short")
     with caplog.at_level(logging.WARNING, "shardstream"):
-        made = decoded(images.Train(32, on_error="mask"), damaged)
-    bad = made["__damaged__"]
-    assert bad[::3].all()
-    named = [record.getMessage().split("'")[1] for record in caplog.records]
-    assert sorted(named) == sorted(f"k{number}" for number in np.flatnonzero(bad.numpy()))
-    assert torch.isfinite(made["image"]).all()
+        batches = list(loader)
+    bad = {
+        key
+        for batch in batches
+        for key, is_bad in zip(batch["__key__"], batch["__damaged__"].tolist(), strict=True)
+        if is_bad
+    }
+    assert {key for key, _ in damaged[::3]} <= bad
+    told = [record.getMessage() for record in caplog.records]
+    wanted = {f"sample {key!r} of {name}" for name, rows in tars.items() for key, _ in rows if key in bad}
+    assert {message.partition(": ")[0] for message in told} == wanted
+    assert len(told) == len(bad) == loader.stats()["damaged"]
+    assert sum(len(batch["__key__"]) for batch in batches) == 1000
+    assert all(torch.isfinite(batch["image"]).all() for batch in batches)
 
 
 def test_an_image_that_claims_too_much_is_refused():

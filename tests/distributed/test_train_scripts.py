@@ -6,14 +6,17 @@ import importlib
 import json
 import os
 import random
+import re
 import runpy
 import sys
+import types
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -173,27 +176,72 @@ def test_torchrun_leaves_the_options_to_the_scripts(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(TOOLS))
     parsers = importlib.import_module("loop")
     own = [*parsers.arguments("")._actions, *parsers.token_arguments("")._actions]
-    mine = [*(name for action in own for name in action.option_strings), "--tp", "--broadcast", "--size"]
+    mine = [*(name for action in own for name in action.option_strings), "--tp", "--broadcast"]
+    mine += ["--test", "--decoder", "--image", "--size", "--classes"]
     mine = [name for name in mine if name not in ("-h", "--help")]
     parsed = get_args_parser().parse_args(["--standalone", "--nproc-per-node", "2", "ddp.py", *mine])
     assert parsed.training_script_args == mine
 
 
-def test_images(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for number in range(32):
-        path = tmp_path / "images" / f"class-{number % 2}" / f"{number}.jpg"
+def test_dali_is_chosen_where_it_can_decode_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    chosen = importlib.import_module("vision").chosen
+    package, module = types.ModuleType("nvidia"), types.ModuleType("nvidia.dali")
+    monkeypatch.setitem(sys.modules, "nvidia", package)
+    for gpu, there, found in ((True, module, "dali"), (True, None, "cpu"), (False, module, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setitem(sys.modules, "nvidia.dali", there)
+        assert chosen("auto") == found
+        assert chosen("cpu") == "cpu"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(36):
+        path = folder / "images" / f"class-{number % 2}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         # One class is bright, the other dark.
         pixels = rng.integers(0, 128, (40 + number, 60, 3)) + 127 * (number % 2)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
-    ss.pack(tmp_path / "images", tmp_path / "packed", format="images", workers=1)
-    arguments = ["--data", str(tmp_path / "packed"), "--out", str(tmp_path / "out"), "--steps", "8"]
-    arguments += ["--batch", "8", "--size", "16", "--classes", "2", "--precision", "bf16"]
-    launch.run(script, 2, tmp_path / "ranks", "vision.py", launch._free_port(), arguments)
-    assert "images/s, stall" in (tmp_path / "ranks" / "rank-0.log").read_text()
-    rows = log(tmp_path / "out")
-    assert len(rows) == 8
-    # Two epochs of four steps: within each, no batch comes twice.
-    assert all(len({p for row in rows[at : at + 4] for p in row["batches"]}) == 8 for at in (0, 4))
-    assert rows[-1]["loss"] < rows[0]["loss"]
+    ss.pack(folder / "images", folder / "packed", format="images", workers=1)
+    return folder / "packed"
+
+
+def vision(url: Path, out: Path, size: int, steps: int, *options: str) -> tuple[list[Any], str]:
+    """The log of a job of the script, and what rank 0 printed."""
+    arguments = ["--data", str(url), "--out", str(out), "--steps", str(steps), "--batch", "8"]
+    arguments += ["--size", "16", "--classes", "2", *options]
+    launch.run(script, size, out / "ranks", "vision.py", launch._free_port(), arguments)
+    return log(out), (out / "ranks" / "rank-0.log").read_text()
+
+
+@pytest.mark.parametrize("decoder", ["cpu", "dali"])
+def test_images(photos: Path, tmp_path: Path, decoder: str) -> None:
+    if decoder == "dali":
+        pytest.importorskip("nvidia.dali", reason="nvidia-dali is an extra of several hundred MB")
+    options = ["--decoder", decoder, "--precision", "bf16", "--lr", "0.02"]
+    whole, told = vision(photos, tmp_path / "whole", 2, 12, *options, "--test", str(photos))
+    assert "images/s, stall" in told
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    # Every image is tested once: the last batch, of four, is padded for it.
+    right = re.search(r"(\d+) of 36 test images right", told)
+    assert right is not None
+    assert int(right[1]) >= 30
+    # The order is that of the bytes, whoever decodes; epochs of four steps, their last four images dropped.
+    ranks = []
+    for rank in range(2):
+        ds = ss.StreamingDataset(
+            photos, shuffle=ss.Shuffle(seed=0), topology=ss.Topology(rank, 2), decode=False
+        )
+        loader = ss.StreamingLoader(ds, 4)
+        keys = [batch["__key__"] for _ in range(3) for batch in loader]
+        ranks.append([zlib.crc32("\n".join(names).encode()) for names in keys])
+    assert [row["batches"] for row in whole] == [list(row) for row in zip(*ranks, strict=True)]
+
+    # Continued in the middle of the second epoch: the same crops, so the same losses.
+    first, _ = vision(photos, tmp_path / "part", 2, 6, *options)
+    again, told = vision(photos, tmp_path / "part", 2, 12, *options)
+    assert "resumed at step 6" in told
+    assert curve(first) == curve(whole[:6])
+    assert curve(again) == curve(whole)

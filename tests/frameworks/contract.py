@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import shardstream as ss
 from tests.distributed import launch
-from tests.distributed.training import pack
-from tests.frameworks.loop import Plan
+from tests.distributed.training import name, pack
+from tests.frameworks.loop import SEQ_LEN, Plan
 from tests.test_docs import ROOT, examples
 
 SECONDS = 400.0
@@ -30,6 +31,17 @@ class Jobs:
         """The environment of all processes."""
         return {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **self.env}
 
+    def start(self, plan: Plan, size: int, log: Path) -> launch.Ranks:
+        """Run the script."""
+        return launch.command(plan.arguments(self.module), size, log, self.variables)
+
+    def everything(self) -> list[str]:
+        """The names of all blocks, sorted: with batches of 8 the last one has a single block."""
+        found = sorted(map(name, ss.TokenDataset(self.data, SEQ_LEN, topology=ss.Topology())))
+        assert len(found) == len(set(found))
+        assert len(found) % 8 == 1, len(found)
+        return found
+
     def run(self, ranks: int = 2, save: int = 0, resume: int = 0, tp: int = 1) -> list[dict[str, Any]]:
         """The records of all ranks. resume: from what 2 ranks have saved after so many steps."""
         key = ranks, save, resume, tp
@@ -41,7 +53,7 @@ class Jobs:
             place.mkdir(exist_ok=True)
             log = self.folder / "-".join(map(str, key))
             size = ranks if self.processes else 1
-            with launch.command(plan.arguments(self.module), size, log, self.variables) as job:
+            with self.start(plan, size, log) as job:
                 self._done[key] = list(itertools.chain(*job.results(SECONDS)))
         return self._done[key]
 

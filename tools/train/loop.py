@@ -122,7 +122,7 @@ class Progress:
 class Checkpoints:
     """The checkpoints of a run, and its log, of which a resumed run keeps what belongs to its checkpoint."""
 
-    def __init__(self, run: Path, progress: Progress, loader: ss.StreamingLoader) -> None:
+    def __init__(self, run: Path, progress: Progress, loader: ss.StreamingLoader | ss.DaliLoader) -> None:
         self._run, self._progress = run, progress
         # The loader is itself a Stateful: its state is the same on all ranks, for any number of them.
         self._parts = {"progress": progress, "data": loader}
@@ -164,7 +164,7 @@ def train(
     device: torch.device,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loader: ss.StreamingLoader,
+    loader: ss.StreamingLoader | ss.DaliLoader,
     loss_of: Callable[[nn.Module, Any], Tensor],
     count: Callable[[Any], int],
     unit: str,
@@ -207,7 +207,7 @@ def train(
             plot(options.out / "log.jsonl", options.plot, unit)
 
 
-def forever(loader: ss.StreamingLoader) -> Iterator[Any]:
+def forever(loader: ss.StreamingLoader | ss.DaliLoader) -> Iterator[Any]:
     """Batches of one epoch after the other."""
     if not len(loader):
         raise SystemExit("the dataset is too small for one batch: use a smaller --batch")

@@ -54,8 +54,9 @@ def pack(
     import time
 
     from shardstream.format.sizes import human_size
-    from shardstream.pack.packer import REJECTS, Plan
+    from shardstream.pack.packer import Plan
     from shardstream.pack.packer import pack as run
+    from shardstream.pack.target import REJECTS
     from shardstream.storage.remote import redact
 
     started = time.monotonic()

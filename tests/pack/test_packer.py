@@ -14,7 +14,8 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import CommitError, OptionError, SourceError
-from shardstream.pack.packer import REJECTS, Plan
+from shardstream.pack.packer import Plan
+from shardstream.pack.target import REJECTS
 from shardstream.read.reader import DatasetReader
 
 SMALL = {"frame_size": "2KiB", "shard_size": "8KiB"}

@@ -50,7 +50,7 @@ def pack(
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
 ) -> None:
-    """Pack SOURCE... into a dataset at DEST."""
+    """Pack sources into a dataset at DEST."""
     import time
 
     from shardstream.format.sizes import human_size

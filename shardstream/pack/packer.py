@@ -79,7 +79,8 @@ def pack(
         `quality` (90); all are turned upright.
 
     Raises OptionError, SourceError (bad data, with file and line), StorageError (a full disk, no
-    access) and CommitError (the target is taken).
+    access), CommitError (the target is taken), CorruptionError (the dataset to append to, or the claim
+    on it, is damaged) and MissingExtraError (a tokenizer or resize without its package).
     """
     names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     files = expand([os.fspath(name) for name in names], storage_options)
@@ -168,19 +169,19 @@ def _check_options(
     tokenizer: str | None, eos: int | None,
 ) -> None:  # fmt: skip
     if layout.frame_size > 1 << 30:
-        raise OptionError(f"frame_size={layout.frame_size}: at most 1 GiB")
+        raise OptionError(f"frame_size={layout.frame_size} must be at most 1 GiB")
     if layout.frame_size > layout.shard_size:
-        raise OptionError(f"frame_size={layout.frame_size} is more than shard_size={layout.shard_size}")
+        raise OptionError(f"frame_size={layout.frame_size} must be at most shard_size={layout.shard_size}")
     if workers is not None and workers < 1:
-        raise OptionError(f"workers={workers}: at least 1")
+        raise OptionError(f"workers={workers} must be at least 1")
     if limit is not None and limit < 1:
-        raise OptionError(f"limit={limit}: at least 1")
+        raise OptionError(f"limit={limit} must be at least 1")
     if on_error not in ("raise", "skip"):
-        raise OptionError(f"on_error={on_error!r}; choose 'raise' or 'skip'")
+        raise OptionError(f"on_error={on_error!r} must be 'raise' or 'skip'")
     if shuffle is not None and not 0 <= shuffle < 1 << 63:
-        raise OptionError(f"shuffle={shuffle}: a seed from 0 to 2**63 - 1")
+        raise OptionError(f"shuffle={shuffle} must be a seed from 0 to 2**63 - 1")
     if eos is not None and tokenizer is None:
-        raise OptionError("eos needs a tokenizer")
+        raise OptionError(f"eos={eos} needs a tokenizer: it ends documents of tokens")
     if tokenizer is not None:
         from shardstream.pack.tokenize import load_tokenizer
 

@@ -53,7 +53,9 @@ class Target:
         """The manifest to append to; None where nothing is there, and nothing should be."""
         if not self.store.exists(NAME):
             if append:
-                raise OptionError(f"{self.store.url}: nothing to append to ({NAME} is missing)")
+                raise OptionError(
+                    f"{self.store.url}: nothing to append to ({NAME} is missing); pack without append"
+                )
             return None
         if not append:
             raise CommitError(
@@ -110,7 +112,9 @@ class Target:
             self.store.create(NAME, manifest.to_bytes())
             return
         if self._manifest().fingerprint != old.fingerprint:
-            raise CommitError(f"{self.store.url}: the dataset was changed while this was appended")
+            raise CommitError(
+                f"{self.store.url}: the dataset was changed while this was appended; append again"
+            )
         self.store.write(NAME, manifest.to_bytes())
 
     def clean(self) -> None:

@@ -17,16 +17,26 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.corpora import Digest, load
+
+T = TypeVar("T")
 
 
 def processor_seconds() -> float:
     """User and system time of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def timed(action: Callable[[], T]) -> tuple[T, float]:
+    """What an action gives, and the seconds that it took."""
+    started = time.perf_counter()
+    found = action()
+    return found, time.perf_counter() - started
 
 
 class Contender:
@@ -54,18 +64,16 @@ class Contender:
             shutil.rmtree(dest, ignore_errors=True)
             shutil.rmtree(f"{dest}.cache", ignore_errors=True)
             Path(dest).parent.mkdir(parents=True, exist_ok=True)
-            started = time.perf_counter()
-            self.adapter.write(load(corpus), dest, options)
-            done.write_text(f"{time.perf_counter() - started:.3f}")
+            _, seconds = timed(lambda: self.adapter.write(load(corpus), dest, options))
+            done.write_text(f"{seconds:.3f}")
         return {"seconds": float(done.read_text()), "bytes": _size(dest)}
 
     def open(self, corpus: str, dest: str, options: dict[str, Any]) -> dict[str, Any]:
         """Construct the loader, whose every iteration is an epoch."""
         self.corpus = load(corpus)
         self._where = (dest, options)
-        started = time.perf_counter()
-        self.loader = self.adapter.loader(self.corpus, dest, options)
-        return {"seconds": time.perf_counter() - started}
+        self.loader, seconds = timed(lambda: self.adapter.loader(self.corpus, dest, options))
+        return {"seconds": seconds}
 
     def verify(self) -> dict[str, Any]:
         """Read an epoch and compare it, sample for sample, with the corpus."""
@@ -129,13 +137,8 @@ class Contender:
         """Seconds to construct, and then to the first batch."""
         gc.collect()  # of what imports left: it would else fall due at some point of what is timed
         constructed = self.open(corpus, dest, options)["seconds"]
-        started = time.perf_counter()
-        batch = next(iter(self.loader))
-        return {
-            "construct": constructed,
-            "seconds": time.perf_counter() - started,
-            "samples": self.adapter.count(batch),
-        }
+        batch, seconds = timed(lambda: next(iter(self.loader)))
+        return {"construct": constructed, "seconds": seconds, "samples": self.adapter.count(batch)}
 
     def epoch(self, corpus: str, dest: str, options: dict[str, Any]) -> dict[str, Any]:
         """One epoch from construction on: what a new job waits for."""
@@ -166,12 +169,14 @@ class Contender:
         """
         self.corpus = load(corpus)
         state = self.adapter.state(self.corpus, dest, options, fraction)
+
+        def start() -> tuple[Any, Any]:
+            self.loader = self.adapter.resume(self.corpus, dest, options, state)
+            batches = iter(self.loader)
+            return batches, self.adapter.count(next(batches))
+
         gc.collect()
-        started = time.perf_counter()
-        self.loader = self.adapter.resume(self.corpus, dest, options, state)
-        batches = iter(self.loader)
-        samples = self.adapter.count(next(batches))
-        seconds = time.perf_counter() - started
+        (batches, samples), seconds = timed(start)
         if check:
             rest = samples + sum(map(self.adapter.count, batches))
             missing = self.corpus.count - int(self.corpus.count * fraction)

@@ -18,8 +18,9 @@ from shardstream.format.sizes import parse_size
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology
 from shardstream.read.reader import DatasetReader
+from shardstream.storage.block_files import cost
 from shardstream.storage.cache import Cache
-from shardstream.storage.disk import Disk, cost
+from shardstream.storage.disk import Disk
 from shardstream.storage.fetch import Want
 
 __all__ = ["WarmProgress", "Warmed", "warm"]

@@ -44,13 +44,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    context: typer.Context,
+    # For the help alone: `run` takes it out of the arguments, wherever it stands.
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when a command fails.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    context.obj = debug
+    """What belongs to no command."""
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def cache(
     from shardstream.storage.disk import Disk
 
     if not os.path.isdir(Disk.path_in(folder)):
-        raise StorageError(f"{folder}: no cache here")
+        raise StorageError(f"{folder}: no cache here; give the directory that the cache was made with")
     disk = Disk.open(folder)
     found = disk.clear() if action == "clear" else disk.info(check=action == "verify")
     if json:

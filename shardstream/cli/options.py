@@ -24,7 +24,7 @@ def storage_options(pairs: list[str] | None) -> dict[str, Any] | None:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise OptionError("--storage-option wants NAME=VALUE")
+            raise OptionError("--storage-option wants NAME=VALUE, such as anon=true")
         try:
             options[name] = msgspec.json.decode(value)
         except msgspec.DecodeError:

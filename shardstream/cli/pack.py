@@ -50,12 +50,13 @@ def pack(
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
 ) -> None:
-    """Pack SOURCE... into a dataset at DEST."""
+    """Pack sources into a dataset at DEST."""
     import time
 
     from shardstream.format.sizes import human_size
-    from shardstream.pack.packer import REJECTS, Plan
+    from shardstream.pack.packer import Plan
     from shardstream.pack.packer import pack as run
+    from shardstream.pack.target import REJECTS
     from shardstream.storage.remote import redact
 
     started = time.monotonic()

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardstream.format.sizes import human_size
 
@@ -22,8 +22,16 @@ def shown(title: str, quiet: bool) -> Iterator[Callable[[Progress], None] | None
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        with _bar(title) as callback:
-            yield callback
+        from rich.progress import TextColumn
+
+        with _bar(TextColumn(title), *_bytes_columns(), TextColumn("{task.fields[note]}")) as bar:
+            row = bar.add_task(title, total=None, note="")
+
+            def show(now: Progress) -> None:
+                note = f"{now.samples:,} samples" + (f", {now.rejected:,} rejected" if now.rejected else "")
+                bar.update(row, total=now.total_bytes, completed=now.done_bytes, note=note)
+
+            yield show
     else:
         yield _lines(title)
 
@@ -34,10 +42,9 @@ def counted(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | No
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        from rich.console import Console
         from rich.progress import Progress as Bar
 
-        with Bar(*Bar.get_default_columns(), console=Console(stderr=True)) as bar:
+        with _bar(*Bar.get_default_columns()) as bar:
             row = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(row, total=total, completed=done)
     else:
@@ -50,27 +57,31 @@ def moved(title: str, quiet: bool) -> Iterator[Callable[[int, int, float], None]
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as Bar
+        from rich.progress import TextColumn
 
-        columns = (
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bar(TextColumn(title), *columns, console=Console(stderr=True)) as bar:
+        with _bar(TextColumn(title), *_bytes_columns()) as bar:
             row = bar.add_task(title, total=None)
             yield lambda done, total, seconds: bar.update(row, total=total, completed=done)
     else:
         yield _moves(title)
+
+
+def _bar(*columns: Any) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    return Bar(*columns, console=Console(stderr=True))
+
+
+def _bytes_columns() -> tuple[Any, ...]:
+    from rich import progress as rich
+
+    return (
+        rich.BarColumn(),
+        rich.DownloadColumn(binary_units=True),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
 
 
 def _moves(title: str) -> Callable[[int, int, float], None]:
@@ -99,38 +110,6 @@ def _counts(title: str) -> Callable[[int, int], None]:
             print(f"{title}: {done:,} of {total:,} samples", file=sys.stderr, flush=True)
 
     return show
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import (
-        Progress as Bar,
-    )
-
-    with Bar(
-        TextColumn(title),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    ) as bar:
-        row = bar.add_task(title, total=None, note="")
-
-        def show(now: Progress) -> None:
-            note = f"{now.samples:,} samples" + (f", {now.rejected:,} rejected" if now.rejected else "")
-            bar.update(row, total=now.total_bytes, completed=now.done_bytes, note=note)
-
-        yield show
 
 
 def _lines(title: str) -> Callable[[Progress], None]:

@@ -55,7 +55,10 @@ def show(
     from shardstream.cli.sheet import sheet
 
     page = sheet(title, tiles)
-    page.save(out)
+    try:
+        page.save(out)
+    except (OSError, ValueError) as error:  # no such directory; no such kind of picture
+        raise OptionError(f"--out {out}: no picture can be written there ({error})") from error
     print(f"{len(tiles)} samples on {out}, {page.width} x {page.height} pixels")
 
 
@@ -81,7 +84,7 @@ def _tokenizer(manifest: Manifest, asked: str | None) -> Tokenizer | None:
 
     found = load_tokenizer(asked or "bytes")
     if isinstance(told, dict) and told.get("fingerprint") != found.fingerprint:
-        raise OptionError(f"the dataset was packed with the tokenizer {name!r}, and {asked!r} is another")
+        raise OptionError(f"--tokenizer {asked!r} is not {name!r}, which the dataset was packed with")
     return found
 
 

@@ -78,7 +78,10 @@ def _numbers(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         try:
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+            found = range(int(first), int(last if dash else first) + 1)
+            if not found:
+                raise ValueError("from high to low")
+            numbers += found
         except ValueError as error:
             raise OptionError(f"--ranks {text!r}: write for example 0-7, or 0,2,5") from error
     return numbers

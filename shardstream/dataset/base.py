@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.dataset import workers
+from shardstream.dataset.arguments import cache_of, shuffle_of, topology_of
 from shardstream.dataset.coming import Coming, Request
 from shardstream.dataset.iteration import Iteration
-from shardstream.distributed import Topology
-from shardstream.errors import OptionError, StateError, noted
+from shardstream.errors import StateError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.order.cursor import STATE_VERSION, Run, check_state, read_place
+from shardstream.order.lanes import Order, distinct
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.order.topology import rank_samples
@@ -55,9 +56,9 @@ class OrderedDataset(_Iterable):
         storage_options: Options,
     ) -> None:
         self.url = os.fspath(url)
-        self.shuffle = _shuffle(shuffle)
-        self.cache = _cache(cache)
-        self.topology = _topology(topology)
+        self.shuffle = shuffle_of(shuffle)
+        self.cache = cache_of(cache)
+        self.topology = topology_of(topology)
         self._storage_options = storage_options
         self._process = os.getpid()
         self._reader: DatasetReader | None = None
@@ -115,6 +116,14 @@ class OrderedDataset(_Iterable):
     def units(self, order: Any, requests: Iterable[Request], direct: bool) -> Iterator[Unit]:
         """The work for all requests; `direct` allows work that the consumer does by itself."""
         raise NotImplementedError
+
+    def located(
+        self, order: Order, requests: Iterable[Request]
+    ) -> Iterator[tuple[Request, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each request, and the shard of each of its items and its number there; their indexes are loaded."""
+        for request in requests:
+            self.reader.load(distinct(order.shards(request.positions)).tolist())
+            yield request, *order.locate(request.positions)
 
     def stream(
         self,
@@ -307,27 +316,3 @@ def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
         whole, rest = divmod(len(positions), _TOGETHER)
         yield Request(positions, [_TOGETHER] * whole + [rest] * bool(rest))
         first, count = first + count * ranks.dp_size, min(4 * count, most)
-
-
-def _shuffle(value: bool | Shuffle) -> Shuffle | None:
-    if isinstance(value, bool):
-        return Shuffle() if value else None
-    if isinstance(value, Shuffle):
-        return value
-    raise OptionError(f"shuffle={value!r} must be True, False or a Shuffle")
-
-
-def _cache(value: Cache | str | os.PathLike[str] | None) -> Cache:
-    if value is None or isinstance(value, Cache):
-        return value or Cache()
-    if isinstance(value, (str, os.PathLike)):
-        return Cache(value)
-    raise OptionError(f"cache={value!r} must be a Cache, a path or None")
-
-
-def _topology(value: Ranks | str) -> Ranks:
-    if isinstance(value, Ranks):
-        return value
-    if value == "auto":
-        return Topology.detect()
-    raise OptionError(f"topology={value!r} must be a Topology or 'auto'")

@@ -17,7 +17,7 @@ from shardstream.decode.crops import draws
 from shardstream.decode.images import Images
 from shardstream.decode.registry import decode_values, extension, find
 from shardstream.errors import OptionError, noted
-from shardstream.order.lanes import Order, distinct
+from shardstream.order.lanes import Order
 from shardstream.order.selection import Selection
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
@@ -140,13 +140,12 @@ class StreamingDataset(OrderedDataset):
 
     def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
         """The work for all requests; what is planned at once is then cut for the threads."""
-        for request in requests:
-            self.reader.load(distinct(order.shards(request.positions)).tolist())
-            numbers = draws(order.epoch, request.positions) if self._pictures else None
-            plan = SamplePlan(self.source, *order.locate(request.positions), numbers)
-            quick = direct and self._quick
-            # Of images each batch is a unit: decoded they are many times larger.
-            most = _DIRECT if quick else 1 if self._pictures else _UNIT
+        quick = direct and self._quick
+        # Of images each batch is a unit: decoded they are many times larger.
+        most = _DIRECT if quick else 1 if self._pictures else _UNIT
+        for request, shards, numbers in self.located(order, requests):
+            drawn = draws(order.epoch, request.positions) if self._pictures else None
+            plan = SamplePlan(self.source, shards, numbers, drawn)
             yield from plan.units(request.sizes, most, quick)
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
 from shardstream.errors import OptionError, noted
 from shardstream.format.manifest import Manifest
-from shardstream.order.lanes import Order, distinct
+from shardstream.order.lanes import Order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.read.batch import collate as default_collate
@@ -173,9 +173,8 @@ class TokenDataset(OrderedDataset):
         """The work for all requests; what is planned at once is then cut for the threads."""
         direct = direct and self.transform is None and self.item_bytes >= _LONG
         most = max(1, (_DIRECT if direct else _UNIT) // self.item_bytes)
-        for request in requests:
-            self.reader.load(distinct(order.shards(request.positions)).tolist())
-            plan = TokenPlan(self.source, *order.locate(request.positions), self.boundaries)
+        for request, shards, numbers in self.located(order, requests):
+            plan = TokenPlan(self.source, shards, numbers, self.boundaries)
             begin = at = 0
             sizes: list[int] = []
             for size in request.sizes:

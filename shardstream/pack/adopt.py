@@ -57,8 +57,10 @@ def index(
     """Adopt tars (plain, .gz or .zst; paths or URLs with globs or braces) as a dataset at `dest`.
 
     A compressed tar can only be entered at its beginning: it is decompressed as a whole, and kept in
-    memory, when a sample of it is read. Raises SourceError for an archive that cannot be adopted
-    (links, duplicate members, a cut-off end), CommitError if `dest` holds a dataset already.
+    memory, when a sample of it is read.
+
+    Raises OptionError, SourceError for an archive that cannot be adopted (links, duplicate members, a
+    cut-off end), StorageError (no access) and CommitError (`dest` holds a dataset already, or is taken).
     """
     names = [tars] if isinstance(tars, (str, os.PathLike)) else list(tars)
     files = expand([os.fspath(name) for name in names], storage_options)
@@ -106,7 +108,7 @@ def index(
 
 def _manifest(shards: list[ShardInfo], files: Sequence[FileInfo]) -> Manifest:
     if not any(shard.samples for shard in shards):
-        raise SourceError("the archives hold no samples")
+        raise SourceError("the archives hold no samples: no member is named KEY.EXTENSION")
     provenance = {"tool": TOOL, "adopted": len(files)}
     return Manifest.build("samples", field_infos(shards), tuple(shards), provenance, external=True)
 
@@ -226,9 +228,9 @@ def _scan(raw: _Counted, size: int | None, where: str, rows: _Rows) -> None:
         if name != key:
             if name in seen:
                 raise SourceError(f"{where}: the key {name!r} occurs twice, with others in between")
-            was_closed = rows.begin
+            before = rows.begin
             rows.open(member.start)
-            if rows.begin != was_closed:  # a new frame begins with this member's headers
+            if rows.begin != before:  # a new frame begins with this member's headers
                 del raw.held[: len(raw.held) - (member.offset - member.start)]
             key = name
             seen.add(name)

@@ -32,6 +32,7 @@ def hold(store: Store) -> Iterator[int | None]:
 
     Workers inherit the descriptor, so that the lock lasts until the last of them is gone, even
     where the packer was killed. On a remote store the claim object alone guards (None is yielded).
+    Raises CommitError while another packer of this machine holds it, StorageError without access.
     """
     path = store.local_path(LOCK)
     if path is None:
@@ -84,7 +85,7 @@ def take(store: Store, plan: str, resume: bool, locked: bool, base: str = "") ->
     """Claim the target for a plan. True if an unfinished pack of the same plan is to be continued.
 
     `locked` says that the lock proves any other claimant dead. Without it a claim of another packer
-    is a CommitError, unless this is a resume of the same plan.
+    is a CommitError, unless this is a resume of the same plan. OptionError to resume another plan.
     """
     data = msgspec.json.encode(Claim(plan, base))
     try:
@@ -100,8 +101,8 @@ def take(store: Store, plan: str, resume: bool, locked: bool, base: str = "") ->
             ) from None
         if not locked:
             raise CommitError(
-                f"{store.url}: another packer has claimed this target. If it is dead, --resume "
-                f"continues it; to start again delete {store.where(CLAIM)}"
+                f"{store.url}: another packer has claimed this target. If it is dead, the same "
+                f"pack with --resume continues it; to start again delete {store.where(CLAIM)}"
             ) from None
         store.write(CLAIM, data)
     return False

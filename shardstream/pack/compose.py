@@ -95,7 +95,7 @@ def check_append(job: Job, old: Manifest, where: str, record: dict[str, Any]) ->
     """Refuse an append whose samples would not be of the dataset's kind."""
     kind = "samples" if job.tokenizer is None else "tokens"
     if old.kind != kind:
-        raise OptionError(f"{where} holds {old.kind}; {kind} cannot be appended to it")
+        raise OptionError(f"{where} holds {old.kind}; {kind} cannot be appended to it; choose another target")
     # Datasets of earlier versions do not say what their classes are.
     before, classes = old.provenance.get("classes"), record.get("classes")
     if before is not None and classes is not None and before != classes:
@@ -112,8 +112,11 @@ def check_append(job: Job, old: Manifest, where: str, record: dict[str, Any]) ->
     packed = old.provenance.get("tokenizer", {})
     if packed.get("fingerprint") != tokenizer.fingerprint:
         raise OptionError(
-            f"{where} was packed with the tokenizer {packed.get('name')!r}, not {tokenizer.name!r}"
+            f"{where} was packed with the tokenizer {packed.get('name')!r}, not {tokenizer.name!r}; "
+            "give the same, or choose another target"
         )
     dtype = tokenizer.dtype(job.eos).name
     if old.fields[0].dtype != dtype:
-        raise OptionError(f"the tokens of {where} are {old.fields[0].dtype}, these would be {dtype}")
+        raise OptionError(
+            f"the tokens of {where} are {old.fields[0].dtype}, these would be {dtype}; choose another target"
+        )

@@ -33,7 +33,7 @@ class Tokenizer:
     def dtype(self, eos: int | None = None) -> np.dtype[Any]:
         """uint16 or uint32, the smaller that holds every token and `eos`."""
         if eos is not None and eos < 0:
-            raise OptionError(f"eos must be a token id, not {eos}")
+            raise OptionError(f"eos={eos} must be a token id, at least 0")
         largest = max(self.vocab_size - 1, eos or 0)
         if largest >= 1 << 32:
             raise OptionError(f"token id {largest} does not fit 32 bits")
@@ -112,7 +112,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
 def _reload(spec: str, fingerprint: str) -> Tokenizer:
     tokenizer = load_tokenizer(spec)
     if tokenizer.fingerprint != fingerprint:
-        raise OptionError(f"tokenizer {spec} has changed since packing began")
+        raise OptionError(f"tokenizer {spec} has changed since packing began; pack again")
     return tokenizer
 
 

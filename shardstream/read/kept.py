@@ -42,30 +42,26 @@ class Kept:
     def index(self, shard: int) -> Want:
         """The index of a shard, as stored."""
         info = self._shards[shard]
-
-        def accept(stored: bytes) -> Data:
-            if xxhash.xxh3_128_hexdigest(stored) != info.index_checksum:
-                raise CorruptionError(
-                    f"{self._name(shard)}: the index is damaged (wrong checksum); restore it or repack"
-                )
-            return stored
-
-        return Want(
-            Block(self.group(shard), "index", info.index_bytes), info.index_url, 0, info.index_bytes, accept
-        )
+        block = Block(self.group(shard), "index", info.index_bytes)
+        damage = "the index is damaged (wrong checksum); restore it or repack"
+        return self._file(shard, block, info.index_url, info.index_checksum, damage)
 
     def whole(self, shard: int) -> Want:
         """The file of a shard that is one compressed stream."""
         info = self._shards[shard]
+        block = Block(self.group(shard), "whole", info.bytes)
+        damage = "damaged (wrong checksum); restore the shard or repack"
+        return self._file(shard, block, info.url, info.checksum, damage)
+
+    def _file(self, shard: int, block: Block, url: str, checksum: str, damage: str) -> Want:
+        """A file that is one block; `damage` is what to say where it has another checksum."""
 
         def accept(stored: bytes) -> Data:
-            if xxhash.xxh3_128_hexdigest(stored) != info.checksum:
-                raise CorruptionError(
-                    f"{self._name(shard)}: damaged (wrong checksum); restore the shard or repack"
-                )
+            if xxhash.xxh3_128_hexdigest(stored) != checksum:
+                raise CorruptionError(f"{self._name(shard)}: {damage}")
             return stored
 
-        return Want(Block(self.group(shard), "whole", info.bytes), info.url, 0, info.bytes, accept)
+        return Want(block, url, 0, block.size, accept)
 
     def frame(self, shard: int, frame: int, index: ShardIndex, soon: bool = True) -> Want:
         """One frame, as stored or decompressed; for a compressed stream, the whole file."""

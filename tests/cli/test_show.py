@@ -45,6 +45,12 @@ def test_a_sheet_of_images(images, tmp_path, capsys):
     assert near(page, (250, 10, 10)) == pytest.approx(near(page, (10, 10, 250)) * 5 / 6, rel=0.05)
 
 
+def test_a_place_that_takes_no_picture_is_named(images, tmp_path, capsys):
+    for out in (tmp_path / "sheet.xyz", tmp_path / "nowhere" / "sheet.png"):
+        assert run(["show", images, "--out", str(out)]) == 2
+        assert f"--out {out}" in capsys.readouterr().err
+
+
 def test_who_is_shown(images, tmp_path, capsys):
     def shown(*more: str) -> list[str]:
         assert run(["show", images, *more]) == 0

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,15 @@ def fill(url: str, folder: Path, inject: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+def fills(
+    proxy: Any, tmp_path: Path, inject: str, step: int
+) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+    """Fills with the fault at every `step`th of the calls, each of a folder of its own."""
+    for when in range(1, 1000, step):
+        folder = tmp_path / f"{when}"
+        yield folder, fill(url_of(proxy), folder, inject.format(when))
+
+
 EVERY = [pytest.param(1, marks=pytest.mark.long)]
 
 
@@ -289,9 +298,7 @@ def test_a_fill_killed_at_any_call_leaves_a_cache_that_is_sound(
     proxy: Any, packed: Path, tmp_path: Path, call: str, step: int
 ) -> None:
     expected, killed = digest_of(DatasetReader.open(str(packed))), 0
-    for when in range(1, 1000, step):
-        folder = tmp_path / f"{when}"
-        done = fill(url_of(proxy), folder, f"{call}:signal=SIGKILL:when={when}")
+    for folder, done in fills(proxy, tmp_path, f"{call}:signal=SIGKILL:when={{}}", step):
         if done.returncode == 0:
             break
         assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
@@ -315,9 +322,7 @@ def test_a_disk_that_is_full_from_any_call_on_is_one_warning(
     proxy: Any, packed: Path, tmp_path: Path, call: str, step: int
 ) -> None:
     expected, failed = digest_of(DatasetReader.open(str(packed))), 0
-    for when in range(1, 1000, step):
-        folder = tmp_path / f"{when}"
-        done = fill(url_of(proxy), folder, f"{call}:error=ENOSPC:when={when}+")
+    for folder, done in fills(proxy, tmp_path, f"{call}:error=ENOSPC:when={{}}+", step):
         assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
         if "store is read instead" not in done.stderr:
             break

@@ -14,7 +14,9 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import CommitError, OptionError, SourceError
-from shardstream.pack.packer import REJECTS, Plan
+from shardstream.pack.compose import TOOL
+from shardstream.pack.packer import Plan
+from shardstream.pack.target import REJECTS
 from shardstream.read.reader import DatasetReader
 
 SMALL = {"frame_size": "2KiB", "shard_size": "8KiB"}
@@ -253,3 +255,7 @@ def test_a_worker_loads_neither_numpy_nor_what_the_command_line_needs() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
     assert not {"numpy", "torch", "fsspec", "typer", "rich", "hashlib"} & set(loaded)
+
+
+def test_the_manifest_names_this_version() -> None:
+    assert f"shardstream {ss.__version__}" == TOOL

@@ -7,6 +7,7 @@ process that may hold threads; and they end by themselves when the packer dies.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -113,7 +114,8 @@ class _Worker:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait(_END_TIMEOUT)
-        self._in.close() if not self._in.closed else None
+        with contextlib.suppress(OSError):  # what a dead worker did not take is written once more
+            self._in.close()
         self._out.close()
 
 

@@ -1,0 +1,30 @@
+"""What the tests of the SSD tier share: blocks, and where their files lie."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from shardstream.storage.blocks import Block
+from shardstream.storage.disk import Disk
+
+GROUP = "0123456789abcdef" * 2
+FLUSH = 30.0
+
+
+def block(number: int, size: int = 100, group: str = GROUP) -> tuple[Block, bytes]:
+    return Block(group, str(number), size), random.Random(number).randbytes(size)
+
+
+def file_of(disk: Disk, one: Block) -> Path:
+    return Path(disk.path, "blocks", one.group, one.name)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("blocks/*/*"))
+
+
+def put(disk: Disk, *pairs: tuple[Block, bytes]) -> None:
+    for one, data in pairs:
+        disk.put(one, data)
+    assert disk.flush(FLUSH)

@@ -1,14 +1,14 @@
 # Sourced by tools/test: test_frameworks NAME... runs the tests of these frameworks, each group in an environment
 # of its own below .venvs/frameworks. The first line of tests/frameworks/requirements-NAME.txt says in which.
 
-# What continuous integration runs; `transformers` and `jax` come by name, or with `all`.
+# What continuous integration runs; `transformers`, `jax` and `horovod` come by name, or with `all`.
 FRAMEWORKS=(lightning accelerate deepspeed tensorflow)
 
 test_frameworks() {
     local root name requirements venv python stamp wanted started failed=()
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     [ $# -gt 0 ] || set -- "${FRAMEWORKS[@]}"
-    [ "$*" != all ] || set -- "${FRAMEWORKS[@]}" transformers jax
+    [ "$*" != all ] || set -- "${FRAMEWORKS[@]}" transformers jax horovod
     for name in "$@"; do
         requirements=$root/tests/frameworks/requirements-$name.txt
         [ -f "$requirements" ] || { echo "no framework $name: there is no $requirements" >&2; return 2; }
@@ -23,6 +23,7 @@ test_frameworks() {
         started=$SECONDS
         if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
             echo "== install: $name"
+            [ "$name" != horovod ] || bash "$root/tools/build-horovod" "$venv" "$root/.venvs/wheels"
             "$python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" \
                 -e "$root" -r "$root/tests/frameworks/requirements.txt" -r "$requirements"
             printf '%s' "$wanted" >"$stamp"

@@ -11,7 +11,7 @@ from tests.frameworks.contract import Jobs
 def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     cls = request.cls
     folder = tmp_path_factory.mktemp(cls.script)
-    return Jobs(f"tests.frameworks.{cls.script}", cls.processes, cls.env, folder)
+    return Jobs(f"tests.frameworks.{cls.script}", cls.processes, cls.env, folder, cls.launcher)
 
 
 @pytest.fixture(scope="class")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +23,16 @@ Steps = list[list[Any]]  # of each step its epoch and the names of its blocks
 class Jobs:
     """The jobs of one framework; each is run once, when a test first asks for it."""
 
-    def __init__(self, module: str, processes: bool, env: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        module: str,
+        processes: bool,
+        env: dict[str, str],
+        folder: Path,
+        launcher: Callable[[int], Sequence[str]] = lambda ranks: (),
+    ) -> None:
         self.module, self.processes, self.env, self.folder = module, processes, env, folder
+        self.launcher = launcher
         self.data = str(pack(folder, "tokens", documents=39))
         self._done: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
 
@@ -33,7 +43,8 @@ class Jobs:
 
     def start(self, plan: Plan, size: int, log: Path) -> launch.Ranks:
         """Run the script."""
-        return launch.command(plan.arguments(self.module), size, log, self.variables)
+        command = [*self.launcher(plan.replicas), *plan.arguments(self.module)]
+        return launch.command(command, size, log, self.variables)
 
     def everything(self) -> list[str]:
         """The names of all blocks, sorted: with batches of 8 the last one has a single block."""
@@ -71,8 +82,13 @@ class Contract:
     """Two ranks, two epochs, a last batch that only one rank can fill."""
 
     script: ClassVar[str]
-    processes: ClassVar[bool] = True  # or ranks are replicas within one process
+    processes: ClassVar[bool] = True  # or one command is all ranks: replicas, or a launcher
     env: ClassVar[dict[str, str]] = {}
+
+    @staticmethod
+    def launcher(ranks: int) -> Sequence[str]:
+        """What comes before the command, where one process of the framework starts all ranks."""
+        return ()
 
     def test_each_sample_once(self, jobs: Jobs, everything: list[str]) -> None:
         steps = merged(jobs.run())
@@ -121,7 +137,8 @@ class Contract:
         place.mkdir()
         (place / "guide.py").write_text("\n".join([*guide, ENDED]))
         (place / "corpus").symlink_to(jobs.data)
-        command = ["sh", "-c", f"cd '{place}' && exec '{sys.executable}' guide.py"]
+        start = shlex.join([*jobs.launcher(2), sys.executable, "guide.py"])
+        command = ["sh", "-c", f"cd '{place}' && exec {start}"]
         with launch.command(command, 2 if self.processes else 1, place, jobs.variables) as job:
             assert all(job.results(SECONDS))
 

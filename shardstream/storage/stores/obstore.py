@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from shardstream.storage.failures import Failure
+from shardstream.storage.failures import Failure, failure_of
 from shardstream.storage.retry import policy
 from shardstream.storage.stores.base import MOST_IGNORED, Got, no_ranges, too_large
 
@@ -150,7 +150,7 @@ class Obstore:
         try:
             answer = await obstore.get_async(self._store, path, options=asked)
         except obstore.exceptions.BaseError as error:
-            if size is not None and ("InvalidRange" in str(error) or "416" in str(error)):
+            if size is not None and failure_of(error).status == 416:
                 return Got(b"", None, "")
             raise
         meta = answer.meta

@@ -187,7 +187,7 @@ def test_processes_on_one_cold_cache(
 ) -> None:
     proxy.faults.latency = 0.005
     arguments = [(url_of(proxy), str(tmp_path), digests, locks)] * processes
-    counters = run_all(read_as_process, arguments, 120)
+    counters = run_all(read_as_process, arguments, 240)
     times = sum(one["remote_bytes"] for one in counters) / needed(packed)
     print(f"{processes} processes fetched {times:.3f} times what is needed")
     assert times <= most

@@ -308,6 +308,9 @@ def test_credentials_and_endpoints_of_the_environment(
         store.write("a", b"data")
         assert store.read("a") == b"data"
         assert store.backend == ("fsspec-s3" if options else "obstore-s3")
+    # A token that is not of the keys that were given.
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-other-keys")
+    assert Store.open(url, weed.options()).read("a") == b"data"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -106,7 +106,7 @@ try:
         next(batches)
         with open("state.json", "w") as file:
             json.dump([loader.state_dict(), ds.state_dict(), repr(loader), repr(ds), loader.stats()], file)
-except ss.CorruptionError:
+except ss.ShardstreamError:
     logging.exception("damaged")
 assert ds.reader.kept.tiers.disk.flush(60)
 print("done", number)
@@ -135,14 +135,18 @@ def test_no_secret_is_kept(
     else:
         url = weed.bucket()
         direct = Store.open(url, weed.options() | {"config_kwargs": {}})
-        options = {"key": KEY, "secret": SECRET, "endpoint_url": proxy.url}
-        options |= {"config_kwargs": {}} if backend == "s3" else {}
+        options = {"endpoint_url": proxy.url}
+        options |= {"config_kwargs": {}, "key": KEY, "secret": SECRET} if backend == "s3" else {}
     for path in packed.iterdir():
         direct.write(path.name, path.read_bytes())
     environment = {
-        "PATH": "/usr/bin:/bin", "AWS_SESSION_TOKEN": CANARY, "AWS_EC2_METADATA_DISABLED": "true",
+        "PATH": "/usr/bin:/bin", "AWS_EC2_METADATA_DISABLED": "true",
         "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path),
     }  # fmt: skip
+    if backend == "obstore":
+        environment |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    else:
+        environment["AWS_SESSION_TOKEN"] = CANARY
     done = subprocess.run(
         [sys.executable, "-c", KEEPS],
         input=repr((url, options)), env=environment, cwd=tmp_path,
@@ -151,6 +155,10 @@ def test_no_secret_is_kept(
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("done 19" if not flip else "done 0")
     assert ("CorruptionError" in done.stderr) == bool(flip)
+    if not flip:
+        assert f'"backend": "{"obstore-s3" if backend == "obstore" else f"fsspec-{backend}"}"' in (
+            (tmp_path / "state.json").read_text()
+        )
     secrets = (CANARY,) if backend == "http" else (CANARY, SECRET)
     for secret in secrets:
         assert secret not in done.stdout + done.stderr

@@ -103,6 +103,8 @@ def _s3(options: dict[str, Any]) -> dict[str, Any] | None:
         token = token or _first("AWS_SESSION_TOKEN")
     if not (key and secret):
         return None
+    if not token and os.environ.get("AWS_SESSION_TOKEN"):
+        return None  # it belongs to other keys, and obstore would send it nevertheless
     config |= {"access_key_id": key, "secret_access_key": secret}
     return {**config, "session_token": token} if token else config
 

@@ -24,6 +24,7 @@ from shardstream.order.topology import rank_samples
 from shardstream.read.engine import Budget, Source, Stats, Unit, stream
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache import Cache
+from shardstream.storage.remote import redact
 
 if TYPE_CHECKING:
 
@@ -55,7 +56,8 @@ class OrderedDataset(_Iterable):
         topology: Ranks | str,
         storage_options: Options,
     ) -> None:
-        self.url = os.fspath(url)
+        self._location = os.fspath(url)
+        self.url = redact(self._location)  # as it may be shown
         self.shuffle = shuffle_of(shuffle)
         self.cache = cache_of(cache)
         self.topology = topology_of(topology)
@@ -71,7 +73,7 @@ class OrderedDataset(_Iterable):
         """The reader behind the dataset, opened anew in each process that it is sent to."""
         self._leave_parent()
         if self._reader is None:
-            self._reader = DatasetReader.open(self.url, self._storage_options, self.cache)
+            self._reader = DatasetReader.open(self._location, self._storage_options, self.cache)
         return self._reader
 
     @property

@@ -3,7 +3,7 @@
     plan (a thread) -> fetch, decompress frames (pool) -> build batches (pool, or consumer) -> deliver
 
 The consumer asks for the next plan each time it has taken one, so that no thread outlives its iterator:
-when the generator is closed or dropped, what is queued is cancelled and the threads end.
+when the generator is closed or dropped, what is queued or waits for a store is cancelled and the threads end.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from shardstream.errors import StorageError
 from shardstream.read.prefetch import FrameId, Frames, Need
+from shardstream.storage.waits import Waits, work_for, working_for
 
 __all__ = ["Budget", "Source", "Stats", "Unit", "stream"]
 
@@ -134,8 +135,9 @@ def stream(
     Errors of any stage are raised here, in the place of the unit that they belong to.
     """
     budget, stats = budget or Budget(), stats or Stats()
-    planner = ThreadPoolExecutor(1, "shardstream-plan")
-    fetchers = ThreadPoolExecutor(budget.threads, "shardstream-fetch")
+    waits = Waits()
+    planner = ThreadPoolExecutor(1, "shardstream-plan", work_for, (waits,))
+    fetchers = ThreadPoolExecutor(budget.threads, "shardstream-fetch", work_for, (waits,))
     builders = ThreadPoolExecutor(budget.threads, "shardstream-build")
     frames: Frames[Any] = Frames(_timed(source.fetch, stats), source.recycle, fetchers, budget.keep)
     pending: deque[_Pending] = deque()
@@ -152,7 +154,8 @@ def stream(
                     break
                 plan = planner.submit(next, waiting, None)
                 before = frames.fetched_bytes
-                source.expect(frames.missing(unit.needs))
+                with working_for(waits):
+                    source.expect(frames.missing(unit.needs))
                 futures = {need.frame: frames.use(need) for need in unit.needs}
                 if unit.direct:
                     work: Future[Any] = fetchers.submit(unit.prepare) if unit.unverified else _DONE
@@ -183,6 +186,7 @@ def stream(
     finally:
         for pool in (planner, fetchers, builders):
             pool.shutdown(wait=False, cancel_futures=True)
+        waits.end()
 
 
 def _planned(plan: Future[Any], head: _Pending, deadline: float, stats: Stats) -> bool:

@@ -25,6 +25,7 @@ from shardstream.read.kept import STREAMS, Kept
 from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.files import map_file, read_slice, size_of
 from shardstream.storage.remote import Options, Store, redact
+from shardstream.storage.waits import current, work_for
 
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
@@ -165,7 +166,7 @@ class DatasetReader:
         with self._lock:
             missing = [shard for shard in shards if shard not in self._indexes]
         if len(missing) > 1:
-            with ThreadPoolExecutor(_LOADERS, "shardstream-index") as pool:
+            with ThreadPoolExecutor(_LOADERS, "shardstream-index", work_for, (current(),)) as pool:
                 list(pool.map(self.index, missing))
 
     def read_index(self, shard: int) -> ShardIndex:

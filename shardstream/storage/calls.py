@@ -17,6 +17,7 @@ from shardstream.storage.pace import Hedge, Limit
 from shardstream.storage.retry import Policy, policy, retried
 from shardstream.storage.secrets import redact
 from shardstream.storage.stores import Backend, Got, Options, connect
+from shardstream.storage.waits import current
 
 __all__ = ["Remote", "Scope", "run"]
 
@@ -65,7 +66,10 @@ def run(
     scope: Scope | None = None,
     rules: Policy | None = None,
 ) -> T:
-    """The result of `work`, which runs on fsspec's loop and is retried; StorageError says what was tried."""
+    """The result of `work`, which runs on fsspec's loop and is retried; StorageError says what was tried.
+
+    It is ended where it is when the iterator is dropped that this thread works for.
+    """
     from fsspec.asyn import get_loop
 
     rules, scope = rules or policy(), scope or Scope()
@@ -76,11 +80,11 @@ def run(
     future: Future[T] = asyncio.run_coroutine_threadsafe(retried(work, rules, size, failed), get_loop())
     limit = rules.limit(size) + rules.attempt_limit(size) + _GRACE
     try:
-        return future.result(limit)
+        return current().result(future, limit)
     except Failure as error:
         failure = error
     except CancelledError:
-        failure = Failure("given up, since this process ends")
+        failure = Failure("given up: the iterator that it was for, or this process, has ended")
     except FutureTimeout:
         failure = Failure(f"not done after {limit:.0f} s", kind=TimeoutError)
     finally:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from shardstream.errors import CorruptionError, ShardstreamError, StorageError
 from shardstream.storage.blocks import Block, Data
 from shardstream.storage.cache import Tiers
 from shardstream.storage.claims import Claim
+from shardstream.storage.waits import Waits, current, working_for
 
 __all__ = ["Fetcher", "Want"]
 
@@ -45,11 +46,26 @@ class Want(NamedTuple):
 
 
 class _Flight:
-    """A block on its way. The result None means: look again, another process has it."""
+    """A block on its way. The result None means: look again, another process has it, or nobody any more."""
 
     def __init__(self, want: Want) -> None:
         self.want = want
         self.future: Future[Data | None] = Future()
+
+    def followed(self) -> Future[Data | None]:
+        """A future with the same result, which one of those who wait may cancel."""
+        mine: Future[Data | None] = Future()
+
+        def follow(done: Future[Data | None]) -> None:
+            if mine.set_running_or_notify_cancel():
+                error = done.exception()
+                if error is None:
+                    mine.set_result(done.result())
+                else:
+                    mine.set_exception(error)
+
+        self.future.add_done_callback(follow)
+        return mine
 
 
 class Fetcher:
@@ -99,7 +115,9 @@ class Fetcher:
             if mine:
                 return self._fly(flight)
             try:
-                data = flight.future.result(_DEADLINE)
+                data = current().result(flight.followed(), _DEADLINE)
+            except CancelledError as error:
+                raise StorageError(f"{want.url}: given up: the iterator that it was for has ended") from error
             except FutureTimeout as error:
                 if flight.future.done():
                     raise
@@ -189,7 +207,7 @@ class Fetcher:
             if data is None:
                 data = self._fetch(flight.want)
         except BaseException as error:
-            self._land(flight, error, ahead=False)
+            self._land(flight, _told(error), ahead=False)
             raise
         self._land(flight, data, hold=False, ahead=False)
         return data
@@ -213,7 +231,7 @@ class Fetcher:
         if disk is None:
             return None
         deadline, pause, poll = time.monotonic() + _PATIENCE, threading.Event(), _POLLS[0]
-        while (claim := disk.claim(block)) is None and time.monotonic() < deadline:
+        while (claim := disk.claim(block)) is None and time.monotonic() < deadline and not current().over:
             pause.wait(poll)  # locks of other processes can only be polled
             poll = min(2 * poll, _POLLS[1])
         return claim
@@ -260,6 +278,10 @@ class Fetcher:
 
     def _range(self, flights: list[_Flight], wait: float = 0.0) -> None:
         """Fetch blocks of one object, except those that another process is fetching; nothing is raised."""
+        if current().over:
+            for flight in flights:
+                self._land(flight, None)
+            return
         disk = self.tiers.disk
         mine: list[tuple[_Flight, Claim | None]] = []
         for flight in flights:
@@ -277,7 +299,7 @@ class Fetcher:
             except BaseException as error:  # noqa: BLE001  # whoever waits for the blocks is told
                 for flight in run:
                     _release(claims[flight])
-                    self._land(flight, error)
+                    self._land(flight, _told(error))
                 continue
             for flight in run:
                 want = flight.want
@@ -287,7 +309,7 @@ class Fetcher:
                     data = self._accept(want, bytes(stored[at : at + want.size]))
                 except BaseException as error:  # noqa: BLE001
                     _release(claims[flight])
-                    self._land(flight, error)
+                    self._land(flight, _told(error))
                 else:
                     if want.soon:
                         self._take(want.block)
@@ -308,7 +330,7 @@ class Fetcher:
                 del self._flights[block]
                 if ahead:
                     self._flying -= flight.want.size
-                elif not isinstance(result, BaseException):
+                elif isinstance(result, (bytes, memoryview)):
                     self._note(block)
             if hold and isinstance(result, (bytes, memoryview)):
                 self._pick_up(block)
@@ -320,6 +342,11 @@ class Fetcher:
             flight.future.set_exception(result)
         else:
             flight.future.set_result(result)
+
+
+def _told(error: BaseException) -> BaseException | None:
+    """What those hear who wait for a block that this thread could not get."""
+    return None if current().over else error  # other iterators are to look again
 
 
 def _release(claim: Claim | None) -> None:
@@ -349,18 +376,21 @@ def _ranges(flights: Sequence[_Flight], most: int) -> list[list[_Flight]]:
 
 
 class _Crew:
-    """Threads for tasks that raise nothing: at most `most()`, each ends when there is nothing to do."""
+    """Threads for tasks that raise nothing: at most `most()`, each ends when there is nothing to do.
+
+    A task works for the iterator of who submits it.
+    """
 
     def __init__(self, most: int) -> None:
         self.most: Callable[[], int] = lambda: most
         self._running = 0
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._tasks: deque[tuple[Waits, Callable[[], None]]] = deque()
         self._lock = threading.Lock()
 
     def submit(self, task: Callable[[], None]) -> None:
         """Run a task soon."""
         with self._lock:
-            self._tasks.append(task)
+            self._tasks.append((current(), task))
             if self._running >= self.most():
                 return
             self._running += 1
@@ -375,5 +405,6 @@ class _Crew:
                 if not self._tasks or self._running > self.most():
                     self._running -= 1
                     return
-                task = self._tasks.popleft()
-            task()
+                waits, task = self._tasks.popleft()
+            with working_for(waits):
+                task()

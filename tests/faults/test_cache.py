@@ -187,8 +187,10 @@ def test_processes_on_one_cold_cache(
 ) -> None:
     proxy.faults.latency = 0.005
     arguments = [(url_of(proxy), str(tmp_path), digests, locks)] * processes
-    counters = run_all(read_as_process, arguments, 120)
-    assert sum(one["remote_bytes"] for one in counters) <= most * needed(packed)
+    counters = run_all(read_as_process, arguments, 240)
+    times = sum(one["remote_bytes"] for one in counters) / needed(packed)
+    print(f"{processes} processes fetched {times:.3f} times what is needed")
+    assert times <= most
     disk = Disk.open(tmp_path)
     assert disk.info(check=True).damaged == []
     assert disk.info().blocks == len(digests) + len({shard for shard, _ in digests})
@@ -217,14 +219,21 @@ def test_eight_readers_of_a_cache_of_two_shards(
     over: list[int] = []
     stop = threading.Event()
 
+    def files() -> dict[int, int]:
+        found = {}
+        for folder, _, names in os.walk(tmp_path):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    one = os.stat(os.path.join(folder, name))
+                    found[one.st_ino] = one.st_blocks * 512
+        return found
+
     def watch() -> None:
         while not stop.wait(0.05):
-            used = 0
-            for folder, _, names in os.walk(tmp_path):
-                for name in names:
-                    with contextlib.suppress(FileNotFoundError):
-                        used += os.stat(os.path.join(folder, name)).st_blocks * 512
-            over.append(used - limit - 8 * block - 9 * 4096)  # ledgers take some, too
+            seen = files()
+            # A look that takes long sees files that were never there together.
+            if seen == files():
+                over.append(sum(seen.values()) - limit - 9 * 4096)  # ledgers take some, too
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -234,15 +243,16 @@ def test_eight_readers_of_a_cache_of_two_shards(
     finally:
         stop.set()
         watcher.join()
+    print(f"{sum(counts)} frames read, {max(over) / block:.1f} blocks beyond the limit at most")
     assert min(counts) > 0
-    assert max(over) <= 0
+    assert max(over) <= 8 * block
 
 
 def in_a_child(ds: ss.StreamingDataset, queue: Any) -> None:
     queue.put(sum(1 for _ in ds))
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [2, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_read_after_their_parent_did(proxy: Any, tmp_path: Path, method: str, times: int) -> None:
     context = multiprocessing.get_context(method)
@@ -253,8 +263,8 @@ def test_children_read_after_their_parent_did(proxy: Any, tmp_path: Path, method
         queue = context.Queue()
         child = context.Process(target=in_a_child, args=(ds, queue))
         child.start()
-        assert queue.get(timeout=60) == 700
-        child.join(30)
+        assert queue.get(timeout=240) == 700
+        child.join(120)
         assert child.exitcode == 0
     assert len(list(reading)) == 650
 
@@ -262,13 +272,15 @@ def test_children_read_after_their_parent_did(proxy: Any, tmp_path: Path, method
 # Kills and full disks
 
 
+SHARDS = 2  # with their indexes 16 blocks
+
+
 def fill(url: str, folder: Path, inject: str) -> subprocess.CompletedProcess[str]:
-    """Read everything through a cache, with a fault injected into a system call."""
+    """Read some shards through a cache, with a fault injected into a system call."""
     call = inject.partition(":")[0]
     strace = [
         "strace",
         "-f",
-        "--seccomp-bpf",
         "-o",
         os.devnull,
         "-e",
@@ -276,8 +288,8 @@ def fill(url: str, folder: Path, inject: str) -> subprocess.CompletedProcess[str
         "-e",
         f"inject={inject}",
     ]
-    command = [*strace, sys.executable, "-m", "tests.cachefill", url, str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [*strace, sys.executable, "-m", "tests.cachefill", url, str(folder), str(SHARDS)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def fills(
@@ -289,15 +301,18 @@ def fills(
         yield folder, fill(url_of(proxy), folder, inject.format(when))
 
 
-EVERY = [pytest.param(1, marks=pytest.mark.long)]
+# (the first call, from which to which next one): one of twelve, or every one.
+STEPS = [12, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(1200)])]
 
 
-@pytest.mark.parametrize("step", [31, *EVERY])
-@pytest.mark.parametrize("call", ["pwrite64", "write", "linkat", "unlinkat", "mkdirat"])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("call", "calls"), [("pwrite64", 16), ("write", 28), ("linkat", 16), ("unlinkat", 16), ("mkdirat", 16)]
+)
 def test_a_fill_killed_at_any_call_leaves_a_cache_that_is_sound(
-    proxy: Any, packed: Path, tmp_path: Path, call: str, step: int
+    proxy: Any, packed: Path, tmp_path: Path, call: str, calls: int, step: int
 ) -> None:
-    expected, killed = digest_of(DatasetReader.open(str(packed))), 0
+    expected, killed = digest_of(DatasetReader.open(str(packed)), SHARDS), 0
     for folder, done in fills(proxy, tmp_path, f"{call}:signal=SIGKILL:when={{}}", step):
         if done.returncode == 0:
             break
@@ -306,22 +321,23 @@ def test_a_fill_killed_at_any_call_leaves_a_cache_that_is_sound(
         if Path(Disk.path_in(str(folder))).exists():
             assert Disk.open(folder).info(check=True).damaged == []
         reader = DatasetReader.open(url_of(proxy), cache=small(folder))
-        assert digest_of(reader) == expected
+        assert digest_of(reader, SHARDS) == expected
         disk = reader.kept.tiers.disk
         assert disk is not None
         assert disk.flush(30)
         # Nothing of the killed process is left, and the count is right, or too high by one block.
         assert list(Path(disk.path, "partial").iterdir()) == []
         assert 0 <= disk.used - disk.info().bytes <= 32 << 10
-    assert killed
+    print(f"killed at {killed} calls of {call}")
+    assert killed >= calls // step
 
 
-@pytest.mark.parametrize("step", [31, *EVERY])
-@pytest.mark.parametrize("call", ["linkat", "mkdirat", "pwrite64"])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("call", "calls"), [("linkat", 16), ("mkdirat", 16), ("pwrite64", 16)])
 def test_a_disk_that_is_full_from_any_call_on_is_one_warning(
-    proxy: Any, packed: Path, tmp_path: Path, call: str, step: int
+    proxy: Any, packed: Path, tmp_path: Path, call: str, calls: int, step: int
 ) -> None:
-    expected, failed = digest_of(DatasetReader.open(str(packed))), 0
+    expected, failed = digest_of(DatasetReader.open(str(packed)), SHARDS), 0
     for folder, done in fills(proxy, tmp_path, f"{call}:error=ENOSPC:when={{}}+", step):
         assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
         if "store is read instead" not in done.stderr:
@@ -329,9 +345,10 @@ def test_a_disk_that_is_full_from_any_call_on_is_one_warning(
         failed += 1
         assert done.stderr.count("No space left on device") == 1
         reader = DatasetReader.open(url_of(proxy), cache=small(folder))
-        assert digest_of(reader) == expected
+        assert digest_of(reader, SHARDS) == expected
         assert Disk.open(folder).info(check=True).damaged == []
-    assert failed
+    print(f"full from {failed} calls of {call} on")
+    assert failed >= calls // step
 
 
 @pytest.mark.parametrize("size", [64, 300, 900])

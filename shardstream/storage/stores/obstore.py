@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from shardstream.storage.failures import Failure
+from shardstream.storage.failures import Failure, failure_of
 from shardstream.storage.retry import policy
 from shardstream.storage.stores.base import MOST_IGNORED, Got, no_ranges, too_large
 
@@ -103,6 +103,8 @@ def _s3(options: dict[str, Any]) -> dict[str, Any] | None:
         token = token or _first("AWS_SESSION_TOKEN")
     if not (key and secret):
         return None
+    if not token and os.environ.get("AWS_SESSION_TOKEN"):
+        return None  # it belongs to other keys, and obstore would send it nevertheless
     config |= {"access_key_id": key, "secret_access_key": secret}
     return {**config, "session_token": token} if token else config
 
@@ -150,7 +152,7 @@ class Obstore:
         try:
             answer = await obstore.get_async(self._store, path, options=asked)
         except obstore.exceptions.BaseError as error:
-            if size is not None and ("InvalidRange" in str(error) or "416" in str(error)):
+            if size is not None and failure_of(error).status == 416:
                 return Got(b"", None, "")
             raise
         meta = answer.meta

@@ -1,0 +1,109 @@
+"""Iterators that are dropped while a server says nothing do not wait for it."""
+
+from __future__ import annotations
+
+import gc
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardstream as ss
+from shardstream.storage import retry
+from tests.distributed import launch
+from tests.faults.cached import small
+from tests.faults.conftest import Target
+
+# Long enough that what is seen to end has not ended by itself.
+PATIENT = retry.Policy(timeout=900.0, deadline=900.0)
+
+
+def threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if one.name.startswith("shardstream")]
+
+
+def silence(target: Target, ending: str) -> None:
+    """No answer any more for such files, but for those of the first five shards, of 27 samples each."""
+    silent = re.compile(rf"shard-0000(?!0[0-4]).*\{ending}$")
+    target.proxy.set(dead=True, only=lambda method, path: bool(silent.search(path)))
+
+
+def read_until_silent(target: Target, iterator: Any) -> None:
+    """Take what comes, and have Ctrl-C pressed once something has been asked for that never comes."""
+
+    def press() -> None:
+        assert launch.ended(lambda: target.proxy.counts.injected["dead"], 60)
+        assert threads()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(iterator)
+    pressing.join()
+
+
+def dataset(target: Target, cache: Any = None, **options: Any) -> ss.StreamingDataset:
+    return ss.StreamingDataset(
+        target.url, decode=False, storage_options=target.options, cache=cache, **options
+    )
+
+
+@pytest.mark.parametrize("ending", [".index", ".zst"])
+@pytest.mark.parametrize("way", ["loader", "dataset", "cached"])
+def test_its_threads_end(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, ending: str
+) -> None:
+    monkeypatch.setattr(retry, "_policy", PATIENT)
+    ds = dataset(target, small(tmp_path) if way == "cached" else None)
+    silence(target, ending)
+    read_until_silent(target, iter(ss.StreamingLoader(ds, 8) if way == "loader" else ds))
+    gc.collect()
+    assert launch.ended(lambda: not threads()), threads()
+    # Nothing of it is in the way of the next one.
+    target.proxy.set()
+    assert sum(1 for _ in ds) == 700
+
+
+def test_another_iterator_gets_what_it_had_asked_for(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = dataset(target, shuffle=False)
+    expected = [key for key, _ in target.open().iter_samples()]
+    monkeypatch.setattr(retry, "_policy", PATIENT)
+    silence(target, ".zst")
+    first, second = iter(ds), iter(ds)
+    found: list[str] = []
+    reading = threading.Thread(target=lambda: found.extend(item["__key__"] for item in second))
+    reading.start()
+    read_until_silent(target, first)
+    target.proxy.set()
+    first.close()
+    reading.join(120)
+    assert found == expected
+
+
+LEAVES = """
+import sys
+import shardstream as ss
+from shardstream.storage import retry
+
+retry._policy = retry.Policy(timeout=900.0, deadline=900.0)
+url, options = eval(sys.stdin.read())
+ds = ss.StreamingDataset(url, decode=False, storage_options=options)
+for number, batch in enumerate(ss.StreamingLoader(ds, 8)):
+    if number == 4:
+        raise SystemExit(3)
+"""
+
+
+def test_a_program_that_leaves_its_loop_ends(target: Target) -> None:
+    silence(target, ".zst")
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES], input=repr((target.url, target.options)),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, "")

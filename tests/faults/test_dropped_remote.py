@@ -70,22 +70,6 @@ def test_its_threads_end(
     assert sum(1 for _ in ds) == 700
 
 
-def test_another_iterator_gets_what_it_had_asked_for(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    ds = dataset(target, shuffle=False)
-    expected = [key for key, _ in target.open().iter_samples()]
-    monkeypatch.setattr(retry, "_policy", PATIENT)
-    silence(target, ".zst")
-    first, second = iter(ds), iter(ds)
-    found: list[str] = []
-    reading = threading.Thread(target=lambda: found.extend(item["__key__"] for item in second))
-    reading.start()
-    read_until_silent(target, first)
-    target.proxy.set()
-    first.close()
-    reading.join(120)
-    assert found == expected
-
-
 LEAVES = """
 import sys
 import shardstream as ss

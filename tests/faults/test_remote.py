@@ -149,11 +149,14 @@ def test_a_server_that_is_gone_for_five_seconds(target: Target, digest: str) -> 
     assert reader.counters["retries"] > 0
 
 
+PREFETCH = 64 << 10  # a part of the dataset
+
+
 def test_what_was_fetched_keeps_flowing_while_the_server_is_gone(target: Target) -> None:
     expected = [key for key, _ in target.open().iter_samples()]
     target.set(latency=0.02)
     loader = ss.StreamingLoader(
-        ss.StreamingDataset(target.url, decode=False, storage_options=target.options), 10
+        ss.StreamingDataset(target.url, decode=False, storage_options=target.options), 10, prefetch=PREFETCH
     )
     batches = iter(loader)
     keys = [key for _ in range(6) for key in next(batches)["__key__"]]
@@ -165,7 +168,8 @@ def test_what_was_fetched_keeps_flowing_while_the_server_is_gone(target: Target)
         target.proxy.up()
 
     target.proxy.down()
-    threading.Timer(5.0, up).start()
+    timer = threading.Timer(5.0, up)
+    timer.start()
     flowing, waited = 0, 0.0
     for batch in batches:
         if not back:
@@ -173,6 +177,7 @@ def test_what_was_fetched_keeps_flowing_while_the_server_is_gone(target: Target)
         elif not waited:
             waited = time.monotonic() - back[0]
         keys += batch["__key__"]
+    timer.join()
     print(f"{flowing} batches without the server, the next one {waited:.1f} s after it was back")
     assert keys == expected
     assert flowing

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.disk import Disk
 from shardstream.storage.fetch import Fetcher, Want
 from shardstream.storage.memory import Memory
+from shardstream.storage.waits import Waits, current, work_for
 
 GROUP = "ab" * 16
 SIZE = 1000
@@ -79,7 +80,7 @@ def store() -> SlowStore:
 
 def test_many_threads_that_want_a_block_fetch_it_once(store: SlowStore) -> None:
     store.delay = 0.05
-    fetcher = Fetcher(store.load, Tiers())
+    fetcher = Fetcher(store.load, Tiers(Memory(SIZE)))  # without, who comes late would fetch it again
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(lambda _: fetcher.get(store.want(3)), range(16))) == {store.part(3)}
     assert store.times == {3: 1}
@@ -117,6 +118,36 @@ def test_an_error_ahead_is_raised_by_who_asks_and_the_next_try_is_fresh(store: S
         fetcher.get(store.want(7))
     store.fail = set()
     assert fetcher.get(store.want(7)) == store.part(7)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_who_waits_for_a_block_gets_it_when_the_iterator_that_fetches_it_ends(
+    store: SlowStore, ahead: bool
+) -> None:
+    silent, asked = threading.Event(), threading.Event()
+    silent.set()
+
+    def load(url: str, start: int, size: int) -> bytes:
+        if not silent.is_set():
+            return store.load(url, start, size)
+        asked.set()
+        try:
+            return current().result(Future(), 60)
+        except CancelledError as error:
+            raise StorageError(f"{url}: given up") from error
+
+    fetcher, want, first = Fetcher(load, Tiers()), store.want(3), Waits()
+    with ThreadPoolExecutor(1, initializer=work_for, initargs=(first,)) as one, ThreadPoolExecutor(4) as pool:
+        begun = one.submit(fetcher.ahead, [want]) if ahead else one.submit(fetcher.get, want)
+        assert asked.wait(20)
+        others = [pool.submit(fetcher.get, want) for _ in range(4)]
+        time.sleep(0.05)  # they wait for it by now, mostly; who comes later asks for it anew
+        silent.clear()
+        first.end()
+        assert {other.result(20) for other in others} == {store.part(3)}
+        error = begun.exception(20)
+    assert error is None if ahead else isinstance(error, StorageError)
+    quiet()
 
 
 @pytest.mark.parametrize("ahead", [True, False])

@@ -153,7 +153,8 @@ def test_no_secret_is_kept(
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("done 19" if not flip else "done 0")
+    # Of a range with a flipped bit all frames but one are sound.
+    assert (done.stdout == "done 19\n") == (not flip), done.stdout
     assert ("CorruptionError" in done.stderr) == bool(flip)
     if not flip:
         assert f'"backend": "{"obstore-s3" if backend == "obstore" else f"fsspec-{backend}"}"' in (

@@ -45,7 +45,7 @@ class Setting:
 
         def start(adapter: str) -> Link:
             python = sys.executable if adapter in OWN or peers is None else peers
-            return Child(python, adapter, data / "logs" / f"{adapter}.log")
+            return Child(python, adapter, data / "logs" / f"{adapter}.log", size.limit)
 
         return cls(data, maker, size, peers, start)
 
@@ -161,10 +161,13 @@ def _starts(
     question: Question, setting: Setting, corpus: Corpus, entries: list[Contender], rows: dict[str, Any],
     remote: Remote | None = None,
 ) -> None:  # fmt: skip
-    """Each time is taken in a process of its own, the first round being the warm-up."""
+    """Each time is taken in a process of its own, the first round being the warm-up.
+
+    From a store all is cold each time, and of some peers takes a minute: there is no warm-up.
+    """
     failed: set[str] = set()
-    rounds = setting.size.rounds if remote is None else min(setting.size.rounds, _COLD_ROUNDS)
-    for number in range(rounds + 1):
+    rounds = range(setting.size.rounds + 1) if remote is None else range(1, _COLD_ROUNDS + 1)
+    for number in rounds:
         for entry in entries:
             if entry.name in failed:
                 continue
@@ -186,10 +189,13 @@ def _starts(
                 row |= peaks
                 if remote is not None:
                     answer["wire"] = remote.passed()
+                    if question.measure == "first":
+                        answer["seconds"] += answer["construct"]
             except RuntimeError as error:
                 if entry.role != "peer":
                     raise
                 failed.add(entry.name)
+                row["rounds"].clear()  # ratios are taken within rounds that all have
                 row["error"] = str(error)
                 _say(question, f"{entry.name}: FAILED: {error}")
                 continue

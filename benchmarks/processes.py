@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -14,16 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Child:
-    """One contender's process."""
+    """One contender's process, which is killed when a command takes longer than `limit` seconds."""
 
-    def __init__(self, python: str, adapter: str, log: Path) -> None:
+    def __init__(self, python: str, adapter: str, log: Path, limit: float = 600.0) -> None:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "HF_HUB_OFFLINE": "1",
             "PYTHONWARNINGS": "ignore",
         }
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log
+        self._log, self._limit = log, limit
         with log.open("a") as errors:
             self._process = subprocess.Popen(
                 [python, "-m", "benchmarks.contender", adapter],
@@ -35,10 +36,25 @@ class Child:
         """The answer to a command; raises RuntimeError for its error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do} | arguments) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the process ended"}
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            # Its children hold its end of the pipe, too.
+            for member in reversed(_tree(self._process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
+
+        timer = threading.Timer(self._limit, end)
+        timer.start()
+        try:
+            self._process.stdin.write(json.dumps({"do": do} | arguments) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
+        ended = f"no answer after {self._limit:g} s" if late.is_set() else "the process ended"
+        answer = json.loads(line) if line else {"error": ended}
         if "error" in answer:
             raise RuntimeError(f"{do}: {answer['error']} (see {self._log})")
         return answer  # type: ignore[no-any-return]

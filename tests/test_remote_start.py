@@ -14,6 +14,7 @@ import pytest
 import shardstream as ss
 from shardstream.read.reader import DatasetReader
 from tests.corpora import pack_rows
+from tests.distributed import launch
 
 SEEDED = ss.Shuffle(seed=1)
 
@@ -38,6 +39,18 @@ def proxy(nginx: Any, proxy_to: Callable[..., Any], packed: Path) -> Iterator[An
 def read(proxy: Any, shuffle: ss.Shuffle = SEEDED, **options: Any) -> ss.StreamingLoader:
     ds = ss.StreamingDataset(f"{proxy.url}/remote-start", shuffle=shuffle, decode=False, **options)
     return ss.StreamingLoader(ds, batch_size=8, last="short")
+
+
+def test_connections_are_opened_while_the_manifest_is_read(proxy: Any) -> None:
+    manifest = ("GET", "/remote-start/manifest.json")
+    DatasetReader.open(f"{proxy.url}/remote-start")  # not to be streamed: one request
+    assert proxy.counts.paths == {manifest: 1}
+    proxy.set(latency=0.05)
+    assert len(ss.StreamingDataset(f"{proxy.url}/remote-start")) == 3000
+    assert launch.ended(lambda: not proxy.counts.in_flight)
+    assert proxy.counts.connections > 16
+    assert proxy.counts.paths.keys() == {manifest}
+    assert set(proxy.counts.ranges) == {("/remote-start/manifest.json", "bytes=0-0")}
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -34,10 +34,10 @@ _BARE = Contender(
 PEERS = (LITDATA, MDS, WDS, HF)
 NOTES = (
     f"{SHARDS} shards, in SeaweedFS on loopback behind a proxy that adds the latency to each connection and "
-    "each request. Every row is a new process with an empty cache; imports are not counted. The proxy "
-    "counts; `chain` is the longest series of requests of which each came after an answer to the one before, "
-    "those after the first batch included. WebDataset runs curl on signed URLs, and HF datasets reads signed "
-    "URLs of Parquet files. No workers: they would start cold, too."
+    "each request. Every row is a new process with an empty cache; imports are not counted, constructing is. "
+    "The proxy counts; `chain` is the longest series of requests of which each came after an answer to the "
+    "one before, those after the first batch included. WebDataset runs curl on signed URLs, and HF datasets "
+    "reads signed URLs of Parquet files. No workers: they would start cold, too."
 )
 
 

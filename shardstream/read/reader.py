@@ -30,6 +30,7 @@ from shardstream.storage.waits import current, work_for
 _CHUNK = 1 << 20
 _KEPT_FRAMES = 4
 _KEPT_MAPS = 256  # each holds a descriptor, of which a process has 1,024 by default
+_CONNECTIONS = 32  # opened while the manifest is read, for the indexes of a first batch
 _LOADERS = 8  # threads that read indexes
 _KEPT_INDEXES = 256 << 20  # bytes of indexes
 _KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
@@ -74,6 +75,8 @@ class DatasetReader:
     def open(cls, url: str, storage_options: Options = None, cache: Cache | None = None) -> DatasetReader:
         """Read and check the manifest; nothing else is fetched yet."""
         store = Store.open(str(url), storage_options)
+        if cache is not None:  # else it is not to be streamed
+            store.warm_up(NAME, _CONNECTIONS)
         manifest = read_manifest(store)
         if cache is None:
             return cls(store, manifest, storage_options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -145,6 +146,21 @@ class Remote:
             return await self._paced(pace, lambda: backend.get(full, 0, None, most))
 
         return bytes(run(self.where(path), work, _UNKNOWN, self.scope).data)
+
+    def warm_up(self, path: str, connections: int) -> None:
+        """Open so many connections by asking for a byte of an object; returns at once, raises nothing."""
+        backend, full, rules = self._connect()[0], self.path(path), policy()
+        if not backend.connects:
+            return
+
+        async def ask() -> None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(backend.get(full, 0, 1, None), rules.timeout)
+
+        from fsspec.asyn import get_loop
+
+        for _ in range(connections):
+            asyncio.run_coroutine_threadsafe(ask(), get_loop())
 
     def get_range(self, path: str, start: int, size: int) -> bytes:
         """At most `size` bytes from `start`; fewer at the object's end. All from one version of it."""

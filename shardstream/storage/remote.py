@@ -73,6 +73,9 @@ class Store:
         """The whole object, which must have at most `most` bytes."""
         raise NotImplementedError
 
+    def warm_up(self, path: str, connections: int) -> None:
+        """Have so many connections open by the time `path` is read; returns at once, raises nothing."""
+
     def read_range(self, path: str, start: int, size: int) -> bytes:
         """Exactly `size` bytes from `start`."""
         raise NotImplementedError
@@ -214,6 +217,9 @@ class RemoteStore(Store):
 
     def read(self, path: str, most: int | None = None) -> bytes:
         return self._remote.get(path, most)
+
+    def warm_up(self, path: str, connections: int) -> None:
+        self._remote.warm_up(path, connections)
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
         data = self._remote.get_range(path, start, size)

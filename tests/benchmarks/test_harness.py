@@ -157,6 +157,16 @@ def test_a_child_process(setting: measure.Setting, tmp_path: Path) -> None:
         child.close()
 
 
+def test_a_child_that_does_not_answer_is_ended_at_its_limit(tmp_path: Path) -> None:
+    child = Child(sys.executable, "plain", tmp_path / "plain.log", limit=0.01)
+    try:
+        # It cannot even have started by then.
+        with pytest.raises(RuntimeError, match=r"facts: no answer after 0.01 s"):
+            child.ask("facts")
+    finally:
+        child.close()
+
+
 def test_questions_are_consistent() -> None:
     adapters = {path.stem for path in Path(measure.__file__).with_name("peers").glob("*.py")}
     for question in QUESTIONS.values():

@@ -83,6 +83,8 @@ def backend_of(fs: Any) -> Fsspec:
 class Fsspec:
     """Any file system of fsspec. Lengths are checked; versions are not told."""
 
+    connects = False  # as far as is known
+
     def __init__(self, fs: Any) -> None:
         self.fs = fs
         kind = fs.protocol
@@ -133,6 +135,8 @@ class Fsspec:
 
 
 class _Http(Fsspec):
+    connects = True
+
     async def get(self, path: str, start: int, size: int | None, most: int | None) -> Got:
         if size == 0:
             return Got(b"", None, "")
@@ -186,6 +190,8 @@ class _Http(Fsspec):
 
 
 class _S3(Fsspec):
+    connects = True
+
     async def get(self, path: str, start: int, size: int | None, most: int | None) -> Got:
         if size == 0:
             return Got(b"", None, "")

@@ -137,6 +137,8 @@ def _azure(options: dict[str, Any]) -> dict[str, Any] | None:
 class Obstore:
     """Buckets and containers by obstore; paths are keys."""
 
+    connects = True
+
     def __init__(self, kind: str, bucket: str, config: str) -> None:
         self.name = f"obstore-{kind.removesuffix('Store').lower()}"
         self._store = _made(kind, bucket, config, policy().timeout, policy().timeout)

@@ -21,7 +21,7 @@ from shardstream.read.reader import DatasetReader
 from shardstream.storage.block_files import cost
 from shardstream.storage.cache import Cache
 from shardstream.storage.disk import Disk
-from shardstream.storage.fetch import Want
+from shardstream.storage.flights import Want
 
 __all__ = ["WarmProgress", "Warmed", "warm"]
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import shardstream as ss
+from shardstream.format.manifest import NAME
 from shardstream.read.reader import DatasetReader
+from shardstream.storage.remote import Store
 from tests.corpora import pack_rows
 from tests.distributed import launch
 
@@ -41,16 +43,28 @@ def read(proxy: Any, shuffle: ss.Shuffle = SEEDED, **options: Any) -> ss.Streami
     return ss.StreamingLoader(ds, batch_size=8, last="short")
 
 
-def test_connections_are_opened_while_the_manifest_is_read(proxy: Any) -> None:
-    manifest = ("GET", "/remote-start/manifest.json")
-    DatasetReader.open(f"{proxy.url}/remote-start")  # not to be streamed: one request
-    assert proxy.counts.paths == {manifest: 1}
+@pytest.mark.parametrize("backend", ["obstore-s3", "fsspec-s3"])
+def test_connections_to_a_bucket_are_opened_while_the_manifest_is_read(
+    weed: Any, proxy_to: Callable[..., Any], packed: Path, backend: str
+) -> None:
+    proxy, url = proxy_to(weed), weed.bucket()
+    only_fsspec = {"config_kwargs": {}} if backend == "fsspec-s3" else {}
+    Store.open(url, weed.options() | only_fsspec).write(NAME, (packed / NAME).read_bytes())
+    options = weed.options(proxy.url) | only_fsspec
+    assert DatasetReader.open(url, options).counters["backend"] == backend
+    assert proxy.counts.ranges == []  # not to be streamed
     proxy.set(latency=0.05)
-    assert len(ss.StreamingDataset(f"{proxy.url}/remote-start")) == 3000
+    assert len(ss.StreamingDataset(url, storage_options=options)) == 3000
     assert launch.ended(lambda: not proxy.counts.in_flight)
     assert proxy.counts.connections > 16
-    assert proxy.counts.paths.keys() == {manifest}
-    assert set(proxy.counts.ranges) == {("/remote-start/manifest.json", "bytes=0-0")}
+    assert {path.rpartition("/")[2] for _, path in proxy.counts.paths} == {NAME}
+    assert {asked for _, asked in proxy.counts.ranges} == {"bytes=0-0"}
+
+
+def test_a_web_server_is_asked_for_the_manifest_alone(proxy: Any) -> None:
+    assert len(ss.StreamingDataset(f"{proxy.url}/remote-start")) == 3000
+    assert proxy.counts.paths == {("GET", f"/remote-start/{NAME}"): 1}
+    assert proxy.counts.connections == 1
 
 
 @pytest.mark.parametrize("cached", [False, True])

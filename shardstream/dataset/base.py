@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shardstream.dataset import workers
 from shardstream.dataset.arguments import cache_of, shuffle_of, topology_of
-from shardstream.dataset.coming import Coming, Request
+from shardstream.dataset.coming import Coming, Request, requests_of
 from shardstream.dataset.iteration import Iteration
 from shardstream.errors import StateError, noted
 from shardstream.format.manifest import Manifest
@@ -40,7 +40,6 @@ else:
 __all__ = ["Cache", "OrderedDataset", "Request"]
 
 Options = dict[str, Any] | None
-_TOGETHER = 32  # items that are made at a time where single ones are asked for
 
 
 class OrderedDataset(_Iterable):
@@ -215,7 +214,7 @@ class OrderedDataset(_Iterable):
             budget = replace(budget, threads=1) if worker.size > 1 else budget
             stride = mine.dp_size * worker.size
             mine = Ranks(run.position % stride, stride)
-        requests = _own(mine, run.position, total, self.ahead)
+        requests = requests_of(mine, run.position, total, self.ahead)
         built = self.stream(run.epoch, requests, self.listed, budget, direct=True)
         try:
             for batch in built:
@@ -302,19 +301,3 @@ class OrderedDataset(_Iterable):
     def __repr__(self) -> str:
         rank = f"rank {self.topology.dp_rank} of {self.topology.dp_size}"
         return f"{type(self).__name__}({self.url!r}, {self.total} samples, {rank})"
-
-
-def in_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each value once, where it comes first."""
-    found, first = np.unique(values, return_index=True)
-    return found[np.argsort(first)]
-
-
-def _own(ranks: Ranks, start: int, total: int, most: int) -> Iterator[Request]:
-    """The positions of one rank from `start` on, one at first and then more and more at a time."""
-    first, count = ranks.first(start), 1
-    while first < total:
-        positions = np.arange(first, min(first + count * ranks.dp_size, total), ranks.dp_size, dtype=np.int64)
-        whole, rest = divmod(len(positions), _TOGETHER)
-        yield Request(positions, [_TOGETHER] * whole + [rest] * bool(rest))
-        first, count = first + count * ranks.dp_size, min(4 * count, most)

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from shardstream.dataset import workers
 from shardstream.order.lanes import Order, distinct
+from shardstream.order.topology import Topology
 from shardstream.order.uses import lanes_of, last_positions, next_uses
 from shardstream.read.kept import STREAMS
 
 if TYPE_CHECKING:
     from shardstream.dataset.base import OrderedDataset
 
-__all__ = ["Coming", "Request"]
+__all__ = ["Coming", "Request", "requests_of"]
+
+_TOGETHER = 32  # items that are made at a time where single ones are asked for
 
 
 class Request(NamedTuple):
@@ -25,6 +28,16 @@ class Request(NamedTuple):
 
     positions: NDArray[np.int64]
     sizes: list[int]
+
+
+def requests_of(ranks: Topology, start: int, total: int, most: int) -> Iterator[Request]:
+    """The positions of one rank from `start` on, one at first and then more and more at a time."""
+    first, count = ranks.first(start), 1
+    while first < total:
+        positions = np.arange(first, min(first + count * ranks.dp_size, total), ranks.dp_size, dtype=np.int64)
+        whole, rest = divmod(len(positions), _TOGETHER)
+        yield Request(positions, [_TOGETHER] * whole + [rest] * bool(rest))
+        first, count = first + count * ranks.dp_size, min(4 * count, most)
 
 
 class Coming:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
+from shardstream.dataset.base import Cache, OrderedDataset, Request
 from shardstream.dataset.subset import Columns, select
 from shardstream.dataset.workers import WorkerCursor
 from shardstream.decode.crops import draws
 from shardstream.decode.images import Images
 from shardstream.decode.registry import decode_values, extension, find
 from shardstream.errors import OptionError, noted
-from shardstream.order.lanes import Order
+from shardstream.order.lanes import Order, in_order
 from shardstream.order.selection import Selection
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks

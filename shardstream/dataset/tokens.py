@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.dataset.base import Cache, OrderedDataset, Request, in_order
+from shardstream.dataset.base import Cache, OrderedDataset, Request
 from shardstream.errors import OptionError, noted
 from shardstream.format.manifest import Manifest
-from shardstream.order.lanes import Order
+from shardstream.order.lanes import Order, in_order
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
 from shardstream.read.batch import collate as default_collate

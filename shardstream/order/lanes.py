@@ -53,6 +53,15 @@ def distinct(values: Ints) -> Ints:
     return found[new]
 
 
+def in_order(values: Ints) -> Ints:
+    """Each value once, where it comes first."""
+    order = np.argsort(values, kind="stable")
+    found = values[order]
+    new = np.ones(len(found), np.bool_)
+    new[1:] = found[1:] != found[:-1]
+    return values[np.sort(order[new])]
+
+
 def groups(values: Ints) -> Iterator[tuple[int, Ints]]:
     """Each distinct value, and where it stands."""
     if not len(values):

@@ -15,7 +15,8 @@ from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import Manifest
 from shardstream.storage.blocks import Block, Data
 from shardstream.storage.cache import Tiers
-from shardstream.storage.fetch import Fetcher, Want
+from shardstream.storage.fetch import Fetcher
+from shardstream.storage.flights import Want
 
 __all__ = ["STREAMS", "Kept"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import threading
-import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +11,6 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError, OptionError, StorageError
@@ -21,19 +18,19 @@ from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest, is_inside
 from shardstream.order.lanes import distinct
+from shardstream.read.files import Files
 from shardstream.read.kept import STREAMS, Kept
+from shardstream.read.later import Later
+from shardstream.read.streams import Streams
 from shardstream.storage.cache import Cache, Tiers
-from shardstream.storage.files import map_file, read_slice, size_of
+from shardstream.storage.files import read_slice, size_of
 from shardstream.storage.remote import Options, Store, redact
 from shardstream.storage.waits import current, work_for
 
-_CHUNK = 1 << 20
 _KEPT_FRAMES = 4
-_KEPT_MAPS = 256  # each holds a descriptor, of which a process has 1,024 by default
 _CONNECTIONS = 32  # opened while the manifest is read, for the indexes of a first batch
 _LOADERS = 8  # threads that read indexes
 _KEPT_INDEXES = 256 << 20  # bytes of indexes
-_KEPT_WHOLES = 1 << 30  # bytes of decompressed gzip and zstd archives, the last one always
 
 
 class DatasetReader:
@@ -63,13 +60,10 @@ class DatasetReader:
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._index_bytes = 0
         self._recent: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
-        self._wholes: OrderedDict[int, memoryview] = OrderedDict()
-        self._maps: OrderedDict[int, memoryview] = OrderedDict()
-        self._verified: dict[int, NDArray[np.bool_]] = {}
-        self._all_later: Callable[[int], NDArray[np.bool_] | None] = lambda shard: None
-        self._later: dict[int, NDArray[np.bool_] | None] = {}  # what is not sent for yet, by shard
+        self._streams = Streams()
+        self._files = Files(store, manifest, self.shard_name)
+        self._later = Later(lambda shard: None)
         self._lock = threading.Lock()
-        self._inflating = threading.Lock()
 
     @classmethod
     def open(cls, url: str, storage_options: Options = None, cache: Cache | None = None) -> DatasetReader:
@@ -92,30 +86,8 @@ class DatasetReader:
             self.kept.frame(shard, number, self.index(shard), soon=number == frame)
             for shard, frame in frames
             if self.mapped(shard) is None
-            for number in self._with_neighbours(shard, frame)
+            for number in self._later.take(shard, frame, self.index, self.kept.fetcher.room)
         )
-
-    def _with_neighbours(self, shard: int, frame: int) -> Iterable[int]:
-        """A frame that is to be fetched, and those beside it that will be needed later and fit in a range."""
-        if shard not in self._later:
-            self._later[shard] = self._all_later(shard)
-        later, most = self._later[shard], self.kept.fetcher.room
-        if later is None:
-            return (frame,)
-        later[frame] = False
-        index = self.index(shard)
-        # Ranges on a grid: otherwise single frames would be left over between them. A frame may stick out.
-        step = most - int(index.frame_size.max())
-        if step <= 0:
-            return (frame,)
-        cell = index.frame_offset // step
-        first = last = frame
-        while first and later[first - 1] and cell[first - 1] == cell[frame]:
-            first -= 1
-        while last + 1 < len(later) and later[last + 1] and cell[last + 1] == cell[frame]:
-            last += 1
-        later[first : last + 1] = False
-        return range(first, last + 1)
 
     def expect_indexes(self, shards: Sequence[int]) -> None:
         """Fetch indexes ahead, all at once; `index` waits for those on their way. Raises nothing."""
@@ -130,7 +102,7 @@ class DatasetReader:
         later: which frames of a shard are certainly read in this epoch; None where that is not known.
         """
         self.kept.plan(self, uses)
-        self._later, self._all_later = {}, later
+        self._later = Later(later)
         self.kept.fetcher.restart()
 
     def taken(self, shard: int) -> NDArray[np.bool_]:
@@ -193,7 +165,8 @@ class DatasetReader:
         raw_size = int(index.frame_raw_size[frame])
         if info.codec in STREAMS:
             raw_offset = int(index.frame_raw_offset[frame])
-            raw = self._whole(shard)[raw_offset : raw_offset + raw_size]
+            whole = self._streams.get(shard, info, self._stream, self.shard_name(shard))
+            raw = whole[raw_offset : raw_offset + raw_size]
             self._check(raw, shard, frame)
             return raw
         if self.kept.raw and self.mapped(shard) is None:
@@ -221,11 +194,7 @@ class DatasetReader:
 
     def verified(self, shard: int) -> NDArray[np.bool_]:
         """Which frames of a shard in memory have been verified, bool [F]."""
-        found = self._verified.get(shard)
-        if found is None:
-            frames = self.manifest.shards[shard].frames
-            found = self._verified.setdefault(shard, np.zeros(frames, np.bool_))
-        return found
+        return self._files.verified(shard)
 
     def unverified(self, shard: int, frames: NDArray[np.int64]) -> list[int]:
         """Those of some frames of a shard in memory that are not verified yet, each once."""
@@ -239,30 +208,7 @@ class DatasetReader:
 
     def mapped(self, shard: int) -> memoryview | None:
         """A shard's file in memory, unverified, where it is local; else None."""
-        with self._lock:
-            found = self._maps.pop(shard, None)
-            if found is not None:
-                self._maps[shard] = found
-                return found
-        info = self.manifest.shards[shard]
-        if not self._local:
-            return None
-        try:
-            path = self._store.local_path(info.url) if is_inside(info.url) else info.url
-            found = None if path is None else map_file(path)
-        except StorageError as error:
-            raise StorageError(f"{self.shard_name(shard)}: {error}") from error
-        if found is None:
-            return None
-        if len(found) != info.bytes:
-            raise CorruptionError(
-                f"{self.shard_name(shard)}: {len(found)} bytes, the manifest says {info.bytes}; restore it"
-            )
-        with self._lock:
-            self._maps[shard] = found
-            while len(self._maps) > _KEPT_MAPS:
-                self._maps.popitem(last=False)
-        return found
+        return self._files.get(shard) if self._local else None
 
     def _check(self, data: bytes | memoryview, shard: int, frame: int) -> None:
         if frames.checksum(data) != int(self.index(shard).frame_checksum[frame]):
@@ -286,20 +232,6 @@ class DatasetReader:
         """The size that the store gives for a shard's file."""
         url = self.manifest.shards[shard].url
         return self._store.size(url) if is_inside(url) else size_of(url, self._options)
-
-    def _whole(self, shard: int) -> memoryview:
-        """The uncompressed tar of a shard that is one compressed stream."""
-        info = self.manifest.shards[shard]
-        where = self.shard_name(shard)
-        # One at a time: threads that want the same shard must not each decompress it.
-        with self._inflating:
-            raw = self._wholes.pop(shard, None)
-            if raw is None:
-                raw = inflate(info.codec, self._stream(shard), info.raw_bytes, where)
-            self._wholes[shard] = raw
-            while len(self._wholes) > 1 and sum(map(len, self._wholes.values())) > _KEPT_WHOLES:
-                self._wholes.popitem(last=False)
-        return raw
 
     def _stream(self, shard: int) -> bytes:
         if self._local and self.mapped(shard) is not None:
@@ -381,30 +313,3 @@ def read_manifest(store: Store) -> Manifest:
             raise StorageError(f"{store.url}: no dataset here ({NAME} is missing)") from error
         raise
     return Manifest.from_bytes(data, where)
-
-
-def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:
-    """Decompress a whole gzip or zstd file of known raw size, never allocating more than that."""
-    file: Any
-    # Grown as data comes: `raw_size` may be a damaged manifest's.
-    raw = bytearray()
-    try:
-        if codec == "gzip":
-            import gzip
-
-            file = gzip.GzipFile(fileobj=io.BytesIO(stored))
-        else:
-            file = zstandard.ZstdDecompressor(max_window_size=1 << frames.WINDOW_LOG_MAX).stream_reader(
-                io.BytesIO(stored), read_across_frames=True
-            )
-        while len(raw) < raw_size:
-            chunk = file.read(min(_CHUNK, raw_size - len(raw)))
-            if not chunk:
-                break
-            raw += chunk
-        extra = len(file.read(1) or b"")
-    except (zstandard.ZstdError, OSError, EOFError, zlib.error) as error:
-        raise CorruptionError(f"{where}: the {codec} stream is damaged ({error})") from error
-    if len(raw) != raw_size or extra:
-        raise CorruptionError(f"{where}: {len(raw) + extra} bytes decompressed, {raw_size} expected")
-    return memoryview(raw).toreadonly()

@@ -1,4 +1,4 @@
-"""Fetching: ranges ahead of their use, each block once, by threads that come and go with the work."""
+"""Fetching: ranges ahead of their use, and each block once."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import contextlib
 import functools
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import NamedTuple
 
 from shardstream.errors import CorruptionError, ShardstreamError, StorageError
 from shardstream.storage.blocks import Block, Data
 from shardstream.storage.cache import Tiers
 from shardstream.storage.claims import Claim
-from shardstream.storage.waits import Waits, current, working_for
+from shardstream.storage.crew import Crew
+from shardstream.storage.flights import Flight, Want, ranges
+from shardstream.storage.waits import current
 
-__all__ = ["Fetcher", "Want"]
+__all__ = ["Fetcher"]
 
 _FIRST, _LARGEST = 512 << 10, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
 _GROWTH = 8  # a range is at most this part of what was sent for so far
@@ -30,44 +31,6 @@ _PATIENCE = 60.0  # seconds to wait for a fetch of another process, before fetch
 _POLLS = (0.002, 0.05)  # seconds between looks at another process's claim, growing
 
 
-class Want(NamedTuple):
-    """A block, and how to get it: `size` stored bytes from `start` of an object.
-
-    accept: makes what is kept of the stored bytes, or raises CorruptionError.
-    soon: whether it is worth memory until it is asked for, where the SSD tier has it.
-    """
-
-    block: Block
-    url: str
-    start: int
-    size: int
-    accept: Callable[[bytes], Data]
-    soon: bool = True
-
-
-class _Flight:
-    """A block on its way. The result None means: look again, another process has it, or nobody any more."""
-
-    def __init__(self, want: Want) -> None:
-        self.want = want
-        self.future: Future[Data | None] = Future()
-
-    def followed(self) -> Future[Data | None]:
-        """A future with the same result, which one of those who wait may cancel."""
-        mine: Future[Data | None] = Future()
-
-        def follow(done: Future[Data | None]) -> None:
-            if mine.set_running_or_notify_cancel():
-                error = done.exception()
-                if error is None:
-                    mine.set_result(done.result())
-                else:
-                    mine.set_exception(error)
-
-        self.future.add_done_callback(follow)
-        return mine
-
-
 class Fetcher:
     """Gives blocks from the tiers or the store; may be used by many threads.
 
@@ -76,11 +39,11 @@ class Fetcher:
 
     def __init__(self, load: Callable[[str, int, int], bytes], tiers: Tiers) -> None:
         self._load, self.tiers = load, tiers
-        self._crew = _Crew(_THREADS)
+        self._crew = Crew(_THREADS)
         # One, so that what is expected first is sent for first, on connections that are free.
-        self._planner = _Crew(1)
+        self._planner = Crew(1)
         self._lock = threading.Lock()
-        self._flights: dict[Block, _Flight] = {}
+        self._flights: dict[Block, Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
         self._plans = 0  # begun or waiting
         self._given: set[Block] = set()  # meanwhile, to those who were sooner
@@ -111,7 +74,7 @@ class Fetcher:
                 flight = self._flights.get(want.block)
                 mine = flight is None
                 if flight is None:
-                    flight = self._flights[want.block] = _Flight(want)
+                    flight = self._flights[want.block] = Flight(want)
             if mine:
                 return self._fly(flight)
             try:
@@ -174,7 +137,7 @@ class Fetcher:
 
     def ranges(self, wants: Sequence[Want]) -> list[list[Want]]:
         """Neighbours in one object together, what is needed first at first: what `store` takes."""
-        flights = _ranges([_Flight(want) for want in wants], _LARGEST)
+        flights = ranges([Flight(want) for want in wants], _LARGEST)
         return [[flight.want for flight in run] for run in flights]
 
     def store(self, wants: Sequence[Want], wait: float) -> list[tuple[Want, ShardstreamError]]:
@@ -182,7 +145,7 @@ class Fetcher:
 
         wait: seconds to wait until the SSD tier can take a block.
         """
-        flights, failed = [_Flight(want) for want in wants], []
+        flights, failed = [Flight(want) for want in wants], []
         self._range(flights, wait)
         for flight in flights:
             error = flight.future.exception(0)
@@ -200,7 +163,7 @@ class Fetcher:
             self._landed_bytes -= len(data)
         return data
 
-    def _fly(self, flight: _Flight) -> Data:
+    def _fly(self, flight: Flight) -> Data:
         """Fetch one block in this thread."""
         try:
             data = self.tiers.find(flight.want.block)
@@ -254,14 +217,14 @@ class Fetcher:
 
     def _plan(self, wants: Iterable[Want]) -> None:
         """Cut what is not here yet into ranges, in the order of need, and send for them."""
-        fresh: list[_Flight] = []
+        fresh: list[Flight] = []
         # An index that cannot be read: whoever asks for its frames is told.
         with contextlib.suppress(ShardstreamError):
             for want in wants:
                 with self._lock:
                     if any(want.block in known for known in (self._flights, self._landed, self._given)):
                         continue
-                    flight = self._flights[want.block] = _Flight(want)
+                    flight = self._flights[want.block] = Flight(want)
                     self._flying += want.size
                 # Looked for only now: whoever had it fetched meanwhile would else not be seen.
                 if self.tiers.has(want.block):
@@ -269,21 +232,21 @@ class Fetcher:
                 else:
                     self._sent += want.size
                     fresh.append(flight)
-        for flights in _ranges(fresh, self._most):
+        for flights in ranges(fresh, self._most):
             self._crew.submit(functools.partial(self._range, flights))
         with self._lock:
             self._plans -= 1
             if not self._plans:
                 self._given.clear()
 
-    def _range(self, flights: list[_Flight], wait: float = 0.0) -> None:
+    def _range(self, flights: list[Flight], wait: float = 0.0) -> None:
         """Fetch blocks of one object, except those that another process is fetching; nothing is raised."""
         if current().over:
             for flight in flights:
                 self._land(flight, None)
             return
         disk = self.tiers.disk
-        mine: list[tuple[_Flight, Claim | None]] = []
+        mine: list[tuple[Flight, Claim | None]] = []
         for flight in flights:
             claim = None if disk is None else disk.claim(flight.want.block)
             if disk is not None and (claim is None or disk.has(flight.want.block)):
@@ -292,7 +255,7 @@ class Fetcher:
             else:
                 mine.append((flight, claim))
         claims = dict(mine)
-        for run in _ranges([flight for flight, _ in mine], _LARGEST):
+        for run in ranges([flight for flight, _ in mine], _LARGEST):
             first, last = run[0].want, run[-1].want
             try:
                 stored = memoryview(self._read(first.url, first.start, last.start + last.size - first.start))
@@ -321,7 +284,7 @@ class Fetcher:
                             self._waiting[want.block] = want.size
 
     def _land(
-        self, flight: _Flight, result: Data | BaseException | None, hold: bool = True, ahead: bool = True
+        self, flight: Flight, result: Data | BaseException | None, hold: bool = True, ahead: bool = True
     ) -> None:
         """The flight is over: tell who waits for it, and hold the bytes until they are asked for."""
         block = flight.want.block
@@ -352,59 +315,3 @@ def _told(error: BaseException) -> BaseException | None:
 def _release(claim: Claim | None) -> None:
     if claim is not None:
         claim.release()
-
-
-def _ranges(flights: Sequence[_Flight], most: int) -> list[list[_Flight]]:
-    """Neighbours in one object together, at most `most` bytes; what is needed first comes first."""
-    order = {flight: number for number, flight in enumerate(flights)}
-    ranges: list[list[_Flight]] = []
-    size = 0
-    for flight in sorted(flights, key=lambda flight: (flight.want.url, flight.want.start)):
-        want = flight.want
-        before = ranges[-1][-1].want if ranges else None
-        if (
-            before is not None
-            and (before.url, before.start + before.size) == (want.url, want.start)
-            and size + want.size <= most
-        ):
-            ranges[-1].append(flight)
-            size += want.size
-        else:
-            ranges.append([flight])
-            size = want.size
-    return sorted(ranges, key=lambda flights: min(order[flight] for flight in flights))
-
-
-class _Crew:
-    """Threads for tasks that raise nothing: at most `most()`, each ends when there is nothing to do.
-
-    A task works for the iterator of who submits it.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most: Callable[[], int] = lambda: most
-        self._running = 0
-        self._tasks: deque[tuple[Waits, Callable[[], None]]] = deque()
-        self._lock = threading.Lock()
-
-    def submit(self, task: Callable[[], None]) -> None:
-        """Run a task soon."""
-        with self._lock:
-            self._tasks.append((current(), task))
-            if self._running >= self.most():
-                return
-            self._running += 1
-        try:
-            threading.Thread(target=self._work, name="shardstream-ahead", daemon=True).start()
-        except RuntimeError:  # no more threads: the interpreter is about to end, perhaps
-            self._work()
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._tasks or self._running > self.most():
-                    self._running -= 1
-                    return
-                waits, task = self._tasks.popleft()
-            with working_for(waits):
-                task()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.errors import OptionError
-from shardstream.order.lanes import Order, lane_index, lane_position
+from shardstream.order.lanes import Order, distinct, in_order, lane_index, lane_position
 from shardstream.order.shuffle import SHARDS, ShardOrder, Shuffle, permutation, raw
 from shardstream.order.topology import Topology, batches, rank_samples
 
@@ -31,6 +31,13 @@ def order_of(dataset: list[list[int]], shuffle: Shuffle | None, epoch: int = 0) 
 
     lanes = 1 if shuffle is None else shuffle.lanes_for(1)
     return Order([sum(frames) for frames in dataset], frame_first, shuffle, epoch, lanes)
+
+
+@given(st.lists(st.integers(-3, 9)))
+def test_each_value_once(values):
+    array = np.array(values, np.int64)
+    assert distinct(array).tolist() == sorted(set(values))
+    assert in_order(array).tolist() == list(dict.fromkeys(values))
 
 
 @given(datasets, shuffles, st.integers(0, 3))

@@ -19,7 +19,8 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.storage.blocks import Block
 from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.disk import Disk
-from shardstream.storage.fetch import Fetcher, Want
+from shardstream.storage.fetch import Fetcher
+from shardstream.storage.flights import Want
 from shardstream.storage.memory import Memory
 from shardstream.storage.waits import Waits, current, work_for
 

@@ -26,7 +26,8 @@ class Backend(Protocol):
     """A way to talk to stores, with paths of its own."""
 
     name: str
-    connects: bool  # whether requests at the same time need a connection each, which takes a round trip
+    # Whether to open connections before they are needed. A web server may hold as few as 512 of all readers.
+    connects: bool
 
     async def get(self, path: str, start: int, size: int | None, most: int | None) -> Got:
         """At most `size` bytes from `start`, fewer at the end; or all, if they are at most `most`."""

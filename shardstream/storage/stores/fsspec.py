@@ -83,7 +83,7 @@ def backend_of(fs: Any) -> Fsspec:
 class Fsspec:
     """Any file system of fsspec. Lengths are checked; versions are not told."""
 
-    connects = False  # as far as is known
+    connects = False
 
     def __init__(self, fs: Any) -> None:
         self.fs = fs
@@ -135,8 +135,6 @@ class Fsspec:
 
 
 class _Http(Fsspec):
-    connects = True
-
     async def get(self, path: str, start: int, size: int | None, most: int | None) -> Got:
         if size == 0:
             return Got(b"", None, "")

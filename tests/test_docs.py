@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -36,6 +37,23 @@ def examples(text: str) -> list[Example]:
     return found
 
 
+# As everywhere: pyproject.toml.
+WARNINGS = ["-W", "error", "-W", "ignore:'set_vital' is deprecated:UserWarning"]
+# As a reader would: in a fresh interpreter, one block after the other.
+RUN = """
+import json, subprocess, sys
+
+page, found = json.load(sys.stdin)
+namespace = {"__name__": "example"}
+for language, code, line in found:
+    if language == "python":
+        # Blank lines in front make the page's own line numbers appear in a traceback.
+        exec(compile("\\n" * (line - 1) + code, page, "exec"), namespace)
+    else:
+        subprocess.run(["bash", "-euo", "pipefail", "-c", code], timeout=120, check=True)
+"""
+
+
 def test_examples_are_found() -> None:
     text = "a\n```python\nx = 1\n```\n```bash\nrm x\n```\n```bash\n# run\nls\n```\n```\nplain\n```\n"
     assert examples(text) == [Example("python", "x = 1\n", 3), Example("bash", "# run\nls\n", 9)]
@@ -46,25 +64,19 @@ def test_examples_are_found() -> None:
     [page for page in PAGES if page.parent != GUIDES and examples(page.read_text(encoding="utf-8"))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = examples(page.read_text(encoding="utf-8"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
-    namespace: dict[str, Any] = {"__name__": "example"}
-    for example in found:
-        if example.language == "python":
-            # Blank lines in front make the page's own line numbers appear in a traceback.
-            code = "\n" * (example.line - 1) + example.code
-            exec(compile(code, str(page), "exec"), namespace)
-        else:
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", example.code],
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-            assert done.returncode == 0, f"{page}:{example.line}\n{done.stdout}{done.stderr}"
+def test_examples_run(page: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    done = subprocess.run(
+        [sys.executable, *WARNINGS, "-X", "faulthandler", "-c", RUN],
+        input=json.dumps([str(page), examples(page.read_text(encoding="utf-8"))]),
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gc
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["Epoch"]
 
 _LOG = logging.getLogger("shardstream")
+
+# A pipeline that is garbage when a process forks would crash or hang the child that collects it: it has
+# none of DALI's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 @dataclasses.dataclass

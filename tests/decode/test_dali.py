@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import signal
 import sys
 import wave
 from pathlib import Path
@@ -321,6 +322,32 @@ def test_dropped_iterators_leave_no_threads_and_no_frames(url):
         gc.collect()
         freed.append(len([one for one in gc.get_objects() if type(one).__name__ == "HeldSource"]))
     assert freed == [0, 0, 0]
+
+
+def test_a_forked_child_leaves_the_pipelines_of_its_parent_alone(url):
+    batches = iter(loader(url))
+    next(batches)
+    cycle: list[Any] = [batches]
+    cycle.append(cycle)
+    gc.collect()
+    gc.disable()
+    try:
+        # Only the garbage collector finds the pipeline now; in a child its end would wait for lost threads.
+        del batches, cycle
+        child = os.fork()
+        if not child:
+            gc.collect()
+            os._exit(7)
+        ended: list[tuple[int, int]] = []
+        done = launch.ended(lambda: ended.append(os.waitpid(child, os.WNOHANG)) or ended[-1][0])
+        if not done:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert done
+        assert os.waitstatus_to_exitcode(ended[-1][1]) == 7
+    finally:
+        gc.enable()
+        gc.collect()
 
 
 def test_buffers_are_used_again_when_nobody_looks(tmp_path):

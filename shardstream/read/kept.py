@@ -28,7 +28,7 @@ class Kept:
     """The blocks of one dataset. `raw`: frames are kept decompressed."""
 
     def __init__(
-        self, manifest: Manifest, load: Callable[[str, int, int], bytes], tiers: Tiers, name: Name, raw: bool
+        self, manifest: Manifest, load: Callable[[str, int, int], Data], tiers: Tiers, name: Name, raw: bool
     ) -> None:
         self._shards, self._name, self.raw = manifest.shards, name, raw
         self.fetcher = Fetcher(load, tiers)
@@ -57,7 +57,7 @@ class Kept:
     def _file(self, shard: int, block: Block, url: str, checksum: str, damage: str) -> Want:
         """A file that is one block; `damage` is what to say where it has another checksum."""
 
-        def accept(stored: bytes) -> Data:
+        def accept(stored: Data) -> Data:
             if xxhash.xxh3_128_hexdigest(stored) != checksum:
                 raise CorruptionError(f"{self._name(shard)}: {damage}")
             return stored
@@ -72,7 +72,7 @@ class Kept:
         start, size = int(index.frame_offset[frame]), int(index.frame_size[frame])
         raw_size, raw = int(index.frame_raw_size[frame]), self.raw and info.codec != "none"
 
-        def accept(stored: bytes) -> Data:
+        def accept(stored: Data) -> Data:
             if frames.checksum(stored) != int(index.frame_checksum[frame]):
                 where = f"{self._name(shard)}, frame {frame}"
                 raise CorruptionError(f"{where}: damaged (wrong checksum); restore the shard or repack")

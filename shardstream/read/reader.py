@@ -22,6 +22,7 @@ from shardstream.read.files import Files
 from shardstream.read.kept import STREAMS, Kept
 from shardstream.read.later import Later
 from shardstream.read.streams import Streams
+from shardstream.storage.blocks import Data
 from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.files import read_slice, size_of
 from shardstream.storage.remote import Options, Store, redact
@@ -92,7 +93,7 @@ class DatasetReader:
     def expect_indexes(self, shards: Sequence[int]) -> None:
         """Fetch indexes ahead, all at once; `index` waits for those on their way. Raises nothing."""
         wanted = [shard for shard in dict.fromkeys(shards) if shard not in self._indexes]
-        self.kept.fetcher.ahead([self.kept.index(shard) for shard in wanted])
+        self.kept.fetcher.ahead([self.kept.index(shard) for shard in wanted], first=True)
 
     def plan(
         self, uses: Callable[[int], NDArray[np.float64]], later: Callable[[int], NDArray[np.bool_] | None]
@@ -174,7 +175,7 @@ class DatasetReader:
         stored = self.stored_frame(shard, frame)
         return frames.decompress(info.codec, stored, raw_size, self.frame_name(shard, frame))
 
-    def stored_frame(self, shard: int, frame: int) -> bytes | memoryview:
+    def stored_frame(self, shard: int, frame: int) -> Data:
         """The stored bytes of one frame, verified once. Not for codecs that store one stream."""
         info, index = self.manifest.shards[shard], self.index(shard)
         start, size = int(index.frame_offset[frame]), int(index.frame_size[frame])
@@ -183,7 +184,7 @@ class DatasetReader:
             want = self.kept.frame(shard, frame, index)
             if not want.block.name.endswith(".raw"):
                 return self.kept.fetcher.get(want)
-            stored: bytes | memoryview = self._load(info.url, start, size)
+            stored: Data = self._load(info.url, start, size)
             self._check(stored, shard, frame)
             return stored
         stored, verified = mapped[start : start + size], self.verified(shard)
@@ -210,12 +211,12 @@ class DatasetReader:
         """A shard's file in memory, unverified, where it is local; else None."""
         return self._files.get(shard) if self._local else None
 
-    def _check(self, data: bytes | memoryview, shard: int, frame: int) -> None:
+    def _check(self, data: Data, shard: int, frame: int) -> None:
         if frames.checksum(data) != int(self.index(shard).frame_checksum[frame]):
             where = self.frame_name(shard, frame)
             raise CorruptionError(f"{where}: damaged (wrong checksum); restore the shard or repack")
 
-    def _load(self, url: str, start: int, size: int) -> bytes:
+    def _load(self, url: str, start: int, size: int) -> Data:
         """A range of an object of the dataset, from its store."""
         if is_inside(url):
             return self._store.read_range(url, start, size)
@@ -224,7 +225,7 @@ class DatasetReader:
             raise StorageError(f"{redact(url)}: {len(data)} bytes came back, {size} were asked for")
         return data
 
-    def stored(self, shard: int, start: int, size: int) -> bytes:
+    def stored(self, shard: int, start: int, size: int) -> Data:
         """Stored bytes of a shard as they are, unchecked."""
         return self._load(self.manifest.shards[shard].url, start, size)
 
@@ -233,11 +234,11 @@ class DatasetReader:
         url = self.manifest.shards[shard].url
         return self._store.size(url) if is_inside(url) else size_of(url, self._options)
 
-    def _stream(self, shard: int) -> bytes:
+    def _stream(self, shard: int) -> Data:
         if self._local and self.mapped(shard) is not None:
             info = self.manifest.shards[shard]
             return self._load(info.url, 0, info.bytes)
-        return bytes(self.kept.fetcher.get(self.kept.whole(shard)))
+        return self.kept.fetcher.get(self.kept.whole(shard))
 
     def _recent_frame(self, shard: int, frame: int) -> memoryview:
         key = (shard, frame)

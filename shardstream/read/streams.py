@@ -14,6 +14,7 @@ import zstandard
 from shardstream.errors import CorruptionError
 from shardstream.format import frames
 from shardstream.format.manifest import ShardInfo
+from shardstream.storage.blocks import Data
 
 __all__ = ["Streams", "inflate"]
 
@@ -28,7 +29,7 @@ class Streams:
         self._raw: OrderedDict[int, memoryview] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, shard: int, info: ShardInfo, stored: Callable[[int], bytes], where: str) -> memoryview:
+    def get(self, shard: int, info: ShardInfo, stored: Callable[[int], Data], where: str) -> memoryview:
         """The uncompressed tar of a shard; `stored` gives its file."""
         # One at a time: threads that want the same shard must not each decompress it.
         with self._lock:
@@ -41,7 +42,7 @@ class Streams:
         return raw
 
 
-def inflate(codec: str, stored: bytes, raw_size: int, where: str) -> memoryview:
+def inflate(codec: str, stored: Data, raw_size: int, where: str) -> memoryview:
     """Decompress a whole gzip or zstd file of known raw size, never allocating more than that."""
     file: Any
     # Grown as data comes: `raw_size` may be a damaged manifest's.

@@ -213,7 +213,7 @@ def _check_whole(reader: DatasetReader, number: int, info: ShardInfo, name: str)
         index.frame_raw_size.tolist(),
         strict=True,
     ):
-        rows.append((length, raw, reader.stored(number, offset + length - 4, 4)))
-    rows.append((stored, 1024, tail[stored - 4 : stored]))
+        rows.append((length, raw, bytes(reader.stored(number, offset + length - 4, 4))))
+    rows.append((stored, 1024, bytes(tail[stored - 4 : stored])))
     if rest != frames.seek_table(rows):
         raise CorruptionError(f"{name}: its seek table is damaged")

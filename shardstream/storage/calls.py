@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from shardstream.errors import CommitError, StorageError
+from shardstream.storage.blocks import Data
 from shardstream.storage.failures import Failure, failure_of
 from shardstream.storage.pace import Hedge, Limit
 from shardstream.storage.retry import Policy, policy, retried
@@ -162,7 +163,7 @@ class Remote:
         for _ in range(connections):
             asyncio.run_coroutine_threadsafe(ask(), get_loop())
 
-    def get_range(self, path: str, start: int, size: int) -> bytes:
+    def get_range(self, path: str, start: int, size: int) -> Data:
         """At most `size` bytes from `start`; fewer at the object's end. All from one version of it."""
         backend, _, pace = self._connect()
         full = self.path(path)
@@ -178,7 +179,9 @@ class Remote:
                 raise Failure(f"{len(got.data)} bytes came back, {size} were asked for", transient=True)
             return got
 
-        return bytes(run(where, work, min(size, _UNKNOWN), self.scope).data)
+        data = run(where, work, min(size, _UNKNOWN), self.scope).data
+        # What a client in another language holds is looked at, not copied.
+        return data if isinstance(data, bytes) else memoryview(data)
 
     def size(self, path: str) -> int:
         """The object's size in bytes."""

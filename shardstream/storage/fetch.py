@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from shardstream.errors import CorruptionError, ShardstreamError, StorageError
@@ -26,6 +26,7 @@ _GROWTH = 8  # a range is at most this part of what was sent for so far
 _AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for
 _SPARE = 256 << 20  # and with so many of them, nothing is fetched any more that is not needed soon
 _THREADS = 64
+_HEAD_START = 1.0  # seconds at most that the first frames of an epoch have the connections for themselves
 _DEADLINE = 600.0  # seconds to wait for a fetch of another thread
 _PATIENCE = 60.0  # seconds to wait for a fetch of another process, before fetching here, too
 _POLLS = (0.002, 0.05)  # seconds between looks at another process's claim, growing
@@ -37,7 +38,7 @@ class Fetcher:
     load: (url, start, size) -> exactly those bytes, or StorageError.
     """
 
-    def __init__(self, load: Callable[[str, int, int], bytes], tiers: Tiers) -> None:
+    def __init__(self, load: Callable[[str, int, int], Data], tiers: Tiers) -> None:
         self._load, self.tiers = load, tiers
         self._crew = Crew(_THREADS)
         # One, so that what is expected first is sent for first, on connections that are free.
@@ -46,6 +47,8 @@ class Fetcher:
         self._flights: dict[Block, Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
         self._plans = 0  # begun or waiting
+        self._begins = False  # the next frames are the first of an epoch
+        self._first: list[Future[Data | None]] = []  # these, while nothing else is sent for
         self._given: set[Block] = set()  # meanwhile, to those who were sooner
         self._taken: dict[str, set[int]] = {}  # frames given, or held to be given, by group
         self._waiting: dict[Block, int] = {}  # fetched long before it is needed; only the SSD tier has it
@@ -96,19 +99,20 @@ class Fetcher:
         if self._plans:
             self._given.add(block)
 
-    def ahead(self, wants: Iterable[Want]) -> None:
+    def ahead(self, wants: Iterable[Want], first: bool = False) -> None:
         """Fetch these blocks, which will be asked for in this order; returns at once.
 
         Neighbours in one object come in one range. Errors are raised by `get`.
+        first: they do not wait until the first frames of an epoch have come.
         """
         with self._lock:
             self._plans += 1
-        self._planner.submit(lambda: self._plan(wants))
+        self._planner.submit(lambda: self._plan(wants, first))
 
     @property
     def room(self) -> int:
         """The bytes of a range in which blocks may be fetched that are needed later."""
-        if self._landed_bytes + self._flying >= _SPARE:
+        if self._begins or self._landed_bytes + self._flying >= _SPARE:
             return 0
         disk, most = self.tiers.disk, self._most
         return most if disk is None or disk.room(self._waiting_bytes) - self._flying >= most else 0
@@ -130,6 +134,7 @@ class Fetcher:
             self._taken.clear()
             self._waiting.clear()
             self._waiting_bytes = 0
+        self._begins = True
 
     @property
     def _most(self) -> int:
@@ -199,14 +204,14 @@ class Fetcher:
             poll = min(2 * poll, _POLLS[1])
         return claim
 
-    def _read(self, url: str, start: int, size: int) -> bytes:
+    def _read(self, url: str, start: int, size: int) -> Data:
         data = self._load(url, start, size)
         with self._lock:
             self.requests += 1
             self.remote_bytes += size
         return data
 
-    def _accept(self, want: Want, stored: bytes) -> Data:
+    def _accept(self, want: Want, stored: Data) -> Data:
         """What is kept of stored bytes; if they were damaged on the way, they are fetched once more."""
         try:
             return want.accept(stored)
@@ -215,9 +220,13 @@ class Fetcher:
                 self.refetches += 1
             return want.accept(self._read(want.url, want.start, want.size))
 
-    def _plan(self, wants: Iterable[Want]) -> None:
+    def _plan(self, wants: Iterable[Want], first: bool) -> None:
         """Cut what is not here yet into ranges, in the order of need, and send for them."""
         fresh: list[Flight] = []
+        if not first:
+            # The first batch is not to share the connections with what is needed later.
+            wait(self._first, _HEAD_START)
+            self._first = []
         # An index that cannot be read: whoever asks for its frames is told.
         with contextlib.suppress(ShardstreamError):
             for want in wants:
@@ -234,6 +243,8 @@ class Fetcher:
                     fresh.append(flight)
         for flights in ranges(fresh, self._most):
             self._crew.submit(functools.partial(self._range, flights))
+        if self._begins and not first:
+            self._begins, self._first = False, [flight.future for flight in fresh]
         with self._lock:
             self._plans -= 1
             if not self._plans:
@@ -268,8 +279,9 @@ class Fetcher:
                 want = flight.want
                 at = want.start - first.start
                 try:
-                    # A copy: a view would hold the whole range for as long as the block is kept.
-                    data = self._accept(want, bytes(stored[at : at + want.size]))
+                    # Of several, a copy: a view would hold the whole range for as long as the block is kept.
+                    part = stored if len(run) == 1 else bytes(stored[at : at + want.size])
+                    data = self._accept(want, part)
                 except BaseException as error:  # noqa: BLE001
                     _release(claims[flight])
                     self._land(flight, _told(error))

@@ -161,7 +161,7 @@ def read_into(file: BinaryIO, view: memoryview, where: str) -> int:
 
 def read_slice(
     url: str, start: int, size: int, storage_options: Options = None, scope: Scope | None = None
-) -> bytes:
+) -> bytes | memoryview:
     """At most `size` bytes of a file from `start`; fewer at its end. All of a scope are of one version."""
     local = local_path_of(url)
     with named(redact(url)):

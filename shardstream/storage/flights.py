@@ -22,7 +22,7 @@ class Want(NamedTuple):
     url: str
     start: int
     size: int
-    accept: Callable[[bytes], Data]
+    accept: Callable[[Data], Data]
     soon: bool = True
 
 

@@ -76,7 +76,7 @@ class Store:
     def warm_up(self, path: str, connections: int) -> None:
         """Have so many connections open by the time `path` is read; returns at once, raises nothing."""
 
-    def read_range(self, path: str, start: int, size: int) -> bytes:
+    def read_range(self, path: str, start: int, size: int) -> bytes | memoryview:
         """Exactly `size` bytes from `start`."""
         raise NotImplementedError
 
@@ -142,7 +142,7 @@ class LocalStore(Store):
                 raise StorageError(f"{self.where(path)}: {size} bytes are too many, {most} are allowed")
             return (self._root / path).read_bytes()
 
-    def read_range(self, path: str, start: int, size: int) -> bytes:
+    def read_range(self, path: str, start: int, size: int) -> bytes | memoryview:
         with named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
             return _exactly(file, start, size, self.where(path))
 
@@ -221,7 +221,7 @@ class RemoteStore(Store):
     def warm_up(self, path: str, connections: int) -> None:
         self._remote.warm_up(path, connections)
 
-    def read_range(self, path: str, start: int, size: int) -> bytes:
+    def read_range(self, path: str, start: int, size: int) -> bytes | memoryview:
         data = self._remote.get_range(path, start, size)
         if len(data) != size:
             raise StorageError(f"{self.where(path)}: {len(data)} bytes came back, {size} were asked for")

@@ -122,4 +122,4 @@ def read_whole(span: FileSpan, storage_options: Options) -> bytes:
         raise SourceError(
             f"{redact(span.url)}: its size changed from {span.size} bytes while packing; pack again"
         )
-    return data
+    return bytes(data)

@@ -176,6 +176,6 @@ class JsonlSource:
             chunk = read_slice(span.url, position, size, self.storage_options)
             if not chunk:
                 break
-            lines += chunk.count(b"\n")
+            lines += bytes(chunk).count(b"\n")
             position += len(chunk)
         return lines

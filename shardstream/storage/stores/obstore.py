@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -141,9 +141,8 @@ class Obstore:
 
     def __init__(self, kind: str, bucket: str, config: str) -> None:
         self.name = f"obstore-{kind.removesuffix('Store').lower()}"
-        self._store = _made(kind, bucket, config, policy().timeout, policy().timeout)
-        # Nothing is heard of a server while it is sent something: only the policy's limits hold then.
-        self._writing = _made(kind, bucket, config, _LONGEST.total_seconds(), policy().timeout)
+        self._made = partial(_made, kind, bucket, config)
+        self._store = self._made(policy().timeout, policy().timeout)
 
     async def get(self, path: str, start: int, size: int | None, most: int | None) -> Got:
         import obstore
@@ -184,8 +183,11 @@ class Obstore:
     async def put(self, path: str, data: bytes, create: bool) -> None:
         import obstore
 
+        # Nothing is heard of a server while it is sent something: only the policy's limits hold then.
+        # Made only now, for it takes as long as a small request: it reads the system's certificates.
+        writing = self._made(_LONGEST.total_seconds(), policy().timeout)
         try:
-            await obstore.put_async(self._writing, path, data, mode="create" if create else "overwrite")
+            await obstore.put_async(writing, path, data, mode="create" if create else "overwrite")
         except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
             raise FileExistsError(path) from None
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shardstream.errors import CorruptionError, OptionError, StorageError
+from shardstream.storage import fetch
 from shardstream.storage.blocks import Block
 from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.disk import Disk
@@ -23,6 +24,7 @@ from shardstream.storage.fetch import Fetcher
 from shardstream.storage.flights import Want
 from shardstream.storage.memory import Memory
 from shardstream.storage.waits import Waits, current, work_for
+from tests.distributed import launch
 
 GROUP = "ab" * 16
 SIZE = 1000
@@ -119,6 +121,33 @@ def test_an_error_ahead_is_raised_by_who_asks_and_the_next_try_is_fresh(store: S
         fetcher.get(store.want(7))
     store.fail = set()
     assert fetcher.get(store.want(7)) == store.part(7)
+
+
+def test_the_first_frames_of_an_epoch_have_the_connections_for_themselves(
+    store: SlowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_HEAD_START", 60.0)
+    asked, answers = set(), threading.Event()
+
+    def load(url: str, start: int, size: int) -> bytes:
+        asked.add(start // SIZE)
+        assert answers.wait(20)
+        return store.load(url, start, size)
+
+    fetcher = Fetcher(load, Tiers())
+    fetcher.restart()
+    fetcher.ahead([store.want(50)], first=True)  # an index, say
+    fetcher.ahead([store.want(1), store.want(20)])
+    fetcher.ahead([store.want(51)], first=True)
+    fetcher.ahead([store.want(40)])
+    assert fetcher.room == 0
+    assert launch.ended(lambda: asked == {50, 1, 20, 51})
+    time.sleep(0.05)
+    assert asked == {50, 1, 20, 51}
+    answers.set()
+    assert fetcher.get(store.want(40)) == store.part(40)
+    assert fetcher.room > 0
+    quiet()
 
 
 @pytest.mark.parametrize("ahead", [True, False])

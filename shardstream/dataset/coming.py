@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Coming", "Request", "requests_of"]
 
+Ints = NDArray[np.int64]
+_KEPT = 4096  # shards whose frames' last positions are kept
 _TOGETHER = 32  # items that are made at a time where single ones are asked for
 
 
@@ -47,6 +49,9 @@ class Coming:
         """keep: bytes of decompressed frames that may stay in memory until they are read again."""
         self._ds, self._order = ds, order
         self._following: Order | None = None
+        self._lasts: dict[
+            int, tuple[Ints, Ints]
+        ] = {}  # by shard: `last_positions` in this epoch and the next
         self._batches: deque[int] = deque()  # the first position of each that is planned, not delivered
         self._ended = False
         self._start: int | None = None  # the first position of all
@@ -101,20 +106,32 @@ class Coming:
 
     def _uses(self, shard: int) -> NDArray[np.float64]:
         """In how many epochs from now each frame of a shard is needed."""
-        if self._following is None:
-            self._following = self._ds.order(min(self._order.epoch + 1, 2**64 - 1))
         try:
             now = self._batches[0] / max(1, self._ds.total)
         except IndexError:
             now = float(self._ended)
         reader = self._ds.reader
         frames = self._ds.manifest.shards[shard].frames
+        last, following = self._last(shard, frames)
         over = None
         # Other processes may be behind this one.
         known = self._exact and self._ds.manifest.shards[shard].codec not in STREAMS
         if known and reader.kept.tiers.alone:
-            over = reader.taken(shard) | (last_positions(self._order, shard, frames) < (self._start or 0))
-        return next_uses(self._order, self._following, shard, frames, now, over)
+            over = reader.taken(shard) | (last < (self._start or 0))
+        return next_uses(last, following, self._order.total, now, over)
+
+    def _last(self, shard: int, frames: int) -> tuple[Ints, Ints]:
+        """`last_positions` in this epoch and the next: asked for again whenever a tier makes room."""
+        found = self._lasts.get(shard)
+        if found is None:
+            if self._following is None:
+                self._following = self._ds.order(min(self._order.epoch + 1, 2**64 - 1))
+            if len(self._lasts) >= _KEPT:
+                self._lasts.clear()
+            found = self._lasts[shard] = (
+                last_positions(self._order, shard, frames), last_positions(self._following, shard, frames)
+            )  # fmt: skip
+        return found
 
     def _all_open(self, keep: int) -> bool:
         """Whether `keep` bytes hold the frames that the shuffle has open, so that each is read once."""

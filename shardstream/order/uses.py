@@ -8,12 +8,7 @@ from numpy.typing import NDArray
 from shardstream.order.lanes import Order, lane_position
 from shardstream.order.shuffle import FRAMES, permutation
 
-__all__ = ["lanes_of", "last_positions", "last_uses", "next_uses"]
-
-
-def last_uses(order: Order, shard: int, frames: int) -> NDArray[np.float64]:
-    """The part of the epoch after which each frame of a shard is not read any more, 0 to 1, [frames]."""
-    return (last_positions(order, shard, frames) + 1) / max(1, order.total)
+__all__ = ["lanes_of", "last_positions", "next_uses"]
 
 
 def last_positions(order: Order, shard: int, frames: int) -> NDArray[np.int64]:
@@ -57,17 +52,17 @@ def lanes_of(order: Order, shard: int, frames: int) -> NDArray[np.int64]:
 
 
 def next_uses(
-    order: Order,
-    following: Order,
-    shard: int,
-    frames: int,
+    last: NDArray[np.int64],
+    following: NDArray[np.int64],
+    total: int,
     now: float,
     over: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
-    """In how many epochs each frame is needed, where the part `now` of `order`'s epoch is over.
+    """In how many epochs each frame of a shard is needed, where the part `now` of this epoch is over.
 
+    last, following: `last_positions` in this epoch and in the one after it, of `total` positions each.
     over: the frames that are not needed again in this epoch, where that is known exactly.
     """
-    ahead = last_uses(order, shard, frames) - now
-    later = 1 - now + last_uses(following, shard, frames)
+    ahead = (last + 1) / max(1, total) - now
+    later = 1 - now + (following + 1) / max(1, total)
     return np.where(ahead < 0 if over is None else over, later, np.maximum(ahead, 0))

@@ -49,9 +49,8 @@ class Coming:
         """keep: bytes of decompressed frames that may stay in memory until they are read again."""
         self._ds, self._order = ds, order
         self._following: Order | None = None
-        self._lasts: dict[
-            int, tuple[Ints, Ints]
-        ] = {}  # by shard: `last_positions` in this epoch and the next
+        # By shard: `last_positions` in this epoch and the next.
+        self._lasts: dict[int, tuple[Ints, Ints]] = {}
         self._batches: deque[int] = deque()  # the first position of each that is planned, not delivered
         self._ended = False
         self._start: int | None = None  # the first position of all

@@ -13,10 +13,11 @@ from shardstream.errors import CorruptionError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import Manifest
-from shardstream.storage.blocks import Block, Data
+from shardstream.storage.blocks import Block
 from shardstream.storage.cache import Tiers
 from shardstream.storage.fetch import Fetcher
 from shardstream.storage.flights import Want
+from shardstream.storage.stores import Data
 
 __all__ = ["STREAMS", "Kept"]
 

@@ -22,10 +22,10 @@ from shardstream.read.files import Files
 from shardstream.read.kept import STREAMS, Kept
 from shardstream.read.later import Later
 from shardstream.read.streams import Streams
-from shardstream.storage.blocks import Data
 from shardstream.storage.cache import Cache, Tiers
 from shardstream.storage.files import read_slice, size_of
 from shardstream.storage.remote import Options, Store, redact
+from shardstream.storage.stores import Data
 from shardstream.storage.waits import current, work_for
 
 _KEPT_FRAMES = 4

@@ -14,7 +14,7 @@ import zstandard
 from shardstream.errors import CorruptionError
 from shardstream.format import frames
 from shardstream.format.manifest import ShardInfo
-from shardstream.storage.blocks import Data
+from shardstream.storage.stores import Data
 
 __all__ = ["Streams", "inflate"]
 

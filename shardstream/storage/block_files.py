@@ -23,7 +23,8 @@ import struct
 import weakref
 from collections.abc import Callable, Collection, Iterator
 
-from shardstream.storage.blocks import Block, Data, seal
+from shardstream.storage.blocks import Block, seal
+from shardstream.storage.stores import Data
 
 __all__ = ["SEAL", "BlockFiles", "cost", "is_sound"]
 

@@ -13,9 +13,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-__all__ = ["Block", "Data", "Schedule", "Uses", "seal"]
+from shardstream.storage.stores import Data
 
-Data = bytes | memoryview
+__all__ = ["Block", "Schedule", "Uses", "seal"]
+
 Uses = Callable[[str], "NDArray[np.float64] | None"]
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from shardstream.errors import OptionError, StorageError
 from shardstream.format.sizes import parse_size
-from shardstream.storage.blocks import Block, Data, Uses
+from shardstream.storage.blocks import Block, Uses
 from shardstream.storage.claims import Claim
 from shardstream.storage.disk import Disk
 from shardstream.storage.memory import Memory
+from shardstream.storage.stores import Data
 
 __all__ = ["Cache", "Tiers"]
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from shardstream.errors import CommitError, StorageError
-from shardstream.storage.blocks import Data
 from shardstream.storage.failures import Failure, failure_of
 from shardstream.storage.pace import Hedge, Limit
 from shardstream.storage.retry import Policy, policy, retried
 from shardstream.storage.secrets import redact
-from shardstream.storage.stores import Backend, Got, Options, connect
+from shardstream.storage.stores import Backend, Data, Got, Options, connect
 from shardstream.storage.waits import current
 
 __all__ = ["Remote", "Scope", "run"]
@@ -179,9 +178,7 @@ class Remote:
                 raise Failure(f"{len(got.data)} bytes came back, {size} were asked for", transient=True)
             return got
 
-        data = run(where, work, min(size, _UNKNOWN), self.scope).data
-        # What a client in another language holds is looked at, not copied.
-        return data if isinstance(data, bytes) else memoryview(data)
+        return run(where, work, min(size, _UNKNOWN), self.scope).data
 
     def size(self, path: str) -> int:
         """The object's size in bytes."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from shardstream.errors import StorageError
 from shardstream.storage.block_files import SEAL, BlockFiles, cost, is_sound
-from shardstream.storage.blocks import Block, Data, Schedule
+from shardstream.storage.blocks import Block, Schedule
 from shardstream.storage.claims import Claim, Claims
 from shardstream.storage.eviction import Eviction
 from shardstream.storage.ledger import Ledger
+from shardstream.storage.stores import Data
 from shardstream.storage.write_behind import WriteBehind
 
 __all__ = ["Disk", "DiskInfo"]

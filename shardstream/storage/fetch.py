@@ -12,11 +12,12 @@ from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from shardstream.errors import CorruptionError, ShardstreamError, StorageError
-from shardstream.storage.blocks import Block, Data
+from shardstream.storage.blocks import Block
 from shardstream.storage.cache import Tiers
 from shardstream.storage.claims import Claim
 from shardstream.storage.crew import Crew
 from shardstream.storage.flights import Flight, Want, ranges
+from shardstream.storage.stores import Data
 from shardstream.storage.waits import current
 
 __all__ = ["Fetcher"]

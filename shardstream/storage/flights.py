@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from shardstream.storage.blocks import Block, Data
+from shardstream.storage.blocks import Block
+from shardstream.storage.stores import Data
 
 __all__ = ["Flight", "Want", "ranges"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from shardstream.storage.blocks import Block, Data, Schedule
+from shardstream.storage.blocks import Block, Schedule
+from shardstream.storage.stores import Data
 
 __all__ = ["Memory"]
 

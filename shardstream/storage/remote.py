@@ -12,15 +12,13 @@ from typing import Any
 from shardstream.errors import CommitError, OptionError, StorageError
 from shardstream.storage.calls import Remote, Scope
 from shardstream.storage.secrets import redact
-from shardstream.storage.stores import Options
+from shardstream.storage.stores import Data, Options
 from shardstream.storage.stores.fsspec import SCHEME
 
 __all__ = [
     "LocalStore", "Options", "RemoteStore", "Scope", "Store", "absolute", "is_private", "local_path_of",
     "named", "redact", "sync_folder",
 ]  # fmt: skip
-
-Data = bytes | bytearray | memoryview
 
 _TEMPORARY = ".tmp-"
 _THREADS = 64
@@ -76,7 +74,7 @@ class Store:
     def warm_up(self, path: str, connections: int) -> None:
         """Have so many connections open by the time `path` is read; returns at once, raises nothing."""
 
-    def read_range(self, path: str, start: int, size: int) -> bytes | memoryview:
+    def read_range(self, path: str, start: int, size: int) -> Data:
         """Exactly `size` bytes from `start`."""
         raise NotImplementedError
 
@@ -92,7 +90,7 @@ class Store:
         """The names of the objects directly below the root, sorted."""
         raise NotImplementedError
 
-    def write(self, path: str, *parts: Data) -> None:
+    def write(self, path: str, *parts: Data | bytearray) -> None:
         """Put an object of these parts, atomically: readers see the old one or the new one."""
         raise NotImplementedError
 
@@ -142,7 +140,7 @@ class LocalStore(Store):
                 raise StorageError(f"{self.where(path)}: {size} bytes are too many, {most} are allowed")
             return (self._root / path).read_bytes()
 
-    def read_range(self, path: str, start: int, size: int) -> bytes | memoryview:
+    def read_range(self, path: str, start: int, size: int) -> Data:
         with named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
             return _exactly(file, start, size, self.where(path))
 
@@ -162,7 +160,7 @@ class LocalStore(Store):
                 entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
             )
 
-    def write(self, path: str, *parts: Data) -> None:
+    def write(self, path: str, *parts: Data | bytearray) -> None:
         with self._temporary(path, *parts) as temporary:
             os.replace(temporary, self._root / path)
 
@@ -181,7 +179,7 @@ class LocalStore(Store):
                 os.replace(temporary, self._root / path)
 
     @contextlib.contextmanager
-    def _temporary(self, path: str, *parts: Data) -> Iterator[str]:
+    def _temporary(self, path: str, *parts: Data | bytearray) -> Iterator[str]:
         with named(f"writing {self.where(path)}"):
             folder = (self._root / path).parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +219,7 @@ class RemoteStore(Store):
     def warm_up(self, path: str, connections: int) -> None:
         self._remote.warm_up(path, connections)
 
-    def read_range(self, path: str, start: int, size: int) -> bytes | memoryview:
+    def read_range(self, path: str, start: int, size: int) -> Data:
         data = self._remote.get_range(path, start, size)
         if len(data) != size:
             raise StorageError(f"{self.where(path)}: {len(data)} bytes came back, {size} were asked for")
@@ -236,7 +234,7 @@ class RemoteStore(Store):
     def list(self) -> list[str]:
         return self._remote.list()
 
-    def write(self, path: str, *parts: Data) -> None:
+    def write(self, path: str, *parts: Data | bytearray) -> None:
         self._remote.put(path, b"".join(parts))
 
     def create(self, path: str, data: bytes) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from shardstream.errors import OptionError
 from shardstream.storage.secrets import guard_logs
-from shardstream.storage.stores.base import Backend, Got
+from shardstream.storage.stores.base import Backend, Data, Got
 from shardstream.storage.stores.fsspec import Fsspec, Options, backend_of, filesystem
 from shardstream.storage.stores.obstore import forked, open_obstore
 
-__all__ = ["Backend", "Got", "Options", "by_fsspec", "connect"]
+__all__ = ["Backend", "Data", "Got", "Options", "by_fsspec", "connect"]
 
 
 def connect(url: str, options: Options) -> tuple[Backend, str]:

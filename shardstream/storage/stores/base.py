@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 from shardstream.storage.failures import Failure
 
-__all__ = ["Backend", "Got", "ignored", "placed"]
+__all__ = ["Backend", "Data", "Got", "ignored", "placed"]
+
+Data = bytes | memoryview
 
 # A server that ignores ranges sends everything each time: above this it is of no use.
 MOST_IGNORED = 256 << 20
@@ -17,7 +19,7 @@ MOST_IGNORED = 256 << 20
 class Got(NamedTuple):
     """Bytes of an object; its size, or None; what names its version, or ""."""
 
-    data: Any
+    data: Data
     total: int | None
     version: str
 

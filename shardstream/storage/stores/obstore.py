@@ -172,7 +172,7 @@ class Obstore:
         data = await answer.bytes_async()
         if len(data) != length:  # longer ones are passed on as they come
             raise Failure(f"{len(data)} bytes came back, {length} were asked for", transient=True)
-        return Got(data, total, version)
+        return Got(memoryview(data), total, version)  # what the client holds is looked at, not copied
 
     async def head(self, path: str) -> tuple[int | None, str]:
         import obstore

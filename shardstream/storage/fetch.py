@@ -24,8 +24,10 @@ __all__ = ["Fetcher"]
 
 _FIRST, _LARGEST = 512 << 10, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
 _GROWTH = 8  # a range is at most this part of what was sent for so far
-_AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for
-_SPARE = 256 << 20  # and with so many of them, nothing is fetched any more that is not needed soon
+_AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for, or a larger RAM tier's
+_SPARE = (
+    256 << 20
+)  # with so many of them beside an SSD tier or without any, only what is needed soon is fetched
 _THREADS = 64
 _HEAD_START = 1.0  # seconds at most that the first frames of an epoch have the connections for themselves
 _DEADLINE = 600.0  # seconds to wait for a fetch of another thread
@@ -47,6 +49,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._flights: dict[Block, Flight] = {}
         self._landed: OrderedDict[Block, Data] = OrderedDict()  # fetched ahead, not yet asked for
+        self._ahead = max(_AHEAD, 0 if tiers.memory is None else tiers.memory.limit)
         self._plans = 0  # begun or waiting
         self._begins = False  # the next frames are the first of an epoch
         self._first: list[Future[Data | None]] = []  # these, while nothing else is sent for
@@ -54,7 +57,7 @@ class Fetcher:
         self._taken: dict[str, set[int]] = {}  # frames given, or held to be given, by group
         self._waiting: dict[Block, int] = {}  # fetched long before it is needed; only the SSD tier has it
         self._waiting_bytes = 0
-        self._landed_bytes = self._flying = self._sent = 0  # bytes; the latter two of `ahead`
+        self._landed_bytes = self._later = self._sent = 0  # bytes; on their way long before; of `ahead`
         self.requests = self.remote_bytes = self.refetches = 0
 
     def pace(self, most: Callable[[], int]) -> None:
@@ -113,10 +116,14 @@ class Fetcher:
     @property
     def room(self) -> int:
         """The bytes of a range in which blocks may be fetched that are needed later."""
-        if self._begins or self._landed_bytes + self._flying >= _SPARE:
+        if self._begins:
             return 0
-        disk, most = self.tiers.disk, self._most
-        return most if disk is None or disk.room(self._waiting_bytes) - self._flying >= most else 0
+        memory, disk, most = self.tiers.memory, self.tiers.disk, self._most
+        if disk is None:  # the RAM tier holds the same bytes, so that they cost no more than it may
+            free = (_SPARE if memory is None else memory.limit) - self._landed_bytes
+        else:
+            free = disk.room(self._waiting_bytes) if self._landed_bytes < _SPARE else 0
+        return most if free - self._later >= most else 0
 
     def _take(self, block: Block) -> None:
         number = block.name.partition(".")[0]
@@ -235,7 +242,7 @@ class Fetcher:
                     if any(want.block in known for known in (self._flights, self._landed, self._given)):
                         continue
                     flight = self._flights[want.block] = Flight(want)
-                    self._flying += want.size
+                    self._later += 0 if want.soon else want.size
                 # Looked for only now: whoever had it fetched meanwhile would else not be seen.
                 if self.tiers.has(want.block):
                     self._land(flight, None)
@@ -305,14 +312,14 @@ class Fetcher:
             if self._flights.get(block) is flight:
                 del self._flights[block]
                 if ahead:
-                    self._flying -= flight.want.size
+                    self._later -= 0 if flight.want.soon else flight.want.size
                 elif isinstance(result, (bytes, memoryview)):
                     self._note(block)
             if hold and isinstance(result, (bytes, memoryview)):
                 self._pick_up(block)
                 self._landed[block] = result
                 self._landed_bytes += len(result)
-                while self._landed_bytes > _AHEAD:
+                while self._landed_bytes > self._ahead:
                     self._pick_up(next(iter(self._landed)))
         if isinstance(result, BaseException):
             flight.future.set_exception(result)

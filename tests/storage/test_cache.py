@@ -150,6 +150,32 @@ def test_the_first_frames_of_an_epoch_have_the_connections_for_themselves(
     quiet()
 
 
+@pytest.mark.parametrize("held", ["memory", "disk"])
+def test_what_is_needed_later_comes_as_far_as_a_tier_has_room(
+    store: SlowStore, held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_FIRST", 2 * SIZE)
+    answers = threading.Event()
+
+    def load(url: str, start: int, size: int) -> bytes:
+        assert answers.wait(20)
+        return store.load(url, start, size)
+
+    disk = Disk.open(tmp_path, 64 << 20) if held == "disk" else None
+    fetcher = Fetcher(load, Tiers(Memory(10 * SIZE), disk))
+    assert fetcher.room == 2 * SIZE
+    later = [store.want(number)._replace(soon=False) for number in range(0, 18, 2)]
+    fetcher.ahead([*later, store.want(30)])
+    assert launch.ended(lambda: fetcher.room == (2 * SIZE if disk else 0))  # on their way
+    answers.set()
+    quiet()
+    assert fetcher.room == (2 * SIZE if disk else 0)  # here
+    for want in later:
+        assert fetcher.get(want) == store.part(want.start // SIZE)
+    assert fetcher.room == 2 * SIZE
+    assert max(store.times.values()) == 1
+
+
 @pytest.mark.parametrize("ahead", [True, False])
 def test_who_waits_for_a_block_gets_it_when_the_iterator_that_fetches_it_ends(
     store: SlowStore, ahead: bool

@@ -93,6 +93,9 @@ def warm(
     if (ranks is None) != (dp_size is None):
         raise OptionError("ranks and dp_size go together: which ranks, of how many")
     chosen = shuffle if isinstance(shuffle, Shuffle) or not shuffle else Shuffle(seed)
+    ranks = None if ranks is None else list(ranks)
+    if ranks == []:
+        raise OptionError("ranks is empty: name at least one, or leave it out for all data")
     place = [Topology(rank, dp_size or 1) for rank in ranks or ()]  # refuses ranks that cannot be
     disk = cache.open_disk()  # an error here, where a job would go on without
     ds = _dataset(url, cache, chosen, Topology(0, dp_size or 1), seq_len, storage_options)

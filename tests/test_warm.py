@@ -82,6 +82,8 @@ def test_options_that_do_not_fit(packed: Path, tmp_path: Path) -> None:
         ss.warm(packed, tmp_path / "cache")
     with pytest.raises(OptionError, match="go together"):
         ss.warm(packed, cache(tmp_path), ranks=[0])
+    with pytest.raises(OptionError, match="at least one"):
+        ss.warm(packed, cache(tmp_path), ranks=[], dp_size=4)
     for ranks in ("3-0", "0-x", ""):
         command = ["warm", str(packed), "--cache", str(tmp_path), "--ranks", ranks, "--world", "4"]
         assert isinstance(CliRunner().invoke(app, command).exception, OptionError)

@@ -76,6 +76,8 @@ def _tokenizer(manifest: Manifest, asked: str | None) -> Tokenizer | None:
     """The tokenizer of token samples, None where nobody knows it."""
     told = manifest.provenance.get("tokenizer")
     if manifest.kind != "tokens":
+        if asked is not None:
+            raise OptionError(f"--tokenizer {asked}: the dataset holds no tokens, but {manifest.kind}")
         return None
     name = told.get("name") if isinstance(told, dict) else None
     if asked is None and name != "bytes":

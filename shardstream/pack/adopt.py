@@ -6,6 +6,7 @@ full, because every frame gets a checksum.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 import xxhash
 
-from shardstream.errors import CommitError, OptionError, SourceError
+from shardstream.errors import CommitError, OptionError, SourceError, StorageError
 from shardstream.format.manifest import NAME, Manifest, ShardInfo
 from shardstream.format.names import check_field
 from shardstream.format.rows import index_bytes
@@ -86,22 +87,27 @@ def index(
             raise CommitError(f"{store.url} already holds a dataset; choose another target")
         claim.take(store, "index", resume=False, locked=lock is not None)
         keep = () if lock is None else (lock,)
-        for number, info in run_tasks(_adopt, job, tasks, workers or os.cpu_count() or 1, keep):
-            done[number] = info
-            if progress is not None:
-                progress(
-                    Progress(
-                        done_bytes=sum(tasks[number].size for number in done),
-                        total_bytes=total,
-                        samples=sum(info.samples for info in done.values()),
-                        rejected=0,
-                        done_tasks=len(done),
-                        total_tasks=len(tasks),
-                        seconds=time.monotonic() - started,
+        try:
+            for number, info in run_tasks(_adopt, job, tasks, workers or os.cpu_count() or 1, keep):
+                done[number] = info
+                if progress is not None:
+                    progress(
+                        Progress(
+                            done_bytes=sum(tasks[number].size for number in done),
+                            total_bytes=total,
+                            samples=sum(info.samples for info in done.values()),
+                            rejected=0,
+                            done_tasks=len(done),
+                            total_tasks=len(tasks),
+                            seconds=time.monotonic() - started,
+                        )
                     )
-                )
-        manifest = _manifest([done[number] for number in sorted(done)], files)
-        store.create(NAME, manifest.to_bytes())
+            manifest = _manifest([done[number] for number in sorted(done)], files)
+            store.create(NAME, manifest.to_bytes())
+        except BaseException:
+            with contextlib.suppress(StorageError):  # there is nothing that could be gone on with
+                store.delete(claim.CLAIM)
+            raise
         store.delete(claim.CLAIM)
     return manifest
 

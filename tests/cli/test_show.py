@@ -94,6 +94,8 @@ def test_texts_and_tokens(tmp_path, capsys):
         assert "grüß" in said
         assert "\x1b" not in said
     assert "tokens" in said
+    assert run(["show", str(tmp_path / "texts"), "--tokenizer", "bytes"]) == 2
+    assert "holds no tokens" in capsys.readouterr().err
 
 
 def test_tokens_of_a_tokenizer_that_nobody_knows_are_numbers(tmp_path, capsys):

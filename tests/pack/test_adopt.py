@@ -149,6 +149,15 @@ def test_archives_in_a_remote_store(tmp_path):
     assert sorted(key for key, _ in found) == ["k4", "k4", "k7", "k8"]
 
 
+def test_what_failed_can_be_tried_again_in_a_remote_store(tmp_path):
+    path = put(tmp_path, GOOD + b"garbage " * 64)
+    store = Store.open(f"memory://{uuid.uuid4().hex}")
+    with pytest.raises(SourceError, match="tar header"):
+        ss.index(path, store.url, workers=1)
+    path.write_bytes(GOOD + bytes(1024))
+    assert ss.index(path, store.url, workers=1).samples == 1
+
+
 def test_a_dataset_that_is_there_is_left_alone(tmp_path):
     path = put(tmp_path, tar([("a.txt", b"x")]))
     adopt(path, tmp_path / "out")

@@ -23,7 +23,7 @@ from shardstream.storage.waits import current
 __all__ = ["Fetcher"]
 
 _FIRST, _LARGEST = 512 << 10, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
-_GROWTH = 8  # a range is at most this part of what was sent for so far
+_GROWTH = 32  # a range is at most this part of what was asked for in this epoch
 _AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for, or a larger RAM tier's
 _SPARE = (
     256 << 20
@@ -57,7 +57,8 @@ class Fetcher:
         self._taken: dict[str, set[int]] = {}  # frames given, or held to be given, by group
         self._waiting: dict[Block, int] = {}  # fetched long before it is needed; only the SSD tier has it
         self._waiting_bytes = 0
-        self._landed_bytes = self._later = self._sent = 0  # bytes; on their way long before; of `ahead`
+        self._landed_bytes = self._later = 0  # bytes; those on their way long before they are needed
+        self._asked = 0  # bytes, in this epoch
         self.requests = self.remote_bytes = self.refetches = 0
 
     def pace(self, most: Callable[[], int]) -> None:
@@ -68,6 +69,7 @@ class Fetcher:
         """The bytes of a block, checked: of a flight, of the nearest tier, or of the store."""
         data = self._get(want)
         self._take(want.block)
+        self._asked += len(data)
         return data
 
     def _get(self, want: Want) -> Data:
@@ -142,11 +144,11 @@ class Fetcher:
             self._taken.clear()
             self._waiting.clear()
             self._waiting_bytes = 0
-        self._begins = True
+        self._begins, self._asked = True, 0
 
     @property
     def _most(self) -> int:
-        return min(max(_FIRST, self._sent // _GROWTH), _LARGEST)
+        return min(max(_FIRST, self._asked // _GROWTH), _LARGEST)
 
     def ranges(self, wants: Sequence[Want]) -> list[list[Want]]:
         """Neighbours in one object together, what is needed first at first: what `store` takes."""
@@ -247,7 +249,6 @@ class Fetcher:
                 if self.tiers.has(want.block):
                     self._land(flight, None)
                 else:
-                    self._sent += want.size
                     fresh.append(flight)
         for flights in ranges(fresh, self._most):
             self._crew.submit(functools.partial(self._range, flights))

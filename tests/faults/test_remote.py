@@ -109,7 +109,8 @@ def test_answers_of_a_wrong_length_are_an_error(target: Target, monkeypatch: pyt
     target.set(extra=7)
     with pytest.raises(StorageError, match=r"shard-000000.*tried 6 times"):
         reader.frame(0, 0)
-    assert target.proxy.counts.injected["extra"] == 6
+    # On a machine that stands still, some are sent twice.
+    assert 6 <= target.proxy.counts.injected["extra"] <= 6 + reader.counters["hedges"]
 
 
 def test_a_shard_that_is_replaced_while_it_is_read(target: Target, packed: Path) -> None:
@@ -204,7 +205,7 @@ def test_permanent_errors_are_not_tried_again(target: Target) -> None:
         target.set(status=(status,), share=1.0)
         with pytest.raises(StorageError, match=f"shard-000000.*{status}"):
             reader.index(0)
-        assert target.proxy.counts.injected[str(status)] == 1
+        assert 1 <= target.proxy.counts.injected[str(status)] <= 1 + reader.counters["hedges"]
 
 
 @pytest.mark.parametrize("target", ["http"], indirect=True)  # S3 sends none, and obstore does not tell it
@@ -213,7 +214,7 @@ def test_retry_after_beyond_the_deadline_ends_it_at_once(target: Target) -> None
     target.set(status=(503,), share=1.0, retry_after="3600")
     with pytest.raises(StorageError, match="it asks to wait 3600 s"):
         reader.index(0)
-    assert target.proxy.counts.injected["503"] == 1
+    assert 1 <= target.proxy.counts.injected["503"] <= 1 + reader.counters["hedges"]
 
 
 # Processes

@@ -6,7 +6,7 @@ import math
 import random
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,15 +58,29 @@ class Schedule:
                 weakref.finalize(reader, self._readers.pop, key, None).atexit = False
             self._readers[key] = uses
 
+    def next_uses(self, group: str, names: Sequence[str]) -> list[float]:
+        """What `group` says of each of these blocks, sooner."""
+        known = self._known(group)
+        if len(known) == 1 and all(name.isdigit() for name in names):
+            numbers = np.array([int(name) for name in names], np.int64)
+            if int(numbers.max(initial=-1)) < len(known[0]):
+                found: list[float] = known[0][numbers].tolist()
+                return found
+        next_use = self.group(group)
+        return [next_use(name) for name in names]
+
+    def _known(self, group: str) -> list[NDArray[np.float64]]:
+        with self._lock:
+            readers = list(self._readers.values())
+        return [uses for uses in (reader(group) for reader in readers) if uses is not None]
+
     def group(self, group: str) -> Callable[[str], float]:
         """name -> epochs until that block of the group is needed next.
 
         Blocks that nobody here knows count as used up in this epoch, in random order: dropping the
         oldest first would drop what a scan needs soonest.
         """
-        with self._lock:
-            readers = list(self._readers.values())
-        known = [uses for uses in (reader(group) for reader in readers) if uses is not None]
+        known = self._known(group)
 
         def next_use(name: str) -> float:
             number = name.partition(".")[0]

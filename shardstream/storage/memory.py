@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from operator import itemgetter
 
 from shardstream.storage.blocks import Block, Schedule
 from shardstream.storage.stores import Data
 
 __all__ = ["Memory"]
 
-_SLACK = 32  # the part of the limit that making room frees at once
+_SLACK = 16  # the part of the limit that making room frees at once
 
 
 class Memory:
@@ -47,10 +48,17 @@ class Memory:
                 self._make_room()
 
     def _make_room(self) -> None:
-        next_uses = {group: self.schedule.group(group) for group in {block.group for block in self._held}}
-        latest = sorted(self._held, key=lambda block: -next_uses[block.group](block.name))
+        groups: dict[str, list[Block]] = {}
+        for block in self._held:
+            groups.setdefault(block.group, []).append(block)
+        found: list[tuple[float, Block]] = []
+        for group, blocks in groups.items():
+            found += zip(
+                self.schedule.next_uses(group, [block.name for block in blocks]), blocks, strict=True
+            )
+        found.sort(key=itemgetter(0), reverse=True)
         goal = self.limit - self.limit // _SLACK
-        for block in latest:
+        for _, block in found:
             if self.used <= goal:
                 break
             self.used -= len(self._held.pop(block))

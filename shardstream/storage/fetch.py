@@ -24,12 +24,10 @@ from shardstream.storage.waits import current
 
 __all__ = ["Fetcher"]
 
-_FIRST, _LARGEST = 512 << 10, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
-_GROWTH = 32  # a range is at most this part of what was asked for in this epoch
+_FIRST, _LARGEST = 2 << 20, 8 << 20  # bytes of a range: small at first, so that all blocks come soon
+_GROWTH = 16  # a range is at most this part of what was asked for in this epoch
 _AHEAD = 1 << 30  # bytes of fetched blocks that wait to be asked for, or a larger RAM tier's
-_SPARE = (
-    256 << 20
-)  # with so many of them beside an SSD tier or without any, only what is needed soon is fetched
+_SPARE = 256 << 20  # so many beside an SSD tier, or without any: only what is needed soon is fetched
 _THREADS = 64
 _HEAD_START = 1.0  # seconds at most that the first frames of an epoch have the connections for themselves
 _DEADLINE = 600.0  # seconds to wait for a fetch of another thread

@@ -125,6 +125,8 @@ def main() -> None:
     if options.job is not None:
         child(options.job)
         return
+    if options.dataset is None:
+        parser.error("which DATASET?")
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(str(Path(options.dataset).resolve()), Path(scratch))
     print(json.dumps(found, indent=1))

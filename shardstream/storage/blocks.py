@@ -60,9 +60,9 @@ class Schedule:
 
     def next_uses(self, group: str, names: Sequence[str]) -> list[float]:
         """What `group` says of each of these blocks, sooner."""
-        known = self._known(group)
-        if len(known) == 1 and all(name.isdigit() for name in names):
-            numbers = np.array([int(name) for name in names], np.int64)
+        known, heads = self._known(group), [name.partition(".")[0] for name in names]
+        if len(known) == 1 and all(head.isdigit() for head in heads):
+            numbers = np.array([int(head) for head in heads], np.int64)
             if int(numbers.max(initial=-1)) < len(known[0]):
                 found: list[float] = known[0][numbers].tolist()
                 return found

@@ -329,8 +329,8 @@ class Fetcher:
 
 
 def _copy(data: memoryview) -> memoryview:
-    """A copy, made without the GIL."""
-    return np.frombuffer(data, np.uint8).copy().data
+    """A copy, made without the GIL; tiers share it with everybody, so that nobody may write to it."""
+    return np.frombuffer(data, np.uint8).copy().data.toreadonly()
 
 
 def _told(error: BaseException) -> BaseException | None:

@@ -95,7 +95,9 @@ def test_neighbours_come_in_one_range_and_nothing_twice(store: SlowStore) -> Non
     fetcher.ahead([store.want(number) for number in order])
     quiet()
     assert sorted(store.loads) == [(4 * SIZE, 3 * SIZE), (20 * SIZE, SIZE), (40 * SIZE, 2 * SIZE)]
-    assert [fetcher.get(store.want(number)) for number in order] == [store.part(number) for number in order]
+    found = [fetcher.get(store.want(number)) for number in order]
+    assert found == [store.part(number) for number in order]
+    assert all(memoryview(part).readonly for part in found)  # others are given the same bytes
     assert len(store.loads) == fetcher.requests == 3
     assert fetcher.remote_bytes == 6 * SIZE
 

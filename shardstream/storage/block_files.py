@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterator
 from shardstream.storage.blocks import Block, seal
 from shardstream.storage.stores import Data
 
-__all__ = ["SEAL", "BlockFiles", "cost", "is_sound"]
+__all__ = ["SEAL", "BlockFiles", "cost", "is_sound", "names_in"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -47,6 +47,18 @@ def is_sound(block: Block, stored: memoryview) -> bool:
     """Whether a block's file, as `BlockFiles.read` gives it, holds that block."""
     size = block.size
     return len(stored) == size + SEAL.size and SEAL.unpack(stored[size:])[0] == seal(block, stored[:size])
+
+
+def names_in(folder: int) -> list[str]:
+    """The names in an open folder; for many threads, and processes that have it from their parent.
+
+    It is opened anew: what shares a descriptor shares a place in the listing, and would miss names.
+    """
+    own = os.open(".", _FOLDER, dir_fd=folder)
+    try:
+        return os.listdir(own)
+    finally:
+        os.close(own)
 
 
 class BlockFiles:
@@ -90,7 +102,7 @@ class BlockFiles:
 
     def drop_partial(self, living: Collection[str]) -> None:
         """Delete what processes were writing that are not among the living."""
-        for name in os.listdir(self._partial):
+        for name in names_in(self._partial):
             if name.partition("-")[0] not in living:
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self._partial)
@@ -155,7 +167,7 @@ class BlockFiles:
 
     def all(self, foreign: Callable[[str], None] | None = None) -> Iterator[tuple[str, str, int]]:
         """(group, name, size) of all blocks that the cache made; `foreign` is told of other files."""
-        for group in os.listdir(self._blocks):
+        for group in names_in(self._blocks):
             try:
                 with self._group(group) as folder, os.scandir(folder) as entries:
                     if not _GROUP.match(group):

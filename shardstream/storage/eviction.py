@@ -25,6 +25,7 @@ class Eviction:
         self._files, self._ledger, self._claims, self._schedule = files, ledger, claims, schedule
         # Blocks needed as late are not worth a look at all others, until many bytes were refused.
         self._latest, self._refused = math.inf, 0
+        self._deleting = threading.Lock()
 
     def make_room(self, block: Block, price: int, limit: int) -> bool:
         """Delete what is needed latest, and later than a block, until there is room for its bytes.
@@ -60,23 +61,24 @@ class Eviction:
 
     def delete(self, group: str, name: str, size: int) -> bool:
         """Delete a block and count it; whether this did it."""
-        deleted = self._files.delete(group, name)
-        if deleted:
-            self._ledger.add(-cost(size))
+        with self._deleting:
+            deleted = self._files.delete(group, name)
+            if deleted:
+                self._ledger.add(-cost(size))
         return deleted
 
     def _candidates(self, price: int, limit: int) -> list[tuple[float, str, str, int]]:
         """(next use, group, name, size) of all blocks; sets the ledger right where it has drifted."""
-        found, total, largest = [], 0, 0
-        current, next_use = "", self._schedule.group("")
-        for group, name, size in self._files.all():
+        with self._deleting:  # what is gone but still counted would be taken off twice
+            blocks = list(self._files.all())
+            prices = [cost(size) for _, _, size in blocks]
+            drift = sum(prices) + price - self._ledger.total()
+            # Blocks that are being written are counted, but not seen here.
+            if abs(drift) > limit // _SLACK + max(prices, default=0) * (len(self._ledger.processes()) + 1):
+                self._ledger.add(drift)
+        found, current, next_use = [], "", self._schedule.group("")
+        for group, name, size in blocks:
             if group != current:
                 current, next_use = group, self._schedule.group(group)
             found.append((next_use(name), group, name, size))
-            total += cost(size)
-            largest = max(largest, cost(size))
-        drift = total + price - self._ledger.total()
-        # Blocks that are being written are counted, but not seen here.
-        if abs(drift) > limit // _SLACK + largest * (len(self._ledger.processes()) + 1):
-            self._ledger.add(drift)
         return found

@@ -15,6 +15,8 @@ import struct
 import threading
 import weakref
 
+from shardstream.storage.block_files import names_in
+
 __all__ = ["Ledger"]
 
 _NUMBER = struct.Struct("<q")
@@ -58,7 +60,7 @@ class Ledger:
     def total(self) -> int:
         """The bytes that all processes, living and dead, have counted."""
         with self._lock:
-            names = set(os.listdir(self._folder)) - {self.name}
+            names = set(names_in(self._folder)) - {self.name}
             for name in self._peers.keys() - names:
                 os.close(self._peers.pop(name))
             total = self._value
@@ -71,10 +73,10 @@ class Ledger:
 
     def processes(self) -> list[str]:
         """The names of all files: of the processes that live, and of those not yet taken over."""
-        return os.listdir(self._folder)
+        return names_in(self._folder)
 
     def _take_over(self) -> None:
-        for name in os.listdir(self._folder):
+        for name in names_in(self._folder):
             if name == self.name:
                 continue
             with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ def test_directories_and_files_are_for_their_owner_alone(disk: Disk) -> None:
     put(disk, block(1))
     for path in [Path(disk.path), *Path(disk.path).rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_threads_that_list_at_once_all_see_all(disk: Disk) -> None:
+    put(disk, *map(block, range(20)))
+
+    def look(_: int) -> tuple[int, int, int]:
+        info = disk.info()
+        return info.blocks, info.processes, disk.room(0)
+
+    expected = look(0)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(look, range(2000))) == {expected}
 
 
 @pytest.mark.parametrize("where", [0, 50, 99, 100, 107])

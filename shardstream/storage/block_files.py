@@ -39,8 +39,8 @@ _UNIT = 4096  # what file systems allocate
 
 
 def cost(size: int) -> int:
-    """The bytes of disk that a block takes."""
-    return -(-(size + SEAL.size) // _UNIT) * _UNIT
+    """The bytes of disk that a block takes; a file that was cut to nothing counts as one unit."""
+    return max(1, -(-(size + SEAL.size) // _UNIT)) * _UNIT
 
 
 def is_sound(block: Block, stored: memoryview) -> bool:

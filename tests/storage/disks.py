@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def file_of(disk: Disk, one: Block) -> Path:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("blocks/*/*"))
+    """The blocks' files; folders that go meanwhile have none."""
+    found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.parts[-3] == "blocks")
 
 
 def put(disk: Disk, *pairs: tuple[Block, bytes]) -> None:

@@ -63,6 +63,7 @@ def test_a_block_of_the_wrong_length_is_dropped(disk: Disk, size: int) -> None:
     file_of(disk, one).write_bytes((data + bytes(9))[:size])
     assert disk.get(one) is None
     assert not file_of(disk, one).exists()
+    assert disk.used == 0
 
 
 def test_other_files_are_neither_read_nor_deleted(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import threading
 import time
@@ -27,6 +26,7 @@ from shardstream.storage.flights import Want
 from shardstream.storage.memory import Memory
 from shardstream.storage.waits import Waits, current, work_for
 from tests.distributed import launch
+from tests.storage.disks import files
 
 GROUP = "ab" * 16
 SIZE = 1000
@@ -309,9 +309,9 @@ class CacheMachine(RuleBasedStateMachine):
     def damage(self, choice: int, at: int, how: str) -> None:
         if self.disk is None or not self.disk.flush(20):
             return
-        files = self.files(self.disk)
-        if files and not self.mapped:  # what is mapped is never changed in place
-            path = files[choice % len(files)]
+        found = files(Path(self.disk.path))
+        if found and not self.mapped:  # what is mapped is never changed in place
+            path = found[choice % len(found)]
             if how == "delete":
                 path.unlink(missing_ok=True)
                 return
@@ -325,14 +325,6 @@ class CacheMachine(RuleBasedStateMachine):
                 else:
                     file.seek(at)
                     file.write(bytes([data[at] ^ 4]))
-
-    @staticmethod
-    def files(disk: Disk) -> list[Path]:
-        group = Path(disk.path, "blocks", GROUP)
-        try:
-            return [group / name for name in sorted(os.listdir(group))]  # at once: they come and go
-        except FileNotFoundError:
-            return []
 
     @rule(flips=st.lists(st.integers(0, 31), max_size=3, unique=True))
     def damage_on_the_wire(self, flips: list[int]) -> None:
@@ -356,11 +348,7 @@ class CacheMachine(RuleBasedStateMachine):
                 with memory._lock:  # what nobody waits for still comes
                     assert memory.used == sum(map(len, memory._held.values())) <= memory.limit
             if self.disk is not None:
-                held = 0
-                for path in self.files(self.disk):
-                    with contextlib.suppress(FileNotFoundError):
-                        held += path.stat().st_size > 0  # what was cut to nothing takes nothing
-                assert held <= self.limit
+                assert len(files(Path(self.disk.path))) <= self.limit
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):

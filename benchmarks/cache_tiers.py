@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import ROOT
+from shardstream.dataset import contents_of
 from shardstream.read.reader import DatasetReader
 
 LATENCY = 0.02
@@ -37,7 +38,8 @@ def child(job: dict[str, Any]) -> None:
         storage_options=job["options"],
     )  # fmt: skip
     # Frames that the shuffle has open stay in memory as they do for local files; the RAM tier is left out.
-    ds.reader.kept.tiers.memory = None
+    reader = contents_of(ds).reader
+    reader.blocks.tiers.memory = None
     loader = ss.StreamingLoader(ds, batch_size=32, last="short")
     before: dict[str, Any] = {}
     rows = []
@@ -49,8 +51,8 @@ def child(job: dict[str, Any]) -> None:
         names = ("remote_bytes", "disk_bytes", "requests")
         rows.append({name: stats.get(name, 0) - before.get(name, 0) for name in names} | {"seconds": seconds})
         before = stats
-        if ds.reader.kept.tiers.disk is not None:
-            ds.reader.kept.tiers.disk.flush(60)
+        if reader.blocks.tiers.disk is not None:
+            reader.blocks.tiers.disk.flush(60)
     print(json.dumps(rows))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shardstream.decode import crops, images, pixels
+from shardstream.decode import images, pixels
 
 
 def main(folder: str, count: int = 300) -> None:
@@ -20,12 +20,12 @@ def main(folder: str, count: int = 300) -> None:
     paths = sorted(Path(folder).glob("**/*.jpg"))
     data = [path.read_bytes() for path in paths[:: max(1, len(paths) // count)]]
     transform = images.Train(224, dtype="uint8", layout="NHWC", flip=0)
-    numbers = crops.draws(0, np.arange(len(data)))
-    made = transform.decode({"jpg": data}, ["-"] * len(data), ["-"] * len(data), numbers)["image"].numpy()
+    random = transform.random(0, np.arange(len(data)))
+    made = transform.decode({"jpg": data}, ["-"] * len(data), ["-"] * len(data), random)["image"].numpy()
     sizes = np.array([pixels.size(one) for one in data], np.int64)
     found: dict[int, list[float]] = {}
     for one, how, (height, width), ours in zip(
-        data, transform.cuts(sizes, numbers)[0], sizes.tolist(), made, strict=True
+        data, transform.cuts(sizes, random)[0], sizes.tolist(), made, strict=True
     ):
         left, top, right, bottom = (edge * how.scale for edge in (how.left, how.top, how.right, how.bottom))
         box = (left, top, min(right, width), min(bottom, height))

@@ -41,7 +41,7 @@ class Child:
         def end() -> None:
             late.set()
             # Its children hold its end of the pipe, too.
-            for member in reversed(_tree(self._process.pid)):
+            for member in reversed(tree(self._process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member, signal.SIGKILL)
 
@@ -91,9 +91,9 @@ def _watch(pid: int, done: threading.Event, peaks: dict[str, int]) -> None:
         # Once more at the end: short commands are over before the first wait is.
         ended = done.wait(0.1)
         now = {"pss": 0, "private": 0, "threads": 0}
-        for member in _tree(pid):
+        for member in tree(pid):
             with contextlib.suppress(OSError, ValueError):
-                rollup = _fields(f"/proc/{member}/smaps_rollup")
+                rollup = rollup_fields(f"/proc/{member}/smaps_rollup")
                 now["pss"] += rollup["Pss"] << 10
                 now["private"] += (rollup["Pss_Anon"] + rollup["Pss_Shmem"]) << 10
                 now["threads"] += len(os.listdir(f"/proc/{member}/task"))
@@ -101,7 +101,22 @@ def _watch(pid: int, done: threading.Event, peaks: dict[str, int]) -> None:
             peaks[name] = max(peaks[name], value)
 
 
-def _tree(pid: int) -> list[int]:
+def private_bytes(pid: int) -> tuple[int, int]:
+    """The memory of a process and its children that is no file's, and the number of processes.
+
+    Pages that processes share are counted in parts.
+    """
+    total = count = 0
+    for member in tree(pid):
+        with contextlib.suppress(OSError, ValueError):
+            rollup = rollup_fields(f"/proc/{member}/smaps_rollup")
+            total += (rollup["Pss_Anon"] + rollup["Pss_Shmem"]) << 10
+            count += 1
+    return total, count
+
+
+def tree(pid: int) -> list[int]:
+    """A process and those that it started, and so on."""
     found = [pid]
     for member in found:
         with contextlib.suppress(OSError):
@@ -110,6 +125,7 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _fields(path: str) -> dict[str, int]:
+def rollup_fields(path: str) -> dict[str, int]:
+    """The numbers of a file of /proc, in KiB, by name."""
     rows = (line.split() for line in Path(path).read_text().splitlines()[1:])
     return {row[0].rstrip(":"): int(row[1]) for row in rows}

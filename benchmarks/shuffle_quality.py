@@ -35,12 +35,12 @@ TITLES = {
 
 def ours(window: int, lanes: int) -> Ints:
     """The order of a dataset with shards of `FRAMES` frames."""
-    from shardstream.order.lanes import Order
+    from shardstream.order.lanes import Order, recent_windows
     from shardstream.order.shuffle import Shuffle
 
     first = np.linspace(0, SIZE, FRAMES + 1).astype(np.int64)
     shuffle = Shuffle(seed=1, lanes=lanes, window=window)
-    order = Order([SIZE] * SHARDS, lambda _: first, shuffle, 0, lanes, memory=1 << 30)
+    order = Order([SIZE] * SHARDS, lambda _: first, shuffle, 0, lanes, recent=recent_windows(1 << 30))
     # In pieces, as a loader does: the work grows with shards times positions asked for at once.
     pieces = [order.locate(part) for part in np.array_split(np.arange(SHARDS * SIZE), SHARDS)]
     return np.concatenate([shards * SIZE + samples for shards, samples in pieces])
@@ -114,11 +114,13 @@ def orders(peers: str | None) -> dict[str, Ints]:
 PAGE = """# Shuffle quality
 
 How well does each shuffle mix a corpus that is sorted? {samples:,} samples lie in {shards:,} shards of
-{size:,}, ours in {frames} frames each; sample i of N has the label i / N. Orders are computed by each
-library's own code. A global batch has {batch} samples. WebDataset and LitData deal shards out to workers,
-so they are shown with one reader, and with 8 ranks of 8 workers each, whose batches come in turn. MDS has
-one order for all workers; its default block of 4,000,000 samples holds all of this corpus, so blocks of
-1/16 are shown too, as a large corpus would have. Ours is the same for any number of ranks and workers.
+{size:,}. Our shards have {frames} frames each. Sample i of N has the label i / N. Orders are computed by each
+library's own code. A global batch has {batch} samples.
+
+WebDataset and LitData deal shards out to workers. So they are shown with one reader, and with 8 ranks of
+8 workers each, whose batches come in turn. MDS has one order for all workers. Its default block of
+4,000,000 samples holds all of this corpus. So blocks of 1/16 are shown, too, as a large corpus would
+have. Our order is the same for any number of ranks and workers.
 
 | | mean travel | stay within 1 % | shards per batch | neighbours | spread of batch means |
 | --- | --- | --- | --- | --- | --- |
@@ -127,17 +129,17 @@ one order for all workers; its default block of 4,000,000 samples holds all of t
 ![Shards per batch and spread of batch means, as bars](images/shuffle-quality.png)
 
 - *Mean travel*: how far samples are from where they were, as a share of the corpus. A full permutation has
-  1/3, but so has any that permutes shards and nothing else: alone it says little.
-- *Stay within 1 %*: the share of samples that barely moved; 2 % at random.
-- *Shards per batch*: different shards in a global batch; lanes, workers, blocks and buffers bound it.
-- *Neighbours*: the correlation of the labels of samples that follow each other; 0 at random.
-- *Spread of batch means*: the standard deviation of the batches' mean label, over that of random batches.
-  At 1 a batch is as good as a random draw; at 4 its mean is as noisy as that of a batch of a sixteenth of
-  the size.
+  1/3. An order that permutes shards and nothing else has 1/3, too: alone this measure says little.
+- *Stay within 1 %*: the share of samples that barely moved. It is 2 % at random.
+- *Shards per batch*: different shards in a global batch. Lanes, workers, blocks and buffers bound it.
+- *Neighbours*: the correlation of the labels of samples that follow each other. It is 0 at random.
+- *Spread of batch means*: the standard deviation of the batches' mean label, divided by that of random
+  batches. At 1 a batch is as good as a random draw. At 4 its mean is as noisy as the mean of a batch of a
+  sixteenth of the size.
 
 More `lanes` mix more places of the corpus into each batch, and keep as many shards open at once. `window`
-mixes neighbours within a shard, which is finer than these measures see, and costs memory for as many frames
-of each lane. A corpus that was shuffled when it was packed (`pack --shuffle`) needs neither.
+mixes neighbours within a shard. These measures do not see that. It costs memory for as many frames of each
+lane. A corpus that was shuffled when it was packed (`pack --shuffle`) needs neither.
 
 Made by `python -m benchmarks.shuffle_quality --peers PYTHON`, with the Python of an environment that has
 `benchmarks/requirements-peers.txt`.

@@ -3,89 +3,117 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shardstream.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from shardstream.dali.loader import DaliLoader as DaliLoader
     from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
     from shardstream.dataset import TokenDataset as TokenDataset
+    from shardstream.dataset.transforms import seeded as seeded
     from shardstream.decode.registry import decoder as decoder
     from shardstream.distributed import Topology as Topology
+    from shardstream.errors import CommitError as CommitError
+    from shardstream.errors import CorruptionError as CorruptionError
+    from shardstream.errors import MissingExtraError as MissingExtraError
+    from shardstream.errors import OptionError as OptionError
     from shardstream.errors import ShardstreamError as ShardstreamError
+    from shardstream.errors import SourceError as SourceError
+    from shardstream.errors import StateError as StateError
+    from shardstream.errors import StorageError as StorageError
     from shardstream.format.manifest import Manifest as Manifest
     from shardstream.integrations.tensorflow import to_tf as to_tf
     from shardstream.loader import StreamingLoader as StreamingLoader
+    from shardstream.maintain.verify import verify as verify
+    from shardstream.maintain.warm import warm as warm
     from shardstream.order.shuffle import Shuffle as Shuffle
-    from shardstream.pack.adopt import index as index
-    from shardstream.pack.packer import pack as pack
-    from shardstream.read.batch import Batch as Batch
-    from shardstream.read.verify import verify as verify
-    from shardstream.storage.cache import Cache as Cache
-    from shardstream.warm import warm as warm
-
-__version__ = "0.1.0"
+    from shardstream.packing.adopt import index as index
+    from shardstream.packing.packer import pack as pack
+    from shardstream.packing.parts import commit as commit
+    from shardstream.packing.samples_writer import Writer as Writer
+    from shardstream.packing.sources import Source as Source
+    from shardstream.read.samples.batch import Batch as Batch
+    from shardstream.storage.cache.options import Cache as Cache
+    from shardstream.storage.options import Retry as Retry
+    from shardstream.storage.options import Timeouts as Timeouts
 
 # Imported at first use, so that `import shardstream` is quick and the packer never loads torch.
 _HOMES = {
-    "Batch": "shardstream.read.batch",
-    "Cache": "shardstream.storage.cache",
+    "Batch": "shardstream.read.samples.batch",
+    "Cache": "shardstream.storage.cache.options",
+    "CommitError": "shardstream.errors",
+    "CorruptionError": "shardstream.errors",
     "DaliLoader": "shardstream.dali.loader",
     "Manifest": "shardstream.format.manifest",
+    "MissingExtraError": "shardstream.errors",
     "Mixture": "shardstream.dataset",
+    "OptionError": "shardstream.errors",
+    "Retry": "shardstream.storage.options",
     "ShardstreamError": "shardstream.errors",
     "Shuffle": "shardstream.order.shuffle",
+    "Source": "shardstream.packing.sources",
+    "SourceError": "shardstream.errors",
+    "StateError": "shardstream.errors",
+    "StorageError": "shardstream.errors",
     "StreamingDataset": "shardstream.dataset",
     "StreamingLoader": "shardstream.loader",
     "TokenDataset": "shardstream.dataset",
+    "Timeouts": "shardstream.storage.options",
     "Topology": "shardstream.distributed",
+    "Writer": "shardstream.packing.samples_writer",
+    "commit": "shardstream.packing.parts",
     "decoder": "shardstream.decode.registry",
-    "index": "shardstream.pack.adopt",
-    "pack": "shardstream.pack.packer",
+    "index": "shardstream.packing.adopt",
+    "pack": "shardstream.packing.packer",
+    "seeded": "shardstream.dataset.transforms",
     "to_tf": "shardstream.integrations.tensorflow",
-    "verify": "shardstream.read.verify",
-    "warm": "shardstream.warm",
+    "verify": "shardstream.maintain.verify",
+    "warm": "shardstream.maintain.warm",
 }
 
 # `to_tf` is a name for users of TensorFlow alone, and so not among those that everybody sees.
 __all__ = [
     "Batch",
     "Cache",
+    "CommitError",
+    "CorruptionError",
     "DaliLoader",
     "Manifest",
+    "MissingExtraError",
     "Mixture",
+    "OptionError",
+    "Retry",
     "ShardstreamError",
     "Shuffle",
+    "Source",
+    "SourceError",
+    "StateError",
+    "StorageError",
     "StreamingDataset",
     "StreamingLoader",
+    "Timeouts",
     "TokenDataset",
     "Topology",
+    "Writer",
+    "commit",
     "decoder",
     "index",
     "pack",
+    "seeded",
     "verify",
     "warm",
 ]
 
+# A type checker reads the imports above. If it saw this function, a name that does not exist would be an Any.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'shardstream' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'shardstream' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `shardstream.pack` the function: importing the subpackage would put the module there."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

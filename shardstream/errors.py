@@ -5,7 +5,7 @@ ShardstreamError
 ├── SourceError         source data or a sample that cannot be packed or decoded; names file and line
 ├── CorruptionError     a dataset whose bytes are not those that were packed; names shard and frame
 ├── StorageError        a store that does not answer as it should; names the URL
-│   └── CommitError     another packer holds or has changed the target
+│   └── CommitError     another packer is at work at the target, or has changed it
 ├── StateError          a saved state that belongs to another dataset or other options
 └── MissingExtraError   an optional package that is not installed (also an ImportError)
 """
@@ -13,9 +13,24 @@ ShardstreamError
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+
+__all__ = [
+    "CommitError",
+    "CorruptionError",
+    "MissingExtraError",
+    "OptionError",
+    "ShardstreamError",
+    "SourceError",
+    "StateError",
+    "StorageError",
+    "noted",
+    "reason",
+    "require",
+]
 
 
 class ShardstreamError(Exception):
@@ -39,7 +54,7 @@ class StorageError(ShardstreamError):
 
 
 class CommitError(StorageError):
-    """Another packer holds the target, or has committed to it."""
+    """Another packer is at work at the target, or has committed to it."""
 
 
 class StateError(ShardstreamError):
@@ -51,7 +66,18 @@ class MissingExtraError(ShardstreamError, ImportError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or raise MissingExtraError that names the extra to install."""
+    """Import a module of an optional package.
+
+    Args:
+        module: the full name of the module.
+        extra: the extra of shardstream that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingExtraError: it is not installed; the message names the extra.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -60,13 +86,25 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
+def reason(error: BaseException) -> str:
+    """The text of a foreign error for a message of ours, without the addresses of Python objects.
+
+    Decoders are given bytes, and name the object that holds them, as if it were a file.
+    """
+    return re.sub(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error))
+
+
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Let an exception of the user's own code pass as it is, with a note of where it came from."""
+    """Add a note to any exception of the user's own code that passes.
+
+    Args:
+        where: the note: where the exception comes from.
+    """
     try:
         yield
     except Exception as error:
-        # Notes came with Python 3.11. Errors of ours say themselves where they belong.
+        # Python 3.10 has no notes. The errors of this module name the place in their message.
         if hasattr(error, "add_note") and not isinstance(error, ShardstreamError):
             error.add_note(where)
         raise

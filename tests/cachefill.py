@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from shardstream.read.reader import DatasetReader
-from shardstream.storage import write_behind
-from shardstream.storage.cache import Cache
+from shardstream.storage.cache import write_behind
+from shardstream.storage.cache.options import Cache
 
 
 def digest_of(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +13,11 @@ import pytest
 
 # A run in the background is told to ignore Ctrl-C, and so would the programs be that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Compiled once: else pytest rewrites the asserts of every file anew in each of its processes, which is most
+# of the time of collecting, and each of the hundreds of programs that tests start compiles the package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest_plugins = ["tests.servers"]
 

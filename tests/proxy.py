@@ -16,7 +16,7 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -187,8 +187,8 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
                 status = self._random.choice(faults.status)
                 counts.injected[str(status)] += 1
                 extra = f"Retry-After: {faults.retry_after}\r\n" if faults.retry_after else ""
-                writer.write(f"HTTP/1.1 {status} Injected\r\n{extra}Content-Length: 0\r\n\r\n".encode())
-                await writer.drain()
+                head = f"HTTP/1.1 {status} Injected\r\n{extra}Content-Length: 0\r\n\r\n".encode()
+                await _send(writer, head)
                 return True
             if chosen and faults.ignore_range and "range" in headers:
                 counts.injected["ignore_range"] += 1
@@ -238,18 +238,14 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
             head = head.replace(b"ength: %d\r" % length, b"ength: %d\r" % (length + faults.extra))
         writer.write(head)
         at, sent = self._random.randrange(length), 0
-        while sent < length:
-            data = await source.read(min(_CHUNK, length - sent))
-            if not data:
-                raise OSError("the server ended early")
+        async for data in _chunks(source, length):
             if sent <= at < sent + len(data) and fault:
                 if fault == "flip":
                     changed = bytearray(data)
                     changed[at - sent] ^= 1 << self._random.randrange(8)
                     data = bytes(changed)
                 else:
-                    writer.write(data[: at - sent])
-                    await writer.drain()
+                    await _send(writer, data[: at - sent])
                     if fault == "stall":
                         await asyncio.Event().wait()
                     if fault == "reset":
@@ -257,11 +253,9 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
                     return False
             sent += len(data)
             counts.body_bytes += len(data)  # before the client can see the bytes, and count them
-            writer.write(data)
-            await writer.drain()
+            await _send(writer, data)
         if faults.extra:
-            writer.write(bytes(faults.extra))
-            await writer.drain()
+            await _send(writer, bytes(faults.extra))
         return "close" not in headers.get("connection", "")
 
 
@@ -272,29 +266,41 @@ def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
     return one, two, {name.lower(): value.strip() for name, _, value in pairs}
 
 
-async def _pass_body(
-    source: asyncio.StreamReader,
-    sink: asyncio.StreamWriter | None,
-    headers: dict[str, str],
-) -> None:
-    async def give(data: bytes) -> None:
-        if sink is not None:
-            sink.write(data)
-            await sink.drain()
+async def _send(sink: asyncio.StreamWriter, data: bytes) -> None:
+    sink.write(data)
+    await sink.drain()
 
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        while True:
-            line = await source.readuntil(b"\r\n")
-            await give(line + await source.readexactly(int(line.split(b";")[0], 16) + 2))
-            if int(line.split(b";")[0], 16) == 0:
-                return
-    left = int(headers.get("content-length", 0))
-    while left:
-        data = await source.read(min(_CHUNK, left))
+
+async def _chunks(source: asyncio.StreamReader, length: int) -> AsyncIterator[bytes]:
+    """So many bytes, as they come."""
+    while length:
+        data = await source.read(min(_CHUNK, length))
         if not data:
-            raise OSError("ended early")
-        left -= len(data)
-        await give(data)
+            raise OSError("it ended early")
+        length -= len(data)
+        yield data
+
+
+async def _parts(source: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
+    """A body as it comes, whether its length is announced or it comes in chunks."""
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        async for data in _chunks(source, int(headers.get("content-length", 0))):
+            yield data
+        return
+    size = -1
+    while size:
+        line = await source.readuntil(b"\r\n")
+        size = int(line.split(b";")[0], 16)
+        yield line + await source.readexactly(size + 2)
+
+
+async def _pass_body(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter | None, headers: dict[str, str]
+) -> None:
+    """Send a body on, or nowhere."""
+    async for data in _parts(source, headers):
+        if sink is not None:
+            await _send(sink, data)
 
 
 def main() -> None:

@@ -54,6 +54,22 @@ def test_all_ranks_get_equally_many_batches_and_each_sample_once(
     )
 
 
+@pytest.mark.parametrize("last", ["drop", "pad", "short"])
+def test_remaining_batches_are_those_that_come(packed: Path, last: str) -> None:
+    one = loader(packed, 9, size=2, last=last)
+    count = len(one)
+    assert one.remaining == count
+    for number, _ in enumerate(one, 1):
+        # The last batch ends the epoch only when the loop asks for another one.
+        assert one.remaining == count - number
+        if number == 3:
+            state = one.state_dict()
+    assert one.remaining == count  # of the next epoch
+    other = loader(packed, 9, size=2, last=last)
+    other.load_state_dict(state)
+    assert other.remaining == count - 3 == len(list(other))
+
+
 def test_each_epoch_has_its_own_order_and_set_epoch_gives_it_again(packed: Path) -> None:
     one = loader(packed, 10)
     epochs = [[key for batch in one for key in batch["__key__"]] for _ in range(2)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,28 +12,98 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardstream as ss
-from shardstream.dataset.base import OrderedDataset
+from shardstream.dataset import OrderedDataset
+from shardstream.dataset.batch_maker import BatchMaker
+from shardstream.dataset.contents import Contents
+from shardstream.dataset.dataset_rank import DatasetRank
+from shardstream.dataset.requests import Request
 
 
-class Positions(OrderedDataset):
-    """A dataset whose items are their positions."""
+class NoFrames:
+    """A source that is asked for nothing."""
 
-    ahead = 7
-    total = 0
+    def fetch_ahead(self, frames: Any) -> None: ...
+    def check_again(self) -> None: ...
+    def memory(self) -> dict[str, int]:
+        return {}
 
-    def __init__(self, total: int, rank: int, size: int) -> None:
-        super().__init__("positions", False, None, ss.Topology(rank, size), None)
-        self.total = total
+    def limit_idle(self, frames: int, batches: int) -> tuple[int, int]:
+        return 0, 0
 
-    def stream(self, epoch: int, requests: Any, finish: Any, *_: Any) -> Iterator[Any]:
-        for request in requests:
-            for positions in np.split(request.positions, np.cumsum(request.sizes)[:-1]):
-                yield finish(positions)
+    def counters(self) -> dict[str, Any]:
+        return {}
+
+    def fetch(self, shard: int, frame: int) -> Any:
+        raise NotImplementedError
+
+    def recycle(self, buffer: Any) -> None:
+        raise NotImplementedError
+
+    def name(self, shard: int, frame: int) -> str:
+        raise NotImplementedError
+
+
+class PositionUnit:
+    """Batches that are made of their positions alone."""
+
+    needs: ClassVar[list[Any]] = []
+    unverified: ClassVar[list[Any]] = []
+    volume, grows, direct = 0, 0, True
+
+    def __init__(self, request: Request) -> None:
+        self._request, self.sizes = request, request.sizes
+
+    def prepare(self) -> None: ...
+
+    def build(self, frames: Any) -> Iterator[Any]:
+        yield from np.split(self._request.positions, np.cumsum(self.sizes)[:-1])
+
+    def parts(self, singles: bool) -> list[Any]:
+        return []
+
+
+class PositionMaker(BatchMaker):
+    """Batches that hold their positions."""
+
+    transforms, cheap = False, True
+
+    def watching(self) -> bool:
+        return False
 
     def collated(self, collate: Any) -> Any:
         return lambda positions: {"position": torch.from_numpy(positions.copy())}
 
+    def singles(self, built: Any) -> tuple[Any, None]:
+        return built, None
+
+    def items(self, made: Any) -> Any:
+        return made
+
+
+class Positions(Contents[None]):
+    """A dataset whose items are their positions."""
+
+    planned_at_once, total, remote, source, maker = 7, 0, False, NoFrames(), PositionMaker("positions")
+
+    def __init__(self, total: int, rank: int, size: int) -> None:
+        super().__init__("positions", None, ss.Cache(), DatasetRank(ss.Topology(rank, size)))
+        self.total = total
+
+    def order(self, epoch: int, lanes: int | None = None) -> None: ...
+    def draws(self, order: None, positions: Any) -> Iterator[Any]:
+        return iter(())
+
+    def units(self, order: None, requests: Any, options: Any) -> Iterator[Any]:
+        yield from map(PositionUnit, requests)
+
+    def tell_needs(self, plan: Any, delivery: Any, keep: int) -> None: ...
     def identity(self) -> dict[str, Any]:
+        return {}
+
+    def follow(self, state: Any) -> Any:
+        return lambda: None
+
+    def described(self) -> dict[str, str]:
         return {}
 
 
@@ -53,7 +123,7 @@ def test_all_ranks_end_together_and_give_each_sample_once(total, size, batch_siz
     for rank in range(size):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an epoch without a batch is tested elsewhere
-            loader = ss.StreamingLoader(Positions(total, rank, size), batch_size, last=last)
+            loader = ss.StreamingLoader(OrderedDataset(Positions(total, rank, size)), batch_size, last=last)
         loader.load_state_dict({"version": 1, "epoch": 0, "position": start, "lanes": 1})
         batches = list(loader)
         assert len(batches) == count

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import random
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 
 import shardstream as ss
 from shardstream.errors import OptionError, StateError
+from shardstream.format.manifest import Manifest
+from tests.corpora import pack_rows
 
 
 def pack(folder: Path, name: str, count: int, **options: Any) -> Path:
@@ -155,14 +159,31 @@ def test_token_blocks_of_several_datasets_make_one_tensor(tmp_path: Path, compre
     assert set(next(iter(lists))) <= {0, 1}
 
 
-def test_subsets_and_token_datasets_of_other_lengths_mix(urls: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_has_no_common_batch_is_refused_unless_a_transform_makes_it_alike(
+    urls: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def as_block(sample: dict[str, Any]) -> dict[str, Any]:
+        return {"tokens": torch.zeros(9, dtype=torch.int64)}
+
     tokens = pack(tmp_path, "tokens", 90, tokenizer="bytes")
     some = ss.StreamingDataset(urls[0], shuffle=True).subset(numbers=range(5))
-    mix = ss.Mixture({some: 1, ss.TokenDataset(tokens, 8, shuffle=True): 1, ss.TokenDataset(tokens, 16): 2})
-    batches = list(ss.StreamingLoader(mix, len(mix)))
-    keys = [key for batch in batches for key in batch["__key__"] if key]
-    assert sorted(keys) == [f"code-{n}" for n in range(5)]
-    assert {None if block is None else len(block) for block in batches[0]["tokens"]} == {None, 9, 17}
+    short, long = ss.TokenDataset(tokens, 8, shuffle=True), ss.TokenDataset(tokens, 16)
+    with pytest.raises(OptionError, match="mixture of tokens and of samples"):
+        ss.Mixture({some: 1, short: 1})
+    with pytest.raises(OptionError, match="seq_len is 8 and 16"):
+        ss.Mixture({short: 1, long: 2})
+    for other, told in (
+        (ss.TokenDataset(tokens, 8, dtype="int32"), "dtype is 'int64' and 'int32'"),
+        (ss.TokenDataset(tokens, 8, boundaries=True), "boundaries is False and True"),
+        (ss.TokenDataset(tokens, 8, pack="best-fit"), "padding"),
+    ):
+        with pytest.raises(OptionError, match=told):
+            ss.Mixture({short: 1, other: 1})
+    some = ss.StreamingDataset(urls[0], shuffle=True, transform=as_block)
+    cut = ss.TokenDataset(tokens, 16, transform=lambda block: {"tokens": block["tokens"][:9]})
+    batch = next(iter(ss.StreamingLoader(ss.Mixture({some: 1, short: 1, cut: 1}), 9)))
+    assert batch["tokens"].shape == (9, 9)
+    assert sorted(set(batch["__source__"].tolist())) == [0, 1, 2]
 
 
 def test_a_mixture_sent_to_another_process_goes_on_there(urls: tuple[Path, Path]) -> None:
@@ -173,10 +194,13 @@ def test_a_mixture_sent_to_another_process_goes_on_there(urls: tuple[Path, Path]
     assert began + [sample["__key__"] for sample in again] == [s["__key__"] for s in mixture(urls)]
 
 
-def test_bad_mixtures_are_refused(urls: tuple[Path, Path]) -> None:
+def test_bad_mixtures_are_refused(urls: tuple[Path, Path], tmp_path: Path) -> None:
     code, web = (
         ss.StreamingDataset(url, shuffle=ss.Shuffle(lanes=n)) for url, n in zip(urls, (4, 8), strict=True)
     )
+    (tmp_path / "none").mkdir()
+    none = Manifest.build("samples", code.manifest.fields, (), {})
+    (tmp_path / "none" / "manifest.json").write_bytes(none.to_bytes())
     for datasets, options, message in (
         ([], {}, "at least one"),
         ([(code, 1)], {"stop": "later"}, "stop='later'"),
@@ -189,7 +213,7 @@ def test_bad_mixtures_are_refused(urls: tuple[Path, Path]) -> None:
             {},
             "differ in topology",
         ),
-        ([(code.subset(numbers=[]), 1)], {}, "is empty"),
+        ([(ss.StreamingDataset(tmp_path / "none"), 1)], {}, "is empty"),
     ):
         with pytest.raises(OptionError, match=message):
             ss.Mixture(datasets, **options)
@@ -227,3 +251,36 @@ def test_mixed_blocks_keep_what_is_said_of_their_documents(tmp_path: Path) -> No
         same = alone[tuple(block["tokens"].tolist())]
         assert block["mask"].tolist() == same["mask"].tolist()
         assert block["position_ids"].tolist() == same["position_ids"].tolist()
+
+
+def test_what_a_mixture_has_not(urls: tuple[Path, Path]) -> None:
+    mix = mixture(urls)
+    for name in ("reader", "manifest", "subset"):
+        with pytest.raises(OptionError, match=r"mixture has no .*datasets"):
+            getattr(mix, name)
+        assert not hasattr(mix, name)
+    with pytest.raises(OptionError, match=r"mixture.datasets\[0\]\[3\]"):
+        mix[3]
+    assert repr(mix).startswith("Mixture(")
+    assert f"{mix.total} samples, rank 0 of 1" in repr(mix)
+    assert "endless, rank 0 of 1" in repr(mixture(urls, stop="never"))
+
+
+@pytest.mark.parametrize("stop", ["first", "all"])
+def test_a_remote_mixture_fetches_as_its_datasets_do(tmp_path: Path, stop: str) -> None:
+    rows = [{"id": str(n), "text": random.Random(n).randbytes(1500).hex()} for n in range(900)]
+    local = pack_rows(tmp_path, rows, compression="zstd", shard_size="256KiB", frame_size="16KiB")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(local), f"/{tmp_path.name}", recursive=True)
+
+    def requests(parts: int) -> int:
+        shuffle = ss.Shuffle(lanes=8, window=2)
+        found = [ss.StreamingDataset(f"memory://{tmp_path.name}", shuffle=shuffle) for _ in range(parts)]
+        source = found[0] if parts == 1 else ss.Mixture([(ds, 1) for ds in found], stop)
+        assert sum(batch.size for batch in ss.StreamingLoader(source, 10)) >= 890 * parts
+        assert sum(ds._contents.reader.counters["remote_bytes"] for ds in found) < 1.1 * parts * size
+        return sum(ds._contents.reader.counters["requests"] for ds in found)
+
+    size = sum(path.stat().st_size for path in local.iterdir())
+    frames = sum(info.frames for info in ss.StreamingDataset(local).manifest.shards)
+    assert requests(2) < 3 * requests(1) < 2 * frames

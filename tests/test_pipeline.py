@@ -14,7 +14,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import CommitError, CorruptionError, SourceError, StateError
-from shardstream.read.export import export
+from shardstream.maintain.export import export
 from shardstream.read.reader import DatasetReader
 
 ROWS = [
@@ -209,8 +209,8 @@ def test_resume_at_another_world_size(corpus: Path, tmp_path: Path) -> None:
 
 def test_pack_stays_a_function_whatever_is_imported_first() -> None:
     code = (
-        "import shardstream.pack.packer, shardstream.read.verify, shardstream as ss;"
-        "from shardstream.pack import writer;"
-        "assert ss.pack is shardstream.pack is sys.modules['shardstream.pack.packer'].pack"
+        "import shardstream.packing.packer, shardstream.maintain.verify, shardstream as ss;"
+        "from shardstream.packing import writer;"
+        "assert ss.pack is shardstream.pack is sys.modules['shardstream.packing.packer'].pack"
     )
     subprocess.run([sys.executable, "-c", f"import sys; {code}"], check=True)

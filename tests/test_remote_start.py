@@ -14,7 +14,7 @@ import pytest
 import shardstream as ss
 from shardstream.format.manifest import NAME
 from shardstream.read.reader import DatasetReader
-from shardstream.storage.remote import Store
+from shardstream.storage.store import Store
 from tests.corpora import pack_rows
 from tests.distributed import launch
 
@@ -109,8 +109,8 @@ def test_a_cache_of_half_the_dataset_hits_half_and_fetches_nothing_twice(tmp_pat
     kept = ss.Cache(tmp_path / "cache", disk=needed // 2, always=True)
     shuffle = ss.Shuffle(seed=1, lanes=4, window=2)
     ds = ss.StreamingDataset(str(tmp_path / "packed"), shuffle=shuffle, decode=False, cache=kept)
-    ds.reader.kept.tiers.memory = None  # what the SSD tier does alone
-    disk = ds.reader.kept.tiers.disk
+    ds._contents.reader.blocks.tiers.memory = None  # what the SSD tier does alone
+    disk = ds._contents.reader.blocks.tiers.disk
     assert disk is not None
     loader = ss.StreamingLoader(ds, batch_size=8, last="short", prefetch="1MiB")
     fetched = [0]

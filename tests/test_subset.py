@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from shardstream.errors import OptionError, StateError
 from shardstream.order.lanes import Order
 from shardstream.order.selection import Selection
 from shardstream.order.shuffle import Shuffle
+from tests.corpora import pack_rows
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_an_order_over_a_selection_is_a_bijection(dataset, data, shuffle):
         shuffle,
         3,
         1 if shuffle is None else shuffle.lanes_for(1),
-        selection.kept,
+        selection.chosen,
     )
     found = list(zip(*(part.tolist() for part in order.locate(range(order.total))), strict=True))
     assert len(found) == len(kept)
@@ -135,3 +138,17 @@ def test_a_state_of_another_selection_is_refused(packed: Path) -> None:
 def test_bad_subsets_are_refused(packed: Path, options: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ss.StreamingDataset(packed).subset(**options)
+
+
+def test_eviction_where_a_shard_keeps_nothing(tmp_path: Path) -> None:
+    """A shard that another dataset has in the cache, and of which the subset keeps nothing."""
+    rows = ({"id": str(n), "text": random.Random(n).randbytes(2000).hex()} for n in range(300))
+    url = pack_rows(tmp_path, rows, shard_size="64KiB", frame_size="16KiB", compression="none")
+    options: Any = {
+        "shuffle": ss.Shuffle(lanes=4, scope="lane"),
+        "cache": ss.Cache(tmp_path / "cache", disk="256KiB", ram="200KiB", always=True),
+    }
+    assert len(list(ss.StreamingDataset(url, **options))) == 300
+    some = ss.StreamingDataset(url, **options).subset(numbers=range(100, 200))
+    for _ in range(2):
+        assert sorted(int(sample["__key__"]) for sample in some) == list(range(100, 200))

@@ -17,8 +17,8 @@ from benchmarks.corpora import Corpus, Digest
 from benchmarks.peers import ours
 from benchmarks.peers.common import Options, token_payloads
 from benchmarks.peers.common import expected as as_it_is
-from shardstream.read.reader import read_manifest
-from shardstream.storage.remote import Store
+from shardstream.read.opening import open_manifest
+from shardstream.storage.store import Store
 
 PACKAGES = ("zstandard",)
 _CHUNK = 1 << 20
@@ -104,7 +104,7 @@ class _Zstd(_Pieces):
         reader = DatasetReader.open(self._dest)
         self._frames, found = [], []
         for shard in range(len(reader.manifest.shards)):
-            index, mapped = reader.index(shard), reader.mapped(shard)
+            index, mapped = reader.index(shard), reader.local.mapped(shard)
             cells = zip(
                 index.frame_offset.tolist(), index.frame_size.tolist(), index.frame_raw_size.tolist(),
                 strict=True,
@@ -144,12 +144,13 @@ class _Jpeg(_Pieces):
     """libjpeg-turbo: JPEGs in memory to pixels, at the scale that random crops of this size allow."""
 
     def jobs(self) -> list[tuple[Any, ...]]:
-        from shardstream.decode import crops, images, pixels
+        from shardstream.decode import images, pixels
 
         self._data = [Path(path).read_bytes() for path, _ in self._corpus.images()]
         self._sizes = [pixels.size(data) for data in self._data]
-        numbers = crops.draws(0, np.arange(len(self._data)))
-        cuts, _ = images.Train(224).cuts(np.array(self._sizes, np.int64), numbers)
+        train = images.Train(224)
+        random = train.random(0, np.arange(len(self._data)))
+        cuts, _ = train.cuts(np.array(self._sizes, np.int64), random)
         self._scales = [how.scale for how in cuts]
         return [(number, len(data)) for number, data in enumerate(self._data)]
 
@@ -170,7 +171,7 @@ class _Ranges:
         remote, size = self._remote, 8 << 20
         access = {"key": remote["key"], "secret": remote["secret"], "endpoint_url": remote["endpoint"]}
         store = Store.open(remote["url"], access)
-        shards = read_manifest(store).shards
+        shards = open_manifest(store, None, stream=False).shards
         jobs = [(s.url, at, min(size, s.bytes - at)) for s in shards for at in range(0, s.bytes, size)]
         total = sum(job[2] for job in jobs)
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -17,7 +17,7 @@ import shardstream as ss
 from benchmarks.corpora import Corpus, Digest
 from benchmarks.peers import ours
 from benchmarks.peers.common import Options
-from shardstream.read.dali_index import write_dali_index
+from shardstream.maintain.dali_index import write_dali_index
 
 QUEUE = 2
 _LOADED = (ss.DaliLoader, ss.StreamingDataset)

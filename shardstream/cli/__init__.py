@@ -1,1 +1,1 @@
-"""The command line: one file per command. Heavy imports are inside the commands, so help is quick."""
+"""The command line: one file for each command. Slow imports are in the commands, so that --help is fast."""

@@ -7,31 +7,61 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
-from shardstream.cli.progress import shown
+from shardstream.progress import shown
 
 
 def index(
-    tars: Annotated[list[str], typer.Argument(metavar="TAR...", help="WebDataset tars: .tar, .gz, .zst.")],
-    dest: Annotated[str, typer.Argument(help="Directory or URL for the manifest and the indexes.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TAR... DEST",
+            help="WebDataset tars: .tar, .gz, .zst; and last the directory or URL for manifest and indexes.",
+        ),
+    ],
     frame_size: Annotated[str, typer.Option(help="Bytes of samples in a frame.")] = "1MiB",
+    split_key: Annotated[
+        str, typer.Option(metavar="first|last", help="The dot at which the key of a member ends.")
+    ] = "first",
+    on_error: Annotated[str, typer.Option(help="raise, or skip bad samples and list them.")] = "raise",
+    max_rejects: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Commit nothing if more is skipped.")
+    ] = 0.5,
     workers: options.Workers = None,
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
 ) -> None:
     """Adopt existing WebDataset tars in place: only indexes and a manifest are written."""
+    from shardstream.cli.report import print_skipped
     from shardstream.format.sizes import human_size
-    from shardstream.pack.adopt import index as run
+    from shardstream.packing.adopt import index as run
+    from shardstream.packing.destination import REJECTS
+    from shardstream.storage.store import redact
 
-    with shown("indexing", quiet=json) as progress:
+    tars, dest = options.split_paths(paths, "index", "TAR... DEST")
+    with options.warnings_shown(), shown("indexing", quiet=json) as progress:
         done = run(
             tars,
             dest,
             frame_size=frame_size,
+            split_key=options.unchecked(split_key),
+            max_rejects=max_rejects,
+            on_error=options.unchecked(on_error),
             workers=workers,
             storage_options=options.storage_options(storage_option),
             progress=progress,
         )
     if json:
-        options.print_json({"samples": done.samples, "shards": len(done.shards), "bytes": done.bytes})
+        options.print_json(
+            {
+                "samples": done.samples,
+                "shards": len(done.shards),
+                "bytes": done.bytes,
+                "rejected": done.provenance.get("rejected", 0),
+                "skipped": done.provenance.get("skipped", {}),
+            }
+        )
     else:
         print(f"{done.samples:,} samples in {len(done.shards):,} archives, {human_size(done.bytes)}")
+        if rejected := done.provenance.get("rejected", 0):
+            print(f"{rejected:,} rejected: see {redact(dest).rstrip('/')}/{REJECTS}")
+        print_skipped(done.provenance, dest)

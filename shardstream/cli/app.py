@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
-import shardstream
-from shardstream.cli import adopt, cache, export, inspect, pack, show, verify, warm
+from shardstream.cli import adopt, cache, export, inspect, pack, rebuild, show, verify, warm
 from shardstream.errors import OptionError, ShardstreamError
+from shardstream.version import __version__
 
-# click's UsageError, wherever typer keeps it: newer releases bring their own copy of click.
+# The UsageError of click, found through typer: newer releases of typer have a copy of click of their own.
 _UsageError: Any = typer.BadParameter.__base__
 
 _INTERRUPTED = 130
@@ -31,6 +32,7 @@ app.command()(inspect.ls)
 app.command()(inspect.cat)
 app.command()(verify.verify)
 app.command()(export.export)
+app.command()(rebuild.rebuild)
 app.command()(warm.warm)
 app.command()(cache.cache)
 app.command()(show.show)
@@ -38,38 +40,65 @@ app.command()(show.show)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"shardstream {shardstream.__version__}")
+        typer.echo(f"shardstream {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    # For the help alone: `run` takes it out of the arguments, wherever it stands.
+    # Only for the help: `run` removes it from the arguments, wherever it stands.
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when a command fails.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """What belongs to no command."""
+    """The options that belong to no command."""
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    """Run the command line and exit with its code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    _open_standard_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Open those that the caller has closed (`2>&-`): what is said there goes nowhere.
+
+    Else the next file that is opened, perhaps a shard, would get their number, and what libraries print.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - it stays open
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # stderr is full, or its reader has ended: the exit code remains
+        print(text, file=sys.stderr, flush=True)
 
 
 def _say_interrupted(arguments: list[str]) -> None:
     hint = "; the same command with --resume continues" if arguments[:1] == ["pack"] else ""
-    print(f"interrupted{hint}", file=sys.stderr)
+    _say(f"interrupted{hint}")
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; returns the exit code."""
+    """Run one command line.
+
+    Args:
+        arguments: Without the name of the program.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
         code = app(arguments, standalone_mode=False)
-        # Here and not at exit, where a closed pipe or a full disk could only be complained of.
+        # Flush here: at exit, a closed pipe or a full disk could no longer become an exit code.
         sys.stdout.flush()
         if code == _INTERRUPTED:  # some releases of typer turn the interrupt into a quiet exit
             _say_interrupted(arguments)
@@ -80,17 +109,17 @@ def run(arguments: list[str]) -> int:
         message = error.format_message() if isinstance(error, _UsageError) else str(error)
         if isinstance(error, _UsageError) and (context := getattr(error, "ctx", None)) is not None:
             message += f" ('{context.command_path} --help' shows the options)"
-        print(f"error: {message}", file=sys.stderr)
+        _say(f"error: {message}")
         return 2 if isinstance(error, (OptionError, _UsageError)) else 1
     except (KeyboardInterrupt, typer.Abort):
         _say_interrupted(arguments)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (`| head`); Python must not complain of it at exit.
+        # The reader of the output has ended (`| head`). Python must not print an error about that at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        _say(f"error: {type(error).__name__}: {error} (--debug shows where)")
         return 1

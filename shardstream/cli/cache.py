@@ -16,16 +16,16 @@ def cache(
     action: Annotated[Literal["info", "verify", "clear"], typer.Argument(help="What to do.")] = "info",
     json: options.Json = False,
 ) -> None:
-    """Show what a cache holds, check every block of it, or delete what it holds.
+    """Show what a cache contains, check every block in it, or delete its content.
 
     Exit code of verify: 0 sound, 1 damaged blocks, named. They are fetched anew when they are read.
     """
     from shardstream.format.sizes import human_size
-    from shardstream.storage.disk import Disk
+    from shardstream.storage.cache.disk import DiskTier
 
-    if not os.path.isdir(Disk.path_in(folder)):
+    if not os.path.isdir(DiskTier.path_in(folder)):
         raise StorageError(f"{folder}: no cache here; give the directory that the cache was made with")
-    disk = Disk.open(folder)
+    disk = DiskTier.open(folder)
     found = disk.clear() if action == "clear" else disk.info(check=action == "verify")
     if json:
         options.print_json(found)

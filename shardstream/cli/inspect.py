@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.image_lines import image_lines
 from shardstream.errors import OptionError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def _open(url: str, pairs: list[str] | None) -> DatasetReader:
 
 
 def info(url: Url, storage_option: options.StorageOptions = None, json: options.Json = False) -> None:
-    """Show what a dataset consists of: totals, fields, sizes, ratios, provenance."""
+    """Show what is in a dataset: totals, fields, sizes, ratios, provenance."""
     reader = _open(url, storage_option)
     facts = _facts(reader.manifest)
     if json:
@@ -40,18 +41,26 @@ def info(url: Url, storage_option: options.StorageOptions = None, json: options.
     print(f"  shards       {facts['shards']:,} ({low} to {high}, mean {mean})")
     print(f"  frames       {facts['frames']:,}")
     print(f"  stored       {human_size(facts['bytes'])}, {human_size(facts['raw_bytes'])} as plain tar")
-    print(f"  ratio        {facts['ratio']:.2f}")
+    if facts["ratio"] is not None:
+        print(f"  ratio        {facts['ratio']:.2f} ({human_size(facts['sample_bytes'])} in samples)")
     print(f"  codecs       {', '.join(facts['codecs'])}")
     print("  fields")
     for field in facts["fields"]:
         dtype = f", {field['dtype']}" if field["dtype"] else ""
         print(f"    {field['name']:<10} {field['codec']}{dtype}")
-    if images := facts.get("images"):
+    if facts["columns"]:
+        print("  columns")
+    for column in facts["columns"]:
+        missing = f", {column['missing']:,} missing" if column["missing"] else ""
+        print(f"    {column['name']:<10} {column['dtype']}{missing}")
+    if "resized" in (images := facts.get("images", {})):
         print(
             f"  images       {images['resized']:,} of {images['images']:,} made smaller: "
             f"{human_size(images['bytes_before'])} -> {human_size(images['bytes'])} "
             f"(ratio {images['ratio']:.2f}), {images['pixel_ratio']:.2f} x fewer pixels to decode"
         )
+    for line in image_lines(facts["provenance"]):
+        print(f"  {line}")
     print(f"  fingerprint  {facts['fingerprint']}")
     import msgspec
 
@@ -59,13 +68,15 @@ def info(url: Url, storage_option: options.StorageOptions = None, json: options.
 
 
 def _images(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What `pack --resize` did, appended packs included; empty where it was not used."""
+    """The counts of images, of all packs that made the dataset; empty if nothing was counted."""
     counts: dict[str, Any] = {}
     for record in (provenance, *provenance.get("appended", [])):
         for name, count in record.get("images", {}).items():
             counts[name] = counts.get(name, 0) + count
     if not counts:
         return {}
+    if "resized" not in counts:
+        return {"images": counts}
     counts["ratio"] = round(counts["bytes_before"] / max(1, counts["bytes"]), 4)
     counts["pixel_ratio"] = round(counts["pixels_before"] / max(1, counts["pixels"]), 4)
     return {"images": counts}
@@ -75,6 +86,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     import msgspec
 
     sizes = [shard.bytes for shard in manifest.shards]
+    held = manifest.sample_bytes
     return {
         "version": manifest.version,
         "kind": manifest.kind,
@@ -84,7 +96,9 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         "frames": sum(shard.frames for shard in manifest.shards),
         "bytes": manifest.bytes,
         "raw_bytes": manifest.raw_bytes,
-        "ratio": round(manifest.raw_bytes / max(1, manifest.bytes), 4),
+        "sample_bytes": held,
+        # Of what the samples hold. Version 0.1 compared with the tar, whose padding compresses well.
+        "ratio": None if held is None else round(held / max(1, manifest.bytes), 4),
         "shard_bytes": {
             "min": min(sizes, default=0),
             "mean": sum(sizes) // max(1, len(sizes)),
@@ -92,6 +106,10 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         },
         "codecs": sorted({shard.codec for shard in manifest.shards}),
         "fields": msgspec.to_builtins(manifest.fields),
+        "columns": [
+            {"name": column.name, "dtype": column.dtype, "missing": column.missing}
+            for column in manifest.columns
+        ],
         "external": manifest.external,
         "fingerprint": manifest.fingerprint,
         **_images(manifest.provenance),
@@ -138,7 +156,7 @@ def cat(
     field: Annotated[str | None, typer.Option(help="The field to write, as raw bytes.")] = None,
     storage_option: options.StorageOptions = None,
 ) -> None:
-    """Write one sample: a field's raw bytes, or all fields as JSON where there are several.
+    """Write one sample: the raw bytes of a field; or all fields as JSON, if there are several.
 
     Digits are a number, unless no sample has that number; anything else is a key.
     """

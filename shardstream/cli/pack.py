@@ -2,48 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from shardstream.cli import options
-from shardstream.cli.progress import shown
+from shardstream.errors import OptionError
+from shardstream.progress import shown
 
 
 def pack(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Files, directories, globs, URLs.")
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... DEST",
+            help="Files, folders, globs, URLs, - for standard input; and last the directory or URL of the "
+            "dataset.",
+        ),
     ],
-    dest: Annotated[str, typer.Argument(help="Directory or URL of the dataset.")],
     format: Annotated[
         str | None,
         typer.Option(help="jsonl, text, images or webdataset; recognised by the extensions if left out."),
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=COLUMN", help="Tables: the column of a field, as in jpg=image.bytes; repeatable."
+        ),
+    ] = None,
     text_key: Annotated[str, typer.Option(help="JSONL: the key that holds the text.")] = "text",
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Makes text of messages: a tokenizer_config.json or .jinja file."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD|none",
+            help="JSONL: the key whose value names a sample; none numbers them. __key__, key or id by "
+            "default, behind the path of the file if there are several files.",
+        ),
+    ] = None,
+    split_key: Annotated[
+        str, typer.Option(metavar="first|last", help="Archives: the dot at which the key of a member ends.")
+    ] = "first",
     keep: Annotated[
-        list[str] | None, typer.Option(help="JSONL: a key to keep in field json; repeatable. All by default.")
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD,...",
+            help="JSONL: keys to keep in field json, such as lang,meta.url; repeatable. All by default.",
+        ),
     ] = None,
     compression: Annotated[
         str | None,
-        typer.Option(help="zstd or none; none by default where the data is compressed already."),
+        typer.Option(help="zstd or none; none by default if the data is compressed already."),
     ] = None,
     level: Annotated[int, typer.Option(help="zstd level, 1 to 22.")] = 3,
-    frame_size: Annotated[str, typer.Option(help="Bytes of samples in a frame.")] = "1MiB",
-    shard_size: Annotated[str, typer.Option(help="Bytes of samples in a shard.")] = "64MiB",
+    frame_size: Annotated[
+        str | None, typer.Option(help="Bytes of samples in a frame; 1MiB, or less in smaller shards.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(help="Bytes of samples in a shard; 64MiB, or more for larger frames.")
+    ] = None,
     workers: options.Workers = None,
     shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="Shuffle the whole corpus.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="bytes, a tokenizers JSON, a tiktoken ranks file or encoding name.")
     ] = None,
-    eos: Annotated[int | None, typer.Option(metavar="ID", help="Token that ends each document.")] = None,
+    eos: Annotated[
+        str | None,
+        typer.Option(metavar="ID|none", help="Token that ends each document; none glues documents together."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Files of tokens: uint16 or uint32; as the files show by default.")
+    ] = None,
     resize: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Images: the shorter side to N pixels, if longer.")
     ] = None,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="Of resized JPEG and WebP images; 90 by default.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|leaf|top",
+            help="Images: the folder that is the class; as the folders show by default.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Pack the first N samples only.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip bad samples and list them.")] = "raise",
+    max_rejects: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Commit nothing if more is skipped.")
+    ] = 0.5,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished pack.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to the dataset at DEST.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
@@ -53,75 +103,64 @@ def pack(
     """Pack sources into a dataset at DEST."""
     import time
 
-    from shardstream.format.sizes import human_size
-    from shardstream.pack.packer import Plan
-    from shardstream.pack.packer import pack as run
-    from shardstream.pack.target import REJECTS
-    from shardstream.storage.remote import redact
+    from shardstream.cli import report
+    from shardstream.packing.end_of_text import NO_EOS
+    from shardstream.packing.packer import pack as run
+    from shardstream.packing.planning import Plan
 
+    sources, dest = options.split_paths(paths, "pack", "SOURCE... DEST")
+    stores = options.storage_options(storage_option)
+    end = _eos(eos)
+    if tokenizer is not None and end is None:
+        options.warn(NO_EOS)
+        end = "none"
     started = time.monotonic()
-    with shown("packing", quiet=json or dry_run) as progress:
+    with (
+        options.standard_input(sources) as inputs,
+        options.warnings_shown(),
+        shown("packing", quiet=json or dry_run) as progress,
+    ):
         done = run(
-            sources,
+            inputs,
             dest,
-            format=format,
+            format=options.unchecked(format),
             text_key=text_key,
-            keep=keep,
-            compression=compression,
+            column=options.pairs("--column", column),
+            chat_template=chat_template,
+            key=key,
+            split_key=options.unchecked(split_key),
+            keep=None if keep is None else [name for names in keep for name in names.split(",") if name],
+            compression=options.unchecked(compression),
             level=level,
             frame_size=frame_size,
             shard_size=shard_size,
             workers=workers,
             shuffle=shuffle,
             tokenizer=tokenizer,
-            eos=eos,
+            eos=end,
+            dtype=options.unchecked(dtype),
             resize=resize,
             quality=quality,
+            labels=options.unchecked(labels),
             limit=limit,
-            on_error=on_error,
+            on_error=options.unchecked(on_error),
+            max_rejects=max_rejects,
             resume=resume,
             append=append,
             dry_run=dry_run,
-            storage_options=options.storage_options(storage_option),
+            storage_options=stores,
             progress=progress,
         )
-    seconds = time.monotonic() - started
     if isinstance(done, Plan):
-        if json:
-            options.print_json(done)
-        else:
-            print(
-                f"{done.format}: {done.files:,} files, {human_size(done.input_bytes)}, "
-                f"in {done.tasks:,} tasks, compression {done.compression}; nothing was written"
-            )
-        return
-    record = (done.provenance.get("appended") or [done.provenance])[-1]
-    rejected = record["rejected"]
-    if json:
-        options.print_json(
-            {
-                "samples": done.samples,
-                "tokens": done.tokens,
-                "shards": len(done.shards),
-                "bytes": done.bytes,
-                "raw_bytes": done.raw_bytes,
-                "ratio": round(done.raw_bytes / max(1, done.bytes), 4),
-                "rejected": rejected,
-                "rejects": f"{redact(dest).rstrip('/')}/{REJECTS}" if rejected else None,
-                "seconds": round(seconds, 3),
-                "fingerprint": done.fingerprint,
-            }
-        )
-        return
-    read = record["sources"]["bytes"]
-    tokens = f", {done.tokens:,} tokens" if done.tokens else ""
-    # With a limit, only a part of the sources was read.
-    rate = f", {human_size(round(read / max(seconds, 1e-6)))}/s" if limit is None else ""
-    print(
-        f"{done.samples:,} samples{tokens} in {len(done.shards):,} shards: "
-        f"{human_size(read)} {'read' if limit is None else 'in the sources'}, "
-        f"{human_size(done.raw_bytes)} as plain tar -> {human_size(done.bytes)} stored "
-        f"(ratio {done.raw_bytes / max(1, done.bytes):.2f}), {seconds:.1f} s{rate}"
-    )
-    if rejected:
-        print(f"{rejected:,} rejected: see {redact(dest).rstrip('/')}/{REJECTS}")
+        report.print_plan(done, json)
+    else:
+        report.print_packed(done, dest, stores, time.monotonic() - started, limit is not None, json)
+
+
+def _eos(text: str | None) -> int | Literal["none"] | None:
+    if text is None or text == "none":
+        return None if text is None else "none"
+    try:
+        return int(text)
+    except ValueError:
+        raise OptionError(f"--eos {text}: give a token id, or none") from None

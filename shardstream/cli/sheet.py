@@ -1,4 +1,4 @@
-"""Contact sheets: samples as tiles on a page, images with their captions, or texts."""
+"""Contact sheets: a page with samples as tiles, which are images with captions, or texts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from shardstream.errors import require
 
-__all__ = ["Tile", "open_image", "sheet"]
+__all__ = ["Tile", "sheet"]
 
 WIDTH = 1280  # of a page, in pixels
 MARGIN = 24
 GAP = 16
 PAPER, CARD, LINE = "#f4f4f1", "#ffffff", "#d9d9d4"
 INK, FAINT, TAG = "#1d1d1b", "#85857e", "#2f5d8a"
-# The first that is there; the last resort has no letters but Latin ones.
+# The first font that is installed is used. Without any, a font is used that only has Latin letters.
 FONTS = {
     "plain": ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"),
     "code": ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf"),
@@ -25,40 +25,25 @@ FONTS = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One sample. image: a PIL image, None where it has none, a str where it cannot be decoded."""
+    """One sample.
+
+    Args:
+        key: Its key.
+        image: A PIL image; None if the sample has no image; a str that says why it cannot be decoded.
+        label: The name of its class, or "".
+        text: Its text, or "".
+        code: Whether the text needs a font whose letters have equal widths.
+    """
 
     key: str
     image: Any = None
     label: str = ""
     text: str = ""
-    code: bool = False  # text is to be set in columns of equal width
-
-
-def open_image(data: bytes) -> Any:
-    """An image as RGB, upright, or what is wrong with it."""
-    import io
-
-    pillow, ops = require("PIL.Image", "images"), require("PIL.ImageOps", "images")
-    try:
-        with pillow.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as opened:
-            opened.draft("RGB", (1024, 1024))
-            return flat(ops.exif_transpose(opened))
-    except Exception as error:  # noqa: BLE001 - a sheet shows what is damaged, too
-        return f"cannot be decoded: {error}"
-
-
-def flat(image: Any) -> Any:
-    """RGB; what is transparent is white."""
-    if image.mode in ("RGBA", "LA", "P", "PA"):
-        pillow = require("PIL.Image", "images")
-        image = image.convert("RGBA")
-        paper = pillow.new("RGBA", image.size, "white")
-        image = pillow.alpha_composite(paper, image)
-    return image.convert("RGB")
+    code: bool = False
 
 
 def sheet(title: str, tiles: Sequence[Tile]) -> Any:
-    """The page, a PIL image: title, then the tiles in rows."""
+    """The page as a PIL image: the title, then the tiles in rows."""
     pillow, drawing = require("PIL.Image", "images"), require("PIL.ImageDraw", "images")
     pictures = any(tile.image is not None for tile in tiles)
     columns = min(6 if len(tiles) > 15 else 4, max(3, len(tiles))) if pictures else 2
@@ -80,7 +65,7 @@ def sheet(title: str, tiles: Sequence[Tile]) -> Any:
 
 
 def _shape(tiles: Sequence[Tile]) -> float:
-    """The height of the pictures' places by their width: that of most pictures, within limits."""
+    """Height by width of the place for a picture: that of most pictures, within limits."""
     found = sorted(tile.image.height / tile.image.width for tile in tiles if hasattr(tile.image, "width"))
     if not found:
         return 0.75 if any(tile.image for tile in tiles) else 0.0
@@ -94,7 +79,7 @@ def _rows(cards: list[_Card], columns: int) -> Iterator[list[_Card]]:
 
 
 class _Card:
-    """A tile laid out for a width."""
+    """A tile that is laid out for a width in pixels."""
 
     _PAD = 10
 
@@ -125,16 +110,16 @@ class _Card:
         room = self._inner
         if tile.label:
             label = _cut(tile.label, self._small, room * 2 // 3)
-            taken = self._small.getlength(label)
-            pen.text((x + room - taken, y), label, TAG, self._small)
-            room -= round(taken) + pad
+            width = self._small.getlength(label)
+            pen.text((x + room - width, y), label, TAG, self._small)
+            room -= round(width) + pad
         pen.text((x, y), _cut(tile.key, self._small, room), FAINT, self._small)
         for number, line in enumerate(self._lines):
             pen.text((x, y + 20 + 18 * number), line, INK, self._body)
 
 
 def _fitted(image: Any, width: int, height: int) -> Any:
-    """The whole image, as large as fits; small ones are not blown up beyond twice their size."""
+    """The whole image, as large as it fits, but at most twice its size."""
     pillow = require("PIL.Image", "images")
     scale = min(width / image.width, height / image.height, 2.0)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -152,7 +137,7 @@ def _font(kind: str, size: int) -> Any:
 
 
 def _cut(text: str, font: Any, width: float) -> str:
-    """The text, or as much of its beginning as fits, with an ellipsis."""
+    """The text; or as much of its beginning as fits, with an ellipsis."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -164,7 +149,7 @@ def _cut(text: str, font: Any, width: float) -> str:
 
 
 def _wrapped(text: str, font: Any, width: int, most: int, code: bool) -> list[str]:
-    """At most so many lines; code keeps its own lines and is cut at the right."""
+    """The text in at most `most` lines. Lines of code are not wrapped, but cut off."""
     if code:
         lines = [line.rstrip() for line in text.expandtabs(4).splitlines()]
         shown = [_clip(line, font, width) for line in lines[:most]]
@@ -173,13 +158,13 @@ def _wrapped(text: str, font: Any, width: int, most: int, code: bool) -> list[st
         line for part in text[:8000].splitlines()[: most + 1] for line in _broken(part, font, width, most)
     ]
     if len(lines) > most:
-        # Longer than the line by all means, so that it ends in an ellipsis.
+        # Add dots until the line is certainly too long, so that it ends in an ellipsis.
         lines[most - 1 :] = [_cut(f"{lines[most - 1]} {lines[most]} {'.' * width}", font, width)]
     return lines
 
 
 def _broken(paragraph: str, font: Any, width: int, most: int) -> list[str]:
-    """Lines of whole words, a few more than are shown at most; words that are too long are cut."""
+    """Lines of whole words, at most a few more than `most`. Words that are too long are cut off."""
     lines, line = [], ""
     for word in paragraph.split():
         longer = f"{line} {word}" if line else word

@@ -1,4 +1,4 @@
-"""shardstream show: a contact sheet of some samples, as a picture or in the terminal."""
+"""shardstream show: a contact sheet of some samples, as a picture file or in the terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import typer
 
 from shardstream.cli import options
 from shardstream.errors import OptionError
+from shardstream.format.kinds import PIXELS, SOUNDS, extension
 
 if TYPE_CHECKING:
-    from shardstream.cli.sheet import Tile
-    from shardstream.format.manifest import Manifest
-    from shardstream.pack.tokenize import Tokenizer
+    from collections.abc import Sequence
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
+    from shardstream.cli.sheet import Tile
+    from shardstream.cli.views import View
+    from shardstream.format.manifest import Manifest
+    from shardstream.packing.tokenize import Tokenizer
+
+_SHOWN = {*PIXELS, *SOUNDS}
 _TEXTS = ("txt", "text", "caption", "json")
 _READ = 6000  # characters of a text that a page could show
 _BLOCKS = 34  # columns of an image in the terminal
@@ -37,7 +41,7 @@ def show(
     ] = None,
     storage_option: options.StorageOptions = None,
 ) -> None:
-    """Show what some samples hold: images with captions and labels, or texts."""
+    """Show some samples: images, masks and waveforms with captions and labels, or texts."""
     from shardstream.read.reader import DatasetReader
 
     reader = DatasetReader.open(url, options.storage_options(storage_option))
@@ -63,7 +67,7 @@ def show(
 
 
 def _chosen(samples: int, count: int, seed: int | None) -> list[int]:
-    """Numbers of samples, in their order."""
+    """The numbers of the samples that are shown, rising; at random if there is a seed."""
     count = min(count, samples)
     if seed is None:
         return [number * samples // count for number in range(count)]
@@ -73,7 +77,12 @@ def _chosen(samples: int, count: int, seed: int | None) -> list[int]:
 
 
 def _tokenizer(manifest: Manifest, asked: str | None) -> Tokenizer | None:
-    """The tokenizer of token samples, None where nobody knows it."""
+    """The tokenizer of a dataset of tokens; None if it is not known.
+
+    Args:
+        manifest: Of the dataset.
+        asked: The tokenizer that the user gave, or None.
+    """
     told = manifest.provenance.get("tokenizer")
     if manifest.kind != "tokens":
         if asked is not None:
@@ -82,7 +91,7 @@ def _tokenizer(manifest: Manifest, asked: str | None) -> Tokenizer | None:
     name = told.get("name") if isinstance(told, dict) else None
     if asked is None and name != "bytes":
         return None
-    from shardstream.pack.tokenize import load_tokenizer
+    from shardstream.packing.tokenize import load_tokenizer
 
     found = load_tokenizer(asked or "bytes")
     if isinstance(told, dict) and told.get("fingerprint") != found.fingerprint:
@@ -91,7 +100,7 @@ def _tokenizer(manifest: Manifest, asked: str | None) -> Tokenizer | None:
 
 
 def _tile(manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tokenizer | None) -> Tile:
-    from shardstream.cli.sheet import Tile, open_image
+    from shardstream.cli.sheet import Tile
     from shardstream.format.names import unescape_key
 
     key = _clean(unescape_key(key))
@@ -102,8 +111,13 @@ def _tile(manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tok
         some = tokens[:_READ].tolist()
         text = " ".join(map(str, some)) if tokenizer is None else tokenizer.decode(some)
         return Tile(key, None, f"{len(tokens):,} tokens", _clean(text), tokenizer is not None)
-    kinds = {info.name: (info.codec or info.name).rpartition(".")[2].lower() for info in manifest.fields}
-    image = next((open_image(data) for name, data in fields.items() if kinds[name] in _IMAGES), None)
+    kinds = {info.name: extension(info.codec or info.name) for info in manifest.fields}
+    image, told = None, ""
+    if any(kinds[name] in _SHOWN for name in fields):
+        from shardstream.cli.views import joined, views
+
+        found = views(fields, kinds)
+        image, told = joined(found), _told(found)
     texts = {
         name: _clean(data[: 4 * _READ].decode("utf-8", "replace"))
         for name, data in fields.items()
@@ -116,11 +130,22 @@ def _tile(manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tok
     if image is None and not texts:
         shown = "\n".join(f"{name}  {len(data):,} bytes" for name, data in fields.items())
     code = image is None and _is_code(shown)
-    return Tile(key, image, label, shown[:_READ], code)
+    return Tile(key, image, label, "\n".join(part for part in (told, shown[:_READ]) if part), code)
+
+
+def _told(found: Sequence[View]) -> str:
+    """What the pictures of a sample do not show: names, values of masks, lengths of sounds."""
+    parts = [
+        (view.name, view.about if view.about or not isinstance(view.picture, str) else view.picture)
+        for view in found
+    ]
+    if len(parts) == 1:  # if it cannot be decoded, that is in its place
+        return found[0].about
+    return "; ".join(f"{name}: {about}" if about else name for name, about in parts)
 
 
 def _label(manifest: Manifest, data: bytes) -> str:
-    """The name of a class where it is known, else its number."""
+    """The name of a class; its number if the name is not known."""
     text = data[:80].decode("utf-8", "replace").strip()
     classes = manifest.provenance.get("classes")
     if isinstance(classes, list) and text.isdecimal() and int(text) < len(classes):
@@ -129,14 +154,14 @@ def _label(manifest: Manifest, data: bytes) -> str:
 
 
 def _is_code(text: str) -> bool:
-    """Whether lines begin with spaces, or are as short as prose is not."""
+    """Whether a text is code: many lines begin with spaces, or all lines are short."""
     lines = [line for line in text[:_READ].splitlines() if line.strip()]
     indented = sum(line[0] in " \t" for line in lines)
     return len(lines) > 3 and (indented > len(lines) / 5 or max(map(len, lines)) < 100)
 
 
 def _clean(text: str) -> str:
-    """Without characters that steer a terminal."""
+    """The text without characters that control a terminal."""
     return "".join(
         letter if letter in "\n\t" or letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
@@ -158,7 +183,7 @@ def _in_terminal(title: str, tiles: list[Tile]) -> None:
             parts.append(Text(tile.image))
         elif tile.image is not None:
             size = f"{tile.image.width} x {tile.image.height}"
-            # Half-blocks are nothing without colours.
+            # A picture of half blocks needs colours.
             parts.append(_blocks(tile.image) if console.color_system else Text(f"image, {size}"))
         lines = tile.text.splitlines()[: 3 if pictures else 12]
         if lines:
@@ -170,7 +195,7 @@ def _in_terminal(title: str, tiles: list[Tile]) -> None:
 
 
 def _blocks(image: Any) -> Any:
-    """Two pixels in each character, one above the other."""
+    """An image as text. Each character shows two pixels, one above the other."""
     from rich.text import Text
 
     height = max(2, min(2 * _BLOCKS, round(_BLOCKS * image.height / image.width))) // 2 * 2

@@ -9,9 +9,10 @@ import typer
 
 from shardstream.cli import options
 from shardstream.errors import StorageError
+from shardstream.progress import shown
 
 if TYPE_CHECKING:
-    from shardstream.read.verify import Problem
+    from shardstream.maintain.verify import Problem
 
 
 def verify(
@@ -20,12 +21,13 @@ def verify(
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
 ) -> None:
-    """Check a dataset. Exit code 0: sound; 1: damaged, with all that is wrong named; 2: no access."""
+    """Check a dataset. Exit code 0: sound; 1: damaged, with a list of all problems; 2: no access."""
     from shardstream.format.sizes import human_size
-    from shardstream.read.verify import verify as run
+    from shardstream.maintain.verify import verify as run
 
     try:
-        report = run(url, deep, options.storage_options(storage_option))
+        with shown("verifying", quiet=json) as progress:
+            report = run(url, deep, options.storage_options(storage_option), progress)
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -45,7 +47,7 @@ def verify(
 
 
 def _line(problem: Problem) -> str:
-    """One line that names the frame and the sample, too, where the message does not."""
+    """A problem in one line. The frame and the sample are added if the message does not name them."""
     parts = [problem.message.replace("\n", " ")]
     if problem.frame is not None and f"frame {problem.frame}" not in problem.message:
         parts.append(f"frame {problem.frame}")

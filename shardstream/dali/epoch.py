@@ -1,30 +1,26 @@
-"""One epoch through DALI: a pipeline of its own, and what it is fed with."""
+"""One epoch through DALI, by a pipeline of its own."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import gc
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from shardstream.decode.dali import NUMBERS, RANDOM, reason
-from shardstream.decode.registry import decode_values
-from shardstream.errors import SourceError, StateError, require
+from shardstream.dali.failures import checked, doubted, unsound
+from shardstream.dali.fed import FedBatch
+from shardstream.dali.feed import FedSource, Feed
+from shardstream.dali.spec import Delivered, EpochSpec
+from shardstream.dataset.requests import UnitOptions
+from shardstream.dataset.streaming import stream
+from shardstream.errors import SourceError, require
 from shardstream.order.cursor import Run
-from shardstream.order.uniforms import uniforms
-from shardstream.read.batch import Batch, flags
-from shardstream.read.held import HeldSource
-from shardstream.read.samples import RawBatch
-
-if TYPE_CHECKING:
-    from shardstream.dali.loader import DaliLoader
+from shardstream.read.engine.stats import Stats
+from shardstream.read.samples.batch import Batch, flags
+from shardstream.read.samples.zero_copy import ZeroCopySource
 
 __all__ = ["Epoch"]
 
@@ -36,114 +32,48 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
 
 
-@dataclasses.dataclass
-class _Fed:
-    """A batch as DALI gets it: for each input the encoded samples, or an array [B, ...]."""
+class Epoch:
+    """One iteration of a DaliLoader.
 
-    keys: list[str]
-    inputs: list[Any]
-    beside: Batch
-    start: int = 0  # of its global batch
-    rows: list[int] | None = None  # those that are left of it
-
-    def only(self, rows: list[int]) -> _Fed:
-        """The batch of some of its rows."""
-        inputs = [
-            values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
-            for values in self.inputs
-        ]
-        kept = self.rows or list(range(len(self.keys)))
-        return dataclasses.replace(self, inputs=inputs, rows=[kept[row] for row in rows])
-
-
-class _Source:
-    """What DALI calls for its batches, each by its number.
-
-    DALI counts the batches of its checkpoints, and has nothing but this to start a source again.
+    Args:
+        spec: What all epochs have in common.
+        run: Where it begins.
+        saved: DALI's part of a state of this place, or nothing.
+        delivered: Counts what is delivered.
+        stats: Counts what is read.
     """
 
-    def __init__(self, made: Iterator[_Fed], number: int) -> None:
-        self.made, self._number = made, number
-        self.waiting: deque[_Fed] = deque()  # handed over and not delivered
-        self.error: Exception | None = None
-
-    def __call__(self, number: int) -> list[Any]:
-        if number != self._number:
-            raise StateError(
-                f"DALI asks for batch {number}, after batch {self._number - 1}: restart the epoch"
-            )
-        try:
-            fed = None if self.error else next(self.made, None)
-        except Exception as error:  # noqa: BLE001 - raised by the consumer, in the batch's place
-            self.error, fed = error, None
-        if fed is None:
-            raise StopIteration
-        self._number += 1
-        self.waiting.append(fed)
-        return fed.inputs
-
-
-class Epoch:
-    """One iteration of a DaliLoader, from the place of `run` on."""
-
-    def __init__(self, loader: DaliLoader, run: Run, saved: dict[str, Any]) -> None:
-        self._loader, self.run = loader, run
+    def __init__(
+        self, spec: EpochSpec, run: Run, saved: Mapping[str, Any], delivered: Delivered, stats: Stats
+    ) -> None:
+        self._spec, self.run, self._delivered = spec, run, delivered
         self._number = int(saved.get("batches", 0))
-        plan, ds, graph = loader.plan, loader.ds, loader.graph
-        self._made = ds.stream(
-            run.epoch, plan.requests(run.position), self._fed, plan.budget, loader.counts, direct=True,
-            source=HeldSource(ds.reader, ds.fields),
+        contents, plan, feed = spec.contents, spec.plan, Feed(spec, run.epoch)
+        self._made = stream(
+            contents, run.epoch, plan.requests(run.position), feed.fed, plan.budget, stats,
+            UnitOptions(direct=True), source=ZeroCopySource(contents.reader, contents.fields),
         )  # fmt: skip
-        self._random = graph.random
         self._torch = require("torch", "torch")
         found = saved.get("checkpoint")
         self._pipe: Any = None
-        self._start(self._placed(run.position), None if found is None else base64.b64decode(found))
+        self._start(feed.placed(self._made, run.position), None if found is None else base64.b64decode(found))
 
-    def _start(self, made: Iterator[_Fed], checkpoint: bytes | None) -> None:
-        loader = self._loader
-        self._source = _Source(made, self._number)
-        rank, size = loader.ds.topology.dp_rank, loader.ds.topology.dp_size
+    def _start(self, made: Iterator[FedBatch], checkpoint: bytes | None) -> None:
+        spec, ranks = self._spec, self._spec.contents.topology
+        kept = None if spec.checkpoints else spec.kept.take()
+        if kept is not None:
+            self._pipe, self._source = kept
+            self._source.begin(checked(spec, made), self._number)
+            return
+        self._source = FedSource()
+        self._source.begin(checked(spec, made), self._number)
         # A seed of its own for each rank and epoch, of the 31 bits that DALI takes.
-        seed = (loader.seed * 2654435761 + self.run.epoch * size + rank) % 2**31
-        more = {"enable_checkpointing": True, "checkpoint": checkpoint} if loader.checkpointing else {}
-        self._pipe = loader.graph.build(self._source, seed=seed, **loader.options, **more)
-
-    def _fed(self, raw: RawBatch) -> _Fed:
-        """What DALI gets of a batch, and what comes beside it. Runs in the threads that read."""
-        from nvidia.dali.tensors import TensorCPU
-
-        loader = self._loader
-        inputs: list[Any] = []
-        for name in loader.graph.inputs.values():
-            column = raw.fields[name]
-            if None in column:
-                key = raw.keys[column.index(None)]
-                raise SourceError(
-                    f"sample {key!r} of {loader.ds.url} has no field {name!r}; leave it out by ds.subset"
-                )
-            if name in NUMBERS:
-                inputs.append(np.array(decode_values(name, column, raw.keys), np.int64))
-            else:
-                # A view, which holds its frame until DALI lets go of the tensor.
-                inputs.append([TensorCPU(view) for view in column])
-        fields = {name: raw.fields[name] for name in loader.beside}
-        rest = RawBatch(raw.keys, fields, [name for name in raw.gaps if name in fields])
-        return _Fed(raw.keys, inputs, loader.ds.collated(None)(rest))
-
-    def _placed(self, start: int) -> Iterator[_Fed]:
-        loader = self._loader
-        for fed in self._made:
-            fed.start = start
-            if self._random:
-                positions = loader.plan.positions(start)[: len(fed.keys)] % loader.ds.total
-                fed.inputs.append(uniforms(positions, RANDOM, loader.seed, self.run.epoch))
-            start += loader.plan.samples
-            yield fed
+        seed = (spec.seed * 2654435761 + self.run.epoch * ranks.dp_size + ranks.dp_rank) % 2**31
+        more = {"enable_checkpointing": True, "checkpoint": checkpoint} if spec.checkpoints else {}
+        self._pipe = spec.graph.build(self._source, seed=seed, **spec.options, **more)
 
     def batches(self) -> Iterator[Batch]:
         """The batches that DALI made."""
-        loader = self._loader
         self._pipe.schedule_run()
         while True:
             started = time.monotonic()
@@ -155,90 +85,84 @@ class Epoch:
                 self._go_on(error)
                 continue
             finally:
-                loader.delivered[3] += time.monotonic() - started
+                self._delivered.wait_seconds += time.monotonic() - started
             fed = self._source.waiting.popleft()
             self._number += 1
             batch = self._batch(fed, outputs)
             del outputs
-            loader.delivered[0] += 1
-            loader.delivered[1] += len(batch["__key__"])
+            self._delivered.batches += 1
+            self._delivered.samples += len(batch["__key__"])
+            self._count(fed)
             # DALI goes on while the consumer computes.
             self._pipe.schedule_run()
             yield batch
         if self._source.error is not None:
             raise self._source.error
+        if not self._spec.checkpoints:
+            self._spec.kept.put(self._pipe, self._source)
 
-    def _batch(self, fed: _Fed, outputs: Sequence[Any]) -> Batch:
-        loader, rows = self._loader, fed.rows
-        beside: Mapping[str, Any] = fed.beside
-        if rows is not None:
-            beside = {name: _picked(values, rows) for name, values in beside.items()}
-        batch = Batch(__key__=beside["__key__"])
-        for name, output in zip(loader.graph.names(), outputs, strict=True):
-            batch[name] = self._tensors(output)
-        for name in loader.beside:
-            value = beside[name]
-            moves = loader.gpu is not None and isinstance(value, self._torch.Tensor)
-            batch[name] = value.to(f"cuda:{loader.gpu}", non_blocking=True) if moves else value
-        if loader.last != "drop":
-            padding = (loader.plan.positions(fed.start) >= loader.ds.total).tolist()
-            batch["__pad__"] = flags(padding if rows is None else _picked(padding, rows))
+    def _batch(self, fed: FedBatch, outputs: Sequence[Any]) -> Batch:
+        spec, beside = self._spec, fed.beside
+        batch = Batch(__key__=[fed.keys[row] for row in fed.rows])
+        batch.aliases = spec.aliases
+        masked = [] if spec.on_error != "mask" else sorted(fed.damaged)
+        graph = spec.graph
+        for name, output, kept in zip(graph.names(), outputs, graph.kept(), strict=True):
+            made = self._tensors(output)
+            batch[name] = _blanked(made, masked) if masked and not kept else made
+        for name, value in beside.items():
+            if name == "__key__":
+                continue
+            moves = (
+                spec.gpu is not None and isinstance(value, self._torch.Tensor) and not name.startswith("__")
+            )
+            batch[name] = value.to(f"cuda:{spec.gpu}", non_blocking=True) if moves else value
+        if spec.plan.last != "drop":
+            padding = (spec.plan.positions(fed.start) >= spec.contents.total)[fed.rows].tolist()
+            batch["__pad__"] = flags(padding)
         return batch
 
+    def _count(self, fed: FedBatch) -> None:
+        """Log and count the damaged samples of a batch."""
+        if not fed.damaged:
+            return
+        masks = self._spec.on_error == "mask"
+        for told in fed.damaged.values():
+            _LOG.warning("%s: %s", "masked" if masks else "skipped", told)
+        self._delivered.damaged += len(fed.damaged) * masks
+        self._delivered.skipped += len(fed.damaged) * (not masks)
+
     def _tensors(self, output: Any) -> Any:
-        """One tensor [B, ...] over DALI's memory, or where shapes differ a list of them."""
+        """One tensor [B, ...] over DALI's memory, or a list of them if their shapes differ."""
         if output.is_dense_tensor():
             return self._torch.from_dlpack(output.as_tensor())
         return [self._torch.from_dlpack(output[number]) for number in range(len(output))]
 
     def _go_on(self, error: Exception) -> None:
-        """Name the samples that DALI failed on; go on without them, or raise."""
-        loader, source = self._loader, self._source
+        """Find the samples that DALI failed on; go on without them, or raise."""
+        spec, source = self._spec, self._source
         if not source.waiting:
             raise error
         failed = source.waiting.popleft()
         self._pipe = None
-        bad = {} if failed.rows is not None else self._damaged(failed)
+        masks = spec.on_error == "mask"
+        bad = {} if failed.tried else doubted(spec, failed)
+        if not bad and not failed.tried:
+            bad = unsound(spec, failed)
+            masks = masks and len(bad) < len(failed.rows)
+            if len(bad) == len(failed.rows) > 1:
+                one = failed.named(failed.rows[0], bad[0])
+                raise SourceError(f"the DALI pipeline fails on every sample of a batch: {one}") from error
         if not bad:
             raise error
-        where = self._where(failed, bad)
-        if len(bad) == len(failed.keys) > 1:
-            raise SourceError(f"the DALI pipeline fails on every sample of a batch: {where[0]}") from error
-        if not loader.skips or len(bad) == len(failed.keys):
-            raise SourceError("DALI cannot decode " + "; ".join(where)) from error
-        _LOG.warning("skipped: DALI cannot decode %s", "; ".join(where))
-        loader.delivered[2] += len(bad)
-        again = [failed.only([row for row in range(len(failed.keys)) if row not in bad]), *source.waiting]
+        if not spec.careful or (len(bad) == len(failed.rows) and not masks):
+            told = [failed.named(failed.rows[place], why) for place, why in bad.items()]
+            raise SourceError("; ".join(told)) from error
+        sound = failed.without(bad, spec.graph, masks)
+        sound.tried = True
         self._number = 0
-        self._start(_chained(again, source), None)
+        self._start(source.again([sound, *source.waiting]), None)
         self._pipe.schedule_run()
-
-    def _damaged(self, fed: _Fed) -> dict[int, str]:
-        """The rows that cannot be decoded, each tried alone, and what DALI says of them."""
-        options = self._loader.options | {"batch_size": 1, "num_threads": 1, "prefetch_queue_depth": 1}
-        rest, bad = list(range(len(fed.keys))), dict[int, str]()
-        while rest:
-            before = len(bad)
-            # A pipeline that has failed is no longer valid: a new one for those behind.
-            pipe = self._loader.graph.build(_Source(map(fed.only, [[row] for row in rest]), 0), **options)
-            for row in rest:
-                try:
-                    pipe.schedule_run()
-                    pipe.outputs()
-                except Exception as error:  # noqa: BLE001 - DALI's own, of many types
-                    bad[row] = reason(error)
-                    break
-            rest = [row for row in rest if len(bad) > before and row > max(bad)]
-        return bad
-
-    def _where(self, fed: _Fed, bad: Mapping[int, str]) -> list[str]:
-        ds = self._loader.ds
-        positions = self._loader.plan.positions(fed.start)[list(bad)] % ds.total
-        shards, _ = ds.order(self.run.epoch).locate(positions)
-        return [
-            f"sample {fed.keys[row]!r} of {ds.reader.shard_name(shard)} ({told})"
-            for (row, told), shard in zip(bad.items(), shards.tolist(), strict=True)
-        ]
 
     def saved(self) -> dict[str, Any]:
         """DALI's own state after the batch that was delivered last."""
@@ -253,13 +177,10 @@ class Epoch:
         self._made.close()
 
 
-def _chained(again: list[_Fed], source: _Source) -> Iterator[_Fed]:
-    """Batches that DALI lost, and then what their source still has."""
-    yield from again
-    if source.error is not None:
-        raise source.error
-    yield from source.made
-
-
-def _picked(values: Any, rows: list[int]) -> Any:
-    return values[rows] if hasattr(values, "shape") else [values[row] for row in rows]
+def _blanked(made: Any, rows: list[int]) -> Any:
+    """An output with zeros, or if its shapes differ with nothing, in place of some samples."""
+    if isinstance(made, list):
+        gone = set(rows)
+        return [value[:0] if row in gone and value.ndim else value for row, value in enumerate(made)]
+    made[rows] = 0
+    return made

@@ -6,20 +6,32 @@ import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 from shardstream.dali.epoch import Epoch
-from shardstream.dataset import StreamingDataset
-from shardstream.decode.dali import Graph
+from shardstream.dali.graph import Graph, OnError
+from shardstream.dali.spec import Delivered, EpochSpec
+from shardstream.dataset import StreamingDataset, contents_of
+from shardstream.dataset.arguments import Last, at_least_one
+from shardstream.dataset.rank_batches import RankBatches
+from shardstream.dataset.sample_contents import SampleContents
+from shardstream.dataset.states import accept, state_at
+from shardstream.decode.dali import PipelineName
+from shardstream.decode.images import Images
+from shardstream.decode.modes import FieldMode, frozen
 from shardstream.errors import OptionError, StateError, require
+from shardstream.format.numbers import whole_number
+from shardstream.format.shown import one_line, table
 from shardstream.format.sizes import parse_size
-from shardstream.loader import Batches, at_least_one
 from shardstream.order.cursor import Cursor, Run
-from shardstream.order.topology import batches
-from shardstream.read.batch import Batch
-from shardstream.read.engine import Budget, Stats
+from shardstream.read.engine.stats import Stats
+from shardstream.read.engine.units import Budget
+from shardstream.read.handoff.process_bound import ProcessBound
+from shardstream.read.samples.batch import Batch
 
 __all__ = ["DaliLoader"]
+
+_PATIENCE = 10.0  # seconds that the end of a program waits until another thread has left DALI
 
 
 class DaliLoader:
@@ -28,128 +40,196 @@ class DaliLoader:
     Order, number of batches and state are those of a `StreamingLoader`. Encoded bytes reach DALI where
     they lie, and its outputs come as tensors by DLPack: neither is copied.
 
-    pipeline: "imagenet-train", "imagenet-eval", "image-text", "audio"; or a function of fields to a dict
-        of outputs, plain or decorated with DALI's `pipeline_def` (see docs/dali.md). Fields that it does
-        not take come beside its outputs, decoded as by the dataset.
-    device: "gpu" or "cpu"; by default "gpu" where there is one.
-    last: as for StreamingLoader.  prefetch: bytes of encoded look-ahead.
-    threads: of DALI; all cores by default.  queue: batches that DALI decodes ahead.
-    seed: of the random numbers that pipelines take, and of DALI's own.
-    outputs: names of the outputs of a `pipeline_def`, by default the fields that it takes.
-    on_error: "raise" a SourceError that names the samples which DALI cannot decode; or "skip" them: their
-        batch is smaller, they are logged and counted.
-    checkpoint: save the state of DALI's own random operators, too. `state_dict` is then this rank's own,
-        for the same number of ranks and batch size.
+    Args:
+        ds: A StreamingDataset. Its transform gets the fields that come beside DALI's outputs, and gives a
+            dict.
+        pipeline: "imagenet-train", "imagenet-eval", "image-text", "audio"; or modes as a dataset's `decode`
+            takes them, such as images.Train(224) or {"jpg": images.Train(224), "mask.png": images.Mask()};
+            or a function of fields to a dict of outputs, plain or decorated with DALI's `pipeline_def` (see
+            docs/dali.md). Fields that it does not take come beside its outputs, decoded as by the dataset.
+        batch_size: B, the samples of a batch of one rank; at least 1.
+        device: "gpu" or "cpu"; by default "gpu" if there is one.
+        last: As for StreamingLoader.
+        prefetch: Bytes of encoded look-ahead, such as "256MiB".
+        threads: Of DALI; all cores by default.
+        queue: Batches that DALI decodes ahead; at least 1.
+        seed: Of the random numbers that pipelines take, and of DALI's own; at least 0 and less than 2**63.
+        outputs: Names of the outputs of a `pipeline_def`, by default the fields that it takes.
+        on_error: "raise" a SourceError that names the samples of which a field is missing or cannot be
+            decoded. "mask" sets what DALI makes of them to 0, or to nothing where shapes differ, sets what
+            cannot be decoded beside it to None, and their entry of batch["__damaged__"], bool [B], to True.
+            "skip" leaves them out, so that their batch is smaller. Both log and count them.
+        checkpoint: Save the state of DALI's own random operators, too. `state_dict` is then this rank's own,
+            for the same number of ranks and batch size.
+
+    Raises:
+        OptionError: An argument cannot be.
+        MissingExtraError: DALI or torch is not installed.
     """
 
     def __init__(
         self,
-        ds: StreamingDataset,
-        pipeline: str | Callable[..., Any],
+        ds: StreamingDataset[Any],
+        pipeline: PipelineName | Images | Mapping[str, FieldMode] | Callable[..., Any],
         batch_size: int,
-        device: str | None = None,
-        last: str = "drop",
+        device: Literal["gpu", "cpu"] | None = None,
+        last: Last = "drop",
         prefetch: str | int = "256MiB",
         threads: int | None = None,
         queue: int = 2,
         seed: int = 0,
         outputs: Sequence[str] | None = None,
-        on_error: str = "raise",
+        on_error: OnError = "raise",
         checkpoint: bool = False,
     ) -> None:
         if not isinstance(ds, StreamingDataset):
             raise OptionError(f"ds is a {type(ds).__name__}, not a StreamingDataset")
-        if ds.transform is not None:
-            raise OptionError("a DaliLoader has no use for the dataset's transform: do it in the pipeline")
-        at_least_one("batch_size", batch_size)
-        at_least_one("queue", queue)
+        batch_size = at_least_one("batch_size", batch_size)
+        queue = at_least_one("queue", queue)
         if threads is not None:
-            at_least_one("threads", threads)
+            threads = at_least_one("threads", threads)
         for name, value, known in (
             ("last", last, ("drop", "pad", "short")),
-            ("on_error", on_error, ("raise", "skip")),
+            ("on_error", on_error, ("raise", "skip", "mask")),
             ("device", device, (None, "gpu", "cpu")),
         ):
             if value not in known:
                 raise OptionError(f"{name}={value!r} must be one of {known}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise OptionError(f"seed={seed!r} must be an int, at least 0 and less than 2**63")
-        self.ds, self.batch_size, self.last, self.seed = ds, batch_size, last, seed
-        self.gpu = _gpu(device)
-        names = [info.name for info in ds.manifest.fields if ds.fields is None or info.name in ds.fields]
-        self.graph = Graph(pipeline, names, outputs, self.gpu)
-        self.beside = [name for name in names if name not in self.graph.inputs.values()]
-        self.plan = Batches(
-            ds, batch_size, last, None, False, Budget(parse_size(prefetch, "prefetch"), ds.cache.keep)
-        )
-        self.options = {
-            "batch_size": batch_size,
-            "num_threads": threads or os.cpu_count() or 1,
-            "prefetch_queue_depth": queue,
+        seed = whole_number("seed", seed, 0, 2**63 - 1)
+        contents, gpu = contents_of(ds), _gpu(device)
+        assert isinstance(contents, SampleContents)
+        kinds = {
+            info.name: info.codec
+            for info in ds.manifest.fields
+            if ds.fields is None or info.name in ds.fields
         }
-        self.skips, self.checkpointing = on_error == "skip", checkpoint
-        self.counts = Stats()
-        self.delivered = [0, 0, 0, 0.0]  # batches, samples, skipped, seconds waited for DALI
+        graph = Graph(pipeline, kinds, ds.decode, outputs, gpu)
+        if graph.modes is not None:
+            contents = contents.decoding(frozen(cast("Any", pipeline)))
+            on_error = graph.on_error(on_error)
+        beside = tuple(name for name in kinds if name not in graph.taken)
+        budget = Budget(parse_size(prefetch, "prefetch"), ds.cache.ram_for_frames)
+        self._ds, self._contents = ds, contents
+        self._plan = RankBatches(contents, batch_size, last, None, False, budget)
+        self._spec = EpochSpec(
+            contents=contents,
+            plan=self._plan,
+            graph=graph,
+            beside=beside,
+            aliases=graph.aliases(beside),
+            options={
+                "batch_size": batch_size,
+                "num_threads": threads or os.cpu_count() or 1,
+                "prefetch_queue_depth": queue,
+            },
+            seed=seed,
+            on_error=on_error,
+            checkpoints=checkpoint,
+            gpu=gpu,
+        )
+        self._pipeline = _name_of(pipeline) if callable(pipeline) else repr(pipeline)
+        self._stats, self._delivered = Stats(), Delivered()
         self._cursor = Cursor()
         self._saved: dict[str, Any] = {}  # DALI's part of a state that is to be iterated from
         self._epoch: Callable[[], Epoch | None] = lambda: None
 
+    @property
+    def ds(self) -> StreamingDataset[Any]:
+        """The dataset."""
+        return self._ds
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch of one data-parallel rank."""
+        return self._plan.size
+
+    @property
+    def last(self) -> Last:
+        """What becomes of the samples that do not fill a global batch."""
+        return self._plan.last
+
+    @property
+    def seed(self) -> int:
+        """Of the random numbers that pipelines take."""
+        return self._spec.seed
+
     def __len__(self) -> int:
         """Batches of one epoch, the same on every rank."""
-        return batches(self.ds.total, self.plan.samples, self.last)
+        self._contents.decide()
+        return self._plan.count()
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._deliver(self._cursor.begin())
+        self._contents.start()
+        run = self._cursor.begin(self._plan.samples)
+        return self._cursor.follow(ProcessBound(self._deliver(run), _PATIENCE), run)
 
     def _deliver(self, run: Run) -> Generator[Batch, None, None]:
         saved, self._saved = self._saved, {}
-        epoch = Epoch(self, run, saved if saved.get("place") == [run.epoch, run.position] else {})
+        mine = saved if saved.get("place") == [run.epoch, run.position] else {}
+        epoch = Epoch(self._spec, run, mine, self._delivered, self._stats)
         self._epoch = weakref.ref(epoch)
-        total = self.ds.total
+        total = self._contents.total
         try:
             for batch in epoch.batches():
-                start = run.position
-                run.position = min(start + self.plan.samples, total)
+                following = min(run.position + self._plan.samples, total)
+                # An interrupt is noticed at calls and at loops: there is none between this and the consumer.
+                run.position = following
                 yield batch
+            self._cursor.end(run)
         finally:
             epoch.close()
-        self._cursor.end(run)
+            self._cursor.leave(run)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next one to iterate."""
+        """Make `epoch` the next one to iterate.
+
+        Args:
+            epoch: At least 0 and less than 2**64.
+
+        Raises:
+            OptionError: It is no such number.
+        """
         self._cursor.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was delivered: JSON-able, batches in DALI's queues not counted.
+        """What was delivered.
 
-        The same on all ranks, but for `checkpoint=True`.
+        Returns:
+            A dict that JSON can hold; batches in DALI's queues do not count. It is the same on all ranks, but
+            for `checkpoint=True`.
         """
         now = self._cursor.now
-        state = self.ds.state_at(now) | {"augment_seed": self.seed}
-        if self.checkpointing:
+        state = state_at(self._contents, now) | {"augment_seed": self.seed}
+        if self._spec.checkpoints:
             epoch = self._epoch()
             mine = self._saved if epoch is None or epoch.run is not now else epoch.saved()
             state["dali"] = {**self._place(), "place": [now.epoch, now.position], **mine}
         return state
 
     def _place(self) -> dict[str, Any]:
-        ranks = self.ds.topology
+        ranks = self._contents.topology
         return {"dp_rank": ranks.dp_rank, "dp_size": ranks.dp_size, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, also of a StreamingLoader, saved with any number of ranks and any batch size.
+        """Go on from a state.
 
         Random numbers go on as they would have; those of DALI's own operators only with `checkpoint=True`.
-        Raises StateError if the state belongs to another dataset, another order or another seed.
+
+        Args:
+            state: What `state_dict` gave, also of a StreamingLoader, with any number of ranks and any batch
+                size.
+
+        Raises:
+            StateError: It belongs to another dataset, another order or another seed.
         """
-        place = self.ds.accept(state)
+        place = accept(self._contents, state)
         theirs = {"augment_seed": state.get("augment_seed", self.seed)}
-        saved: dict[str, Any] = dict(state.get("dali") or {}) if self.checkpointing else {}
+        saved: dict[str, Any] = dict(state.get("dali") or {}) if self._spec.checkpoints else {}
         theirs |= {name: saved[name] for name in self._place() if name in saved}
         for name, value in theirs.items():
             if value != (mine := {"augment_seed": self.seed, **self._place()}[name]):
                 raise StateError(f"{name} is {value!r} in the state and {mine!r} here")
-        if self.checkpointing and not saved and place[1]:
+        if self._spec.checkpoints and not saved and place[1]:
             raise StateError(
                 "the state holds no checkpoint of DALI; save it from a loader with checkpoint=True"
             )
@@ -157,16 +237,36 @@ class DaliLoader:
         self._saved = saved
 
     def stats(self) -> dict[str, Any]:
-        """Counters since construction, as those of a StreamingLoader; and `skipped` samples.
+        """Counters since construction.
 
-        wait_seconds: that the consumer waited, for storage or for DALI.  queue_depth: units of encoded
-        work that were ready at the last wait.
+        Returns:
+            By name what `StreamingLoader.stats` gives, and `skipped`, the samples that were skipped.
+            `damaged` counts those that were masked.
+            `wait_seconds` is the time that the consumer waited, for storage or for DALI. `queue_depth` are
+            the units of encoded work that were ready at the last wait.
         """
-        counts: dict[str, Any] = dataclasses.asdict(self.counts)
-        tiers: dict[str, Any] = counts.pop("tiers")
-        number, samples, skipped, waited = self.delivered
-        own = {"batches": number, "samples": samples, "skipped": skipped}
-        return counts | tiers | own | {"wait_seconds": counts["wait_seconds"] + waited}
+        counts = self._stats.as_dict()
+        own: dict[str, Any] = dataclasses.asdict(self._delivered)
+        own["wait_seconds"] += counts["wait_seconds"]
+        return counts | own
+
+    def _described(self) -> dict[str, str]:
+        return {
+            "pipeline": f"pipeline={self._pipeline}",
+            "batch_size": f"batch_size={self.batch_size}",
+            "device": "device='cpu'" if self._spec.gpu is None else "device='gpu'",
+            "last": f"last={self.last!r}",
+        }
+
+    def __repr__(self) -> str:
+        return one_line(type(self).__name__, [repr(self._ds), *self._described().values()])
+
+    def _repr_html_(self) -> str:
+        return table(type(self).__name__, {"dataset": repr(self._ds)} | self._described())
+
+
+def _name_of(function: object) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _gpu(device: str | None) -> int | None:

@@ -2,247 +2,160 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from shardstream.dataset.base import Cache, OrderedDataset, Request
-from shardstream.dataset.subset import Columns, select
-from shardstream.dataset.workers import WorkerCursor
-from shardstream.decode.crops import draws
-from shardstream.decode.images import Images
-from shardstream.decode.registry import decode_values, extension, find
-from shardstream.errors import OptionError, noted
-from shardstream.order.lanes import Order, in_order
-from shardstream.order.selection import Selection
+from shardstream.dataset.argument_errors import unexpected
+from shardstream.dataset.arguments import (
+    CacheLike,
+    Location,
+    Sample,
+    TopologyLike,
+    cache_of,
+    shuffle_of,
+)
+from shardstream.dataset.choosing import ChoosableDataset
+from shardstream.dataset.dataset_rank import DatasetRank
+from shardstream.dataset.opening import Opening
+from shardstream.dataset.sample_contents import SampleContents
+from shardstream.decode.modes import Decode, frozen
+from shardstream.errors import OptionError
+from shardstream.format.manifest import Manifest
 from shardstream.order.shuffle import Shuffle
-from shardstream.order.topology import Topology as Ranks
-from shardstream.read.batch import Batch, Ragged, column
-from shardstream.read.batch import collate as default_collate
-from shardstream.read.samples import RawBatch, SamplePlan, SampleSource, SampleUnit
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Sample)
+    R = TypeVar("R")
+else:
+    from typing import TypeVar
+
+    T, R = TypeVar("T"), TypeVar("R")
 
 __all__ = ["StreamingDataset"]
 
-Sample = dict[str, Any]
-_UNIT = 2 << 20  # bytes of samples that one thread builds at a time
-_DIRECT = 16 << 20  # and that the consumer builds, a batch at a time
-_PLAN = 4096  # samples
-_QUICK = {"txt", "text", "cls", "cls2", "json"}  # fields whose decoding costs less than a change of threads
+_OPTIONS = ("fields", "decode", "shuffle", "cache", "topology", "transform", "storage_options")
 
 
-class StreamingDataset(OrderedDataset):
+class StreamingDataset(ChoosableDataset[T]):
     """The samples of the dataset at `url`, as dicts {"__key__": str, field: value}.
 
-    Iterating gives this rank's samples of one epoch; iterating again is the next epoch. In the
+    Iterating gives this rank's samples of one epoch; iterating again is the next epoch. An iterator that
+    gave at most one sample and was closed or dropped, as `next(iter(ds))`, does not count. In the
     worker processes of a torch DataLoader each sample comes from exactly one worker, and epochs go on
-    in the same way; how far workers came only torchdata's StatefulDataLoader can tell.
+    in the same way, but each iteration counts; how far workers came only torchdata's StatefulDataLoader
+    can tell. `len(ds)` is the number of this rank's samples in an epoch; `ds[i]` is sample i of all ranks'
+    samples.
 
-    fields: the fields to read, all by default.
-    decode: False leaves the fields bytes; `decode.images.Train` or `Evaluate` makes "image" of the image's
-        field, a tensor of one size for all samples, and decodes the other fields as True does.
-    shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
-    topology: "auto" asks torch.distributed or the launcher for this process's rank.
-    transform: called with each decoded sample, in background threads; what it raises is raised where
-        the dataset is iterated, with a note that names the sample.
+    Args:
+        url: A local path, or the URL of a store.
+        fields: The names of the fields to read; all by default.
+        decode: True decodes each field by its extension. False leaves the fields bytes. `images.Train` or
+            `images.Evaluate` makes "image" of the image's field, a tensor of one size for all samples, and
+            decodes the other fields as True does. Or a mode for each field, such as
+            {"jpg": images.Train(224), "mask.png": "stored"}: True, False, `images.Train`, `images.Evaluate`,
+            `images.Mask`, which is cut as an image is, `images.Whole`, which is True with options, or
+            "stored", which gives the values of an image as they are in the file. Each field keeps its name.
+            The key "image" stands for the image's field. Fields that are not named are decoded as True does.
+            Except by "stored", images are turned as their EXIF orientation says.
+        shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
+        cache: A Cache, or the path of its folder. By default bytes stay in memory alone.
+        topology: The place among the data-parallel ranks. "auto" asks torch.distributed or the launcher, when
+            the dataset is first used.
+        transform: Called with each decoded sample, in background threads. What it raises is raised where the
+            dataset is iterated, with a note that names the sample. If it has a parameter named `rng`, it is
+            given a numpy Generator: its draws depend on the shuffle's seed, the epoch and the sample's
+            position in the order, and on nothing else. See `seeded` for a transform that draws from global
+            generators.
+        storage_options: Of the store, as fsspec takes them.
+
+    Raises:
+        OptionError: An argument cannot be, or the dataset does not have such fields.
+        StorageError: The store does not answer, or has no dataset there.
+        CorruptionError: The manifest is damaged.
     """
 
+    _contents: SampleContents
+
+    @overload
+    def __init__(
+        self: StreamingDataset[Sample],
+        url: Location,
+        fields: Sequence[str] | None = None,
+        decode: Decode = True,
+        shuffle: bool | Shuffle = False,
+        cache: CacheLike = None,
+        topology: TopologyLike = "auto",
+        transform: None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: StreamingDataset[R],
+        url: Location,
+        fields: Sequence[str] | None = None,
+        decode: Decode = True,
+        shuffle: bool | Shuffle = False,
+        cache: CacheLike = None,
+        topology: TopologyLike = "auto",
+        *,
+        transform: Callable[..., R],
+        storage_options: dict[str, Any] | None = None,
+    ) -> None: ...
     def __init__(
         self,
-        url: str | os.PathLike[str],
-        fields: list[str] | tuple[str, ...] | None = None,
-        decode: bool | Images = True,
+        url: Location,
+        fields: Sequence[str] | None = None,
+        decode: Decode = True,
         shuffle: bool | Shuffle = False,
-        cache: Cache | str | os.PathLike[str] | None = None,
-        topology: Ranks | str = "auto",
-        transform: Callable[[Sample], Any] | None = None,
+        cache: CacheLike = None,
+        topology: TopologyLike = "auto",
+        transform: Callable[..., Any] | None = None,
         storage_options: dict[str, Any] | None = None,
+        **unknown: NoReturn,
     ) -> None:
-        super().__init__(url, shuffle, cache, topology, storage_options)
-        self.decode, self.transform = decode, transform
-        self._selection: Selection | None = None
-        known = {info.name: info for info in self.manifest.fields}
+        if unknown:
+            raise unexpected("StreamingDataset", unknown, _OPTIONS)
+        order = shuffle_of(shuffle)
+        opening = Opening(os.fspath(url), storage_options, cache_of(cache))
+        rank = DatasetRank(topology)
         if isinstance(fields, str):
             raise OptionError(f"fields={fields!r} must be a list of names, such as [{fields!r}]")
-        self.fields = None if fields is None else tuple(fields)
-        unknown = [name for name in self.fields or () if name not in known]
-        if unknown:
-            raise OptionError(f"{self.url} has no field {unknown[0]!r}; it has {sorted(known)}")
-        self._kinds = {name: (info.codec, info.dtype) for name, info in known.items()}
-        self._pictures: tuple[str, ...] = ()
-        if isinstance(decode, Images):
-            wanted = known if self.fields is None else self.fields
-            self._pictures = decode.choose({name: self._kinds[name][0] for name in wanted})
+        names = None if fields is None else tuple(fields)
+        super().__init__(SampleContents(opening, order, rank, transform, names, frozen(decode)))
 
     @property
-    def total(self) -> int:
-        """The samples of all ranks."""
-        return self.manifest.samples if self._selection is None else self._selection.total
+    def manifest(self) -> Manifest:
+        """What the dataset consists of: its fields, its shards and their sizes."""
+        return self._contents.manifest
 
     @property
-    def ahead(self) -> int:
-        """How many samples are best planned at once."""
-        return _PLAN
+    def fields(self) -> tuple[str, ...] | None:
+        """The names of the fields that are read; None for all."""
+        return self._contents.fields
 
-    def order(self, epoch: int, lanes: int | None = None) -> Order:
-        """The order of one epoch, in so many lanes or in the dataset's own number."""
-        reader, selection, lanes = self.reader, self._selection, lanes or self.lanes
-        if selection is None:
-            sizes = [shard.samples for shard in self.manifest.shards]
-            return Order(sizes, lambda shard: reader.index(shard).frame_first, self.shuffle, epoch, lanes)
-        return Order(
-            selection.counts,
-            lambda shard: selection.frame_first(shard, reader.index(shard).frame_first),
-            self.shuffle,
-            epoch,
-            lanes,
-            selection.kept,
-        )
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; field `cls` has their numbers. Empty if it was packed without."""
+        return tuple(self.manifest.provenance.get("classes", ()))
 
-    def subset(
-        self,
-        keys: Iterable[str] | None = None,
-        numbers: ArrayLike | None = None,
-        where: Callable[[Columns], ArrayLike] | None = None,
-    ) -> StreamingDataset:
-        """A dataset of those samples alone: with these keys, these numbers in the natural order, or where
-        a predicate over the columns of a shard's index gives True (see `Columns`; it gives bool [n]).
+    @property
+    def decode(self) -> Decode:
+        """How fields are decoded."""
+        return self._contents.decode
 
-        The order is made of the samples that are kept. `keys` and `where` read all indexes once; frames
-        and shards of which nothing is kept are never read. States are of this selection alone.
-        """
-        found = copy.copy(self)
-        vars(found).update(
-            _reader=self._reader,
-            _lanes=None if self.shuffle is None else self.shuffle.lanes,
-            _cursor=WorkerCursor(),
-            _selection=select(self.reader, self._selection, keys, numbers, where),
-        )
+    @property
+    def transform(self) -> Callable[..., Any] | None:
+        """What is called with each decoded sample; another one takes effect with the next iteration."""
+        return self._contents.transform.function
+
+    @transform.setter
+    def transform(self, function: Callable[..., Any] | None) -> None:
+        self._contents.set_transform(function)
+
+    def __getitem__(self, number: int) -> T:
+        """Sample `number` in the natural order, of all ranks' samples: 0 to `total` - 1."""
+        found: T = self._contents.item(self._numbered(number))
         return found
-
-    def identity(self) -> dict[str, Any]:
-        """What a state must agree with; the fingerprint covers the selection."""
-        mine = super().identity()
-        if self._selection is not None:
-            mine["fingerprint"] += f"/subset-{self._selection.digest}"
-        return mine
-
-    def _open_source(self) -> SampleSource:
-        return SampleSource(self.reader, self.fields)
-
-    def frames_of(self, shard: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The frames that these samples lie in."""
-        first = np.asarray(self.reader.index(shard).frame_first).astype(np.int64)
-        return in_order(np.searchsorted(first, numbers, side="right") - 1)
-
-    def units(self, order: Order, requests: Iterable[Request], direct: bool) -> Iterator[SampleUnit]:
-        """The work for all requests; what is planned at once is then cut for the threads."""
-        quick = direct and self._quick
-        # Of images each batch is a unit: decoded they are many times larger.
-        most = _DIRECT if quick else 1 if self._pictures else _UNIT
-        for request, shards, numbers in self.located(order, requests):
-            drawn = draws(order.epoch, request.positions) if self._pictures else None
-            plan = SamplePlan(self.source, shards, numbers, drawn)
-            yield from plan.units(request.sizes, most, quick)
-
-    @property
-    def _quick(self) -> bool:
-        """Whether making a batch is little more than copying bytes."""
-        names = self._kinds if self.fields is None else self.fields
-        kinds = (self._kinds[name][0] or name for name in names)
-        quick = not self.decode or all(extension(kind) in _QUICK for kind in kinds)
-        return quick and self.transform is None
-
-    def collated(self, collate: Callable[[list[Any]], Any] | None) -> Callable[[RawBatch], Any]:
-        """The `finish` that decodes field by field, or where there is need for it sample by sample."""
-        if collate is None and self.transform is None:
-            return self._columns
-        if collate is list:
-            return self.listed
-        join = default_collate if collate is None else self.noting(collate)
-        return lambda raw: join(self.listed(raw))
-
-    def _columns(self, raw: RawBatch) -> Batch:
-        batch = Batch(__key__=raw.keys, **self._images(raw))
-        for name, views in raw.fields.items():
-            if name in self._pictures:
-                continue
-            codec, dtype = self._kinds[name]
-            if not self.decode or find(name, dtype, codec) is None:
-                batch[name] = Ragged.gather(views)
-            else:
-                batch[name] = column(decode_values(name, views, raw.keys, dtype=dtype, codec=codec))
-        return batch
-
-    def _images(self, raw: RawBatch) -> dict[str, Any]:
-        """The decoded images of a batch, where they are asked for."""
-        if not isinstance(self.decode, Images):
-            return {}
-        assert raw.draws is not None
-        assert raw.shards is not None
-        columns = {name: raw.fields[name] for name in self._pictures}
-        shards = self.manifest.shards
-        urls = [shards[number].url for number in raw.shards.tolist()]
-        return self.decode.decode(columns, raw.keys, urls, raw.draws)
-
-    def listed(self, items: RawBatch) -> list[Any]:
-        """The decoded and transformed samples of a batch."""
-        made = self._images(items)
-        names: list[str] = ["__key__", *made]
-        columns: list[list[Any]] = [items.keys, *map(list, made.values())]
-        for name, views in items.fields.items():
-            if name in self._pictures:
-                continue
-            codec, dtype = self._kinds[name]
-            names.append(name)
-            if self.decode:
-                columns.append(decode_values(name, views, items.keys, dtype=dtype, codec=codec))
-            else:
-                columns.append([None if view is None else bytes(view) for view in views])
-        samples: list[Any] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-        for name in items.gaps:
-            if name in self._pictures:
-                continue
-            for sample, view in zip(samples, items.fields[name], strict=True):
-                if view is None:
-                    del sample[name]
-        return samples if self.transform is None else [self._transformed(sample) for sample in samples]
-
-    def _transformed(self, sample: Sample) -> Any:
-        assert self.transform is not None
-        key = sample["__key__"]
-        with noted(f"in the transform of sample {key!r} of {self.url}"):
-            return self.transform(sample)
-
-    def items(self, batch: Any) -> Iterable[Any]:
-        """The samples of a batch that was left a list."""
-        return batch  # type: ignore[no-any-return]
-
-    def _build(self, key: str, fields: dict[str, bytes], shard: int, number: int) -> Any:
-        """The decoded and transformed sample of a key and its fields' bytes."""
-        columns: dict[str, list[memoryview | None]] = {
-            name: [memoryview(data)] for name, data in fields.items()
-        }
-        columns |= {name: [None] for name in self._pictures if name not in columns}
-        numbers = draws(0, np.array([number], np.int64))
-        return self.listed(RawBatch([key], columns, (), np.array([shard], np.int64), numbers))[0]
-
-    def __getitem__(self, number: int) -> Any:
-        """Sample `number` in the natural order, of all ranks' samples."""
-        total = self.total
-        if not -total <= number < total:
-            raise IndexError(f"sample {number} of {self.url}, which has {total}")
-        shard, sample = self._place(number % total)
-        key, fields = self.reader.sample(shard, sample)
-        wanted = {n: data for n, data in fields.items() if self.fields is None or n in self.fields}
-        return self._build(key, wanted, shard, number % total)
-
-    def _place(self, number: int) -> tuple[int, int]:
-        if self._selection is None:
-            return self.reader.locate(number)
-        shards, samples = self._selection.locate(np.array([number], np.int64))
-        kept = self._selection.kept(int(shards[0]))
-        return int(shards[0]), int(samples[0] if kept is None else kept[samples[0]])

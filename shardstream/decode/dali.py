@@ -1,34 +1,20 @@
-"""DALI graphs: those that are ready made, and those of the user, over inputs that are fields of a dataset."""
+"""Functions from fields to outputs for DALI graphs, ready to use."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
-from shardstream.errors import OptionError, require
+from shardstream.decode.crops import TRIES
+from shardstream.errors import OptionError
+from shardstream.format.pictures import MAX_PIXELS
 
-__all__ = [
-    "RANDOM",
-    "Graph",
-    "audio",
-    "image_text",
-    "imagenet_eval",
-    "imagenet_train",
-    "reason",
-]
-
-RANDOM = 32  # random numbers of each sample
-NUMBERS = ("cls", "cls2", "index", "id")  # fields that graphs get as int64, not as bytes
-_ROLES = {
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "tiff", "tif", "jp2"),
-    "audio": ("wav", "flac", "ogg"),
-}
-_TRIES = 10
+__all__ = ["NAMED", "Function", "PipelineName", "audio", "image_text", "imagenet_eval", "imagenet_train"]
 
 Function = Callable[..., Any]
+Size = tuple[int, int]
 Pair = tuple[float, float]
 Colour = tuple[float, float, float]
 
@@ -37,76 +23,144 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def imagenet_train(
-    size: int = 224,
+    size: int | Size = 224,
     area: Pair = (0.08, 1.0),
     ratio: Pair = (3 / 4, 4 / 3),
     flip: float = 0.5,
     mean: Colour = IMAGENET_MEAN,
     std: Colour = IMAGENET_STD,
     antialias: bool = True,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> Function:
-    """Random resized crops, decoded as crops, flipped and normalised: float32 [B, 3, size, size].
+    """Random resized crops, flipped and normalised. Only the crop of an image is decoded.
 
-    Crops and flips are a function of the seed, the epoch and the sample's position alone.
+    Crops and flips depend only on the seed, the epoch and the position of the sample. They are the same as
+    those of `images.Train`.
+
+    Args:
+        size: Height and width of the result, in pixels; a single number is both.
+        area: The least and the largest part of the image's pixels that a crop takes.
+        ratio: The least and the largest width of a crop, divided by its height.
+        flip: The share of images that are mirrored, 0 to 1.
+        mean: Means of red, green and blue, for colours from 0 to 1.
+        std: Standard deviations of red, green and blue, for colours from 0 to 1.
+        antialias: Whether the resize is antialiased.
+        upright: Whether images are turned as their EXIF orientation says. Not if the function is called in a
+            graph of your own.
+        max_pixels: The most pixels that an image may have, from its header. One with more is damaged. Not in
+            a graph of your own.
+
+    Returns:
+        A function for `DaliLoader(pipeline=)`; images become float32 [B, 3, height, width].
     """
 
     def graph(image: Any, random: Any, device: str) -> dict[str, Any]:
         from nvidia.dali import fn, types
 
-        start, shape = _random_crop(image, random, area, ratio)
-        pixels = fn.decoders.image_slice(image, start=start, shape=shape, axes=[0, 1], device=device)
-        pixels = fn.resize(pixels, size=[size, size], antialias=antialias)
-        mirror = fn.cast(random[_TRIES * 2 + 2] < flip, dtype=types.INT32)
+        start, shape = _random_crop(image, random, area, ratio, upright)
+        pixels = fn.decoders.image_slice(
+            image, start=start, shape=shape, axes=[0, 1], device=device, adjust_orientation=upright
+        )
+        pixels = fn.resize(pixels, size=_sides(size), antialias=antialias)
+        mirror = fn.cast(random[TRIES * 2 + 2] < flip, dtype=types.INT32)
         return {"image": _normalised(pixels, mean, std, mirror=mirror)}
 
-    return graph
+    return _reading(graph, upright, max_pixels)
 
 
 def imagenet_eval(
-    size: int = 224,
+    size: int | Size = 224,
     resize: int = 256,
     mean: Colour = IMAGENET_MEAN,
     std: Colour = IMAGENET_STD,
     antialias: bool = True,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> Function:
-    """The shorter side resized to `resize`, the centre cropped, normalised: float32 [B, 3, size, size]."""
+    """Resize, centre crop and normalisation.
+
+    Args:
+        size: Pixels of a side of the result.
+        resize: Pixels of the shorter side after the resize.
+        mean, std, antialias, upright, max_pixels: See `imagenet_train`.
+
+    Returns:
+        A function for `DaliLoader(pipeline=)`; images become float32 [B, 3, height, width].
+    """
+
+    if resize < max(_sides(size)):
+        raise OptionError(f"resize={resize} must be at least the size, {size}")
 
     def graph(image: Any, device: str) -> dict[str, Any]:
         from nvidia.dali import fn
 
-        pixels = fn.decoders.image(image, device=device)
+        pixels = fn.decoders.image(image, device=device, adjust_orientation=upright)
         pixels = fn.resize(pixels, resize_shorter=resize, antialias=antialias)
-        return {"image": _normalised(pixels, mean, std, crop=(size, size))}
+        return {"image": _normalised(pixels, mean, std, crop=tuple(_sides(size)))}
 
-    return graph
+    return _reading(graph, upright, max_pixels)
 
 
-def image_text(size: int = 224, area: Pair = (0.9, 1.0)) -> Function:
-    """Images for contrastive pairs: nearly whole, not flipped, normalised as CLIP does. Texts come beside."""
+def image_text(size: int | Size = 224, area: Pair = (0.9, 1.0)) -> Function:
+    """Images for pairs of an image and a text: nearly whole, not flipped, and normalised as CLIP does.
+
+    The texts come in the batch beside the images.
+
+    Args:
+        size, area: See `imagenet_train`.
+
+    Returns:
+        A function for `DaliLoader(pipeline=)`; images become float32 [B, 3, height, width].
+    """
     return imagenet_train(size, area, flip=0.0, mean=CLIP_MEAN, std=CLIP_STD)
 
 
 def audio(sample_rate: int = 16000, seconds: float | None = None) -> Function:
-    """Mono sound at one rate, float32: a list of tensors [T], or [B, T] cut or filled up to `seconds`."""
+    """Mono sound at one rate.
+
+    Args:
+        sample_rate: Of the result, in Hz.
+        seconds: The length of the result, in seconds: longer sounds are cut, and shorter ones end with zeros.
+            None leaves the length as it is.
+
+    Returns:
+        A function for `DaliLoader(pipeline=)`; sounds become a list of tensors float32 [T], or with `seconds`
+        one tensor float32 [B, T] and beside it "audio_length", int32 [B]: how many of the T values are sound.
+    """
 
     def graph(audio: Any, device: str) -> dict[str, Any]:
-        from nvidia.dali import fn, types
+        from nvidia.dali import fn, math, types
 
         sound, _ = fn.decoders.audio(audio, sample_rate=sample_rate, downmix=True, dtype=types.FLOAT)
+        more = {}
         if seconds is not None:
             length = round(seconds * sample_rate)
+            found = fn.cast(sound.shape()[0], dtype=types.INT32)
+            more["audio_length"] = math.min(found, types.Constant(length, dtype=types.INT32))
             sound = fn.slice(sound, start=[0], shape=[length], axes=[0], out_of_bounds_policy="pad")
-        return {"audio": sound.gpu() if device == "mixed" else sound}
+        return {"audio": sound.gpu() if device == "mixed" else sound, **more}
 
     return graph
 
 
+PipelineName = Literal["imagenet-train", "imagenet-eval", "image-text", "audio"]
 NAMED: dict[str, Callable[..., Function]] = {
     "imagenet-train": imagenet_train,
     "imagenet-eval": imagenet_eval,
     "image-text": image_text,
     "audio": audio,
 }
+
+
+def _reading(graph: Function, upright: bool, max_pixels: int) -> Function:
+    """A function that says how its images are read."""
+    graph.images = {"upright": upright, "max_pixels": max_pixels}  # type: ignore[attr-defined]
+    return graph
+
+
+def _sides(size: int | Size) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
 
 
 def _normalised(pixels: Any, mean: Colour, std: Colour, **more: Any) -> Any:
@@ -116,32 +170,38 @@ def _normalised(pixels: Any, mean: Colour, std: Colour, **more: Any) -> Any:
     return fn.crop_mirror_normalize(pixels, dtype=types.FLOAT, output_layout="CHW", **more)
 
 
-def _random_crop(image: Any, random: Any, area: Pair, ratio: Pair) -> tuple[Any, Any]:
-    """The start and the shape, [y, x] in pixels, of the first of ten random crops that fits the image.
+def _random_crop(image: Any, random: Any, area: Pair, ratio: Pair, upright: bool = True) -> tuple[Any, Any]:
+    """The start and the shape of a random crop, [y, x] in pixels."""
+    from nvidia.dali import fn, types
 
-    Where none does, it is the largest crop with the nearest ratio.
-    """
+    size = fn.peek_image_shape(image, dtype=types.FLOAT, adjust_orientation=upright)
+    return _crop_of(size[0], size[1], random, area, ratio)
+
+
+def _crop_of(height: Any, width: Any, random: Any, area: Pair, ratio: Pair) -> tuple[Any, Any]:
+    """The same as `crops.random_crops`, with the same steps in float32."""
     from nvidia.dali import fn, math, types
 
-    size = fn.peek_image_shape(image, dtype=types.FLOAT)
-    height, width = size[0], size[1]
-    areas = (area[0] + (area[1] - area[0]) * random[:_TRIES]) * height * width
+    areas = (area[0] + (area[1] - area[0]) * random[:TRIES]) * height * width
     low, high = float(np.log(ratio[0])), float(np.log(ratio[1]))
-    ratios = math.exp(low + (high - low) * random[_TRIES : 2 * _TRIES])
-    wide, tall = math.floor(math.sqrt(areas * ratios) + 0.5), math.floor(math.sqrt(areas / ratios) + 0.5)
-    wide, tall = math.max(wide, 1.0), math.max(tall, 1.0)
+    ratios = math.exp(low + (high - low) * random[TRIES : 2 * TRIES])
+    wide = math.max(math.floor(math.sqrt(areas * ratios) + 0.5), 1.0)
+    tall = math.max(math.floor(math.sqrt(areas / ratios) + 0.5), 1.0)
     fits = fn.cast((wide <= width) & (tall <= height), dtype=types.FLOAT)
-    # There is no argmax: the number of a try, with those that do not fit put behind all others.
-    turn = types.Constant(np.arange(_TRIES, dtype=np.float32)) + (1.0 - fits) * 100.0
+    # DALI has no argmax. So find the least number among the tries; a try that does not fit gets a larger one.
+    turn = types.Constant(np.arange(TRIES, dtype=np.float32)) + (1.0 - fits) * 100.0
     first = fn.reductions.min(turn, axes=[0])
     chosen = fn.cast((turn == first) & (turn < 100.0), dtype=types.FLOAT)
     none = fn.cast(first >= 100.0, dtype=types.FLOAT)
-    most_wide = math.min(width, math.floor(height * ratio[1] + 0.5))
-    most_tall = math.min(height, math.floor(width / ratio[0] + 0.5))
+    most_wide = math.min(width, math.max(math.floor(height * ratio[1] + 0.5), 1.0))
+    most_tall = math.min(height, math.max(math.floor(width / ratio[0] + 0.5), 1.0))
     wide = fn.reductions.sum(wide * chosen, axes=[0]) + none * most_wide
     tall = fn.reductions.sum(tall * chosen, axes=[0]) + none * most_tall
-    x = math.floor(random[2 * _TRIES] * (width - wide + 1.0))
-    y = math.floor(random[2 * _TRIES + 1] * (height - tall + 1.0))
+    # If no try fits, the crop is in the middle.
+    across = random[2 * TRIES] * (1.0 - none) + 0.5 * none
+    down = random[2 * TRIES + 1] * (1.0 - none) + 0.5 * none
+    x = math.floor(across * (width - wide + (1.0 - none)))
+    y = math.floor(down * (height - tall + (1.0 - none)))
     return _pair(math.min(y, height - tall), math.min(x, width - wide)), _pair(tall, wide)
 
 
@@ -149,105 +209,3 @@ def _pair(y: Any, x: Any) -> Any:
     from nvidia.dali import fn, types
 
     return fn.cast(fn.stack(y, x), dtype=types.INT32)
-
-
-class Graph:
-    """A function from fields to outputs, as a DALI pipeline that asks a source for its batches.
-
-    function: a name of `NAMED`, or a function whose parameters are fields, with _ for dots and dashes
-        ("image" and "audio": the first field of that kind; "random": float32 [RANDOM] in [0, 1) of each
-        sample; "device": what decoders want, "mixed" or "cpu"). It gives a dict of outputs; or, decorated
-        with `pipeline_def`, a tuple of outputs, called `outputs`, or as its fields if there are as many.
-    """
-
-    def __init__(
-        self, function: str | Function, fields: Sequence[str], outputs: Sequence[str] | None, gpu: int | None
-    ) -> None:
-        require("nvidia.dali", "dali")
-        if isinstance(function, str):
-            if function not in NAMED:
-                raise OptionError(f"pipeline={function!r}; choose {', '.join(NAMED)}, or give a function")
-            function = NAMED[function]()
-        if not callable(function):
-            raise OptionError(f"pipeline={function!r} must be a name or a function of fields")
-        self._function, self._gpu = function, gpu
-        self._decorated = getattr(function, "_is_pipeline_def", False)
-        self.inputs: dict[str, str] = {}  # parameter -> field
-        self.random = self._device = False
-        for name, parameter in inspect.signature(inspect.unwrap(function)).parameters.items():
-            field = _field(name, fields)
-            if name == "random" and field is None:
-                self.random = True
-            elif name == "device" and field is None:
-                self._device = True
-            elif field is not None:
-                self.inputs[name] = field
-            elif parameter.default is parameter.empty:
-                raise OptionError(f"the pipeline wants {name!r}; the dataset's fields are {sorted(fields)}")
-        if not self.inputs:
-            raise OptionError(f"the pipeline has no parameter that is a field: {sorted(fields)}")
-        self.outputs = list(self.inputs) if outputs is None else list(outputs)
-
-    def build(self, source: Callable[[int], list[Any]], **options: Any) -> Any:
-        """The pipeline, built. `source` gives the batch of a number: one item for each input, then random."""
-        from nvidia.dali import Pipeline
-
-        # Only this executor leaves outputs alone for as long as a tensor lies over them.
-        options |= {"device_id": self._gpu, "exec_dynamic": True}
-        if self._decorated and not options.get("enable_checkpointing"):
-            pipeline = self._function(**self._given(source), **options)
-        else:
-            # A checkpoint takes no nodes from outside of the pipeline: the function alone, without what
-            # else its decorator says.
-            pipeline = Pipeline(**options)
-            with pipeline:
-                made = inspect.unwrap(self._function)(**self._given(source))
-                if not self._decorated:
-                    if not isinstance(made, Mapping) or not made:
-                        kind = type(made).__name__
-                        raise OptionError(f"the pipeline's function gave a {kind}, not a dict of outputs")
-                    self.outputs, made = list(made), tuple(made.values())
-                pipeline.set_outputs(*(made if isinstance(made, tuple) else (made,)))
-        pipeline.build()
-        if len(self.outputs) != pipeline.num_outputs:
-            raise OptionError(
-                f"the pipeline has {pipeline.num_outputs} outputs: name them, as in outputs=['jpg', 'cls']"
-            )
-        return pipeline
-
-    def _given(self, source: Callable[[int], list[Any]]) -> dict[str, Any]:
-        """The function's arguments."""
-        from nvidia.dali import fn, types
-
-        numbers = [field in NUMBERS for field in self.inputs.values()]
-        dtypes = [types.INT64 if number else types.UINT8 for number in numbers]
-        dims = [0 if number else 1 for number in numbers]
-        if self.random:
-            dtypes, dims = [*dtypes, types.FLOAT], [*dims, 1]
-        nodes = fn.external_source(source, len(dtypes), dtype=dtypes, ndim=dims, no_copy=True)
-        given: dict[str, Any] = dict(zip(self.inputs, nodes, strict=False))
-        if self.random:
-            given["random"] = nodes[-1]
-        if self._device:
-            given["device"] = "cpu" if self._gpu is None else "mixed"
-        return given
-
-    def names(self) -> list[str]:
-        """The outputs' names in a batch: those of a kind are called after the field that they came from."""
-        return [self.inputs.get(name, name) for name in self.outputs]
-
-
-def _field(name: str, fields: Sequence[str]) -> str | None:
-    for field in fields:
-        if name == field or name == field.replace(".", "_").replace("-", "_"):
-            return field
-    endings = _ROLES.get(name, ())
-    return next((field for field in fields if field.rpartition(".")[2].lower() in endings), None)
-
-
-def reason(error: Exception) -> str:
-    """What DALI says is wrong, without the stack around it."""
-    text = str(error).rpartition("encountered:")[2]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if "pipeline object is no longer valid" not in line]
-    return " ".join(told[:2]) or type(error).__name__

@@ -1,41 +1,56 @@
 """Decodes a field by the last extension of its name.
 
-A field that no decoder is registered for stays bytes.
+A field stays bytes if no decoder is registered for it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
 
-from shardstream.decode import pixels
-from shardstream.errors import MissingExtraError, OptionError, SourceError, require
+from shardstream.decode import audio, pixels
+from shardstream.errors import MissingExtraError, OptionError, SourceError, reason
+from shardstream.format.kinds import PIXELS, extension
+from shardstream.storage.fetch.cancellable_map import cancellable_map
 
-__all__ = ["decode_field", "decode_values", "decoder", "extension", "find"]
+__all__ = ["QUICK", "decode_field", "decode_values", "decoder", "find"]
 
 Decoder = Callable[[bytes], Any]
 Data = bytes | memoryview
+Mode = bool | Literal["stored"] | Callable[[Data], Any]
 F = TypeVar("F", bound=Decoder)
 B = TypeVar("B", bound=Callable[[Data], Any])
+
+QUICK = {"txt", "text", "cls", "cls2", "json"}  # to decode these costs less than to change the thread
 
 _DECODERS: dict[str, Callable[[Data], Any]] = {}
 _TOKENS: dict[object, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 def decoder(*extensions: str) -> Callable[[F], F]:
-    """Register a function from bytes to a value for fields that end in one of `extensions`.
+    """Register a function that decodes fields.
 
-    Processes that decode must have run the registration too: put it at the top of a module.
+    Each process that decodes has to run the registration. So put it at the top of a module.
+
+    Args:
+        extensions: The last extensions of the names of fields, such as "mp4".
+
+    Returns:
+        A decorator for a function from bytes to a value.
+
+    Raises:
+        OptionError: There is no extension, or one is empty.
     """
     if not extensions or not all(isinstance(name, str) and name for name in extensions):
         raise OptionError(f"decoder{extensions!r} needs extensions, such as @decoder('mp3')")
 
     def register(function: F) -> F:
-        # What is decoded may be a view of memory that will be used again: nobody else may keep that.
+        # The user's function gets a copy, since the data may be a view of memory that is used again.
         _register(extensions, lambda data: function(bytes(data)))
         return function
 
@@ -43,7 +58,7 @@ def decoder(*extensions: str) -> Callable[[F], F]:
 
 
 def _own(*extensions: str) -> Callable[[B], B]:
-    """Register a function that takes any buffer, and keeps nothing of it."""
+    """Register a function that takes any buffer. It must copy the bytes that its value refers to."""
 
     def register(function: B) -> B:
         _register(extensions, function)
@@ -57,37 +72,65 @@ def _register(extensions: Sequence[str], function: Callable[[Data], Any]) -> Non
         _DECODERS[extension(name)] = function
 
 
-def extension(field: str) -> str:
-    """The last extension of a field's name: "seg.png" -> "png"."""
-    return field.rpartition(".")[2].lower()
+def find(
+    field: str, dtype: str | None = None, codec: str | None = None, mode: Mode = True
+) -> Callable[[Data], Any] | None:
+    """The decoder of a field; None if the field stays bytes.
 
-
-def find(field: str, dtype: str | None = None, codec: str | None = None) -> Callable[[Data], Any] | None:
-    """The decoder of a field, None where it stays bytes.
-
-    codec: the manifest's word on the kind of field, where it differs from the name.
-    dtype: "uint16" or "uint32", for tokens.
+    Args:
+        field: The name of the field.
+        dtype: The dtype of tokens, "uint16" or "uint32"; None for other fields.
+        codec: The extension by which the field is decoded, if it is not that of the name.
+        mode: True decodes by the extension. "stored" gives the values of an image as they are stored. False
+            leaves the field bytes. Or the decoder itself.
     """
+    if not mode:
+        return None
+    if callable(mode):
+        return mode
+    if mode == "stored":
+        return pixels.stored
     kind = extension(codec or field)
     if kind == "tokens" and dtype is not None and "tokens" not in _DECODERS:
-        # A copy: an array that the user may write to, and that does not hold the frame.
+        # A copy, so that the user may write to it, and so that it does not refer to the memory of the frame.
         return lambda data: np.frombuffer(data, _TOKENS[dtype]).copy()
     return _DECODERS.get(kind)
 
 
 def decode_field(
-    field: str, data: Data, *, dtype: str | None = None, codec: str | None = None, key: str = ""
+    field: str,
+    data: Data,
+    *,
+    dtype: str | None = None,
+    codec: str | None = None,
+    mode: Mode = True,
+    key: str = "",
+    shard: str = "",
 ) -> Any:
-    """The value of one field, as `find` decodes it. Raises SourceError naming `key` and the field."""
-    function = find(field, dtype, codec)
+    """The value of one field.
+
+    Args:
+        field: The name of the field.
+        data: Its bytes.
+        dtype: See `find`.
+        codec: See `find`.
+        mode: See `find`.
+        key: The key of the sample, for messages.
+        shard: The name of its shard, for messages.
+
+    Raises:
+        SourceError: The field cannot be decoded. The message names the sample and the field.
+        MissingExtraError: The decoder needs a package that is not installed.
+    """
+    function = find(field, dtype, codec, mode)
     try:
         return bytes(data) if function is None else function(data)
     except MissingExtraError:
         raise
     except Exception as error:
         raise SourceError(
-            f"sample {key!r}, field {field!r}: cannot decode {len(data)} bytes "
-            f"as {extension(codec or field)} ({error})"
+            f"sample {key!r}{' of ' * bool(shard)}{shard}, field {field!r}: cannot decode {len(data)} bytes "
+            f"as {extension(codec or field)} ({reason(error)})"
         ) from error
 
 
@@ -98,15 +141,38 @@ def decode_values(
     *,
     dtype: str | None = None,
     codec: str | None = None,
+    mode: Mode = True,
+    shards: Callable[[], Sequence[str]] | None = None,
 ) -> list[Any]:
-    """`decode_field` of many samples, None where one lacks the field."""
-    function = find(field, dtype, codec) or bytes
+    """The values of one field of many samples.
+
+    Args:
+        field: The name of the field.
+        column: The bytes of each sample; None if a sample lacks the field.
+        keys: The key of each sample, for messages.
+        dtype: See `find`.
+        codec: See `find`.
+        mode: See `find`.
+        shards: Returns the name of each sample's shard, for messages.
+
+    Returns:
+        The value of each sample; None if a sample lacks the field.
+
+    Raises:
+        SourceError: A field cannot be decoded.
+    """
+    function = find(field, dtype, codec, mode) or bytes
     try:
-        return [None if data is None else function(data) for data in column]
-    except Exception:  # noqa: BLE001 - decoding one by one finds out whose it is
+        if not mode or extension(codec or field) in QUICK:
+            return [None if data is None else function(data) for data in column]
+        return cancellable_map(lambda data: None if data is None else function(data), column)
+    except Exception:  # noqa: BLE001 - decode one by one, so that the error names the sample
+        names = [""] * len(keys) if shards is None else shards()
         return [
-            None if data is None else decode_field(field, data, dtype=dtype, codec=codec, key=key)
-            for key, data in zip(keys, column, strict=True)
+            None
+            if data is None
+            else decode_field(field, data, dtype=dtype, codec=codec, mode=mode, key=key, shard=shard)
+            for key, shard, data in zip(keys, names, column, strict=True)
         ]
 
 
@@ -117,7 +183,15 @@ def _text(data: Data) -> str:
 
 @_own("json", "jsn")
 def _json(data: Data) -> Any:
-    return msgspec.json.decode(data)
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        # NaN, Infinity and halves of surrogate pairs, as Python writes them.
+        try:
+            return json.loads(bytes(data))
+        except ValueError:
+            pass
+        raise
 
 
 @_own("mp", "msg")
@@ -141,14 +215,13 @@ def _arrays(data: Data) -> dict[str, Any]:
         return dict(found)
 
 
-@_own(*pixels.KINDS)
+@_own(*PIXELS)
 def _image(data: Data) -> Any:
-    """A uint8 array [height, width, 3], RGB."""
+    """An array uint8 [height, width, 3], RGB, turned as the EXIF orientation says."""
     return pixels.whole(data)
 
 
-@_own("wav", "flac", "ogg")
+@_own(*audio.EXTENSIONS)
 def _audio(data: Data) -> tuple[Any, int]:
-    """A float32 array [channels, frames] of values from -1 to 1, and the frames of a second."""
-    found, rate = require("soundfile", "audio").read(io.BytesIO(data), dtype="float32", always_2d=True)
-    return np.ascontiguousarray(found.T), rate
+    """An array float32 [channels, time] with values from -1 to 1, and the rate in Hz."""
+    return audio.decode(data)

@@ -7,23 +7,23 @@ parsing and without pickle. docs/format.md describes each array.
 from __future__ import annotations
 
 import itertools
-import math
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 
 from shardstream.errors import CorruptionError
+from shardstream.format.arrays import ArrayFile
+from shardstream.format.column_arrays import StoredColumn, names_of, stored_columns
+from shardstream.format.columns import ColumnInfo
+from shardstream.format.sparse import ARRAYS as SPARSE
+from shardstream.format.sparse import SparseTable, sparse_problem
 
-Array = npt.NDArray[np.generic]
 Unsigned = npt.NDArray[np.uint64]
 
-_DTYPES = {"U8": "u1", "I32": "<i4", "I64": "<i8", "U64": "<u8"}
 _COLUMNS = {
     "frame_offset": "u8",
     "frame_size": "u8",
@@ -36,19 +36,26 @@ _COLUMNS = {
     "key_bytes": "u1",
     "key_offset": "u8",
 }
+_DENSE = ("field_offset", "field_size")
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """The arrays of one shard with F frames, n samples and K fields.
 
-    frame_offset, frame_size: uint64 [F], stored bytes within the shard file.
-    frame_raw_offset, frame_raw_size: uint64 [F], the same bytes within the uncompressed tar.
-    frame_first: uint64 [F + 1], the number of each frame's first sample, then n.
-    frame_checksum: uint64 [F], xxh3_64 of the stored bytes.
-    field_offset, field_size: int32 or int64 [n, K], data of a field within its frame's raw bytes;
-    the size is -1 where the sample lacks the field.
-    key_bytes: uint8, the UTF-8 keys one after another; key_offset: uint64 [n + 1].
+    Attributes:
+        frame_offset: uint64 [F], where the stored bytes of each frame begin in the file of the shard.
+        frame_size: uint64 [F], how many stored bytes each frame has.
+        frame_raw_offset: uint64 [F], where the bytes of each frame begin in the uncompressed tar.
+        frame_raw_size: uint64 [F], how many uncompressed bytes each frame has.
+        frame_first: uint64 [F + 1], the number of each frame's first sample, then n.
+        frame_checksum: uint64 [F], xxh3_64 of the stored bytes of each frame.
+        field_offset: int32 or int64 [n, K], where the data of each field begins in the raw bytes of its
+            frame. An array, or a SparseTable if most samples lack most fields.
+        field_size: int32 or int64 [n, K], the bytes of each field; -1 if the sample lacks the field. Also one
+            of the two.
+        key_bytes: uint8, the keys in UTF-8, one after another.
+        key_offset: uint64 [n + 1], where each key begins in `key_bytes`, then the number of these bytes.
     """
 
     frame_offset: Unsigned
@@ -57,8 +64,8 @@ class ShardIndex:
     frame_raw_size: Unsigned
     frame_first: Unsigned
     frame_checksum: Unsigned
-    field_offset: npt.NDArray[np.int32] | npt.NDArray[np.int64]
-    field_size: npt.NDArray[np.int32] | npt.NDArray[np.int64]
+    field_offset: npt.NDArray[np.int32] | npt.NDArray[np.int64] | SparseTable
+    field_size: npt.NDArray[np.int32] | npt.NDArray[np.int64] | SparseTable
     key_bytes: npt.NDArray[np.uint8]
     key_offset: Unsigned
 
@@ -74,7 +81,7 @@ class ShardIndex:
 
     @property
     def nbytes(self) -> int:
-        """The bytes in memory; the keys are there twice once they are asked for."""
+        """The bytes in memory. The keys count twice, since `key_data` is a copy of them."""
         arrays = [getattr(self, name) for name in _COLUMNS]
         return sum(int(array.nbytes) for array in arrays) + self.key_bytes.nbytes
 
@@ -113,42 +120,67 @@ class ShardIndex:
         """The bytes of all keys, one after another."""
         return self.key_bytes.tobytes()
 
-    def with_columns(self, have: tuple[str, ...], want: tuple[str, ...]) -> ShardIndex:
-        """The same index with its field columns in another order; columns it lacks are missing."""
-        if have == want:
+    def with_columns(self, stored: tuple[str, ...], wanted: tuple[str, ...]) -> ShardIndex:
+        """The same index with other columns.
+
+        Args:
+            stored: The fields of the columns now.
+            wanted: The fields of the columns of the result. Samples lack a field that is not in `stored`.
+        """
+        if stored == wanted:
             return self
-        shape = (self.samples, len(want))
+        if isinstance(self.field_offset, SparseTable) and isinstance(self.field_size, SparseTable):
+            return replace(
+                self,
+                field_offset=self.field_offset.with_columns(stored, wanted),
+                field_size=self.field_size.with_columns(stored, wanted),
+            )
+        shape = (self.samples, len(wanted))
         offset = np.zeros(shape, self.field_offset.dtype)
         size = np.full(shape, -1, self.field_size.dtype)
-        for column, name in enumerate(want):
-            if name in have:
-                offset[:, column] = self.field_offset[:, have.index(name)]
-                size[:, column] = self.field_size[:, have.index(name)]
+        for column, name in enumerate(wanted):
+            if name in stored:
+                offset[:, column] = self.field_offset[:, stored.index(name)]
+                size[:, column] = self.field_size[:, stored.index(name)]
         return replace(self, field_offset=offset, field_size=size)
-
-    def to_bytes(self) -> bytes:
-        """The index file."""
-        return safetensors.numpy.save({name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS})
 
     @classmethod
     def from_bytes(
         cls, data: bytes | memoryview, *, where: str, fields: int, samples: int, frames: int,
-        shard_bytes: int, raw_bytes: int, contiguous: bool = True,
+        shard_bytes: int, raw_bytes: int, contiguous: bool = True, columns: Sequence[ColumnInfo] = (),
     ) -> ShardIndex:  # fmt: skip
-        """Load and validate an index against what the manifest says of its shard.
+        """Load an index, and check it against the manifest.
 
-        `contiguous` is False for shards whose stored bytes are decompressed as one unit, in which
-        every frame has the whole file as its stored bytes.
+        Args:
+            data: The content of the index file, or of its head alone: without the columns of values.
+            where: Its name, for messages.
+            fields: How many columns the shard has.
+            samples: How many samples.
+            frames: How many frames.
+            shard_bytes: The size of its file.
+            raw_bytes: The size of the tar in it.
+            contiguous: Whether frames lie one after another in the file. False if the file is one compressed
+                stream: then each frame has the whole file as its stored bytes.
+            columns: The columns of values behind the head. They are not looked at.
+
+        Raises:
+            CorruptionError: The file is no index, is damaged, or does not fit the manifest.
         """
-        try:
-            arrays = _views(data)
-        except (msgspec.DecodeError, struct.error, ValueError, KeyError) as error:
-            raise CorruptionError(f"{where}: not an index file ({error})") from error
-        if set(arrays) != set(_COLUMNS):
-            raise CorruptionError(f"{where}: the index holds the arrays {sorted(arrays)}")
-        for name, kinds in _COLUMNS.items():
+        file = ArrayFile(data, where)
+        names = _head_arrays(file)
+        arrays = file.take(set(names), names_of(columns))
+        for name, kinds in names.items():
             if arrays[name].dtype.str[1:] not in kinds.split():
                 raise CorruptionError(f"{where}: array {name} is of dtype {arrays[name].dtype}")
+        if names is not _COLUMNS:
+            bounds, places = arrays.pop("cell_bound").astype(np.int64), arrays.pop("cell_field")
+            if any(array.ndim != 1 for array in (bounds, places, arrays["cell_offset"], arrays["cell_size"])):
+                raise CorruptionError(f"{where}: the arrays of cells have more than one dimension")
+            tables: dict[str, Any] = {
+                "field_offset": SparseTable(bounds, places, arrays.pop("cell_offset"), fields, 0),
+                "field_size": SparseTable(bounds, places, arrays.pop("cell_size"), fields, -1),
+            }
+            arrays |= tables
         index = cls(**arrays)
         problem = index._problem(fields, samples, frames, shard_bytes, raw_bytes, contiguous)
         if problem:
@@ -183,22 +215,29 @@ class ShardIndex:
             return "a frame of a shard that is one unit does not span it"
         if not _apart(self.frame_raw_offset, self.frame_raw_size, raw_bytes):
             return "frames overlap or leave the uncompressed tar"
+        bounds = self.frame_first.astype(np.int64)
+        counts = bounds[1:] - bounds[:-1]
+        room = np.repeat(self.frame_raw_size.astype(np.int64), counts)
+        if isinstance(self.field_offset, SparseTable) and isinstance(self.field_size, SparseTable):
+            return sparse_problem(self.field_offset, self.field_size, samples, room) or self._keys_problem()
+        assert not isinstance(self.field_offset, SparseTable)
+        assert not isinstance(self.field_size, SparseTable)
         present = self.field_size >= 0
         if (self.field_size < -1).any() or (self.field_offset < 0).any():
             return "a field has a negative offset or size"
         if samples:
-            bounds = self.frame_first.astype(np.int64)
-            counts = bounds[1:] - bounds[:-1]
-            room = np.repeat(self.frame_raw_size.astype(np.int64), counts)[:, None]
             offsets = self.field_offset.astype(np.int64)
-            if (present & (self.field_size > room - offsets)).any():
+            if (present & (self.field_size > room[:, None] - offsets)).any():
                 return "a field leaves its frame"
+        return self._keys_problem()
+
+    def _keys_problem(self) -> str | None:
         try:
             self.key_data.decode()
         except UnicodeDecodeError:
             return "keys are not UTF-8"
         starts = self.key_offset[:-1]
-        if samples and len(self.key_bytes) and (self._starts(starts) & 0xC0 == 0x80).any():
+        if self.samples and len(self.key_bytes) and (self._starts(starts) & 0xC0 == 0x80).any():
             return "a key begins inside a character"
         return None
 
@@ -207,27 +246,64 @@ class ShardIndex:
         return self.key_bytes[inside.astype(np.int64)]
 
 
-class _Entry(msgspec.Struct):
-    """An array in a safetensors header."""
+def _head_arrays(file: ArrayFile) -> dict[str, str]:
+    """The arrays of an index besides columns of values, and their dtypes."""
+    if "cell_bound" not in file.names:
+        return _COLUMNS
+    return {name: kinds for name, kinds in _COLUMNS.items() if name not in _DENSE} | SPARSE
 
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+
+class Counts(NamedTuple):
+    """How much an index lists: its columns of fields, samples, frames, and the bytes of their tar."""
+
+    fields: int
+    samples: int
+    frames: int
+    raw_bytes: int
 
 
-def _views(data: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a safetensors file where they lie: its own reader copies each of them twice."""
-    (length,) = struct.unpack_from("<Q", data)
-    begin = 8 + length
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, entry in msgspec.json.decode(data[8:begin], type=dict[str, _Entry]).items():
-        dtype, (first, last) = np.dtype(_DTYPES[entry.dtype]), entry.data_offsets
-        count = math.prod(entry.shape)
-        if min(first, *entry.shape) < 0 or last - first != count * dtype.itemsize or begin + last > len(data):
-            raise ValueError(f"the array {name} of shape {entry.shape} is not at {first} to {last}")
-        found = np.frombuffer(data, dtype, count, begin + first) if count else np.empty(0, dtype)
-        arrays[name] = found.reshape(entry.shape)
-    return arrays
+def index_counts(data: bytes, where: str) -> Counts:
+    """How much an index lists, of which no manifest says it.
+
+    Raises:
+        CorruptionError: It is no index, or it has columns of values.
+    """
+    file = ArrayFile(data, where)
+    names = _head_arrays(file)
+    arrays = file.take(set(names), set())
+    offsets, sizes = arrays["frame_raw_offset"], arrays["frame_raw_size"]
+    raw = int(offsets[-1]) + int(sizes[-1]) if len(offsets) and len(sizes) else 0
+    if names is not _COLUMNS:
+        places = arrays["cell_field"]
+        shape: tuple[int, ...] = (0, int(places.max()) + 1 if places.size else 0)
+    else:
+        shape = arrays["field_offset"].shape
+    if len(shape) != 2 or len(arrays["key_offset"]) < 1:
+        raise CorruptionError(f"{where}: not an index file (fields of shape {shape})")
+    return Counts(shape[1], len(arrays["key_offset"]) - 1, len(offsets), raw)
+
+
+def columns_from_bytes(
+    data: bytes | memoryview, where: str, columns: Sequence[ColumnInfo], samples: int
+) -> dict[str, StoredColumn]:
+    """Load the columns of values of an index, and check them against the manifest.
+
+    Args:
+        data: The content of the whole index file.
+        where: Its name, for messages.
+        columns: The columns, as the manifest lists them.
+        samples: How many samples the shard has.
+
+    Raises:
+        CorruptionError: The file is no index, is damaged, or does not fit the manifest.
+    """
+    file = ArrayFile(data, where)
+    arrays = file.take(names_of(columns), set(_head_arrays(file)))
+
+    def fail(problem: str) -> CorruptionError:
+        return CorruptionError(f"{where}: {problem}; the index does not fit its manifest")
+
+    return stored_columns(arrays, columns, samples, fail)
 
 
 def _rises(bounds: Unsigned, first: int, last: int, strictly: bool = False) -> bool:
@@ -238,7 +314,7 @@ def _rises(bounds: Unsigned, first: int, last: int, strictly: bool = False) -> b
 
 
 def _apart(offset: Unsigned, size: Unsigned, limit: int) -> bool:
-    """Whether the runs rise without overlap within `limit` bytes (no sum can wrap around)."""
+    """Whether runs of bytes rise, do not overlap and end within `limit` bytes. No sum can overflow."""
     if not len(offset):
         return True
     if int(offset.max()) > limit or int(size.max()) > limit:

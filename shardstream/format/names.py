@@ -1,26 +1,28 @@
-"""Keys and field names: what a tar member may be called.
+"""Keys and field names: the names that a tar member may have.
 
-A member is `<key>.<field>`. As in WebDataset, the key ends at the first dot of the last path
-component, so a key may hold `/` but its last component holds no dot.
+The name of a member is `<key>.<field>`. As in WebDataset, the key ends at the first dot of the last path
+component, if nothing else is asked for. So a key may contain `/`, but its last component contains no dot.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 from urllib.parse import unquote
 
 from shardstream.errors import SourceError
 
+SplitKey = Literal["first", "last"]
 MAX_NAME = 1024
 
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f\ud800-\udfff]")
 _FORBIDDEN = re.compile(r"[\\\x00]")
-# Stands for a component that would be empty. No escaped text holds a bare percent sign.
+# Stands for an empty component. Escaped text never contains a percent sign alone.
 _EMPTY = "%"
 _PLAIN = re.compile(r"[A-Za-z0-9_\-]+\Z")
-# Most keys pass here at once: paths whose components begin with neither dot nor anything unusual.
+# A fast test that most keys pass: paths whose components have usual characters and do not begin with a dot.
 _PLAIN_KEY = re.compile(r"(?:[A-Za-z0-9_%~+=-][A-Za-z0-9_.%~+=-]*/)*[A-Za-z0-9_%~+=-]+\Z")
-# As most paths are: nothing in them needs an escape but the dots of the last component.
+# A fast test that most paths pass: only the dots of their last component have to be escaped.
 _PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_~+=-][A-Za-z0-9_.~+=-]*/)*[A-Za-z0-9_.~+=-]+\Z")
 
 
@@ -29,7 +31,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def escape_key(text: str) -> str:
-    """A valid key for any text: bytes that a key cannot hold are percent-encoded, reversibly."""
+    """A valid key for any text. Characters that a key cannot have are percent-encoded; see `unescape_key`."""
     if _PLAIN.match(text):
         return text
     if _PLAIN_PATH.match(text):
@@ -49,7 +51,7 @@ def _escape_part(part: str) -> str:
 
 
 def unescape_key(key: str) -> str:
-    """The text that `escape_key` was given."""
+    """The text of a key that `escape_key` made."""
     parts = ("" if part == _EMPTY else part for part in key.split("/"))
     return unquote("/".join(parts), errors="surrogatepass")
 
@@ -92,28 +94,44 @@ def check_field(name: str) -> str:
     return name
 
 
-def check_member_name(name: str, where: str) -> str:
-    """`name` itself if the archive `where` may hold a file of that name, else SourceError."""
+def check_member_name(name: str) -> str:
+    """`name` itself if a file in an archive may have that name, else SourceError."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError as error:
-        raise SourceError(f"{where}: member name {name!r} is not valid UTF-8") from error
+        raise SourceError("its name is not valid UTF-8") from error
     if not 0 < size <= MAX_NAME + 101:
-        raise SourceError(f"{where}: member name {shorten(name)!r} is {size} bytes long")
+        raise SourceError(f"its name is {size} bytes long")
     if name.startswith("/") or _FORBIDDEN.search(name) or ".." in name.split("/"):
-        raise SourceError(f"{where}: member name {shorten(name)!r} is absolute or leaves its folder")
+        raise SourceError(f"its name {shorten(name)!r} is absolute or leaves its folder")
     return name
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """(key, field) of a member name; the field is empty where the last component has no dot."""
+def plain_name(name: str) -> str:
+    """The name of a file in an archive, relative to its folder: "./a//b" is "a/b"."""
+    if name.startswith(("/", "./")) or "//" in name or "/./" in name:
+        return "/".join(part for part in name.split("/") if part not in ("", "."))
+    return name
+
+
+def split_name(name: str, at: SplitKey = "first") -> tuple[str, str]:
+    """(key, field) of the name of a member. The field is empty if the last component has no dot.
+
+    Args:
+        name: The name.
+        at: At which dot of the last component it is split. At the last one, the dots before it become "%2E"
+            in the key, since the last component of a key has no dot.
+    """
     slash = name.rfind("/")
     dot = name.find(".", slash + 1)
     if dot < 0:
         return name, ""
+    if at == "last":
+        dot = name.rfind(".")
+        return name[: slash + 1] + name[slash + 1 : dot].replace(".", "%2E"), name[dot + 1 :]
     return name[:dot], name[dot + 1 :]
 
 
 def shorten(text: str, limit: int = 80) -> str:
-    """`text`, cut in the middle where it is too long for a message."""
+    """`text`, with its middle left out if it has more than `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]}"

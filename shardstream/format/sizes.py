@@ -1,10 +1,11 @@
-"""Sizes in human units."""
+"""Sizes such as "64MiB", from text to bytes and back."""
 
 from __future__ import annotations
 
 import re
 
 from shardstream.errors import OptionError
+from shardstream.format.numbers import whole_number
 
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgtp", start=1):
@@ -15,11 +16,20 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*\Z")
 
 
 def parse_size(value: str | int, name: str = "size") -> int:
-    """Bytes in `value`: an int, or text such as "64MiB" (1024-based), "200GB" (1000-based), "1k"."""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise OptionError(f"{name}={value!r} is not a size; write for example '64MiB'")
-    if isinstance(value, int):
-        size = value
+    """The bytes of a size.
+
+    Args:
+        value: An int; or text, such as "64MiB" or "1k" in units of 1024, or "200GB" in units of 1000.
+        name: The name of the option, for messages.
+
+    Raises:
+        OptionError: `value` is no size, or not above 0.
+    """
+    if not isinstance(value, str):
+        try:
+            size = whole_number(name, value)
+        except OptionError:
+            raise OptionError(f"{name}={value!r} is not a size; write for example '64MiB'") from None
     else:
         match = _SIZE.match(value)
         if match is None or match[2].lower() not in _UNITS:
@@ -31,7 +41,7 @@ def parse_size(value: str | int, name: str = "size") -> int:
 
 
 def human_size(size: float) -> str:
-    """`size` bytes for a person, in 1024-based units: "1.5 MiB"."""
+    """`size` bytes as text for people, in units of 1024: "1.5 MiB"."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,8 +1,9 @@
-"""Tar members to bytes, and the scan of archives, ours or others'.
+"""Writes the headers of tar members, and lists the members of any tar.
 
-Written: POSIX ustar, with a pax header where a name is longer than ustar can hold or not ASCII, or
-a size is 8 GiB or more (POSIX.1-2017, pax Interchange Format). Headers are deterministic: mode
-0644, uid, gid and mtime 0, no user or group name. Read: ustar, pax, and GNU long names and sizes.
+Members are written as POSIX ustar. They have a pax header (POSIX.1-2017, pax Interchange Format) if the name
+is too long for ustar or not ASCII, or if the size is 8 GiB or more. Headers are deterministic: mode 0644,
+uid, gid and mtime 0, no user or group name. What can be read is v7, ustar, pax, and the long names and sizes
+of GNU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from zlib import adler32
 
 from shardstream.errors import SourceError
-from shardstream.format.names import check_member_name, shorten, split_name
+from shardstream.format.names import check_member_name, plain_name, shorten, split_name
 
 __all__ = ["BLOCK", "TRAILER", "Member", "member_header", "padding", "scan", "split_name"]
 
@@ -21,8 +22,15 @@ TRAILER = bytes(2 * BLOCK)
 _ZEROS = bytes(BLOCK)
 _USTAR_MAX_SIZE = 8**11 - 1
 _META_MAX = 1 << 20  # a pax or long-name record larger than this is hostile
+_REGULAR = b"0\x007"
+_DATALESS = b"123456"  # links, devices, directories and FIFOs: what their size says is not there
+_KINDS = {
+    b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a FIFO", b"S": "a sparse file",
+    b"M": "the rest of a file of another volume", b"D": "a list of GNU's incremental dumps",
+    b"V": "a label of a volume",
+}  # fmt: skip
 
-# All but name, size and checksum; eight blanks stand for the checksum while it is summed.
+# A header without name, size and checksum. While the checksum is computed, it counts as eight spaces.
 _AFTER_NAME = b"0000644\0" + b"0000000\0" * 2
 _AFTER_SIZE = b"00000000000\0"
 _TAIL = bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
@@ -36,8 +44,8 @@ def padding(size: int) -> bytes:
 
 def _header(name: bytes, size: int, kind: bytes) -> bytes:
     size_text = b"%011o\0" % size
-    # The low half of an Adler-32 is 1 + the sum of the bytes, modulo 65521: at most 112 bytes of
-    # ASCII stay below that. Summing in Python took a third of the time of a small sample.
+    # The low half of an Adler-32 is 1 + the sum of the bytes, modulo 65521. The sum of 112 bytes of ASCII is
+    # less than that. To sum in Python would be a third of the time of a small sample.
     total = _FIXED_SUM + (adler32(name + size_text) & 0xFFFF) - 1 + kind[0]
     return b"%b%b%b%b%06o\0 %b%b" % (
         name.ljust(100, b"\0"), _AFTER_NAME, size_text, _AFTER_SIZE, total, kind, _TAIL,
@@ -74,38 +82,72 @@ def member_header(name: str, size: int) -> bytes:
 
 
 class Member(NamedTuple):
-    """A file in an archive: its data lies at [offset, offset + size) of the uncompressed tar."""
+    """A member of an archive that is no directory.
+
+    Attributes:
+        name: Its name, without "./" and without double slashes.
+        start: Where its headers begin in the uncompressed tar, in bytes.
+        offset: Where its data begins in the uncompressed tar, in bytes.
+        size: The bytes of its data.
+        link: For a hard link the name of the earlier member that has its data; else "".
+        problem: Why it cannot be read; "" if it can.
+    """
 
     name: str
-    start: int  # where its headers begin
+    start: int
     offset: int
     size: int
+    link: str = ""
+    problem: str = ""
 
 
-def scan(file: BinaryIO, size: int | None = None, where: str = "archive") -> Iterator[Member]:
-    """Yield the regular files of the tar in `file`, reading headers only.
+def scan(
+    file: BinaryIO, size: int | None = None, where: str = "archive", begin: int | None = None
+) -> Iterator[Member]:
+    """The members of a tar. Only headers are read.
 
-    `size` is the length of the uncompressed archive where it is known. After each yield the file is
-    positioned at the member's data, and it may be read there; where `file` cannot seek, data that
-    was not read is read and dropped. Links, devices and FIFOs, names that are absolute or leave
-    their folder, and sizes beyond the archive raise SourceError; so does an archive that ends
-    inside a member, or without the two zero blocks that end a tar.
+    As GNU tar with --ignore-zeros and bsdtar, it takes tars that were joined by `cat`, and a tar that ends in
+    one block of zeros. A member that cannot be read has a `problem`.
+
+    At each member, `file` stands at the beginning of its data, which the caller may read. Data that was not
+    read is skipped; if `file` cannot seek, it is read and dropped.
+
+    Args:
+        file: The uncompressed tar.
+        size: The bytes of the tar, or None if they are not known.
+        where: The name of the tar, for messages.
+        begin: Where to begin, in bytes: at the headers of a member, if `file` can seek. None: at its
+            beginning, where it stands.
+
+    Raises:
+        SourceError: The tar is damaged, or a size is beyond its end. Or it ends inside a member, or without a
+            block of zeros.
     """
     seekable = file.seekable()
-    position = 0
-    start = 0
+    position = start = begin or 0
+    zeros = 0
     attributes: dict[str, str] = {}
+    if begin is not None:
+        file.seek(begin)
     while True:
         header = file.read(BLOCK)
+        if header == _ZEROS:
+            zeros += 1
+            position = start = position + BLOCK
+            continue
         if len(header) < BLOCK:
+            if zeros and not attributes:
+                return
             raise SourceError(
                 f"{where}: the tar ends at byte {position} without its end mark; is it cut off?"
             )
-        if header == _ZEROS:
-            if file.read(BLOCK) != _ZEROS:
-                raise SourceError(f"{where}: a lone zero block at byte {position}, not the end of a tar")
-            return
-        name, member_size, kind = _parse_header(header, position, where)
+        try:
+            name, member_size, kind, link = _parse_header(header, position, where)
+        except SourceError as error:
+            if not zeros:
+                raise
+            raise SourceError(f"{error}; the bytes behind the end of the tar are no other tar") from error
+        zeros = 0
         position += BLOCK
         if kind in b"xgLK":
             if member_size > _META_MAX:
@@ -116,38 +158,67 @@ def scan(file: BinaryIO, size: int | None = None, where: str = "archive") -> Ite
             position += member_size + -member_size % BLOCK
             if kind == b"x":
                 attributes.update(_parse_pax(record[:member_size], position, where))
-            elif kind == b"L":
-                attributes["path"] = _text(record[:member_size].rstrip(b"\0"), position, where)
-            elif kind == b"K":
-                attributes["linkpath"] = ""
+            elif kind == b"g":
+                if {"path", "size"} & set(_parse_pax(record[:member_size], position, where)):
+                    raise SourceError(
+                        f"{where}: a global pax header before byte {position} names all members"
+                    )
+            else:
+                attributes["path" if kind == b"L" else "linkpath"] = _text(record[:member_size].rstrip(b"\0"))
             continue
+        if kind == b"S":
+            position += _skip_sparse_map(file, header)
         name = attributes.get("path", name)
+        link = attributes.get("linkpath", link)
         if "size" in attributes:
             if not attributes["size"].isdecimal() or len(attributes["size"]) > 19:
                 raise SourceError(f"{where}: a pax size of {shorten(attributes['size'])!r}")
             member_size = int(attributes["size"])
-        if any(key.startswith("GNU.sparse") for key in attributes):
-            raise SourceError(f"{where}: {shorten(name)!r} is a sparse file; repack it without --sparse")
+        sparse = any(key.startswith("GNU.sparse") for key in attributes)
+        name = attributes.get("GNU.sparse.name", name)
         attributes = {}
-        if kind in b"5":
-            check_member_name(name.rstrip("/") or "/", where)
-            start = position
-            continue
-        if kind not in b"0\x007":
-            raise SourceError(
-                f"{where}: {shorten(name)!r} is not a regular file (type {kind!r}); links and "
-                "devices are refused"
-            )
-        check_member_name(name, where)
+        if kind in _DATALESS:
+            member_size = 0
         end = position + member_size + -member_size % BLOCK
         if size is not None and end > size:
             raise SourceError(
-                f"{where}: {shorten(name)!r} claims {member_size} bytes at byte {position}, beyond "
+                f"{where}: {shorten(_shown(name))!r} claims {member_size} bytes at byte {position}, beyond "
                 f"the archive's {size} bytes"
             )
-        yield Member(name, start, position, member_size)
-        _skip_to(file, position, end, seekable, where)
+        directory = kind == b"5" or (kind in _REGULAR and name.endswith("/"))
+        if not directory:
+            problem = _problem(name, b"S" if sparse else kind)
+            target = plain_name(link) if kind == b"1" else ""
+            yield Member(plain_name(name), start, position, member_size, target, problem)
+        if end > position:
+            _skip_to(file, position, end, seekable, where)
+        elif seekable:
+            file.seek(end)
         position = start = end
+
+
+def _problem(name: str, kind: bytes) -> str:
+    if kind not in _REGULAR and kind != b"1":
+        return f"it is {_KINDS.get(kind, f'a member of the unknown type {kind!r}')}, not a regular file"
+    try:
+        check_member_name(name)
+    except SourceError as error:
+        return str(error)
+    return ""
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _skip_sparse_map(file: BinaryIO, header: bytes) -> int:
+    """Skip the blocks behind the header of a sparse file of GNU that list its holes; returns their bytes."""
+    read, more = 0, header[482]
+    while more:
+        block = file.read(BLOCK)
+        read += BLOCK
+        more = block[504] if len(block) == BLOCK else 0
+    return read
 
 
 def _skip_to(file: BinaryIO, begin: int, end: int, seekable: bool, where: str) -> None:
@@ -164,11 +235,8 @@ def _skip_to(file: BinaryIO, begin: int, end: int, seekable: bool, where: str) -
         here += len(chunk)
 
 
-def _text(raw: bytes, position: int, where: str) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{where}: a name before byte {position} is not UTF-8") from error
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")  # the name is checked when its member is known
 
 
 def _number(field: bytes, position: int, where: str) -> int:
@@ -181,9 +249,11 @@ def _number(field: bytes, position: int, where: str) -> int:
         raise SourceError(f"{where}: no tar header at byte {position}") from error
 
 
-def _parse_header(header: bytes, position: int, where: str) -> tuple[str, int, bytes]:
+def _parse_header(header: bytes, position: int, where: str) -> tuple[str, int, bytes, str]:
     expected = _number(header[148:156], position, where)
-    if sum(header) - sum(header[148:156]) + 8 * 32 != expected:
+    total = sum(header) - sum(header[148:156]) + 8 * 32
+    # Some old tars add up the bytes as signed numbers.
+    if expected not in (total, total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])):
         raise SourceError(f"{where}: no valid tar header at byte {position} (its checksum is wrong)")
     raw = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0":
@@ -194,9 +264,8 @@ def _parse_header(header: bytes, position: int, where: str) -> tuple[str, int, b
     if size < 0 or size >= 1 << 62:
         raise SourceError(f"{where}: a member of {size} bytes at byte {position}")
     kind = header[156:157]
-    # A pax or long name may replace it, so its own bytes need not be text yet.
-    name = raw.decode("utf-8", "surrogateescape")
-    return name, size, kind
+    link = header[157:257].split(b"\0", 1)[0]
+    return _text(raw), size, kind, _text(link)
 
 
 def _parse_pax(record: bytes, position: int, where: str) -> dict[str, str]:
@@ -211,7 +280,7 @@ def _parse_pax(record: bytes, position: int, where: str) -> dict[str, str]:
         name, equals, value = entry.partition(b"=")
         if not equals or not value.endswith(b"\n") or at + length > len(record):
             raise SourceError(f"{where}: a damaged pax header before byte {position}")
-        if name in (b"path", b"size") or name.startswith(b"GNU.sparse"):
-            attributes[name.decode("ascii", "replace")] = _text(value[:-1], position, where)
+        if name in (b"path", b"linkpath", b"size") or name.startswith(b"GNU.sparse"):
+            attributes[name.decode("ascii", "replace")] = _text(value[:-1])
         at += length
     return attributes

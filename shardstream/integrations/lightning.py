@@ -20,6 +20,9 @@ class TrainLoader:
     Lightning leaves an epoch by counting batches, not by exhausting the iterator. So a state at the
     end of an epoch is given out as the start of the next, and one that was saved with another global
     batch (ranks x batch_size) is refused: by Lightning's count the epoch would end early.
+
+    Args:
+        loader: A StreamingLoader.
     """
 
     def __init__(self, loader: StreamingLoader) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardstream.errors import OptionError
+from shardstream.format.numbers import whole_number
 from shardstream.loader import StreamingLoader
 from shardstream.order.cursor import read_place
 from shardstream.order.topology import batches
@@ -16,11 +17,21 @@ __all__ = ["after", "delivered"]
 def after(loader: StreamingLoader, state: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """The state `steps` batches after `state`; at the end of an epoch it is the start of the next.
 
-    For what prefetches (tf.data, a queue to a device): the loader's own state counts what was taken
-    from it, this one what was trained on.
+    It is for consumers that prefetch (tf.data, a queue to a device): the loader's own state counts the
+    batches that were taken from it, this one the batches that were trained on.
+
+    Args:
+        loader: The loader.
+        state: What its `state_dict` gave.
+        steps: Batches that were trained on since then, at least 0.
+
+    Returns:
+        A state for `load_state_dict`.
+
+    Raises:
+        StateError: It is no state of this version.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise OptionError(f"steps={steps!r} must be an int, at least 0")
+    steps = whole_number("steps", steps, 0)
     epoch, position = read_place(state)
     size, total, last = loader.batch_size * loader.ds.topology.dp_size, loader.ds.total, loader.last
     whole = batches(total, size, last)
@@ -35,7 +46,8 @@ def after(loader: StreamingLoader, state: Mapping[str, Any], steps: int) -> dict
 def delivered(loader: StreamingLoader, state: Mapping[str, Any]) -> int:
     """How many of the loader's batches of the epoch lie before a state.
 
-    Raises OptionError where that is no whole number: the framework that counts them would lose samples.
+    Raises:
+        OptionError: It is no whole number. The framework that counts the batches would lose samples.
     """
     _, position = read_place(state)
     ranks = loader.ds.topology.dp_size

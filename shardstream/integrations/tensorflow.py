@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardstream.dataset import OrderedDataset
+from shardstream.dataset.arguments import Last
 from shardstream.errors import OptionError
-from shardstream.loader import StreamingLoader
-from shardstream.read.batch import Ragged
+from shardstream.format.numbers import whole_number
+from shardstream.loader import LoaderOptions, StreamingLoader
+from shardstream.read.samples.batch import Ragged
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["to_tf"]
 
 Values = dict[str, Any]
 
 
+class _Options(LoaderOptions, total=False):
+    last: Last
+    collate: Callable[[list[Any]], Any] | None
+
+
 def to_tf(
-    source: StreamingLoader | OrderedDataset,
+    source: StreamingLoader[Any] | OrderedDataset[Any],
     batch_size: int | None = None,
     *,
     replicas: int = 1,
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> Any:
     """A tf.data.Dataset of the batches of a StreamingLoader; iterating it again is the next epoch.
 
-    A batch is a dict: tensors as they are, bytes and str as tf.string [B]. Numbers keep their dtype.
+    A batch is a dict: tensors as they are, bytes and str as tf.string [B]. Numbers have the same dtype.
 
-    source: a loader, or a dataset of which one is made with `batch_size` and `options`.
-    replicas: cut each batch into so many of equal size, for a strategy whose replicas take turns:
-        all of them then see the same number. The batch size must be a multiple of it.
+    tf.data reads ahead of the training loop. So do not save `loader.state_dict()`, but
+    `position.after(loader, start, steps)`: `start` is the loader's state before the loop, and `steps` are the
+    batches that were trained on since.
 
-    tf.data reads ahead of the training loop. So save `position.after(loader, start, steps)`, where
-    `start` is the loader's state before the loop and `steps` the batches trained on since, not
-    `loader.state_dict()`.
+    Args:
+        source: A loader, or a dataset of which a loader is made.
+        batch_size: Of the loader that is made.
+        replicas: Cut each batch into so many of equal size, for a strategy whose replicas take turns: all of
+            them then see the same number of batches. The batch size must be a multiple of it.
+        options: Of the loader that is made; see `StreamingLoader`.
+
+    Returns:
+        A tf.data.Dataset.
+
+    Raises:
+        OptionError: The options do not fit together, or a batch has something that TensorFlow does not know.
     """
     import tensorflow as tf
 
     loader = _loader(source, batch_size, options)
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
-        raise OptionError(f"replicas={replicas!r} must be an int, at least 1")
+    replicas = whole_number("replicas", replicas, 1)
     if loader.batch_size % replicas or (replicas > 1 and loader.last == "short"):
         raise OptionError(
             f"a batch of {loader.batch_size} with last={loader.last!r} does not divide among "
@@ -63,7 +81,7 @@ def to_tf(
 
 
 def _loader(
-    source: StreamingLoader | OrderedDataset, batch_size: int | None, options: Mapping[str, Any]
+    source: StreamingLoader[Any] | OrderedDataset[Any], batch_size: int | None, options: Mapping[str, Any]
 ) -> StreamingLoader:
     if isinstance(source, StreamingLoader):
         if batch_size is not None or options:
@@ -75,7 +93,7 @@ def _loader(
 
 
 def _first(loader: StreamingLoader) -> Values:
-    """A batch, for its fields, dtypes and shapes; the loader is then where it was."""
+    """A batch, for its fields, dtypes and shapes; the loader is then at the same place as before."""
     state = loader.state_dict()
     loader.load_state_dict({**state, "position": 0})
     try:

@@ -17,7 +17,7 @@ _STATE = "state"
 
 
 class _Place(TrainerCallback, ExportableState):
-    """Keeps the loader's state in trainer_state.json, which the Trainer writes and reads."""
+    """Puts the loader's state into trainer_state.json, which the Trainer writes and reads."""
 
     def __init__(self, loader: StreamingLoader) -> None:
         self.loader = loader
@@ -44,8 +44,15 @@ class StreamingTrainer(Trainer):
     """A Trainer that trains on the batches of `train_loader`, a StreamingLoader.
 
     The Trainer would put a `train_dataset` into a DataLoader and have Accelerate share it out again;
-    it does nothing to what `get_train_dataloader` returns. Resuming needs `ignore_data_skip=True`,
-    since the loader goes to its place by itself.
+    it does nothing to what `get_train_dataloader` returns.
+
+    Args:
+        args, options: Of the Trainer. `ignore_data_skip=True` is needed, since the loader goes to its place
+            by itself.
+        train_loader: A StreamingLoader.
+
+    Raises:
+        OptionError: `ignore_data_skip` is False, or an epoch does not divide by the accumulation steps.
     """
 
     def __init__(self, *args: Any, train_loader: StreamingLoader, **options: Any) -> None:

@@ -1,29 +1,50 @@
 """Position <-> (lane, offset) <-> (shard, sample): the order of an epoch, without state.
 
-S, a sequence of all samples, is cut into C contiguous lanes; lane l holds ceil((N - l) / C) samples.
-Position i lies in lane i mod C at offset i div C. S consists of pieces: whole shards in the permuted
-order, or with scope="lane" the parts of shards that lanes hold, permuted within their lanes.
+S is a sequence of all N samples. It is cut into C lanes, each a stretch of S. Lane l holds
+ceil((N - l) / C) samples. Position i lies in lane i mod C, at offset i div C.
+
+S consists of pieces. With scope="epoch" a piece is a whole shard, and all shards are permuted. With
+scope="lane" a piece is the part of a shard that one lane holds, and pieces are permuted within their lane.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardstream.errors import OptionError
+from shardstream.format.numbers import whole_number
+from shardstream.memory import Holder, RecentValues
 from shardstream.order.shuffle import FIXED, PIECES, SHARDS, ShardOrder, Shuffle, permutation, raw
 
-__all__ = ["Order", "distinct", "groups", "lane_index", "lane_position", "lane_sizes"]
+__all__ = [
+    "Order", "RecentWindows", "distinct", "groups", "lane_index", "lane_position", "lane_sizes",
+    "recent_windows",
+]  # fmt: skip
 
 Ints = NDArray[np.int64]
-_NONE = np.empty(0, np.int64)
+# By order, piece and window; the window -1 is the order of all windows of a piece.
+RecentWindows = RecentValues[tuple[int, int, int], ShardOrder | Ints]
+_BYTES = 64 << 20  # of windows, for an order that is given no place for them
+_numbers = itertools.count()
+
+
+def recent_windows(limit: int, holder: Holder | None = None) -> RecentWindows:
+    """A place for windows of orders, those that were used last.
+
+    Args:
+        limit: Bytes of all windows.
+        holder: Where these bytes count, or None.
+    """
+    return RecentValues(attrgetter("nbytes"), limit, holder)
 
 
 def lane_index(positions: Ints, total: int, lanes: int) -> Ints:
-    """The index in S of each position."""
+    """The index in S of each position, int64 as given; `total` samples in `lanes` lanes."""
     lane, offset = positions % lanes, positions // lanes
     return lane * (total // lanes) + np.minimum(lane, total % lanes) + offset
 
@@ -41,7 +62,7 @@ def lane_position(indices: Ints, total: int, lanes: int) -> Ints:
 
 
 def lane_sizes(total: int, lanes: int) -> Ints:
-    """How many samples each lane holds."""
+    """How many samples each lane holds, int64 [lanes]."""
     return (total - 1 - np.arange(lanes, dtype=np.int64)) // lanes + 1
 
 
@@ -54,7 +75,7 @@ def distinct(values: Ints) -> Ints:
 
 
 def in_order(values: Ints) -> Ints:
-    """Each value once, where it comes first."""
+    """Each value once, in the order in which the values first appear."""
     order = np.argsort(values, kind="stable")
     found = values[order]
     new = np.ones(len(found), np.bool_)
@@ -63,7 +84,7 @@ def in_order(values: Ints) -> Ints:
 
 
 def groups(values: Ints) -> Iterator[tuple[int, Ints]]:
-    """Each distinct value, and where it stands."""
+    """Each distinct value, and the indices at which it stands."""
     if not len(values):
         return
     order = np.argsort(values, kind="stable")
@@ -75,10 +96,25 @@ def groups(values: Ints) -> Iterator[tuple[int, Ints]]:
 class Order:
     """The order of one epoch: a bijection between positions 0 .. N - 1 and (shard, sample).
 
-    sizes: the samples of each shard.  frame_first: shard -> array [F + 1]; only called for shards
-    whose samples are asked for.  shuffle: None for the natural order.
-    kept: where only some samples of the shards take part, shard -> their numbers, or None for all;
-    sizes and frame_first then count those samples alone.  Not shared between threads.
+    An order is for one thread at a time.
+
+    Args:
+        sizes: How many samples of each shard take part, [shards].
+        frame_first: From a shard to the first sample of each frame, then the end, [F + 1]. It is only called
+            for shards whose samples are asked for.
+        shuffle: How to shuffle. None is the natural order.
+        epoch: The number of the epoch, 0 to 2**64 - 1.
+        lanes: How many lanes there are, at least 1.
+        chosen: From a shard to the numbers of the samples that take part, rising; or to None if all do. Then
+            `sizes` and `frame_first` count only these samples. None: all samples of all shards take part.
+        recent: Where windows that were computed stay for a while. Several orders may share it. By default
+            each order has one of its own.
+
+    Attributes:
+        total: N, how many samples take part.
+
+    Raises:
+        OptionError: `epoch` or `lanes` is out of range.
     """
 
     def __init__(
@@ -88,18 +124,19 @@ class Order:
         shuffle: Shuffle | None,
         epoch: int = 0,
         lanes: int = 1,
-        kept: Callable[[int], Ints | None] | None = None,
-        memory: int = 256 << 20,
+        chosen: Callable[[int], Ints | None] | None = None,
+        recent: RecentWindows | None = None,
     ) -> None:
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 2**64:
-            raise OptionError(f"epoch={epoch!r} must be an int, at least 0")
+        epoch = whole_number("epoch", epoch, 0)
+        if epoch >= 2**64:
+            raise OptionError(f"epoch={epoch} must be less than 2**64")
         if lanes < 1:
             raise OptionError(f"lanes={lanes} must be at least 1")
         natural = np.asarray(sizes, np.int64)
         self.shuffle, self.epoch, self.lanes = shuffle, epoch, lanes
         self.total = int(natural.sum())
-        self._sizes, self._frame_first, self._kept = natural, frame_first, kept
-        # Of each piece in the order of S: its number, its shard, its first sample in the shard.
+        self._sizes, self._frame_first, self._chosen = natural, frame_first, chosen
+        # Of each piece, in the order of S: its number (_pieces), its shard, its first sample in the shard.
         if shuffle is not None and shuffle.scope == "lane":
             counts = self._cut_lanes(shuffle)
         else:
@@ -115,13 +152,13 @@ class Order:
         self._starts = self._ends - counts
         self._places = np.empty_like(self._pieces)
         self._places[self._pieces] = np.arange(len(self._pieces), dtype=np.int64)
-        self._memory, self._held = memory, 0
-        self._recent: OrderedDict[tuple[int, int], ShardOrder | Ints] = OrderedDict()
-        # Of each piece the window that was used last: its first offset, and its samples.
-        self._current: dict[int, tuple[int, Ints]] = {}
+        self._recent = recent_windows(_BYTES) if recent is None else recent
+        self._number = next(_numbers)
+        # From a piece to the window that was used last: its first offset, its end, and its number.
+        self._current: dict[int, tuple[int, int, int]] = {}
 
     def _cut_lanes(self, shuffle: Shuffle) -> Ints:
-        """Pieces whose lanes do not depend on the epoch; gives the number of samples of each."""
+        """Make pieces whose lanes do not depend on the epoch; returns how many samples each piece has."""
         fixed = permutation(len(self._sizes), shuffle.seed, 0, FIXED)
         ends = np.cumsum(self._sizes[fixed])
         starts = ends - self._sizes[fixed]
@@ -140,30 +177,41 @@ class Order:
         return np.diff(cuts, append=self.total)[order]
 
     def shards(self, positions: ArrayLike) -> Ints:
-        """The shard of each position; asks for no frames, and so for no index."""
+        """The shard of each position, int64. `frame_first` is not called, so that no index is read."""
         return self._shards[self._find(positions)[0]]
 
     def locate(self, positions: ArrayLike) -> tuple[Ints, Ints]:
-        """The shard and the number within the shard of each position, in O(log shards) each."""
+        """The shard of each position, and the number of the sample within this shard, both int64.
+
+        Args:
+            positions: Numbers from 0 to N - 1. Each takes O(log shards).
+
+        Raises:
+            IndexError: A position is out of range.
+        """
         place, offset = self._find(positions)
         shards = self._shards[place]
         samples = self._begins[place] + offset
         if self.shuffle is not None:
             samples = self._shuffled(place, offset)
-        elif self._kept is not None:
+        elif self._chosen is not None:
             for shard, rows in groups(shards):
-                kept = self._kept(shard)
-                if kept is not None:
-                    samples[rows] = kept[samples[rows]]
+                chosen = self._chosen(shard)
+                if chosen is not None:
+                    samples[rows] = chosen[samples[rows]]
         return shards, samples
 
     def position(self, shard: int, sample: int) -> int:
-        """The position of one sample: the inverse of `locate`."""
+        """The position of one sample: the inverse of `locate`.
+
+        Raises:
+            IndexError: There is no such shard or sample, or the sample does not take part.
+        """
         self._check(np.asarray(shard), len(self._sizes), "shard")
-        kept = None if self._kept is None else self._kept(shard)
-        if kept is not None:
-            number = int(np.searchsorted(kept, sample))
-            if number == len(kept) or kept[number] != sample:
+        chosen = None if self._chosen is None else self._chosen(shard)
+        if chosen is not None:
+            number = int(np.searchsorted(chosen, sample))
+            if number == len(chosen) or chosen[number] != sample:
                 raise IndexError(f"sample {sample} of shard {shard} is not in the subset")
             sample = number
         self._check(np.asarray(sample), int(self._sizes[shard]), "sample")
@@ -181,10 +229,16 @@ class Order:
     @property
     def partial(self) -> bool:
         """Whether only some samples of the shards take part."""
-        return self._kept is not None
+        return self._chosen is not None
 
     def span(self, shard: int) -> tuple[int, int]:
-        """The part of S, from and to, that holds the samples of a shard; with scope="lane" others, too."""
+        """(begin, end) of the part of S that holds the samples of a shard.
+
+        With scope="lane" this part holds samples of other shards, too. The part is empty if no sample of the
+        shard takes part.
+        """
+        if not self._sizes[shard]:
+            return 0, 0
         pieces = slice(shard, shard + 1)
         if self._cuts is not None:
             begin = int(self._fixed_starts[shard])
@@ -196,7 +250,7 @@ class Order:
         return int(self._starts[places].min()), int(self._ends[places].max())
 
     def _find(self, positions: ArrayLike) -> tuple[Ints, Ints]:
-        """The place of the piece and the offset in it of each position."""
+        """Of each position the place of its piece in S, and the offset within the piece."""
         wanted = np.asarray(positions, np.int64)
         self._check(wanted, self.total, "position")
         index = lane_index(wanted, self.total, self.lanes)
@@ -204,7 +258,7 @@ class Order:
         return place, index - self._starts[place]
 
     def _shuffled(self, place: Ints, offset: Ints) -> Ints:
-        """The samples at offsets of pieces. Those of a piece mostly lie in the window used last."""
+        """The samples at offsets of pieces. Most lie in the window of the piece that was used last."""
         count = len(place)
         order = np.argsort(place, kind="stable")
         pieces, sought = place[order], offset[order]
@@ -214,61 +268,56 @@ class Order:
             low, high = np.minimum.reduceat(sought, starts), np.maximum.reduceat(sought, starts)
             runs = (pieces[starts], starts, np.append(starts[1:], count), low, high)
             for number, begin, end, least, most in zip(*(run.tolist() for run in runs), strict=True):
-                first, inside = self._current.get(number, (0, _NONE))
-                if not (first <= least and most < first + len(inside)):
-                    found[begin:end] = self._some(number, sought[begin:end])
-                else:
+                first, last, window = self._current.get(number, (0, 0, 0))
+                inside = None
+                if first <= least and most < last:
+                    inside = self._recent.get((self._number, number, window))
+                if isinstance(inside, np.ndarray):
                     found[begin:end] = inside[sought[begin:end] - first]
+                else:
+                    found[begin:end] = self._some(number, sought[begin:end])
         samples[order] = found
         return samples
 
     def _some(self, place: int, offsets: Ints) -> Ints:
-        """The samples at offsets of one piece, in whatever windows."""
+        """The samples at offsets of one piece, which may lie in any of its windows."""
         found = np.empty(len(offsets), np.int64)
         inside = self._inside(place)
         for window, rows in groups(inside.windows(offsets)):
             begin, samples = inside.begin(window), self._window(place, inside, window)
             found[rows] = samples[offsets[rows] - begin]
-            self._current[place] = begin, samples
+            self._current[place] = begin, begin + len(samples), window
         return found
 
     def _inside(self, place: int) -> ShardOrder:
-        found = self._recall(place, -1)
-        if not isinstance(found, ShardOrder):
-            assert self.shuffle is not None
-            shard, bounds = int(self._shards[place]), self._frame_first(int(self._shards[place]))
-            if self._cuts is not None:
-                begin = int(self._begins[place])
-                end = begin + int(self._ends[place] - self._starts[place])
-                bounds = distinct(np.clip(np.asarray(bounds).astype(np.int64), begin, end))
-                shard = int(self._pieces[place])
-            found = ShardOrder(bounds, self.shuffle.seed, self.epoch, shard, self.shuffle.window)
-            self._keep(place, -1, found)
-        return found
+        """The order of the samples of a piece."""
+        key = self._number, place, -1
+        found = self._recent.get(key)
+        if isinstance(found, ShardOrder):
+            return found
+        assert self.shuffle is not None
+        shard, bounds = int(self._shards[place]), self._frame_first(int(self._shards[place]))
+        if self._cuts is not None:
+            begin = int(self._begins[place])
+            end = begin + int(self._ends[place] - self._starts[place])
+            bounds = distinct(np.clip(np.asarray(bounds).astype(np.int64), begin, end))
+            shard = int(self._pieces[place])
+        made = ShardOrder(bounds, self.shuffle.seed, self.epoch, shard, self.shuffle.window)
+        self._recent.put(key, made)
+        return made
 
     def _window(self, place: int, inside: ShardOrder, window: int) -> Ints:
-        found = self._recall(place, window)
-        if not isinstance(found, np.ndarray):
-            found = inside.samples(window)
-            kept = None if self._kept is None else self._kept(int(self._shards[place]))
-            if kept is not None:
-                found = kept[found]
-            self._keep(place, window, found)
-        return found
-
-    def _recall(self, place: int, window: int) -> ShardOrder | Ints | None:
-        found = self._recent.get((place, window))
-        if found is not None:
-            self._recent.move_to_end((place, window))
-        return found
-
-    def _keep(self, place: int, window: int, value: ShardOrder | Ints) -> None:
-        self._recent[place, window] = value
-        self._held += value.nbytes
-        while self._held > self._memory and len(self._recent) > 1:
-            (place, _), dropped = self._recent.popitem(last=False)
-            self._held -= dropped.nbytes
-            self._current.pop(place, None)
+        """The samples of a window of a piece."""
+        key = self._number, place, window
+        found = self._recent.get(key)
+        if isinstance(found, np.ndarray):
+            return found
+        samples = inside.samples(window)
+        chosen = None if self._chosen is None else self._chosen(int(self._shards[place]))
+        if chosen is not None:
+            samples = chosen[samples]
+        self._recent.put(key, samples)
+        return samples
 
     @staticmethod
     def _check(values: NDArray[np.generic], stop: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Selection: some samples of a dataset, as counts over shards and one bit a sample at most."""
+"""Selection: some samples of a dataset, in at most one bit for each sample."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ Ints = NDArray[np.int64]
 
 
 class Selection:
-    """Which samples of each shard take part.
+    """Which samples of each of P shards take part.
 
-    counts: int64 [P], the samples kept of each shard.  Their numbers are held for those shards of which
-    some are kept and some not: a bit for each sample, or the numbers where that is less.
+    If some samples of a shard take part and others do not, the shard needs memory: one bit for each sample,
+    or 4 bytes for each chosen sample if that is less.
+
+    Args:
+        sizes: int64 [P], how many samples each shard has.
+        chosen: Shards in rising order, each with the numbers of its chosen samples, int64, rising. No sample
+            of any other shard takes part.
+
+    Attributes:
+        counts: int64 [P], how many samples of each shard are chosen.
+        total: How many samples are chosen in all.
+        digest: A checksum of the selection, 32 hexadecimal digits.
     """
 
-    def __init__(self, sizes: Ints, kept: Iterable[tuple[int, Ints]]) -> None:
-        """kept: the shards in rising order, each with the numbers within it, rising; others keep none."""
+    def __init__(self, sizes: Ints, chosen: Iterable[tuple[int, Ints]]) -> None:
         self.counts = np.zeros(len(sizes), np.int64)
         self._sizes = sizes
         self._packed: dict[int, NDArray[np.generic]] = {}
         digest = xxhash.xxh3_128()
-        for shard, numbers in kept:
+        for shard, numbers in chosen:
             size = int(sizes[shard])
             self.counts[shard] = len(numbers)
             if 0 < len(numbers) < size:
@@ -37,8 +46,8 @@ class Selection:
         self.total = int(self.counts.sum())
         self._ends = np.cumsum(self.counts)
 
-    def kept(self, shard: int) -> Ints | None:
-        """The numbers that are kept of a shard, rising; None for all of them."""
+    def chosen(self, shard: int) -> Ints | None:
+        """The numbers of the chosen samples of a shard, int64, rising; None if all are chosen."""
         packed = self._packed.get(shard)
         if packed is None:
             return None if self.counts[shard] else np.empty(0, np.int64)
@@ -48,25 +57,37 @@ class Selection:
         return np.flatnonzero(bits)
 
     def frame_first(self, shard: int, first: NDArray[np.generic]) -> NDArray[np.generic]:
-        """`first`, the first sample of each frame and the end, of the kept samples; without empty frames."""
-        kept = self.kept(shard)
-        if kept is None:
+        """The bounds of the frames of a shard, counted in chosen samples.
+
+        Args:
+            shard: The number of the shard.
+            first: [F + 1], the first sample of each frame, then the end, counted in all samples.
+
+        Returns:
+            [K + 1] for the K frames that have a chosen sample.
+        """
+        chosen = self.chosen(shard)
+        if chosen is None:
             return first
-        return np.unique(np.searchsorted(kept, np.asarray(first).astype(np.int64)))
+        return np.unique(np.searchsorted(chosen, np.asarray(first).astype(np.int64)))
 
     def locate(self, numbers: Ints) -> tuple[Ints, Ints]:
-        """The shard, and the number within it, of kept samples by their rank among all that are kept."""
+        """The shards of some chosen samples, and their numbers among the chosen samples of these shards.
+
+        Args:
+            numbers: Numbers among all chosen samples, 0 to total - 1.
+        """
         shards = np.searchsorted(self._ends, numbers, side="right")
         return shards, numbers - (self._ends - self.counts)[shards]
 
     def shards(self) -> list[int]:
-        """The shards of which samples are kept."""
+        """The numbers of the shards of which at least one sample is chosen, rising."""
         found: list[int] = np.flatnonzero(self.counts).tolist()
         return found
 
     @classmethod
     def everything(cls, sizes: Ints) -> Selection:
-        """All samples of shards of these sizes."""
+        """The selection of all samples, in shards of these sizes."""
         return cls(sizes, ((shard, np.arange(size)) for shard, size in enumerate(sizes.tolist()) if size))
 
 

@@ -10,47 +10,58 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.random import Philox  # numpy itself would import it when the first batch is planned
 from numpy.typing import NDArray
 
 from shardstream.errors import OptionError
+from shardstream.format.numbers import whole_number
 
 __all__ = ["ShardOrder", "Shuffle", "permutation", "raw"]
 
 Ints = NDArray[np.int64]
 _OF_THREAD = threading.local()
-_EMPTY = np.zeros(4, np.uint64)  # the buffer of a generator that has nothing left in it
+_EMPTY = np.zeros(4, np.uint64)  # the buffer of a generator, from which everything was used
 
-# What random numbers are for. FIXED: the order of shards that lanes are cut from, for scope="lane".
-# PIECES: the order of the pieces of shards in their lanes. AUGMENT: what is done to samples.
-SHARDS, FRAMES, SAMPLES, FIXED, PIECES, AUGMENT = 0, 1, 2, 3, 4, 16
+# What random numbers are for.
+# SHARDS, FRAMES, SAMPLES: the order of shards, of the frames of a shard, and of the samples of a window.
+# FIXED: with scope="lane", the order of shards from which lanes are cut.
+# PIECES: with scope="lane", the order of pieces within a lane.
+# AUGMENT: random changes of samples, such as crops.
+# TRANSFORM: the generators of transforms, by the position of the sample in the order.
+# ITEM: the generators of transforms, by the number of the sample in the dataset.
+SHARDS, FRAMES, SAMPLES, FIXED, PIECES, AUGMENT, TRANSFORM, ITEM = 0, 1, 2, 3, 4, 16, 17, 18
 
 
 @dataclass(frozen=True)
 class Shuffle:
     """How the order is shuffled.
 
-    lanes: how many places of the dataset each stretch of the order draws from; None means the
-        smallest multiple of dp_size that is at least 64, chosen at the first start.
-    window: samples are mixed within this many consecutive frames of a lane.
-    scope: "epoch" permutes the shards anew in each epoch; "lane" keeps the samples of each lane and
-        permutes within it, so that a node reads the same shards in every epoch.
+    Args:
+        seed: 0 to 2**64 - 1. The same seed gives the same order on every platform and version.
+        lanes: The dataset is cut into this many parts, and neighbours in the order come from different parts.
+            At least 1. None is the smallest multiple of dp_size that is at least 64; it is set at the first
+            start, and then stays.
+        window: How many consecutive frames of a lane are mixed with each other, at least 1.
+        scope: "epoch" permutes all shards anew in each epoch. "lane" leaves each sample in its lane and
+            permutes within lanes, so that a node reads the same shards in every epoch.
+
+    Raises:
+        OptionError: A value is out of range.
     """
 
     seed: int = 0
     lanes: int | None = None
     window: int = 4
-    scope: str = "epoch"
+    scope: Literal["epoch", "lane"] = "epoch"
 
     def __post_init__(self) -> None:
         for name in ("seed", "lanes", "window"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                if name == "lanes" and value is None:
-                    continue
-                raise OptionError(f"{name}={value!r} must be an int")
+            if name != "lanes" or value is not None:
+                object.__setattr__(self, name, whole_number(name, value))
         if not 0 <= self.seed < 2**64:
             raise OptionError(f"seed={self.seed} must be at least 0 and less than 2**64")
         if self.lanes is not None and self.lanes < 1:
@@ -61,14 +72,23 @@ class Shuffle:
             raise OptionError(f"scope={self.scope!r} must be 'epoch' or 'lane'")
 
     def lanes_for(self, dp_size: int) -> int:
-        """The number of lanes: the one asked for, or the default for `dp_size` ranks."""
+        """The number of lanes: `lanes`, or the default for `dp_size` ranks if `lanes` is None."""
         if self.lanes is not None:
             return self.lanes
         return dp_size * -(-64 // dp_size)
 
 
 def raw(count: int, seed: int, epoch: int, purpose: int, item: int = 0, start: int = 0) -> NDArray[np.uint64]:
-    """Numbers `start` to `start + count - 1` of the 64-bit sequence that the other arguments name."""
+    """Random numbers, uint64 [count]: numbers `start` to `start + count - 1` of a sequence.
+
+    Args:
+        count: How many numbers.
+        seed: Of the shuffle.
+        epoch: The number of the epoch.
+        purpose: What the numbers are for, such as SHARDS.
+        item: Which shard, or piece of a shard. seed, epoch, purpose and item name the sequence.
+        start: Where in the sequence to begin.
+    """
     block, skip = divmod(start, 4)  # each value of the counter gives four numbers
     key = np.array([seed, epoch], np.uint64)
     counter = np.array([block, 0, item, purpose], np.uint64)
@@ -85,7 +105,7 @@ def raw(count: int, seed: int, epoch: int, purpose: int, item: int = 0, start: i
 
 
 def _generator() -> Philox:
-    """The generator of this thread: placing one is faster than making one, which draws a seed."""
+    """The generator of this thread. To set its state is faster than to make one, which draws a seed."""
     found: Philox | None = getattr(_OF_THREAD, "generator", None)
     if found is None:
         found = _OF_THREAD.generator = Philox(key=0)
@@ -93,16 +113,22 @@ def _generator() -> Philox:
 
 
 def permutation(count: int, seed: int, epoch: int, purpose: int, item: int = 0) -> Ints:
-    """A permutation of 0 .. count - 1."""
+    """A permutation of 0 .. count - 1, int64 [count]; the other arguments as in `raw`."""
     return np.argsort(raw(count, seed, epoch, purpose, item), kind="stable").astype(np.int64)
 
 
 class ShardOrder:
-    """The samples of one shard, or of a piece of one, in their shuffled order.
+    """The samples of one shard, or of a piece of a shard, in their shuffled order.
 
-    `bounds` [F + 1] holds the first sample of each frame, then the end of the last. Frames are
-    permuted, and samples are permuted within `window` consecutive permuted frames. Each window is
-    computed by itself, so that a seek costs one window and not the shard.
+    Frames are permuted. Then samples are permuted within each `window` consecutive frames of this order. Each
+    window is computed by itself, so that a seek costs one window and not the shard.
+
+    Args:
+        bounds: [F + 1], the first sample of each frame, then the end of the last frame.
+        seed: Of the shuffle.
+        epoch: The number of the epoch.
+        item: The number of the shard or piece.
+        window: How many frames are mixed with each other.
     """
 
     def __init__(self, bounds: NDArray[np.generic], seed: int, epoch: int, item: int, window: int) -> None:
@@ -115,7 +141,7 @@ class ShardOrder:
         self.nbytes = 4 * natural.nbytes
 
     def windows(self, offsets: Ints) -> Ints:
-        """The number of the window in which each place of the order lies."""
+        """The number of the window in which each place of the order lies, int64."""
         return np.searchsorted(self._window_ends, offsets, side="right")
 
     def begin(self, window: int) -> int:
@@ -123,7 +149,7 @@ class ShardOrder:
         return int(self._window_ends[window - 1]) if window else 0
 
     def samples(self, window: int) -> Ints:
-        """The samples of one window, in their order."""
+        """The samples of one window in their shuffled order, int64."""
         frames = slice(window * self._window, (window + 1) * self._window)
         begin, ends = self.begin(window), self._ends[frames]
         starts = np.concatenate(((begin,), ends[:-1]))

@@ -1,6 +1,7 @@
 """Random numbers of positions: the same for any number of ranks, any batch size and after any restart.
 
-Number `column` of a position is their place, offset by a key that comes from (seed, epoch), and mixed.
+Each position has several numbers, one in each column. The number in a column is a hash of its place in the
+table of positions and columns, and of a key that comes from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from numpy.typing import NDArray
 
 from shardstream.order.shuffle import AUGMENT, raw
 
-__all__ = ["GOLDEN", "mixed", "uniforms"]
+__all__ = ["uniforms"]
 
-GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64
+_GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64
 
 
-def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
     2014): 64 bits in, 64 well mixed bits out.
     """
@@ -25,9 +26,16 @@ def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniforms(positions: NDArray[np.int64], columns: int, seed: int, epoch: int) -> NDArray[np.float32]:
-    """Numbers in [0, 1), float32 [B, columns]; row i depends on (seed, epoch, positions[i]) alone."""
+    """Random numbers in [0, 1), float32 [B, columns].
+
+    Args:
+        positions: int64 [B]. Row i depends only on positions[i], seed, epoch and columns.
+        columns: How many numbers each position has.
+        seed: Of the shuffle.
+        epoch: The number of the epoch.
+    """
     key = raw(1, seed, epoch, AUGMENT)[0]
     places = positions.astype(np.uint64)[:, None] * np.uint64(columns) + np.arange(columns, dtype=np.uint64)
-    # 24 bits: as many as a float32 holds, so that none rounds up to 1.
-    numbers = (mixed(places * np.uint64(GOLDEN) + key) >> np.uint64(40)).astype(np.float32)
+    # 24 bits: as many as a float32 holds, so that no number is rounded up to 1.
+    numbers = (_mixed(places * np.uint64(_GOLDEN) + key) >> np.uint64(40)).astype(np.float32)
     return np.asarray(numbers * np.float32(2**-24))

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["guard_logs", "redact"]
+__all__ = ["guard_logs", "guard_secrets", "redact"]
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")  # chained ones, too: simplecache::s3://
 _SECRET = re.compile("secret|token|passw|credential|auth|signature|sas|key|connection", re.IGNORECASE)
 _KEY = re.compile("key|.*(secret|token|passw|credential|auth|sas|_key|connection|cookie)", re.IGNORECASE)
-# Whatever of these is imported may log URLs, headers and canonical requests at level DEBUG.
-_LOUD = (
-    "fsspec", "s3fs", "gcsfs", "adlfs", "boto", "aioboto", "aiohttp", "urllib3", "azure", "google", "asyncio",
+# The packages that talk to stores, which log URLs, headers and canonical requests at level DEBUG; and ours.
+_TALKERS = (
+    "fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore", "s3transfer", "aiohttp",
+    "urllib3", "requests", "azure", "google", "huggingface_hub", "httpx", "asyncio", "shardstream",
 )  # fmt: skip
-_SHORTEST = 6  # what is shorter stands in many words
+_SHORTEST = 6  # shorter texts are parts of many words
+_MOST = 1024  # secrets that are known at a time, so that a job that always opens stores does not grow
 
 
 def redact(url: str) -> str:
@@ -27,7 +30,7 @@ def redact(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     if not mark or not _REMOTE.match(url):
         return url
-    # A password may hold what should be escaped, "/" or "?": then it seems to be the port.
+    # A password may have characters that should be escaped, "/" or "?": then it looks like the port.
     host, _, port = rest.partition("/")[0].rpartition(":")
     if host and not port.isdigit():
         rest = rest.rpartition("@")[2]
@@ -36,32 +39,77 @@ def redact(url: str) -> str:
 
 
 def guard_logs(url: str, options: Mapping[str, Any] | None) -> None:
-    """Hide the credentials of a store in the records of the packages that talk to it."""
+    """Hide the credentials of a store in the log records of the packages that talk to stores."""
     found = [*_of_url(url), *_of_options(options), *_of_environment()]
-    _filter.secrets |= {secret for secret in found if len(secret) >= _SHORTEST}
-    if not _filter.secrets:
-        return
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.startswith(_LOUD) and isinstance(logger, logging.Logger):
-            logger.addFilter(_filter)  # adding it again does nothing
+    _filter.learn(secret for secret in found if len(secret) >= _SHORTEST)
+    if _filter.secrets:
+        _filter.attach()
+
+
+def guard_secrets(*secrets: str | None) -> None:
+    """Hide secrets that a store's package has found by itself, such as those of a role."""
+    _filter.learn(secret for secret in secrets if secret and len(secret) >= _SHORTEST)
+    _filter.attach()
 
 
 class _Filter(logging.Filter):
+    """Changes records that contain a secret, and leaves every other record alone. Many threads may use it."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.secrets: set[str] = set()
+        self.secrets: tuple[str, ...] = ()  # replaced, never changed; the one used last is the last
+        self.lock = threading.Lock()
+
+    def learn(self, found: Iterable[str]) -> None:
+        """Know these secrets, too."""
+        with self.lock:
+            new = dict.fromkeys(found)
+            if not new.keys() <= set(self.secrets[-len(new) :]):
+                known = [secret for secret in self.secrets if secret not in new]
+                self.secrets = (*known, *new)[-_MOST:]
+
+    def attach(self) -> None:
+        """Filter the records of all loggers that these packages have by now."""
+        with self.lock:
+            for name in list(logging.root.manager.loggerDict):
+                if name.partition(".")[0] in _TALKERS:
+                    logger = logging.root.manager.loggerDict.get(name)
+                    if isinstance(logger, logging.Logger):
+                        logger.addFilter(self)  # adding it again does nothing
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if record.exc_info:  # the texts of exceptions are not ours to change
-            text, record.exc_info, record.exc_text = f"{text} ({record.exc_info[0]})", None, None
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        record.msg, record.args = text, ()
+        secrets = self.secrets
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - the handler says what is wrong with the arguments
+            return True
+        if any(secret in text for secret in secrets):
+            record.msg, record.args = _hidden(text, secrets), ()
+        if record.exc_info:
+            trace = record.exc_text or _FORMATTER.formatException(record.exc_info)
+            if any(secret in trace for secret in secrets):
+                # The exception itself is not ours to change: its text takes its place.
+                record.exc_info, record.exc_text = None, _hidden(trace, secrets)
+        if record.stack_info and any(secret in record.stack_info for secret in secrets):
+            record.stack_info = _hidden(record.stack_info, secrets)
         return True
 
 
+def _hidden(text: str, secrets: Iterable[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        text = text.replace(secret, "***")
+    return text
+
+
+_FORMATTER = logging.Formatter()
 _filter = _Filter()
+
+
+def _after_fork() -> None:
+    _filter.lock = threading.Lock()  # a thread of the parent may have locked it
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _of_url(url: str) -> Iterator[str]:

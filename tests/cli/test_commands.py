@@ -11,21 +11,9 @@ from typer.testing import CliRunner
 
 from shardstream.cli import app as application
 from shardstream.cli.app import app
-from shardstream.pack import runner
+from shardstream.packing import runner
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line as `main` does; returns (exit code, stdout, stderr)."""
-
-    def runner(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = application.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return runner
 
 
 @pytest.fixture
@@ -70,7 +58,7 @@ def test_pack_json_is_one_object_and_nothing_else(corpus: Path, tmp_path: Path, 
     facts = json.loads(out)
     assert (code, errors) == (0, "")
     assert (facts["samples"], facts["shards"], facts["rejected"], facts["rejects"]) == (100, 1, 0, None)
-    assert facts["ratio"] == round(facts["raw_bytes"] / facts["bytes"], 4)
+    assert facts["ratio"] == round(facts["sample_bytes"] / facts["bytes"], 4)
 
 
 def test_pack_dry_run_writes_nothing(corpus: Path, tmp_path: Path, run: Run) -> None:

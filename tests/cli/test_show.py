@@ -13,7 +13,8 @@ from PIL import Image
 
 import shardstream as ss
 from shardstream.cli.app import run
-from shardstream.cli.sheet import INK, Tile, open_image, sheet
+from shardstream.cli.sheet import INK, Tile, sheet
+from shardstream.cli.views import joined, open_image, open_mask, open_sound, views
 
 
 @pytest.fixture
@@ -127,13 +128,94 @@ def test_every_sheet_holds_its_tiles(count, text):
 
 def test_transparent_and_turned_images():
     file = io.BytesIO()
-    Image.new("RGBA", (4, 2), (0, 0, 0, 0)).save(file, "png")
-    assert open_image(file.getvalue()).getpixel((0, 0)) == (255, 255, 255)
+    Image.new("RGBA", (4, 2), (9, 8, 7, 0)).save(file, "png")
+    assert open_image(file.getvalue()).getpixel((0, 0)) == (9, 8, 7)  # as a model sees it
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(file, "jpeg", exif=exif)
     assert open_image(file.getvalue()).size == (20, 40)
     assert "cannot be decoded" in open_image(b"nothing")
+
+
+def png(values: np.ndarray, mode: str | None = None) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values, mode).save(file, "png")
+    return file.getvalue()
+
+
+def test_classes_have_colours_and_depths_have_greys():
+    ids = np.arange(3 * 40).reshape(3, 40).astype(np.uint8) % 3
+    palette = Image.fromarray(ids, "P")
+    palette.putpalette([7, 7, 7] * 3)
+    file = io.BytesIO()
+    palette.save(file, "png")
+    for data in (file.getvalue(), png(ids)):
+        mask, about = open_mask(data)
+        assert about == "ids 0, 1, 2"
+        assert {mask.getpixel((at, 0)) for at in range(3)} == {(0, 0, 0), (128, 0, 0), (0, 128, 0)}
+    depths = (np.arange(30 * 40).reshape(30, 40) * 30).astype(np.uint16)
+    depth, about = open_mask(png(depths))
+    assert about == "0 to 35,970 (uint16)"
+    assert (depth.getpixel((0, 0)), depth.getpixel((39, 29))) == ((0, 0, 0), (255, 255, 255))
+    assert "cannot be decoded" in open_mask(b"nothing")
+    deep = open_image(png(depths))  # as a model sees it: the higher 8 bits
+    assert deep.getpixel((39, 29)) == (35970 >> 8,) * 3
+
+
+def test_large_images_are_made_smaller():
+    file = io.BytesIO()
+    Image.new("RGB", (2100, 1100), "green").save(file, "jpeg")
+    assert open_image(file.getvalue()).size == (1050, 550)
+
+
+def test_sounds_are_waves_with_their_length():
+    soundfile = pytest.importorskip("soundfile")
+    loud, quiet = np.sin(np.arange(12_000) / 5), np.zeros(12_000)
+    file = io.BytesIO()
+    soundfile.write(file, np.stack((loud, quiet), 1), 8000, format="FLAC")
+    wave, about = open_sound(file.getvalue(), "flac")
+    assert about == "1.50 s, 8,000 Hz, stereo"
+    inked = (np.asarray(wave)[:, :, 0] < 128).mean(1)
+    assert inked[20:100].min() > 0.8  # the first channel fills its half
+    assert (inked[140:] > 0.9).sum() <= 3  # and the second is a line
+    empty = io.BytesIO()
+    soundfile.write(empty, np.zeros((0, 1)), 8000, format="WAV")
+    assert open_sound(empty.getvalue(), "wav")[1] == "0.00 s, 8,000 Hz, mono"
+    assert "0x" not in open_sound(b"nothing", "wav")
+    assert open_sound(b"", "xyz") == "no decoder for xyz"
+
+
+def test_all_pictures_of_a_sample_are_on_its_tile(tmp_path, capsys):
+    import tarfile
+
+    soundfile = pytest.importorskip("soundfile")
+    sound = io.BytesIO()
+    soundfile.write(sound, np.sin(np.arange(4000) / 9), 8000, format="WAV")
+    image = np.full((60, 80, 3), (250, 10, 10), np.uint8)
+    fields = {
+        "jpg": png(image),
+        "mask.png": png(np.eye(60, 80).astype(np.uint8) * 2),
+        "wav": sound.getvalue(),
+        "other.png": b"damaged",
+    }
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in fields.items():
+            info = tarfile.TarInfo(f"one.{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    ss.pack(str(tmp_path / "a.tar"), str(tmp_path / "packed"))
+    assert run(["show", str(tmp_path / "packed")]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for told in ("jpg; mask.png: ids 0, 2", "wav: 0.50 s, 8,000 Hz, mono"):
+        assert told in said or told.split()[-1] in said
+    assert run(["show", str(tmp_path / "packed"), "--out", str(tmp_path / "sheet.png")]) == 0
+    page = Image.open(tmp_path / "sheet.png").convert("RGB")
+    assert near(page, (250, 10, 10)) > 5000
+    kinds = {"jpg": "jpg", "mask.png": "png", "wav": "wav", "other.png": "png"}
+    found = views(fields, kinds)
+    assert [view.name for view in found] == ["jpg", "mask.png", "other.png", "wav"]
+    assert "cannot be decoded" in found[2].picture
+    assert joined(found).width > 60 * 3
 
 
 def test_without_pillow_the_extra_is_named(images, capsys, monkeypatch):

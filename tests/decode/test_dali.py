@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 
 import shardstream as ss
-from shardstream.decode.dali import RANDOM, audio, imagenet_train
+from shardstream.decode import images
+from shardstream.decode.crops import RANDOM, random_crops
+from shardstream.decode.dali import _random_crop, audio, imagenet_train
 from shardstream.errors import MissingExtraError, OptionError, SourceError, StateError
 from shardstream.order.uniforms import uniforms
-from shardstream.read.held import HeldSource
+from shardstream.read.samples.zero_copy import ZeroCopySource
 from tests.distributed import launch
 
 dali = pytest.importorskip("nvidia.dali", reason="nvidia-dali is an extra of several hundred MB")
@@ -94,7 +96,9 @@ def keys(batches: Any) -> list[str]:
 
 def pixels(batches: Any) -> dict[str, torch.Tensor]:
     return {
-        key: image for batch in batches for key, image in zip(batch["__key__"], batch["jpg"], strict=True)
+        key: image
+        for batch in batches
+        for key, image in zip(batch["__key__"], batch["image" if "image" in batch else "jpg"], strict=True)
     }
 
 
@@ -125,8 +129,8 @@ def test_evaluation_is_resize_and_centre_crop(url):
     left, top = (image.width - 224) // 2, (image.height - 224) // 2
     wanted = np.asarray(image.crop((left, top, left + 224, top + 224)))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    found = (one["jpg"][0].permute(1, 2, 0) * std + mean) * 255
-    assert one["jpg"].shape == (1, 3, 224, 224)
+    found = (one["image"][0].permute(1, 2, 0) * std + mean) * 255
+    assert one["image"].shape == (1, 3, 224, 224)
     assert psnr(found, wanted) > 30
 
 
@@ -255,7 +259,7 @@ def test_damaged_images_are_named(tmp_path):
     for batch in found:
         assert [number(key) % 5 for key in batch["__key__"]] == batch["cls"].tolist()
         assert batch["txt"] == [f"picture {number(key)}" for key in batch["__key__"]]
-        assert len(batch["jpg"]) == len(batch["__pad__"]) == len(batch["__key__"])
+        assert len(batch["image"]) == len(batch["__pad__"]) == len(batch["__key__"])
 
 
 def test_who_is_skipped_changes_nothing_for_the_others(tmp_path):
@@ -312,7 +316,7 @@ def test_dropped_iterators_leave_no_threads_and_no_frames(url):
     for _ in range(3):
         batches = iter(loader(url, threads=3))
         batch = next(batches)
-        kept = batch["jpg"]
+        kept = batch["image"]
         wanted = kept.clone()
         assert tasks() > before
         del batches, batch
@@ -320,7 +324,7 @@ def test_dropped_iterators_leave_no_threads_and_no_frames(url):
         # A batch outlives its pipeline.
         assert torch.equal(kept, wanted)
         gc.collect()
-        freed.append(len([one for one in gc.get_objects() if type(one).__name__ == "HeldSource"]))
+        freed.append(len([one for one in gc.get_objects() if type(one).__name__ == "ZeroCopySource"]))
     assert freed == [0, 0, 0]
 
 
@@ -351,8 +355,8 @@ def test_a_forked_child_leaves_the_pipelines_of_its_parent_alone(url):
 
 
 def test_buffers_are_used_again_when_nobody_looks(tmp_path):
-    reader = dataset(pack(tmp_path, "zstd")).reader
-    held = HeldSource(reader, None)
+    reader = dataset(pack(tmp_path, "zstd"))._contents.reader
+    held = ZeroCopySource(reader, None)
     one = held.fetch(0, 0)
     view = memoryview(one)[:100]
     wanted, address = bytes(view), one.ctypes.data
@@ -378,6 +382,28 @@ def test_numbers_are_uniform_and_depend_on_the_position_alone():
         assert abs(np.corrcoef(uniforms(positions, 1, seed, epoch)[:, 0], found[:, 0])[0, 1]) < 0.05
 
 
+def test_crops_and_flips_are_those_of_the_cpu(url):
+    """For one seed and position `images.Train` and a DALI graph cut the same and flip the same."""
+    train = images.Train(32, seed=4)
+
+    def cut(image: Any, random: Any) -> dict[str, Any]:
+        start, shape = _random_crop(image, random, train.area, train.ratio)
+        return {"start": start, "shape": shape, "flip": random[22] < train.flip}
+
+    ours = loader(url, pipeline=cut, last="short", seed=4)
+    ours.set_epoch(3)
+    at = 0
+    for batch in ours:
+        count = len(batch["__key__"])
+        random = train.random(3, np.arange(at, at + count))
+        sizes = np.array([picture(number(key)).size[::-1] for key in batch["__key__"]], np.int64)
+        crops, _ = random_crops(sizes, random, train.area, train.ratio)
+        assert torch.cat((batch["start"], batch["shape"]), 1).tolist() == crops.tolist()
+        assert batch["flip"].tolist() == train.cuts(sizes, random)[1]
+        at += count
+    assert at == COUNT
+
+
 def test_crops_are_those_of_random_numbers(url):
     """A crop of the whole area without a choice of ratio is the image, resized."""
     whole = imagenet_train(size=32, area=(1, 1), ratio=(1e-3, 1e3), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
@@ -388,9 +414,9 @@ def test_crops_are_those_of_random_numbers(url):
         return {"image": plain, "flipped": fn.flip(flipped, horizontal=1)}
 
     for batch in loader(url, pipeline=both, last="short"):
-        assert (batch["jpg"] - batch["flipped"]).abs().max() < 1e-5
+        assert (batch["image"] - batch["flipped"]).abs().max() < 1e-5
     assert all(
-        0 <= float(batch["jpg"].min()) <= float(batch["jpg"].max()) <= 1
+        0 <= float(batch["image"].min()) <= float(batch["image"].max()) <= 1
         for batch in loader(url, pipeline=whole)
     )
 
@@ -416,12 +442,12 @@ def test_sound(tmp_path):
     ss.pack(str(sources / "a.tar"), url, format="webdataset")
     ds = ss.StreamingDataset(url)
     batch = next(iter(ss.DaliLoader(ds, audio(sample_rate=8000), 4, "cpu", threads=1)))
-    assert [len(sound) for sound in batch["wav"]] == [1000, 1001, 1002, 1003]
+    assert [len(sound) for sound in batch["audio"]] == [1000, 1001, 1002, 1003]
     assert batch["json"] == [{"n": one} for one in range(4)]
-    assert np.abs(batch["wav"][0].numpy() - np.sin(np.arange(1000) / 9) / 2).max() < 1e-3
+    assert np.abs(batch["audio"][0].numpy() - np.sin(np.arange(1000) / 9) / 2).max() < 1e-3
     cut = next(iter(ss.DaliLoader(ds, audio(sample_rate=8000, seconds=0.25), 4, "cpu", threads=1)))
-    assert cut["wav"].shape == (4, 2000)
-    assert not cut["wav"][0, 1000:].any()
+    assert cut["audio"].shape == (4, 2000)
+    assert not cut["audio"][0, 1000:].any()
 
 
 def test_fields_that_samples_lack(tmp_path):
@@ -448,7 +474,7 @@ def test_options_that_cannot_work(url, monkeypatch):
     ds = dataset(url)
     for options, told in (
         ({"pipeline": "imagenet"}, "choose imagenet-train"),
-        ({"pipeline": lambda png: {"png": png}}, r"wants 'png'.*'jpg'"),
+        ({"pipeline": lambda png: {"png": png}}, r"needs 'png'.*'jpg'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"last": "some"}, "last='some'"),
         ({"device": "cuda"}, "device='cuda'"),
@@ -475,7 +501,7 @@ def test_a_gpu_that_is_not_there(url):
 @needs_gpu
 def test_gpu_and_cpu_see_the_same(url):
     batches = list(loader(url, device="gpu", last="short"))
-    assert batches[0]["jpg"].device.type == batches[0]["cls"].device.type == "cuda"
+    assert batches[0]["image"].device.type == batches[0]["cls"].device.type == "cuda"
     on_gpu, on_cpu = pixels(batches), pixels(loader(url, last="short"))
     assert on_gpu.keys() == on_cpu.keys()
     # Another JPEG decoder and another resize: close, not equal. A standard deviation is 1.

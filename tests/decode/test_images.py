@@ -14,8 +14,8 @@ from PIL import Image
 
 import shardstream as ss
 from shardstream.decode import images
-from shardstream.decode.crops import draws
 from shardstream.errors import OptionError, SourceError
+from shardstream.read.buffers import BufferPool
 
 COUNT = 60
 
@@ -41,10 +41,10 @@ def psnr(one, two) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
-def decoded(transform, data: list[bytes | None], field: str = "jpg", position: int = 0):
+def decoded(transform, data: list[bytes | None], field: str = "jpg", position: int = 0, **options):
     keys = [f"k{number}" for number in range(len(data))]
-    numbers = draws(0, np.arange(position, position + len(data)))
-    return transform.decode({field: data}, keys, ["shard-000000.tar"] * len(data), numbers)
+    numbers = transform.random(0, np.arange(position, position + len(data)))
+    return transform.decode({field: data}, keys, ["shard-000000.tar"] * len(data), numbers, **options)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_crops_agree_with_pillow(format):
     data = [encoded(picture(number, (700, 620)), format) for number in range(12)]
     made = decoded(transform, data)["image"]
     assert made.shape == (12, 160, 160, 3)
-    cuts, flips = transform.cuts(np.full((12, 2), [620, 700]), draws(0, np.arange(12)))
+    cuts, flips = transform.cuts(np.full((12, 2), [620, 700]), transform.random(0, np.arange(12)))
     assert {how.scale for how in cuts} >= {1, 2}
     assert set(flips) == {True, False}
     for row, (how, mirrored) in enumerate(zip(cuts, flips, strict=True)):
@@ -183,7 +183,7 @@ def test_the_first_of_several_fields_counts():
     data = encoded(picture(1))
     transform = images.Evaluate(64, resize=64, dtype="uint8")
     columns = {"jpg": [data, None], "png": [None, encoded(picture(1), "PNG")]}
-    made = transform.decode(columns, ["a", "b"], ["s", "s"], draws(0, np.arange(2)))["image"]
+    made = transform.decode(columns, ["a", "b"], ["s", "s"], None)["image"]
     assert psnr(made[0], made[1]) > 30
 
 
@@ -199,18 +199,18 @@ def test_fields_are_chosen_by_name():
 
 
 def test_memory_is_used_again_once_nobody_holds_it():
-    transform = images.Train(48)
+    transform, pool = images.Train(48), BufferPool()
     data = [encoded(picture(number)) for number in range(3)]
-    first = decoded(transform, data)["image"]
+    first = decoded(transform, data, memory=pool.lease)["image"]
     before, row, place = first.clone(), first[1], first.data_ptr()
-    second = decoded(transform, data, position=3)["image"]
+    second = decoded(transform, data, position=3, memory=pool.lease)["image"]
     assert second.data_ptr() != place
     del first
-    third = decoded(transform, data, position=6)["image"]
+    third = decoded(transform, data, position=6, memory=pool.lease)["image"]
     assert third.data_ptr() not in (place, second.data_ptr())
     assert torch.equal(row, before[1])
     del row
-    assert decoded(transform, data, position=9)["image"].data_ptr() == place
+    assert decoded(transform, data, position=9, memory=pool.lease)["image"].data_ptr() == place
 
 
 @pytest.mark.parametrize(

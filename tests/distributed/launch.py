@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import faulthandler
 import importlib
 import json
 import multiprocessing
@@ -24,7 +25,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from tests.watch import ended
 
 __all__ = ["Ranks", "call", "command", "ended", "group", "run", "save"]
 
@@ -67,7 +70,11 @@ class Ranks:
         left = {sentinel(handle): handle for handle in self.handles}
         while left:
             done = wait(list(left), max(0.0, limit - time.monotonic()))
-            assert done, f"{len(left)} ranks still run after {seconds:.0f} s\n{self.logs()}"
+            if not done:
+                for handle in left.values():
+                    os.kill(handle.pid, signal.SIGABRT)  # it prints where each of its threads is
+                    code(handle, DEADLINE)
+                raise AssertionError(f"{len(left)} ranks still run after {seconds:.0f} s\n{self.logs()}")
             for fd in done:
                 if code(left.pop(fd), DEADLINE) != 0:
                     for handle in left.values():
@@ -86,7 +93,7 @@ class Ranks:
         for rank in range(len(self.handles)):
             path = self.folder / f"rank-{rank}.log"
             text = path.read_text(errors="replace") if path.exists() else ""
-            found.append(f"--- rank {rank}\n{text[-4000:]}")
+            found.append(f"--- rank {rank}\n{text[-8000:]}")
         return "\n".join(found)
 
 
@@ -151,7 +158,7 @@ def command(arguments: Sequence[str], size: int, folder: Path, env: Mapping[str,
             "RANK": str(rank), "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-            "RESULT": str(result(folder, rank)),
+            "RESULT": str(result(folder, rank)), "PYTHONFAULTHANDLER": "1",
         }  # fmt: skip
         with (folder / f"rank-{rank}.log").open("wb") as log:
             handles.append(
@@ -186,12 +193,11 @@ def group() -> Iterator[Any]:
     rank, size, folder = _PLACE
     limit = datetime.timedelta(seconds=DEADLINE)
     dist.init_process_group("gloo", f"file://{folder}/store", limit, world_size=size, rank=rank)
-    try:
-        yield dist
-        # A rank that leaves early takes its connections with it.
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    yield dist
+    # A rank that leaves early takes its connections with it.
+    dist.barrier()
+    # The group is not destroyed: the rank ends by `os._exit`. A DDP model that is freed after its group frees
+    # the group while it has the GIL. That hangs if a thread of gloo needs the GIL to end its last work.
 
 
 def save(path: Path, value: Any) -> None:
@@ -201,19 +207,12 @@ def save(path: Path, value: Any) -> None:
     new.replace(path)
 
 
-def ended(condition: Callable[[], object], seconds: float = 30.0) -> bool:
-    """Whether the condition comes about in time, for what gives no event to wait for."""
-    limit = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < limit:
-        time.sleep(0.005)
-    return bool(found)
-
-
-def _entry(where: tuple[str, str], rank: int, size: int, folder: Path, args: tuple[Any, ...]) -> None:
+def _entry(where: tuple[str, str], rank: int, size: int, folder: Path, args: tuple[Any, ...]) -> NoReturn:
     global _PLACE
     log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.enable()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     _PLACE = rank, size, folder
     try:
@@ -222,10 +221,13 @@ def _entry(where: tuple[str, str], rank: int, size: int, folder: Path, args: tup
         torch.set_num_threads(1)
         function = getattr(importlib.import_module(where[0]), where[1])
         save(result(folder, rank), function(*args))
+        status = 0
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _free_port() -> int:

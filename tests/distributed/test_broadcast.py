@@ -49,7 +49,9 @@ def grid(url: Path, engine: str, broadcast: str | None, state: dict[str, Any] | 
         stats = loader.stats()
         # Left in its midst, the next iteration is another epoch.
         epoch = loader.state_dict()["epoch"]
-        next(iter(loader))
+        for number, _ in enumerate(loader):
+            if number:
+                break
         first = names(next(iter(loader)))
         assert loader.state_dict()["epoch"] == epoch + 1
         return {

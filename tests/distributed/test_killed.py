@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from tests.distributed.training import dataset, everything, names
 EVERY = 2  # steps between saved states
 
 
-def train(url: Path, run: Path, batch_size: int, epochs: int) -> int:
-    """Write each batch down, save the state now and then, as a training script does."""
+def train(url: Path, run: Path, batch_size: int, epochs: int, last: int | None = None) -> int:
+    """Write each batch down, save the state now and then, as a training script does.
+
+    last: after this step it only waits to be killed, however late that comes on a busy machine.
+    """
     with launch.group() as dist:
         rank = dist.get_rank()
         loader = ss.StreamingLoader(dataset(url), batch_size, last="short")
@@ -37,6 +41,8 @@ def train(url: Path, run: Path, batch_size: int, epochs: int) -> int:
                     dist.barrier()
                     if rank == 0:
                         launch.save(saved, {"data": loader.state_dict(), "step": step})
+                while last is not None and step > last:
+                    time.sleep(1)
             assert loader.state_dict()["epoch"] == epoch + 1
         return step
 
@@ -60,7 +66,9 @@ def test_nothing_is_lost_or_repeated(packed: Path, tmp_path: Path, seed: int) ->
 
     for attempt, size in enumerate((2, 3)):
         reach = states() + numbers.randrange(0, 6)
-        with launch.call(train, size, tmp_path / str(attempt), packed, run, 24 // size, epochs) as ranks:
+        with launch.call(
+            train, size, tmp_path / str(attempt), packed, run, 24 // size, epochs, reach + 3
+        ) as ranks:
             # A moment near some step; where in it the kill falls is chance.
             step = run / f"step-{reach}-rank-0-of-{size}"
             assert launch.ended(step.exists, 60), ranks.logs()

@@ -7,23 +7,32 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed import launch
 from tests.frameworks.contract import Jobs, SharedData
 from tests.frameworks.loop import Plan, Record
 
-WRAPPERS: dict[str, Any] = {"ddp": DistributedDataParallel, "fsdp2": fully_shard}
+
+class Net(torch.nn.Linear):
+    """It takes batches whole, as they come through the wrapper."""
+
+    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
+        self.batch = batch
+        return super().forward(batch["tokens"][:, :-1].float() / 256)
 
 
 def train(wrapper: str, plan: Plan) -> list[dict[str, Any]]:
     """A loop in whose every step all ranks wait for each other."""
+    # Here and not above: they take half a second, which every run that only collects would pay.
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
     with launch.group():
         loader = plan.loader()
-        model = WRAPPERS[wrapper](torch.nn.Linear(32, 8))
+        net = Net(32, 8)
+        model: Any = DistributedDataParallel(net) if wrapper == "ddp" else fully_shard(net)
         optimizer = torch.optim.AdamW(model.parameters(), 0.01)
 
         def state() -> dict[str, Any]:
@@ -39,15 +48,15 @@ def train(wrapper: str, plan: Plan) -> list[dict[str, Any]]:
         record, stopped = Record(len(loader)), False
         while (epoch := loader.state_dict()["epoch"]) < plan.epochs and not stopped:
             for batch in loader:
-                record.add(epoch, batch)
-                model(batch["tokens"][:, :-1].float() / 256).square().mean().backward()
+                model(batch).square().mean().backward()
+                record.add(epoch, net.batch)
                 optimizer.step()
                 optimizer.zero_grad()
                 if plan.save == len(record.steps):
                     dcp.save(state(), checkpoint_id=plan.folder)
                 if stopped := bool(plan.save) and len(record.steps) == plan.save + 2:
                     break
-        return [{"length": record.length, "steps": record.steps}]
+        return [{"length": record.length, "steps": record.steps, "raw": record.raw}]
 
 
 class Forked(Jobs):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shardstream.read.reader import DatasetReader
-from shardstream.storage.cache import Cache
+from shardstream.storage.cache.options import Cache
 
 FrameId = tuple[int, int]
 
@@ -28,12 +28,12 @@ def read_all(url: str, cache: Cache, seed: int | None = None) -> tuple[dict[Fram
     order = frames_of(reader)
     if seed is not None:
         random.Random(seed).shuffle(order)
-    reader.expect_indexes([shard for shard, _ in order])
+    reader.fetch_indexes_ahead([shard for shard, _ in order])
     found: dict[FrameId, str] = {}
     for begin in range(0, len(order), 8):
-        reader.expect(order[begin : begin + 16])
+        reader.ahead.fetch(order[begin : begin + 16])
         found |= {frame: digest(reader, frame) for frame in order[begin : begin + 8]}
-    disk = reader.kept.tiers.disk
+    disk = reader.blocks.tiers.disk
     assert disk is None or disk.flush(60)
     return found, reader.counters
 

@@ -23,9 +23,9 @@ import pytest
 import shardstream as ss
 from shardstream.errors import CorruptionError, ShardstreamError
 from shardstream.read.reader import DatasetReader
-from shardstream.storage.cache import Cache
-from shardstream.storage.claims import Claims
-from shardstream.storage.disk import Disk
+from shardstream.storage.cache.disk import DiskTier
+from shardstream.storage.cache.locks import FetchLocks
+from shardstream.storage.cache.options import Cache
 from tests.cachefill import digest_of
 from tests.faults.cached import FrameId, blocks_in, digest, frames_of, needed, read_all, small, url_of
 
@@ -87,7 +87,7 @@ def test_a_shard_that_is_damaged_in_the_store_is_named(
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     reader = DatasetReader.open(url_of(proxy), cache=small(tmp_path))
-    reader.expect(frames_of(reader))
+    reader.ahead.fetch(frames_of(reader))
     bad = []
     for frame in frames_of(reader):
         try:
@@ -97,7 +97,7 @@ def test_a_shard_that_is_damaged_in_the_store_is_named(
             assert f"shard-000001.tar.zst, frame {frame[1]}" in str(error)  # noqa: PT017
     assert len(bad) == 1
     assert bad[0][0] == 1
-    disk = reader.kept.tiers.disk
+    disk = reader.blocks.tiers.disk
     assert disk is not None
     assert disk.flush(30)
     assert disk.info(check=True).damaged == []
@@ -124,7 +124,7 @@ def test_a_cache_deleted_while_reading_is_one_warning(
             if number == len(order) // 2:
                 shutil.rmtree(tmp_path / os.listdir(tmp_path)[0])
             assert digest(reader, frame) == digests[frame]
-        disk = reader.kept.tiers.disk
+        disk = reader.blocks.tiers.disk
         assert disk is not None
         assert disk.flush(30)
     assert len([record for record in caplog.records if record.name == "shardstream.cache"]) == 1
@@ -167,14 +167,21 @@ def guarded(queue: Any, target: Callable[..., Any], *arguments: Any) -> None:
 
 def read_as_process(url: str, folder: str, expected: dict[FrameId, str], locks: bool) -> dict[str, Any]:
     if not locks:
-        Claims._locked = lambda self, kind, place: True  # type: ignore[method-assign]
+        FetchLocks._locked = lambda self, kind, place: True  # type: ignore[method-assign]
     found, counters = read_all(url, small(Path(folder)))
     assert found == expected
     return counters
 
 
 @pytest.mark.parametrize(
-    ("processes", "locks", "most"), [(2, True, 1.05), (16, True, 1.1), (16, False, 16.0)]
+    ("processes", "locks", "most"),
+    [
+        (2, True, 1.05),
+        (6, True, 1.1),
+        (6, False, 6.0),
+        pytest.param(16, True, 1.1, marks=pytest.mark.long),
+        pytest.param(16, False, 16.0, marks=pytest.mark.long),
+    ],
 )
 def test_processes_on_one_cold_cache(
     proxy: Any,
@@ -191,7 +198,7 @@ def test_processes_on_one_cold_cache(
     times = sum(one["remote_bytes"] for one in counters) / needed(packed)
     print(f"{processes} processes fetched {times:.3f} times what is needed")
     assert times <= most
-    disk = Disk.open(tmp_path)
+    disk = DiskTier.open(tmp_path)
     assert disk.info(check=True).damaged == []
     assert disk.info().blocks == len(digests) + len({shard for shard, _ in digests})
 
@@ -203,14 +210,14 @@ def churn(url: str, folder: str, expected: dict[FrameId, str], limit: int, secon
     count = 0
     while time.monotonic() < end:
         some = numbers.sample(order, 8)
-        reader.expect(some)
+        reader.ahead.fetch(some)
         for frame in some:
             assert digest(reader, frame) == expected[frame]
             count += 1
     return count
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(180, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(180, marks=pytest.mark.long)])
 def test_eight_readers_of_a_cache_of_two_shards(
     proxy: Any, packed: Path, digests: dict[FrameId, str], tmp_path: Path, seconds: float
 ) -> None:
@@ -243,6 +250,7 @@ def test_eight_readers_of_a_cache_of_two_shards(
     finally:
         stop.set()
         watcher.join()
+    over.append(sum(files().values()) - limit - 9 * 4096)  # of a busy machine it may be the only look
     print(f"{sum(counts)} frames read, {max(over) / block:.1f} blocks beyond the limit at most")
     assert min(counts) > 0
     assert max(over) <= 8 * block
@@ -318,11 +326,11 @@ def test_a_fill_killed_at_any_call_leaves_a_cache_that_is_sound(
             break
         assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
         killed += 1
-        if Path(Disk.path_in(str(folder))).exists():
-            assert Disk.open(folder).info(check=True).damaged == []
+        if Path(DiskTier.path_in(str(folder))).exists():
+            assert DiskTier.open(folder).info(check=True).damaged == []
         reader = DatasetReader.open(url_of(proxy), cache=small(folder))
         assert digest_of(reader, SHARDS) == expected
-        disk = reader.kept.tiers.disk
+        disk = reader.blocks.tiers.disk
         assert disk is not None
         assert disk.flush(30)
         # Nothing of the killed process is left, and the count is right, or too high by one block.
@@ -346,7 +354,7 @@ def test_a_disk_that_is_full_from_any_call_on_is_one_warning(
         assert done.stderr.count("No space left on device") == 1
         reader = DatasetReader.open(url_of(proxy), cache=small(folder))
         assert digest_of(reader, SHARDS) == expected
-        assert Disk.open(folder).info(check=True).damaged == []
+        assert DiskTier.open(folder).info(check=True).damaged == []
     print(f"full from {failed} calls of {call} on")
     assert failed >= calls // step
 
@@ -362,7 +370,7 @@ def test_a_small_file_system_that_is_full(
             for epoch in range(2):
                 found, _ = read_all(url_of(proxy), small(tmp_path / "disk", disk="1GB"), epoch)
                 assert found == digests
-        assert Disk.open(tmp_path / "disk").info(check=True).damaged == []
+        assert DiskTier.open(tmp_path / "disk").info(check=True).damaged == []
         warnings = [record for record in caplog.records if "No space left" in record.getMessage()]
         assert len(warnings) in (1, 2)  # one, or one for each reader where nobody else held the cache
     finally:
@@ -374,7 +382,8 @@ def test_a_dead_server_is_a_typed_error_and_the_cache_still_serves(
 ) -> None:
     cache = small(tmp_path)
     read_all(url_of(proxy), cache)
-    reader = DatasetReader.open(url_of(proxy), cache=cache)
+    options = {"retry": ss.Retry(span=0.2, pause=0.02)}
+    reader = DatasetReader.open(url_of(proxy), options, cache)
     blocks = blocks_in(tmp_path)
     proxy.__exit__(None, None, None)
     assert {frame: digest(reader, frame) for frame in frames_of(reader)} == digests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import signal
 import subprocess
@@ -14,17 +13,12 @@ from typing import Any
 import pytest
 
 import shardstream as ss
-from shardstream.storage import retry
-from tests.distributed import launch
 from tests.faults.cached import small
 from tests.faults.conftest import Target
+from tests.watch import ended, settled, threads
 
 # Long enough that what is seen to end has not ended by itself.
-PATIENT = retry.Policy(timeout=900.0, deadline=900.0)
-
-
-def threads() -> list[str]:
-    return [one.name for one in threading.enumerate() if one.name.startswith("shardstream")]
+PATIENT = {"retry": {"deadline": 900.0}, "timeouts": {"connect": 900.0, "read": 900.0}}
 
 
 def silence(target: Target, ending: str) -> None:
@@ -37,7 +31,7 @@ def read_until_silent(target: Target, iterator: Any) -> None:
     """Take what comes, and have Ctrl-C pressed once something has been asked for that never comes."""
 
     def press() -> None:
-        assert launch.ended(lambda: target.proxy.counts.injected["dead"], 60)
+        assert ended(lambda: target.proxy.counts.injected["dead"], 60)
         assert threads()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -50,21 +44,17 @@ def read_until_silent(target: Target, iterator: Any) -> None:
 
 def dataset(target: Target, cache: Any = None, **options: Any) -> ss.StreamingDataset:
     return ss.StreamingDataset(
-        target.url, decode=False, storage_options=target.options, cache=cache, **options
+        target.url, decode=False, storage_options=target.options | PATIENT, cache=cache, **options
     )
 
 
 @pytest.mark.parametrize("ending", [".index", ".zst"])
 @pytest.mark.parametrize("way", ["loader", "dataset", "cached"])
-def test_its_threads_end(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, ending: str
-) -> None:
-    monkeypatch.setattr(retry, "_policy", PATIENT)
+def test_its_threads_end(target: Target, tmp_path: Path, way: str, ending: str) -> None:
     ds = dataset(target, small(tmp_path) if way == "cached" else None)
     silence(target, ending)
     read_until_silent(target, iter(ss.StreamingLoader(ds, 8) if way == "loader" else ds))
-    gc.collect()
-    assert launch.ended(lambda: not threads()), threads()
+    assert settled(), threads()
     # Nothing of it is in the way of the next one.
     target.proxy.set()
     assert sum(1 for _ in ds) == 700
@@ -73,9 +63,6 @@ def test_its_threads_end(
 LEAVES = """
 import sys
 import shardstream as ss
-from shardstream.storage import retry
-
-retry._policy = retry.Policy(timeout=900.0, deadline=900.0)
 url, options = eval(sys.stdin.read())
 ds = ss.StreamingDataset(url, decode=False, storage_options=options)
 for number, batch in enumerate(ss.StreamingLoader(ds, 8)):
@@ -87,7 +74,7 @@ for number, batch in enumerate(ss.StreamingLoader(ds, 8)):
 def test_a_program_that_leaves_its_loop_ends(target: Target) -> None:
     silence(target, ".zst")
     done = subprocess.run(
-        [sys.executable, "-c", LEAVES], input=repr((target.url, target.options)),
+        [sys.executable, "-c", LEAVES], input=repr((target.url, target.options | PATIENT)),
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (3, "")

@@ -9,8 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,8 +16,9 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import CommitError, OptionError
-from shardstream.pack import claim
-from shardstream.storage.remote import Store
+from shardstream.packing import reservation
+from shardstream.storage.store import Store
+from tests.watch import ended
 
 
 @pytest.fixture
@@ -38,13 +37,6 @@ def start(corpus: Path, dest: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, "--level", "17", *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 def children(process: int) -> list[int]:
@@ -68,35 +60,35 @@ def working(process: subprocess.Popen[str], dest: Path) -> bool:
 def test_a_killed_worker_is_a_clear_error_and_resume_goes_on(corpus: Path, tmp_path: Path) -> None:
     dest = tmp_path / "packed"
     packer = start(corpus, dest, "--workers", "2")
-    wait_until(lambda: working(packer, dest))
+    assert ended(lambda: working(packer, dest))
     os.kill(children(packer.pid)[0], signal.SIGKILL)
-    _, errors = packer.communicate(timeout=30)
+    _, errors = packer.communicate(timeout=120)
     assert packer.returncode == 1
     assert "worker process ended unexpectedly" in errors
     assert "Traceback" not in errors
     assert not (dest / "manifest.json").exists()
     resumed = start(corpus, dest, "--workers", "2", "--resume")
-    assert resumed.communicate(timeout=60)
+    assert resumed.communicate(timeout=120)
     assert resumed.returncode == 0
     assert ss.verify(str(dest), deep=True).sound
 
 
 def test_the_workers_of_a_killed_packer_end(corpus: Path, tmp_path: Path) -> None:
     packer = start(corpus, tmp_path / "packed", "--workers", "2")
-    wait_until(lambda: working(packer, tmp_path / "packed"))
+    assert ended(lambda: working(packer, tmp_path / "packed"))
     workers = children(packer.pid)
     packer.kill()
     packer.communicate()
-    wait_until(lambda: not any(map(is_alive, workers)))
+    assert ended(lambda: not any(map(is_alive, workers)))
     assert not (tmp_path / "packed" / "manifest.json").exists()
 
 
 def test_ctrl_c_ends_all_processes_at_once(corpus: Path, tmp_path: Path) -> None:
     packer = start(corpus, tmp_path / "packed", "--workers", "2")
-    wait_until(lambda: working(packer, tmp_path / "packed"))
+    assert ended(lambda: working(packer, tmp_path / "packed"))
     workers = children(packer.pid)
     packer.send_signal(signal.SIGINT)
-    _, errors = packer.communicate(timeout=30)
+    _, errors = packer.communicate(timeout=120)
     assert packer.returncode == 130
     assert "Traceback" not in errors
     assert not any(map(is_alive, workers))
@@ -116,7 +108,7 @@ def test_of_two_packers_on_one_target_one_commits(corpus: Path, tmp_path: Path) 
 
 def test_a_target_in_use_is_refused_after_a_while(corpus: Path, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "packed"))
-    with claim.hold(store), pytest.raises(CommitError, match="another packer is at work"):
+    with reservation.lock_machine(store), pytest.raises(CommitError, match="another packer is at work"):
         ss.pack(corpus, tmp_path / "packed", workers=1)
     assert not (tmp_path / "packed" / "manifest.json").exists()
 
@@ -124,7 +116,7 @@ def test_a_target_in_use_is_refused_after_a_while(corpus: Path, tmp_path: Path) 
 def test_a_claim_in_an_object_store_is_refused_without_resume(corpus: Path) -> None:
     dest = "memory://claimed/packed"
     store = Store.open(dest)
-    store.create(claim.CLAIM, msgspec.json.encode(claim.Claim("another plan")))
+    store.create(reservation.NAME, msgspec.json.encode(reservation.Reservation("another plan")))
     with pytest.raises(CommitError, match="another packer has claimed"):
         ss.pack(corpus, dest, workers=1)
     with pytest.raises(OptionError, match="other sources or options"):

@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardstream.storage.remote import Store
+from shardstream.storage.store import Store
+from tests.faults.told import CANARY, FAULTS, run_program, said_of
 from tests.servers import KEY, SECRET
 
 BACKENDS = ["http", "s3", "obstore"]
-
-CANARY = "cAnArYsEcReT"
-
-SAYS = """
-import logging, sys, traceback
-logging.basicConfig(level=logging.DEBUG)
-import shardstream as ss
-from shardstream.storage import retry
-from shardstream.storage.files import expand, open_input, read_slice
-from shardstream.storage.remote import Store
-retry._policy = retry.Policy(attempts=2, timeout=0.3, deadline=0.8, span=0.0, pause=0.02)
-def read(url, options):
-    for batch in ss.StreamingLoader(ss.StreamingDataset(url, storage_options=options), 4):
-        pass
-tries = [
-    lambda url, options: Store.open(url, options).write("x", b"x"),
-    lambda url, options: Store.open(url, options).create("x", b"x"),
-    lambda url, options: Store.open(url, options).list(),
-    lambda url, options: Store.open(url, options).exists("x"),
-    lambda url, options: Store.open(url, options).delete("x"),
-    lambda url, options: read_slice(url, 0, 1, options),
-    lambda url, options: open_input(url, options).read(),
-    lambda url, options: expand([url + "/*"], options),
-    lambda url, options: expand([url], options),
-    read,
-]
-for url, options in eval(sys.stdin.read()):
-    failed = 0
-    for attempt in tries:
-        try:
-            attempt(url, options)
-        except ss.ShardstreamError as error:
-            failed += 1
-            traceback.print_exc()
-            print(repr(error), repr(error.__cause__), repr(error.__context__))
-    print("failed", failed, "times")
-"""
-FAULTS: list[dict[str, Any]] = [
-    {}, {"status": (503,), "share": 1.0}, {"dead": True}, {"status": (403,), "share": 1.0}, {"reset": 1.0},
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("faults_of", [2, pytest.param(len(FAULTS), marks=pytest.mark.long)])
@@ -76,19 +35,9 @@ def test_no_secret_is_told(
             options = {"key": KEY, "secret": CANARY, "token": CANARY, "endpoint_url": proxy.url}
             options |= {"config_kwargs": {}} if backend == "s3" else {}
         places.append((url, options))
-    environment = {
-        "PATH": "/usr/bin:/bin", "AWS_SESSION_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY,
-        "AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", SAYS],
-        input=repr(places), env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = done.stdout + done.stderr
+    said = said_of(places, tmp_path, AWS_SESSION_TOKEN=CANARY, AWS_SECRET_ACCESS_KEY=CANARY)
     assert said.count("StorageError") > 15
-    assert done.stdout.count("failed 10 times") + done.stdout.count("failed 9 times") >= 2, done.stdout
-    assert CANARY not in said, [line for line in said.splitlines() if CANARY in line][:5]
+    assert said.count("failed 10 times") + said.count("failed 9 times") >= 2, said
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or CANARY.encode() not in path.read_bytes()
 
@@ -108,7 +57,7 @@ try:
             json.dump([loader.state_dict(), ds.state_dict(), repr(loader), repr(ds), loader.stats()], file)
 except ss.ShardstreamError:
     logging.exception("damaged")
-assert ds.reader.kept.tiers.disk.flush(60)
+assert ds._contents.reader.blocks.tiers.disk.flush(60)
 print("done", number)
 """
 
@@ -139,20 +88,11 @@ def test_no_secret_is_kept(
         options |= {"config_kwargs": {}, "key": KEY, "secret": SECRET} if backend == "s3" else {}
     for path in packed.iterdir():
         direct.write(path.name, path.read_bytes())
-    environment = {
-        "PATH": "/usr/bin:/bin", "AWS_EC2_METADATA_DISABLED": "true",
-        "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path),
-    }  # fmt: skip
     if backend == "obstore":
-        environment |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        environment = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     else:
-        environment["AWS_SESSION_TOKEN"] = CANARY
-    done = subprocess.run(
-        [sys.executable, "-c", KEEPS],
-        input=repr((url, options)), env=environment, cwd=tmp_path,
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+        environment = {"AWS_SESSION_TOKEN": CANARY}
+    done = run_program(KEEPS, (url, options), tmp_path, environment)
     # Of a range with a flipped bit all frames but one are sound.
     assert (done.stdout == "done 19\n") == (not flip), done.stdout
     assert ("CorruptionError" in done.stderr) == bool(flip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 
 from tests.frameworks.loop import Plan, Record
 
@@ -22,6 +23,7 @@ record = Record(len(loader))
 stopped = False
 while (epoch := loader.state_dict()["epoch"]) < PLAN.epochs and not stopped:
     for batch in loader:
+        batch = send_to_device(batch, accelerator.device)
         record.add(epoch, batch)
         with accelerator.accumulate(model):
             loss = model(batch["tokens"][:, :-1].float() / 256).square().mean()

@@ -15,7 +15,7 @@ from tests.distributed.training import name, pack
 from tests.frameworks.loop import SEQ_LEN, Plan
 from tests.test_docs import ROOT, examples
 
-SECONDS = 400.0
+SECONDS = 240.0  # less than the time limit of a test, so that a hang shows where each rank is
 ENDED = "import os; open(os.environ['RESULT'], 'w').write('true')"
 Steps = list[list[Any]]  # of each step its epoch and the names of its blocks
 
@@ -46,21 +46,23 @@ class Jobs:
         command = [*self.launcher(plan.replicas), *plan.arguments(self.module)]
         return launch.command(command, size, log, self.variables)
 
-    def everything(self) -> list[str]:
+    def everything(self, seq_len: int = SEQ_LEN) -> list[str]:
         """The names of all blocks, sorted: with batches of 8 the last one has a single block."""
-        found = sorted(map(name, ss.TokenDataset(self.data, SEQ_LEN, topology=ss.Topology())))
+        found = sorted(map(name, ss.TokenDataset(self.data, seq_len, topology=ss.Topology())))
         assert len(found) == len(set(found))
-        assert len(found) % 8 == 1, len(found)
+        assert seq_len != SEQ_LEN or len(found) % 8 == 1, len(found)
         return found
 
-    def run(self, ranks: int = 2, save: int = 0, resume: int = 0, tp: int = 1) -> list[dict[str, Any]]:
+    def run(
+        self, ranks: int = 2, save: int = 0, resume: int = 0, tp: int = 1, raw: bool = False
+    ) -> list[dict[str, Any]]:
         """The records of all ranks. resume: from what 2 ranks have saved after so many steps."""
-        key = ranks, save, resume, tp
+        key = ranks, save, resume, tp, raw
         if key not in self._done:
             if resume:
                 self.run(save=resume)
             place = self.folder / f"checkpoint-{save or resume or f'whole-{tp}'}"
-            plan = Plan(self.data, str(place), save=save, resume=bool(resume), tp=tp, replicas=ranks)
+            plan = Plan(self.data, str(place), save=save, resume=bool(resume), tp=tp, replicas=ranks, raw=raw)
             place.mkdir(exist_ok=True)
             log = self.folder / "-".join(map(str, key))
             size = ranks if self.processes else 1
@@ -123,6 +125,12 @@ class Contract:
         for one, then in zip(whole, jobs.run(resume=length), strict=True):
             assert then["steps"] == one["steps"][length:]
 
+    def test_batches_with_a_bytes_field(self, jobs: Jobs) -> None:
+        # The script compares the bytes of each block with its tokens, as they come out of the framework.
+        found = jobs.run(raw=True)
+        assert merged(found) == merged(jobs.run())
+        assert all(one["raw"] > 0 for one in found)
+
     def test_no_hang_at_the_end(self, jobs: Jobs) -> None:
         # Each job's ranks ended by themselves, in time and with code 0, or `run` would have failed;
         # in the last step of each epoch one rank had nothing but padding.
@@ -150,3 +158,36 @@ class SharedData(Contract):
         one, other = jobs.run(tp=2)
         assert one == other
         assert sorted(itertools.chain(*(found for _, found in one["steps"]))) == sorted(everything * 2)
+
+
+class GivenDirectly:
+    """A dataset given to the framework itself, in the ways of the script NAME_direct, on two ranks.
+
+    Each sample comes once, but for what the framework repeats to fill batches; and where it would share
+    out what is shared out already, all ranks are told.
+    """
+
+    seq_len: ClassVar[int] = SEQ_LEN
+    padded: ClassVar[bool] = True
+    refuses: ClassVar[bool] = True
+
+    def test_each_sample_of_a_dataset_given_directly(self, jobs: Jobs) -> None:
+        module = f"{jobs.module.removesuffix('_loop')}_direct"
+        place = jobs.folder / "direct"
+        place.mkdir()
+        command = Plan(jobs.data, str(place)).arguments(module)
+        with launch.command(command, 2, place, jobs.variables) as job:
+            one, other = job.results(SECONDS)
+        everything = set(jobs.everything(self.seq_len))
+        ways = [way for way in one if not way.endswith("refused")]
+        assert ways
+        for way in ways:
+            assert {*one[way], *other[way]} == everything, way
+            assert len(one[way]) == len(other[way]), way
+            # At most the samples that fill a batch on each worker of each rank.
+            extra = len(one[way]) + len(other[way]) - len(everything)
+            assert extra <= (32 if self.padded else 0), way
+        for way in ways if self.refuses else []:
+            for rank, found in enumerate((one, other)):
+                (message,) = found[f"{way}, refused"]
+                assert message.endswith("would share it out again among 2 processes"), (way, rank)

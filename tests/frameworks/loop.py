@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import shardstream as ss
+from shardstream.read.samples.batch import Ragged, collate
 
 SEQ_LEN = 32
 
@@ -26,6 +29,7 @@ class Plan:
     resume: bool = False
     tp: int = 1  # ranks that share their data
     replicas: int = 2  # of frameworks that have several in a process
+    raw: bool = False  # whether batches also have a field of bytes
 
     @classmethod
     def given(cls) -> Plan:
@@ -53,22 +57,41 @@ class Plan:
         if self.tp > 1:
             topology = ss.Topology.from_sizes(topology.dp_rank, topology.dp_size, tp=self.tp)
         ds = ss.TokenDataset(self.data, SEQ_LEN, shuffle=ss.Shuffle(seed=3), topology=topology)
-        return ss.StreamingLoader(ds, self.batch // topology.dp_size, last=last)
+        batches = with_bytes if self.raw else None
+        return ss.StreamingLoader(ds, self.batch // topology.dp_size, last=last, collate=batches)
+
+
+def with_bytes(blocks: list[Any]) -> ss.Batch:
+    """A batch of blocks that has the bytes of each, cut to lengths that differ, in a ragged field."""
+    batch = collate(blocks)
+    batch["raw"] = Ragged.gather([memoryview(cut(block["tokens"])) for block in blocks])
+    return batch
+
+
+def cut(tokens: Any) -> bytes:
+    """Some of a block's bytes, more or fewer."""
+    tokens = np.asarray(tokens, np.int64)
+    return tokens.tobytes()[: int(tokens[0])]
 
 
 class Record:
     """What was trained on: of each step its epoch and the names of its blocks."""
 
     def __init__(self, length: int) -> None:
-        self.length, self.steps = length, []  # type: ignore[var-annotated]
+        self.length, self.steps, self.raw = length, [], 0  # type: ignore[var-annotated]
 
     def add(self, epoch: int, batch: dict[str, Any]) -> None:
         """A step has had this batch."""
         from tests.distributed.training import names
 
         self.steps.append([int(epoch), names(batch)])
+        if "raw" in batch:
+            assert list(batch["raw"]) == [cut(row) for row in batch["tokens"]]
+            self.raw += len(batch["raw"])
 
     def done(self, other: list[Any] | None = None) -> None:
         """Leave the records of this process where the test looks for them."""
-        found = [{"length": self.length, "steps": steps} for steps in (other or [self.steps])]
+        found = [
+            {"length": self.length, "steps": steps, "raw": self.raw} for steps in (other or [self.steps])
+        ]
         Path(os.environ["RESULT"]).write_text(json.dumps(found))

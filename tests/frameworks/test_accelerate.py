@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.frameworks.contract import SharedData
+from tests.frameworks.contract import GivenDirectly, SharedData
 
 
-class TestAccelerate(SharedData):
+class TestAccelerate(SharedData, GivenDirectly):
     script = "accelerate_loop"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tests.frameworks.contract import SharedData
+from tests.frameworks.contract import GivenDirectly, SharedData
 
 
-class TestLightning(SharedData):
+class TestLightning(SharedData, GivenDirectly):
     script = "lightning_loop"
+    seq_len = 34
+    padded = refuses = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.frameworks.contract import SharedData
+from tests.frameworks.contract import GivenDirectly, SharedData
 
 
-class TestTransformers(SharedData):
+class TestTransformers(SharedData, GivenDirectly):
     script = "transformers_loop"

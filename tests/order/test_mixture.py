@@ -110,14 +110,19 @@ def test_the_inverse(plan):
 
 @given(plans)
 def test_where_an_epoch_ends(plan):
-    never = MixtureOrder(plan.schedule, plan.sizes, plan.lanes, "never")
     first, last = (
         MixtureOrder(plan.schedule, plan.sizes, plan.lanes, stop).total for stop in ("first", "all")
     )
-    dataset = never.locate(np.arange(last)).dataset
-    counts = [np.cumsum(dataset == number) for number in range(len(plan.sizes))]
-    complete = [int(np.flatnonzero(c >= size)[0]) + 1 for c, size in zip(counts, plan.sizes, strict=True)]
+    # As the order is defined: the n-th draw of lane l is of the dataset at place n + l of the sequence.
+    place, lane = np.divmod(np.arange(last), plan.lanes)
+    dataset = plan.schedule.table[(place + lane) % plan.schedule.period]
+    complete = [
+        int(np.flatnonzero(dataset == number)[size - 1]) + 1 for number, size in enumerate(plan.sizes)
+    ]
     assert (first, last) == (min(complete), max(complete))
+    never = MixtureOrder(plan.schedule, plan.sizes, plan.lanes, "never")
+    ends = np.array([first - 1, last - 1])
+    assert never.locate(ends).dataset.tolist() == dataset[ends].tolist()
 
 
 def test_a_place_far_away_is_found_at_once():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shardstream.storage.disk import Disk
+from shardstream.storage.cache.disk import DiskTier
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    return Disk.open(tmp_path, 1 << 20)
+def disk(tmp_path: Path) -> DiskTier:
+    return DiskTier.open(tmp_path, 1 << 20)

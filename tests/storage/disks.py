@@ -6,8 +6,8 @@ import os
 import random
 from pathlib import Path
 
-from shardstream.storage.blocks import Block
-from shardstream.storage.disk import Disk
+from shardstream.storage.cache.blocks import Block
+from shardstream.storage.cache.disk import DiskTier
 
 GROUP = "0123456789abcdef" * 2
 FLUSH = 30.0
@@ -17,7 +17,7 @@ def block(number: int, size: int = 100, group: str = GROUP) -> tuple[Block, byte
     return Block(group, str(number), size), random.Random(number).randbytes(size)
 
 
-def file_of(disk: Disk, one: Block) -> Path:
+def file_of(disk: DiskTier, one: Block) -> Path:
     return Path(disk.path, "blocks", one.group, one.name)
 
 
@@ -27,7 +27,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.parts[-3] == "blocks")
 
 
-def put(disk: Disk, *pairs: tuple[Block, bytes]) -> None:
+def put(disk: DiskTier, *pairs: tuple[Block, bytes]) -> None:
     for one, data in pairs:
         disk.put(one, data)
     assert disk.flush(FLUSH)

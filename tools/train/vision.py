@@ -92,8 +92,7 @@ def main() -> None:
     options.decoder = chosen(options.decoder)
     if options.decoder == "dali" and options.engine != "thread":
         parser.error("--engine is of --decoder cpu: DALI has threads of its own")
-    # DALI's outputs are called after the field, the CPU path's image always the same.
-    name = options.image if options.decoder == "dali" else images.IMAGE
+    name = images.IMAGE
     with processes() as device:
         torch.manual_seed(options.seed)
         model = DistributedDataParallel(

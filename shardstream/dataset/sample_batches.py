@@ -1,0 +1,162 @@
+"""Samples as they are stored to decoded batches, field by field or sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.dataset.batch_maker import BatchMaker, Collate, Finish
+from shardstream.dataset.transforms import Transform
+from shardstream.decode.modes import Decode, modes
+from shardstream.decode.picture_batch import decoded
+from shardstream.decode.registry import QUICK, decode_values, find
+from shardstream.format.kinds import extension
+from shardstream.format.manifest import Manifest
+from shardstream.read.samples.batch import Batch, Ragged, collate, column
+from shardstream.read.samples.plan import RawBatch
+
+__all__ = ["SampleMaker"]
+
+
+class SampleMaker(BatchMaker):
+    """How a StreamingDataset makes batches.
+
+    Args:
+        url: The dataset's, for messages.
+        manifest: Of the dataset.
+        fields: The fields that are read, None for all.
+        decode: See `StreamingDataset`.
+        transform: Of the dataset.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        manifest: Manifest,
+        fields: tuple[str, ...] | None,
+        decode: Decode,
+        transform: Transform,
+    ) -> None:
+        super().__init__(url)
+        self._shards, self._transform = manifest.shards, transform
+        self._kinds = {info.name: (info.codec, info.dtype) for info in manifest.fields}
+        wanted = tuple(self._kinds) if fields is None else fields
+        self._modes = modes(decode, {name: self._kinds[name][0] for name in wanted})
+        self.pictures = self._modes.taken  # the fields that become images of one size
+        self.aliases = self._modes.aliases
+
+    @property
+    def transforms(self) -> bool:
+        return bool(self._transform)
+
+    def watching(self) -> bool:
+        return self._transform.watching()
+
+    @property
+    def cheap(self) -> bool:
+        quick = all(
+            not mode or extension(self._kinds[name][0] or name) in QUICK
+            for name, mode in self._modes.plain.items()
+        )
+        return quick and not self.pictures and not self._transform
+
+    def random(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """The random numbers for the images at these positions, if they need any."""
+        return self._modes.random(epoch, positions)
+
+    def collated(self, collate: Collate | None) -> Finish:
+        """The function that decodes field by field, or if need be sample by sample."""
+        if collate is None and not self._transform:
+            return self._columns
+        if collate is list:
+            return self.listed
+        join = _default if collate is None else self.noting(collate)
+        return lambda raw: join(self.listed(raw))
+
+    def _columns(self, raw: RawBatch) -> Batch:
+        batch = Batch(__key__=raw.keys, **self._images(raw))
+        for name, views in raw.fields.items():
+            if name in self.pictures:
+                continue
+            codec, dtype = self._kinds[name]
+            if find(name, dtype, codec, self._modes.plain[name]) is None:
+                batch[name] = Ragged.gather(views, raw.memory)
+            else:
+                batch[name] = column(self._values(raw, name))
+        return batch
+
+    def _values(self, raw: RawBatch, name: str) -> list[Any]:
+        """The values of a field that stays one."""
+        codec, dtype = self._kinds[name]
+        return decode_values(
+            name,
+            raw.fields[name],
+            raw.keys,
+            dtype=dtype,
+            codec=codec,
+            mode=self._modes.plain[name],
+            shards=lambda: self._urls(raw),
+        )
+
+    def _urls(self, raw: RawBatch) -> list[str]:
+        """The name of each sample's shard, or of the dataset if the shards are not known."""
+        if raw.shards is None:
+            return [self._url] * len(raw.keys)
+        return [self._shards[number].url for number in raw.shards.tolist()]
+
+    def _images(self, raw: RawBatch) -> dict[str, Any]:
+        """The decoded images of a batch, if they are asked for."""
+        if not self.pictures:
+            return {}
+        columns = {name: raw.fields[name] for name in self.pictures}
+        memory = None if raw.memory is None else raw.memory.lease
+        return decoded(self._modes.pictures, columns, raw.keys, self._urls(raw), raw.draws, memory)
+
+    def singles(self, built: RawBatch) -> tuple[list[Any], Exception | None]:
+        """The samples in front of the first that cannot be decoded or transformed, and its error."""
+        samples: list[Any] = []
+        error: Exception | None = None
+        try:
+            samples = self._decoded(built)
+        except Exception as failure:  # noqa: BLE001 - decoding one by one finds out whose it is
+            error = failure
+            for row in range(len(built.keys) if len(built.keys) > 1 else 0):
+                try:
+                    samples += self._decoded(built.only(row))
+                except Exception as first:  # noqa: BLE001
+                    error = first
+                    break
+        if not self._transform:
+            return samples, error
+        keys = built.keys
+        made, failed = self._transform.of_each(samples, built.generators, lambda row: f"sample {keys[row]!r}")
+        return made, failed or error  # a transform fails on an earlier sample than decoding
+
+    def items(self, made: list[Any]) -> Iterable[Any]:
+        return made
+
+    def _decoded(self, raw: RawBatch) -> list[Any]:
+        """The decoded samples of a batch."""
+        made = self._images(raw)
+        names: list[str] = ["__key__", *made]
+        columns: list[list[Any]] = [raw.keys, *map(list, made.values())]
+        for name in raw.fields:
+            if name in self.pictures:
+                continue
+            names.append(name)
+            columns.append(self._values(raw, name))
+        samples: list[Any] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        for name in raw.gaps:
+            if name in self.pictures:
+                continue
+            for sample, view in zip(samples, raw.fields[name], strict=True):
+                if view is None:
+                    del sample[name]
+        return samples
+
+
+def _default(samples: list[Any]) -> Any:
+    return collate(samples)

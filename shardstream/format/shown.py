@@ -1,0 +1,35 @@
+"""How objects are shown to people: in one line, or as a small table in a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+
+__all__ = ["counted", "one_line", "table"]
+
+_MOST = 400  # characters of one value
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 shard", "2 shards"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def one_line(name: str, values: Iterable[str]) -> str:
+    """`name(value, value)` without line breaks. Long values are cut off."""
+    return f"{name}({', '.join(map(_short, values))})"
+
+
+def table(title: str, rows: Mapping[str, object]) -> str:
+    """An HTML table of names and values, with all special characters escaped."""
+    cells = "".join(
+        f"<tr><th style='text-align: left'>{html.escape(name)}</th>"
+        f"<td style='text-align: left'>{html.escape(_short(str(value)))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"
+
+
+def _short(value: str) -> str:
+    value = " ".join(value.split())
+    return value if len(value) <= _MOST else f"{value[:_MOST]}..."

@@ -1,0 +1,1 @@
+"""What is done to whole datasets: verified, exported, indexed for DALI, warmed."""

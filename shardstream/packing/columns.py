@@ -1,0 +1,85 @@
+"""Which values of a row become columns of the index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shardstream.errors import SourceError
+from shardstream.format.columns import MAX_STRING, ColumnValue
+from shardstream.format.manifest import Manifest
+from shardstream.format.names import shorten
+
+__all__ = ["check_columns", "check_values", "column_value", "columns_of"]
+
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+
+
+def column_value(value: Any) -> ColumnValue | None:
+    """A value as the index holds it; None if it cannot.
+
+    The index holds bools, whole numbers of 64 bits, floats, and strings of at most 256 bytes in UTF-8.
+    Scalars of numpy count as what their `item` is.
+    """
+    if not isinstance(value, (bool, int, float, str)) and getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int):
+        return int(value) if _LEAST <= value <= _MOST else None
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str) and len(value) <= MAX_STRING:
+        try:
+            return str(value) if len(value.encode()) <= MAX_STRING else None
+        except UnicodeEncodeError:  # half of a surrogate pair
+            return None
+    return None
+
+
+def columns_of(row: Mapping[str, Any], keep: Iterable[str] | None) -> dict[str, ColumnValue]:
+    """The values of a row that the index keeps, by name. Values that it cannot hold are left out.
+
+    Args:
+        row: The values of the row by name.
+        keep: The names that were asked for. "a.b" is `b` of the object in `a`, unless the row has "a.b"
+            itself. None: nothing was asked for, so that there are no columns.
+    """
+    found: dict[str, ColumnValue] = {}
+    for name in keep or ():
+        value: Any = row.get(name)
+        if value is None and "." in name and name not in row:
+            value = row
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+        kept = column_value(value)
+        if kept is not None:
+            found[name] = kept
+    return found
+
+
+def check_values(columns: Mapping[str, ColumnValue]) -> None:
+    """Raise SourceError if a source gives a value that the index cannot hold."""
+    for name, value in columns.items():
+        if type(value) not in (bool, int, float, str) or column_value(value) is None:
+            raise SourceError(
+                f"column {name!r}: {shorten(repr(value))} is no bool, int of 64 bits, float, or string of at "
+                f"most {MAX_STRING} bytes; a source leaves it out, as column_value tells it"
+            )
+
+
+def check_columns(manifest: Manifest, keep: Iterable[str] | None) -> None:
+    """Raise SourceError if a dataset of tokens has lost what `keep` named: it has no other place for it.
+
+    Args:
+        manifest: Of the dataset, not written yet.
+        keep: The names that were asked for, or None.
+    """
+    known = {column.name for column in manifest.columns}
+    lost = [name for name in keep or () if name not in known]
+    if manifest.kind == "tokens" and lost:
+        raise SourceError(
+            f"keep={lost[0]!r}: no document has a value of that name which is a number, a bool or a string "
+            f"of at most {MAX_STRING} bytes, and a dataset of tokens keeps nothing else; leave it out, or "
+            f"name a value inside an object: {lost[0]}.NAME"
+        )

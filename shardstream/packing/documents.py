@@ -1,0 +1,155 @@
+"""Documents of token ids from what a program gives: ids, or texts for a tokenizer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from shardstream.errors import OptionError
+from shardstream.packing.sources.base import Reject
+from shardstream.packing.sources.calls import sample_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from shardstream.format.manifest import Manifest
+    from shardstream.packing.tokenize import Tokenizer
+
+__all__ = ["Document", "Documents"]
+
+Dtype = Literal["uint16", "uint32"]
+_BATCH = 64  # texts that are tokenized together
+_IDS = ("tokens", "input_ids")
+_TEXTS = ("txt", "text")
+
+
+class Document(NamedTuple):
+    """A document.
+
+    Args:
+        key: Its key.
+        tokens: Its token ids, [n].
+        where: Where it came from, for messages.
+    """
+
+    key: str
+    tokens: npt.NDArray[np.generic]
+    where: str
+
+
+class Documents:
+    """Makes documents of samples.
+
+    Args:
+        dtype: How the token ids are stored. None: uint16 if the first document is an array of uint16, else
+            uint32.
+        tokenizer: See `pack`. None: the samples are token ids.
+        eos: The token id that is put at the end of each document, or None.
+
+    Raises:
+        OptionError: The tokenizer cannot be loaded, or `eos` is no token id.
+        MissingExtraError: The package for the tokenizer is not installed.
+    """
+
+    def __init__(self, dtype: Dtype | None, tokenizer: str | None, eos: int | None) -> None:
+        self.dtype = dtype
+        self._tokenizer: Tokenizer | None = None
+        self._eos = eos
+        self._texts: list[tuple[str, str, str]] = []  # keys, texts, and where they came from
+        self._ready: deque[Document] = deque()
+        if tokenizer is not None:
+            from shardstream.packing.tokenize import load_tokenizer
+
+            self._tokenizer = load_tokenizer(tokenizer)
+            self.dtype = "uint16" if self._tokenizer.dtype(eos).name == "uint16" else "uint32"
+
+    def fit(self, old: Manifest, where: str) -> None:
+        """Take the dtype of the dataset that is appended to. Raises OptionError if another was asked for."""
+        before = old.fields[0].dtype
+        if self.dtype not in (None, before):
+            raise OptionError(
+                f"the tokens of {where} are {before}, these would be {self.dtype}; choose another target"
+            )
+        self.dtype = before
+
+    def take(self, sample: object, where: str, key: str) -> Reject | None:
+        """Take a sample; see `sample_of`. Returns a Reject if it is no document, else None."""
+        if self._tokenizer is None:
+            found = self._document(sample, where, key)
+            if isinstance(found, Reject):
+                return found
+            self._ready.append(found)
+            return None
+        text = sample_of(sample, where, key)
+        if isinstance(text, Reject):
+            return text
+        data = next((text.fields[name] for name in _TEXTS if name in text.fields), None)
+        if data is None:
+            return Reject(text.where, "no text (field txt) to tokenize")
+        try:
+            self._texts.append((text.key, data.decode(), text.where))
+        except UnicodeDecodeError as error:
+            return Reject(text.where, f"the text is not UTF-8 ({error})")
+        if len(self._texts) >= _BATCH:
+            self._tokenize()
+        return None
+
+    def ready(self, last: bool = False) -> Iterator[Document]:
+        """The documents that are ready, each once; those that are not asked for stay.
+
+        Args:
+            last: Whether no more samples come, so that all documents are made ready.
+        """
+        if last and self._texts:
+            self._tokenize()
+        while self._ready:
+            yield self._ready.popleft()
+
+    def _tokenize(self) -> None:
+        import numpy as np
+
+        assert self._tokenizer is not None
+        texts, self._texts = self._texts, []
+        dtype = np.dtype(self.dtype)
+        end = np.array([] if self._eos is None else [self._eos], dtype)
+        found = self._tokenizer.encode_batch([text for _, text, _ in texts])
+        for (key, _, where), tokens in zip(texts, found, strict=True):
+            joined = np.concatenate((tokens.astype(dtype, copy=False), end))
+            self._ready.append(Document(key, joined, where))
+
+    def _document(self, sample: object, where: str, key: str) -> Document | Reject:
+        value: Any = sample
+        if isinstance(sample, Mapping):
+            named = sample_of({one: sample[one] for one in sample if one == "__key__"}, where, key)
+            if isinstance(named, Reject):
+                return named
+            key, where = named.key, named.where
+            name = next((name for name in _IDS if name in sample), None)
+            if name is None:
+                return Reject(where, "no token ids (field tokens)")
+            others = [one for one in sample if not str(one).startswith("__") and one != name]
+            if others:
+                return Reject(where, f"a document holds token ids alone, and there is a field {others[0]!r}")
+            value = sample[name]
+        try:
+            return Document(key, self._ids(value), where)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            return Reject(where, str(error))
+
+    def _ids(self, value: Any) -> npt.NDArray[np.generic]:
+        """The token ids as they are stored. Raises ValueError, or what NumPy raises."""
+        import numpy as np
+
+        tokens = np.asarray(value)
+        if tokens.ndim != 1 or (tokens.dtype.kind not in "iu" and tokens.size):
+            raise ValueError(f"token ids are integers, [n]; this is {tokens.dtype} {list(tokens.shape)}")
+        dtype = self.dtype or ("uint16" if tokens.dtype == np.uint16 else "uint32")
+        if tokens.size and tokens.dtype != np.dtype(dtype):
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high > np.iinfo(dtype).max:
+                wide = "; give Writer tokens='uint32'" if low >= 0 and high < 1 << 32 else ""
+                raise ValueError(f"token ids {low} to {high} do not fit {dtype}{wide}")
+        self.dtype = dtype
+        return tokens.astype(dtype)  # a copy, since the caller may change the array

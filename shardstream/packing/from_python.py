@@ -1,0 +1,142 @@
+"""What `pack` does with samples and functions of Python, instead of files."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypedDict, cast
+
+from shardstream.errors import OptionError, SourceError, noted
+from shardstream.format.manifest import Manifest
+from shardstream.format.numbers import whole_number
+from shardstream.packing.end_of_text import Eos
+from shardstream.packing.layout import Codec
+from shardstream.packing.sources.calls import Calls
+from shardstream.progress import Report
+from shardstream.storage.store import Options
+
+__all__ = ["PythonOptions", "check_options", "pack_samples", "samples_or_calls"]
+
+_END = object()
+
+
+class PythonOptions(TypedDict, total=False):
+    """The arguments of `pack` for samples and functions; see there."""
+
+    compression: Codec | None
+    level: int
+    frame_size: str | int | None
+    shard_size: str | int | None
+    workers: int | None
+    tokenizer: str | None
+    eos: Eos
+    limit: int | None
+    on_error: Literal["raise", "skip"]
+    max_rejects: float
+    resume: bool
+    append: bool
+    storage_options: Options
+    progress: Report
+
+
+def samples_or_calls(sources: object) -> list[str] | Calls | Iterable[object]:
+    """What the sources of a pack are.
+
+    Args:
+        sources: A path, a list or other iterable of paths, a list of functions, or an iterable of samples.
+
+    Returns:
+        The paths; the functions, as a source; or the samples.
+
+    Raises:
+        OptionError: It is none of them, or a list of unlike things.
+    """
+    if isinstance(sources, (str, os.PathLike)):
+        return [os.fspath(sources)]
+    try:
+        if isinstance(sources, Mapping):  # one sample, most likely
+            raise TypeError
+        items: Iterator[Any] = iter(cast("Iterable[Any]", sources))
+    except TypeError:
+        what = (
+            "a function: call it, or give a list" if callable(sources) else f"a {type(sources).__qualname__}"
+        )
+        raise OptionError(
+            f"sources are paths, an iterable of samples or a list of functions, not {what}"
+        ) from None
+    if isinstance(sources, (list, tuple)):
+        listed = list(sources)
+    else:
+        first = list(itertools.islice(items, 1))
+        if not first or _kind(first[0]) != "paths":
+            return itertools.chain(first, items)
+        listed = [*first, *items]
+    kinds = {_kind(item) for item in listed}
+    if len(kinds) > 1:
+        raise OptionError(f"sources are all of one kind, not {' and '.join(sorted(kinds))}")
+    if kinds <= {"paths"}:
+        return [os.fspath(item) for item in listed]
+    return Calls(tuple(listed)) if kinds == {"functions"} else iter(listed)
+
+
+def _kind(item: object) -> str:
+    if isinstance(item, (str, os.PathLike)):
+        return "paths"
+    return "functions" if callable(item) and not isinstance(item, Mapping) else "samples"
+
+
+def check_options(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a pack of samples or functions.
+
+    Args:
+        function: `pack`.
+        arguments: All its arguments by name.
+
+    Raises:
+        OptionError: An option was given that only files have.
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in ("sources", "dest") or name in PythonOptions.__annotations__:
+            continue
+        if arguments[name] != parameter.default:
+            advice = ""
+            if name == "shuffle":
+                advice = ": their sizes are not known before; shuffle when reading, or pack files"
+            raise OptionError(f"{name} is for files, not for samples or functions of Python{advice}")
+    return {name: arguments[name] for name in PythonOptions.__annotations__}
+
+
+def pack_samples(
+    samples: Iterable[object], dest: str | os.PathLike[str], options: dict[str, Any]
+) -> Manifest:
+    """Pack samples that come one after another. See `pack`.
+
+    Args:
+        samples: The samples. They are read in this thread, while others compress.
+        dest: Where the dataset is written.
+        options: What `check_options` returned.
+    """
+    from shardstream.packing.samples_writer import Writer
+
+    limit, most = options.pop("limit"), options.pop("max_rejects")
+    if limit is not None:
+        limit = whole_number("limit", limit, 1)
+    with Writer(dest, **options) as writer:
+        number = 0
+        source = iter(samples)
+        while limit is None or number - writer.rejected < limit:
+            with noted(f"shardstream: raised where pack asked for sample {number}"):
+                sample: Any = next(source, _END)
+            if sample is _END:
+                break
+            writer.write(sample)
+            number += 1
+        if writer.rejected > most * number:
+            first = "; ".join(f"{where}: {reason}" for where, reason in writer.rejects[:3])
+            raise SourceError(
+                f"{writer.rejected:,} of {number:,} samples were rejected, more than max_rejects={most:g} "
+                f"allows; nothing was committed. The first: {first}"
+            )
+    return writer.manifest

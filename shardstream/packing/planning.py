@@ -1,0 +1,98 @@
+"""What a pack will do: its tasks, and the compression that suits the data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from shardstream.errors import CorruptionError, SourceError, StorageError
+from shardstream.format.kinds import COMPRESSED, extension
+from shardstream.packing.layout import Codec
+from shardstream.packing.sources import Reject, Sample, Task
+from shardstream.packing.worker import Job, read_samples
+from shardstream.storage.inputs import FileInfo
+from shardstream.storage.store import redact
+from shardstream.storage.transport.failures import is_unreachable
+
+_PEEK = 16  # samples that are looked at to see whether the data is compressed already
+_UNREADABLE = (SourceError, StorageError, CorruptionError)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pack would do. A dry run returns it.
+
+    Args:
+        format: The name of the format, such as "jsonl".
+        files: How many files there are.
+        tasks: How many tasks the files are cut into. Each task makes at least one shard.
+        input_bytes: The bytes of all files.
+        compression: "zstd" or "none".
+        keys: What is taken for the keys, for people.
+    """
+
+    format: str
+    files: int
+    tasks: int
+    input_bytes: int
+    compression: str
+    keys: str = ""
+
+
+def plan_tasks(job: Job, files: Sequence[FileInfo], unread: list[tuple[str, str]]) -> list[Task]:
+    """The tasks of a pack.
+
+    Args:
+        job: The pack.
+        files: The files of the input.
+        unread: With on_error="skip" the files that cannot even be planned are added here: where, and why.
+
+    Raises:
+        SourceError, StorageError: A file cannot be read, and `job.on_error` is "raise".
+    """
+    try:
+        return job.source.plan(files, job.layout.shard_size)
+    except _UNREADABLE as error:
+        if job.on_error == "raise" or is_unreachable(error):
+            raise
+        bad = {file: why for file in files if (why := _problem(job, file))}
+        if len(bad) in (0, len(files)):
+            raise
+    unread += [(redact(file.url), why) for file, why in bad.items()]
+    return job.source.plan([file for file in files if file not in bad], job.layout.shard_size)
+
+
+def _problem(job: Job, file: FileInfo) -> str:
+    try:
+        job.source.plan([file], job.layout.shard_size)
+    except _UNREADABLE as error:
+        return str(error)
+    return ""
+
+
+def _first(job: Job, task: Task) -> Iterator[Sample | Reject]:
+    """The first samples of a task, or what its source has for a look at them."""
+    peek = getattr(job.source, "peek", None)
+    if peek is None:
+        yield from read_samples(job, task)
+        return
+    # What is wrong with the input is said when it is read.
+    with contextlib.suppress(SourceError, CorruptionError):
+        yield from peek(task)
+
+
+def suitable_codec(job: Job, tasks: Sequence[Task]) -> Codec:
+    """ "none" if most bytes of the first samples are compressed already, else "zstd"."""
+    if job.kind == "tokens" or not tasks:
+        return "zstd"
+    packed = other = 0
+    for _, sample in zip(range(_PEEK), _first(job, tasks[0]), strict=False):
+        if isinstance(sample, Reject):
+            continue
+        for name, data in sample.fields.items():
+            if extension(name) in COMPRESSED:
+                packed += len(data)
+            else:
+                other += len(data)
+    return "none" if packed > other else "zstd"

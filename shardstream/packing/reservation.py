@@ -1,0 +1,165 @@
+"""One packer at a time for each target: a lock for this machine, and an object for all other machines.
+
+If its packer is dead, another packer may continue with the reservation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from shardstream.errors import CommitError, CorruptionError, OptionError, StorageError
+from shardstream.storage.store import Store
+
+NAME = ".pack-claim.json"
+LOCK = ".pack-lock"
+_LOCK_TIMEOUT = 5.0  # seconds in which the workers of a killed packer notice that, and end
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """Says which pack writes to a target. It is stored as JSON.
+
+    Args:
+        plan: The identity of the pack, from its sources and options.
+        base: The fingerprint of the dataset that the pack appends to, or "".
+        tool: The version of shardstream that began the pack. Version 0.1.0 did not write this.
+        parts: How many writers write a part each, before one commit for all of them. 0: it is no such pack.
+        record: Only with `parts`: the provenance of the new samples.
+        kind: Only with `parts`: the kind of the dataset.
+    """
+
+    plan: str
+    base: str = ""
+    tool: str = ""
+    parts: int = 0
+    record: dict[str, Any] = {}
+    kind: Literal["samples", "tokens"] = "samples"
+
+
+@contextlib.contextmanager
+def lock_machine(store: Store, name: str = LOCK, shared: bool = False) -> Iterator[int | None]:
+    """Lock the target against other processes of this machine.
+
+    Workers inherit the file descriptor of the lock. So the lock lasts until the last worker has ended, even
+    if the packer was killed.
+
+    Args:
+        store: The target.
+        name: The name of the lock.
+        shared: Whether others may have the lock too, if they share it.
+
+    Yields:
+        The file descriptor. None for a remote store, which only the object NAME protects.
+
+    Raises:
+        CommitError: Another packer of this machine has the lock.
+        StorageError: The target cannot be accessed.
+    """
+    path = store.local_path(name)
+    if path is None:
+        yield None
+        return
+    descriptor = _lock(path, store.url, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    owner = os.getpid()
+    try:
+        yield descriptor
+    finally:
+        if os.getpid() == owner:  # not a fork of it, which may end first
+            if not shared:  # else others may have the lock too
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # since forks have the descriptor too
+        os.close(descriptor)
+
+
+def _lock(path: str, target: str, kind: int) -> int:
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                # The last owner deletes the file when it ends. So check that the locked file is still there.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                        return descriptor
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    os.close(descriptor)
+                    raise
+            os.close(descriptor)
+            if time.monotonic() > deadline:
+                raise CommitError(f"{target}: another packer is at work here; wait for it to end")
+            time.sleep(0.05)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(
+            f"{target}: a dataset is a directory, but a file is in its place; choose another destination"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{target}: cannot lock the target: {error.strerror}") from error
+
+
+def read(store: Store) -> Reservation | None:
+    """The reservation of a target, or None. Raises CorruptionError if it is damaged."""
+    if not store.exists(NAME):
+        return None
+    try:
+        return msgspec.json.decode(store.read(NAME), type=Reservation)
+    except msgspec.DecodeError as error:
+        raise CorruptionError(f"{store.where(NAME)}: damaged; delete it") from error
+
+
+def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> bool:
+    """Reserve the target for a pack.
+
+    Args:
+        store: The target.
+        mine: The pack.
+        resume: Whether to continue an unfinished pack of the same plan.
+        locked: Whether `lock_machine` has a lock, so that no other packer is alive.
+
+    Returns:
+        Whether an unfinished pack of the same plan is continued.
+
+    Raises:
+        CommitError: Another packer has reserved the target, and may be alive.
+        OptionError: `resume` is True, and the unfinished pack has another plan.
+    """
+    data = msgspec.json.encode(mine)
+    try:
+        store.create(NAME, data)
+    except CommitError:
+        found = read(store)
+        if resume and found is not None and (found.plan, found.base) == (mine.plan, mine.base):
+            return True
+        if resume:
+            raise OptionError(
+                f"{store.url}: the unfinished pack here had other sources or options{_version(found, mine)}; "
+                "give the same ones to --resume, or start again without it"
+            ) from None
+        if found is not None and found.parts:
+            raise CommitError(
+                f"{store.url}: {found.parts} parts are written here and not committed yet; commit them, or "
+                "empty the target to start again"
+            ) from None
+        if not locked:
+            raise CommitError(
+                f"{store.url}: another packer has claimed this target. If it is dead, the same "
+                f"pack with --resume continues it; to start again delete {store.where(NAME)}"
+            ) from None
+        store.write(NAME, data)
+    return False
+
+
+def _version(found: Reservation | None, mine: Reservation) -> str:
+    """A remark for the message if another version began the pack, since that may be why options differ."""
+    began = "shardstream 0.1.0" if found is None or not found.tool else found.tool
+    return "" if began == mine.tool else f" (it was begun by {began}, this is {mine.tool})"

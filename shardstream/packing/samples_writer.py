@@ -1,0 +1,324 @@
+"""Writer: a dataset from samples that a program makes, one after another."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from shardstream.errors import CommitError, OptionError, SourceError
+from shardstream.format import frames
+from shardstream.format.kinds import COMPRESSED, extension
+from shardstream.format.manifest import Manifest
+from shardstream.format.numbers import whole_number
+from shardstream.packing.documents import Documents
+from shardstream.packing.end_of_text import Eos, token_id
+from shardstream.packing.layout import Codec, Layout
+from shardstream.packing.parts import StreamJob
+from shardstream.packing.shard_stream import ShardStream, Threads
+from shardstream.packing.sources.base import Reject, Sample
+from shardstream.packing.sources.calls import Calls, sample_of
+from shardstream.packing.stream_target import StreamTarget, checked_part
+from shardstream.progress import Report, Reporter, shown
+from shardstream.storage.store import Options
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+__all__ = ["Writer"]
+
+_REPORT_EVERY = 256  # samples
+_MAX_REJECTS_LISTED = 1_000_000
+
+
+class Writer:
+    """Writes samples into a dataset, in the order in which they come.
+
+        with ss.Writer("out") as writer:
+            writer.write({"__key__": "a", "txt": "some text", "jpg": image})
+
+    Threads compress the samples and write the shards. Nothing is seen by readers until the writer is closed
+    without an error, as at the end of the `with` block. An exception in the block commits nothing. What was
+    written until then stays for `resume`.
+
+    A writer may be shared by threads; the samples are then in the order of their calls. It belongs to the
+    process that made it: it cannot be pickled, and a fork of the process cannot use it. A writer that is
+    dropped without being closed commits nothing, and warns with a ResourceWarning.
+
+    Args:
+        dest: Where the dataset is written: a path, or a URL that fsspec knows.
+        shard_size: Bytes of samples in a shard. A shard ends at the first sample behind that size. None: 64
+            MiB, or `frame_size` if that is more.
+        frame_size: Bytes of samples in a frame, at most 1 GiB. None: 1 MiB, or `shard_size` if that is less.
+        tokens: Whether the samples are documents of token ids. "uint16" and "uint32" also say how they are
+            stored; True stores uint16 if the first document is an array of uint16, else uint32.
+        tokenizer: As for `pack`: turns the field txt, or else text, of each sample into a document.
+        eos: The token id that is put at the end of each document. Only with `tokenizer`. "none": documents
+            are glued together. None does the same with a warning.
+        compression: "zstd" or "none". None: "none" if the first sample is compressed already, else "zstd".
+        level: The level of zstd, 1 to 22.
+        workers: How many threads compress. None: one for each core.
+        on_error: "raise" raises for a bad sample; the writer goes on without it if the caller catches the
+            error. "skip" lists bad samples in rejects.jsonl.
+        part: The number of this writer, from 0, and how many writers there are, such as the rank and the
+            world size. Each writes a part of the dataset; then `commit` makes the dataset. A part that is
+            written again, as by a rank that was started again, takes the place of what was there.
+        resume: Whether to continue an unfinished writer with the same options. The caller gives all samples
+            again, from the first one. Shards that are there are compared and not written again.
+        append: Whether to add to the dataset at `dest`.
+        storage_options: Options for the store, as fsspec takes them.
+        progress: True shows a bar on stderr. A function is called with a Progress now and then.
+
+    Raises:
+        OptionError: An option is wrong; or the writers of other parts, or the one to resume, have others.
+        CommitError: The target holds a dataset, or another packer is at work there.
+        StorageError: The target cannot be accessed.
+        MissingExtraError: The package for `tokenizer` is not installed.
+    """
+
+    def __init__(
+        self,
+        dest: str | os.PathLike[str],
+        *,
+        shard_size: str | int | None = None,
+        frame_size: str | int | None = None,
+        tokens: bool | Literal["uint16", "uint32"] = False,
+        tokenizer: str | None = None,
+        eos: Eos = None,
+        compression: Codec | None = None,
+        level: int = 3,
+        workers: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        part: tuple[int, int] | None = None,
+        resume: bool = False,
+        append: bool = False,
+        storage_options: Options = None,
+        progress: Report = None,
+    ) -> None:
+        if tokens not in (True, False, "uint16", "uint32"):
+            raise OptionError(f"tokens={tokens!r} must be True, False, 'uint16' or 'uint32'")
+        if tokens and tokenizer is not None:
+            raise OptionError("tokens and tokenizer: give the one or the other")
+        layout = replace(
+            Layout.of_sizes(frame_size, shard_size, whole_number("level", level)), codec=compression or "zstd"
+        )
+        frames.compressor(layout.codec, layout.level)  # raises OptionError for a bad codec or level
+        job = StreamJob(
+            Calls(), os.fspath(dest), layout, tokenizer=tokenizer,
+            eos=token_id(eos, tokenizer, stacklevel=3), on_error=on_error, storage_options=storage_options,
+            holds="tokens" if tokens or tokenizer is not None else "samples",
+        )  # fmt: skip
+        self._job, self._codec = job, compression
+        self._workers = os.cpu_count() or 1 if workers is None else whole_number("workers", workers, 1)
+        self._part = checked_part(part)
+        self._documents: Documents | None = None
+        if job.kind == "tokens":
+            self._documents = Documents(tokens if isinstance(tokens, str) else None, tokenizer, job.eos)
+        # A list and a stack, which the finalizer has without having the writer.
+        self._threads: list[Threads] = []
+        self._bar = ExitStack()
+        self._write_lock = threading.Lock()
+        self._owner = os.getpid()
+        self._given = self._rejected = 0  # samples
+        self._rejects: list[tuple[str, str]] = []
+        self._stream: ShardStream | None = None
+        self._state: Literal["open", "closed", "aborted"] = "open"
+        self._manifest: Manifest | None = None
+        options = {"compression": compression, "tokens": tokens}
+        self._target = StreamTarget(job, options, self._part, resume, append)
+        if self._documents is not None and self._target.old is not None:
+            try:
+                self._documents.fit(self._target.old, self._target.store.url)
+            except OptionError:
+                self._target.release()
+                raise
+        if progress is True:
+            progress = self._bar.enter_context(shown("writing", quiet=False))
+        self._report = Reporter(progress)
+        self._dropped = weakref.finalize(self, _drop, self._target, self._threads, self._bar)
+
+    @property
+    def samples(self) -> int:
+        """How many samples were written so far."""
+        return self._stream.samples if self._stream is not None else 0
+
+    @property
+    def rejects(self) -> Sequence[tuple[str, str]]:
+        """The first million samples that were left out: where each is, and why."""
+        return self._rejects
+
+    @property
+    def rejected(self) -> int:
+        """How many bad samples were left out so far."""
+        return self._rejected
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the dataset. Raises OptionError before the writer is closed, and for a part."""
+        if self._manifest is None:
+            raise OptionError("there is no manifest before the writer is closed, or for a part")
+        return self._manifest
+
+    def write(self, sample: Mapping[str, Any] | npt.ArrayLike) -> None:
+        """Write one sample.
+
+        Args:
+            sample: The values of the fields by name, and `__key__`, a str or an int. Without `__key__` the
+                sample is numbered. The last extension of a field's name says what becomes of its value: see
+                the table in `shardstream.packing.values`. A writer of tokens takes the token ids, [n], as a
+                list or an array of integers, in the field `tokens` or alone.
+
+        Raises:
+            SourceError: The sample cannot be stored, and `on_error` is "raise".
+            OptionError: The sample is not the one that was given before, and `resume` is True.
+            CommitError: The writer is closed, or belongs to another process.
+            StorageError: A shard could not be written. Nothing can be committed any more.
+        """
+        self._check_usable()
+        with self._write_lock:
+            number, self._given = self._given, self._given + 1
+            where = f"sample {number}"
+            key = f"{number:012d}" if self._part is None else f"{self._part[0]:06d}-{number:012d}"
+            if self._documents is None:
+                found = sample_of(sample, where, key)
+                if isinstance(found, Reject):
+                    self._reject(found)
+                else:
+                    self._add(found)
+            else:
+                bad = self._documents.take(sample, where, key)
+                if bad is not None:
+                    self._reject(bad)
+                self._add_documents(self._documents)
+            if self._given % _REPORT_EVERY == 0:
+                self._tell()
+
+    def close(self) -> None:
+        """Write what is left, and commit the dataset; a part is committed by `commit`. Once is enough.
+
+        Raises:
+            SourceError: There is no sample, or one of the last cannot be stored.
+            OptionError: The samples are not those that were given before, and `resume` is True.
+            CommitError: The dataset has changed, or the writer was aborted or belongs to another process.
+            StorageError: A shard could not be written.
+        """
+        if self._state == "closed" and self._owner == os.getpid():
+            return
+        self._check_usable()
+        with self._write_lock:
+            try:
+                self._finish()
+            except BaseException:
+                self._end("aborted")
+                raise
+            self._end("closed")
+
+    def abort(self) -> None:
+        """End the writer without a commit. What was written stays for `resume`."""
+        if self._state == "open" and self._owner == os.getpid():
+            self._end("aborted")
+
+    def __enter__(self) -> Self:
+        self._check_usable()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _add(self, sample: Sample) -> None:
+        if self._stream is None:
+            self._stream = self._begin(_codec(sample.fields) if self._codec is None else self._codec)
+        try:
+            self._stream.add(sample.key, sample.fields)
+        except SourceError as error:
+            self._reject(Reject(sample.where, str(error)), error)
+
+    def _add_documents(self, documents: Documents, last: bool = False) -> None:
+        for document in documents.ready(last):
+            if self._stream is None:
+                self._stream = self._begin(self._codec or "zstd")
+            try:
+                self._stream.add_tokens(document.key, document.tokens)
+            except SourceError as error:
+                self._reject(Reject(document.where, str(error)), error)
+
+    def _begin(self, codec: Codec) -> ShardStream:
+        import numpy as np
+
+        layout = replace(self._job.layout, codec=codec)
+        self._threads.append(Threads(layout, self._workers))
+        dtype = None if self._documents is None else np.dtype(self._documents.dtype)
+        target = self._target
+        return ShardStream(target.store, layout, self._threads[0], target.name, dtype, target.resume)
+
+    def _reject(self, bad: Reject, cause: Exception | None = None) -> None:
+        if self._job.on_error == "raise":
+            raise SourceError(
+                f"{bad.where}: {bad.reason}. To leave such samples out: on_error='skip'"
+            ) from cause
+        self._rejected += 1
+        if len(self._rejects) < _MAX_REJECTS_LISTED:
+            self._rejects.append((bad.where, bad.reason))
+
+    def _finish(self) -> None:
+        if self._documents is not None:
+            self._add_documents(self._documents, last=True)
+        shards = [] if self._stream is None else self._stream.close()
+        dtype = None if self._documents is None or not shards else self._documents.dtype
+        self._manifest = self._target.commit(shards, dtype, self._rejects)
+        self._tell()
+
+    def _end(self, state: Literal["closed", "aborted"]) -> None:
+        self._state = state
+        self._dropped.detach()
+        _release(self._target, self._threads, self._bar)
+
+    def _check_usable(self) -> None:
+        if self._owner != os.getpid():
+            raise CommitError(
+                f"{self._target.store.url}: this Writer belongs to process {self._owner}, of which "
+                "this one is a fork; open one in each process, with part=(rank, world), and commit them"
+            )
+        if self._state != "open":
+            raise CommitError(f"{self._target.store.url}: this Writer is {self._state}; open another one")
+
+    def _tell(self) -> None:
+        if self._stream is not None:
+            self._report(
+                samples=self._stream.samples, done_bytes=self._stream.input_bytes, rejected=self._rejected
+            )
+
+    def __reduce__(self) -> str:
+        raise OptionError("a Writer stays in its process; open one in each process, with part=(rank, world)")
+
+
+def _release(target: StreamTarget, threads: list[Threads], bar: ExitStack) -> None:
+    for one in threads:
+        one.stop()
+    bar.close()
+    target.release()
+
+
+def _drop(target: StreamTarget, threads: list[Threads], bar: ExitStack) -> None:
+    """What is done for a writer that was dropped without being closed. A fork of the process does nothing."""
+    if target.mine:
+        _release(target, threads, bar)
+        target.warn_dropped()
+
+
+def _codec(fields: Mapping[str, bytes]) -> Codec:
+    """ "none" if most bytes of a sample are compressed already, else "zstd"."""
+    packed = sum(len(data) for name, data in fields.items() if extension(name) in COMPRESSED)
+    return "none" if 2 * packed > sum(map(len, fields.values())) else "zstd"

@@ -1,0 +1,180 @@
+"""Sources: one file for each format of input, and the table of all formats."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Literal, cast, get_args
+
+from shardstream.errors import OptionError
+from shardstream.packing.sources.base import FileSpan, Reject, Sample, Source, SourceOptions, Task
+from shardstream.packing.sources.images import ImagesSource
+from shardstream.storage.inputs import FileInfo
+from shardstream.storage.store import Options, redact
+
+Format = Literal[
+    "webdataset",
+    "jsonl",
+    "text",
+    "images",
+    "bin",
+    "parquet",
+    "csv",
+    "json",
+    "arrow",
+    "hf",
+    "mds",
+    "litdata",
+    "tfrecord",
+    "files",
+]
+FORMATS: tuple[Format, ...] = get_args(Format)
+ENTRY_POINTS = "shardstream.sources"
+# Imported when they are asked for: some need packages that are extras, or take long to import.
+_CLASSES: dict[str, str] = {
+    "webdataset": "webdataset:WebdatasetSource",
+    "jsonl": "jsonl:JsonlSource",
+    "text": "text:TextSource",
+    "images": "images:ImagesSource",
+    "bin": "bin:BinSource",
+    "parquet": "parquet:ParquetSource",
+    "csv": "csv:CsvSource",
+    "json": "json:JsonSource",
+    "arrow": "arrow:ArrowSource",
+    "hf": "hf:HfSource",
+    "mds": "mds:MdsSource",
+    "litdata": "litdata:LitdataSource",
+    "tfrecord": "tfrecord:TfrecordSource",
+    "files": "files:FilesSource",  # behind those that know what they read
+}
+
+
+def source_class(format: str) -> type[Source]:
+    """The class of a format.
+
+    Args:
+        format: The name of the format, ours or that of an entry point in the group `shardstream.sources`.
+
+    Raises:
+        OptionError: There is no such format.
+    """
+    if format in _CLASSES:
+        module, name = _CLASSES[format].split(":")
+        found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        return cast("type[Source]", found)
+    others = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if format in others.names:
+        return cast("type[Source]", others[format].load())
+    raise OptionError(f"unknown format {format!r}; there are {', '.join([*FORMATS, *sorted(others.names)])}")
+
+
+def make_source(format: str | Source, options: SourceOptions | None = None) -> Source:
+    """The source for a format.
+
+    Args:
+        format: The name of the format, or a source, which has its options already.
+        options: What was asked for. None: nothing.
+
+    Raises:
+        OptionError: There is no such format, or an option is for another format.
+    """
+    options, usual = options or SourceOptions(), SourceOptions()
+    if not isinstance(format, str):
+        return _checked(format, options, usual)
+    kind = source_class(format)
+    for option in fields(SourceOptions):
+        given = getattr(options, option.name) != getattr(usual, option.name)
+        if given and option.name not in kind.takes | {"storage_options"}:
+            takers = [name for name in FORMATS if option.name in source_class(name).takes]
+            raise OptionError(f"{option.name} is for --format {' or '.join(takers)}, not for {format}")
+    return kind.make(options)
+
+
+def _checked(source: Source, options: SourceOptions, usual: SourceOptions) -> Source:
+    """`source` if it is one and no option was given beside it."""
+    missing = [
+        name
+        for name in ("name", "options", "plan", "read")
+        if isinstance(source, type) or not hasattr(source, name)
+    ]
+    if missing:
+        raise OptionError(f"format={source!r} is neither a name nor a Source: it has no {missing[0]}")
+    for option in fields(SourceOptions):
+        if option.name != "storage_options" and getattr(options, option.name) != getattr(usual, option.name):
+            raise OptionError(f"{option.name} is an option of {source.name}: give it to the Source itself")
+    return source
+
+
+def recognise(files: Sequence[FileInfo], storage_options: Options = None) -> Format:
+    """The format of files by their extensions; of .json files by the content of the first that is not empty.
+
+    Raises:
+        OptionError: They do not show one format.
+    """
+    names = [redact(info.url).lower() for info in files]
+    for known in FORMATS if names else ():
+        kind = source_class(known)
+        allowed = kind.extensions + _beside(kind, "companions") + _beside(kind, "left_out")
+        if any(path.endswith(kind.extensions) for path in names) and all(
+            path.endswith(allowed) for path in names
+        ):
+            return "json" if known == "jsonl" and _is_json(files, names, storage_options) else known
+    raise OptionError(
+        f"the extensions of {len(names)} file(s) do not show one format; pass --format ({', '.join(FORMATS)})"
+    )
+
+
+def _beside(kind: type[Source], attribute: Literal["companions", "left_out"]) -> tuple[str, ...]:
+    """The ends of the names of files that may lie beside those by which a format is recognised.
+
+    A source reads its `companions`. `pack` keeps what is `left_out` from it.
+    """
+    found: tuple[str, ...] = getattr(kind, attribute, ())
+    return found
+
+
+def without_companions(
+    format: str, files: Sequence[FileInfo]
+) -> tuple[list[FileInfo], list[tuple[str, str]]]:
+    """The files of a folder that its source reads, and where the others are, and why they are none.
+
+    Args:
+        format: The name of the format.
+        files: The files of the input. Those that were named by themselves are always read.
+    """
+    beside = _beside(source_class(format), "left_out")
+    left = [file for file in files if not (file.root and redact(file.url).lower().endswith(beside))]
+    if not beside or not left:
+        return list(files), []
+    here = "a file that tools write beside the data"
+    read = set(left)
+    return left, [(redact(file.url), here) for file in files if file not in read]
+
+
+def _is_json(files: Sequence[FileInfo], names: Sequence[str], storage_options: Options) -> bool:
+    # One file is looked at: a request for each would take long. The format json reads lines, too.
+    from shardstream.packing.sources.json import JsonSource, is_lines
+
+    if not all(name.endswith(JsonSource.extensions) for name in names):
+        return False
+    first = next((file for file in files if file.size), None)
+    return first is not None and not is_lines(first.url, storage_options)
+
+
+__all__ = [
+    "FORMATS",
+    "FileSpan",
+    "Format",
+    "ImagesSource",
+    "Reject",
+    "Sample",
+    "Source",
+    "SourceOptions",
+    "Task",
+    "make_source",
+    "recognise",
+    "source_class",
+    "without_companions",
+]

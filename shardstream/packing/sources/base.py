@@ -1,0 +1,293 @@
+"""The interface of sources: plan tasks over files, and read the samples of one task."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, cast
+
+from shardstream.errors import SourceError
+from shardstream.format.columns import ColumnValue
+from shardstream.format.names import SplitKey, escape_key
+from shardstream.packing.resize import Resize
+from shardstream.storage.inputs import FileInfo, read_slice
+from shardstream.storage.store import Options, redact
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+NO_COUNTS: Mapping[str, int] = MappingProxyType({})
+TokenDtype = Literal["uint16", "uint32"]
+TOKENS = "tokens"  # the field of a sample that is a document of token ids
+
+
+class FileSpan(NamedTuple):
+    """A part of a file.
+
+    Args:
+        url: The path or URL of the file.
+        start: The first byte of the part.
+        end: The byte behind the part.
+        size: The bytes of the whole file.
+        key_base: The keys of samples without an id are this text and a number.
+        label: The class of the file, or "".
+        prefix: Default keys of samples with an id are this text and the id. `pack` fills it: "", or
+            `key_base` and a slash.
+        units: Of sources that count in row groups, rows or records: the first one of the part, and the one
+            behind its last.
+    """
+
+    url: str
+    start: int
+    end: int
+    size: int
+    key_base: str
+    label: str = ""
+    prefix: str = ""
+    units: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What `pack` was asked for and sources have to know. A source uses those that it names in `takes`.
+
+    Args:
+        text_key: The key of the text in an object or a row.
+        keep: The other keys that are stored; "a.b" is `b` of the object in `a`. None: all. Names that no row
+            has are an error before the commit.
+        column: Which column of a row becomes which field: pairs of a field and a column. None: as the types
+            of the columns show.
+        key: The key in an object or a row whose value names the sample, as it is; "none": samples are
+            numbered. None: the first of `__key__`, `key` and `id` that is there, with the path of the file
+            before it if there are several files.
+        split_key: Of archives: at which dot of the name of a member its key ends.
+        chat_template: The file of a chat template, which makes text of messages; or None.
+        resize: How images are made smaller, or None.
+        eos: Of tokens that are there already: the token id that ends each document, or None.
+        dtype: Of tokens that are there already: how they are stored. None: as the input shows.
+        labels: Which folder is the class of an image: "none", "leaf" or "top". None: as the folders show.
+        storage_options: Options for the stores of the input. Every source takes them.
+    """
+
+    text_key: str = "text"
+    keep: tuple[str, ...] | None = None
+    column: tuple[tuple[str, str], ...] | None = None
+    key: str | None = None
+    split_key: SplitKey = "first"
+    chat_template: str | None = None
+    resize: Resize | None = None
+    eos: int | None = None
+    dtype: TokenDtype | None = None
+    labels: Literal["none", "leaf", "top"] | None = None
+    storage_options: Options = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One slice of the input: consecutive whole files, or a part of one file."""
+
+    number: int
+    files: tuple[FileSpan, ...]
+
+
+class Sample(NamedTuple):
+    """A sample.
+
+    Args:
+        key: The key of the sample.
+        fields: The bytes of each field, by name.
+        where: Where the sample came from, such as "corpus.jsonl:17".
+        counts: Numbers that are added up over all samples, for the provenance in the manifest.
+        columns: The values that the index keeps for the choice of samples, by name.
+        missing: The names in the option `keep` that the row does not have.
+    """
+
+    key: str
+    fields: dict[str, bytes]
+    where: str
+    counts: Mapping[str, int] = NO_COUNTS
+    columns: Mapping[str, ColumnValue] = MappingProxyType({})
+    missing: tuple[str, ...] = ()
+
+
+class Reject(NamedTuple):
+    """A piece of the input that is no sample.
+
+    Args:
+        where: Where it is, such as "corpus.jsonl:17".
+        reason: Why it is no sample.
+        harmless: Whether nothing is lost without it, as a file that an operating system adds. It is named and
+            counted, and it is never an error.
+    """
+
+    where: str
+    reason: str
+    harmless: bool = False
+
+
+class Source(Protocol):
+    """One kind of input: a frozen dataclass of its options, which is pickled for worker processes.
+
+    Its class says how files are recognised (`extensions`, in lower case), which options beside
+    `storage_options` it uses (`takes`), and how it is made of them (`make`). A class that another package
+    names in the entry point group `shardstream.sources` is a format like any other.
+
+    A class may also have `companions`, ends of the names of files that it reads beside these, and `left_out`,
+    those of files that `pack` keeps from it.
+
+    `keys`, if it is there, says for people what is taken for the keys.
+
+    Tasks may only depend on the input and the target size, never on the number of workers.
+    `shardstream.testing.SourceContract` checks a source.
+    """
+
+    extensions: ClassVar[tuple[str, ...]]
+    takes: ClassVar[frozenset[str]]
+
+    @classmethod
+    def make(cls, options: SourceOptions) -> Self:
+        """The source with these options. Raises OptionError if one is wrong."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name that --format takes."""
+        ...
+
+    def options(self) -> dict[str, Any]:
+        """The options that shape the samples, for the manifest's provenance."""
+        ...
+
+    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+        """Cut the files into tasks of about `target` bytes each."""
+        ...
+
+    def read(self, task: Task) -> Iterator[Sample | Reject]:
+        """The samples of one task in a fixed order. The memory must not grow with the input."""
+        ...
+
+
+def token_dtype(source: Source) -> TokenDtype | None:
+    """The dtype of the tokens, if the samples of a source are documents of token ids already; else None.
+
+    Such a source has an attribute `token_dtype`. Each of its samples has one field, `TOKENS`: the ids in this
+    dtype, little-endian. They are stored as they are.
+    """
+    found: TokenDtype | None = getattr(source, "token_dtype", None)
+    return found
+
+
+def prepared(source: Source, files: Sequence[FileInfo]) -> Source:
+    """The source for these files: what its method `prepare` returns, or itself if it has none.
+
+    A source has such a method if its options depend on the files: `prepare(files)` returns a copy of it.
+    """
+    prepare = getattr(source, "prepare", None)
+    return source if prepare is None else cast("Source", prepare(files))
+
+
+def relative(file: FileInfo) -> str:
+    """The path of a file below the folder that was given; its name if the file itself was given.
+
+    It is the same wherever the files lie. It becomes keys and provenance, so that a signature in a URL must
+    not be in it.
+    """
+    if file.root and file.url.startswith(file.root.rstrip("/") + "/"):
+        return file.url[len(file.root.rstrip("/")) + 1 :]
+    name = redact(file.url) if "://" in file.url else file.url
+    return os.path.basename(name.rstrip("/")) or name
+
+
+def group(bundles: Iterable[list[FileSpan]], target: int, sizes: Iterable[int] | None = None) -> list[Task]:
+    """Tasks of about `target` bytes each, so that small files do not become shards of their own.
+
+    Args:
+        bundles: Parts of files that have to be in the same task.
+        target: Bytes.
+        sizes: The bytes of each bundle. None: those of its parts.
+    """
+    tasks: list[Task] = []
+    spans: list[FileSpan] = []
+    size, given = 0, None if sizes is None else iter(sizes)
+    for bundle in bundles:
+        extra = sum(span.end - span.start for span in bundle) if given is None else next(given)
+        if spans and size + extra > target:
+            tasks.append(Task(len(tasks), tuple(spans)))
+            spans, size = [], 0
+        spans += bundle
+        size += extra
+    if spans:
+        tasks.append(Task(len(tasks), tuple(spans)))
+    return tasks
+
+
+def whole_files(files: Sequence[FileInfo], keys: Sequence[str], target: int) -> list[Task]:
+    """Tasks of about `target` bytes, of files that are never cut.
+
+    Args:
+        files: The files.
+        keys: For each file the begin of its keys.
+        target: Bytes.
+    """
+    spans = (
+        [FileSpan(file.url, 0, file.size, file.size, key)] for file, key in zip(files, keys, strict=True)
+    )
+    return group(spans, target)
+
+
+def cut_files(
+    files: Sequence[FileInfo], keys: Sequence[str], target: int, is_whole: Callable[[FileInfo], bool]
+) -> list[Task]:
+    """Tasks of about `target` bytes, of files that are cut every `target` bytes.
+
+    Args:
+        files: The files.
+        keys: For each file the begin of its keys.
+        target: Bytes.
+        is_whole: Whether a file cannot be cut. It is only asked of files of more than `target`.
+    """
+
+    def slices() -> Iterator[list[FileSpan]]:
+        for file, key in zip(files, keys, strict=True):
+            step = file.size if file.size > target and is_whole(file) else target
+            for start in range(0, file.size, step):
+                yield [FileSpan(file.url, start, min(start + step, file.size), file.size, key)]
+
+    return group(slices(), target)
+
+
+def unique_keys(names: Iterable[str]) -> list[str]:
+    """A key for each name: the escaped name, with a number if the same key came before."""
+    last: dict[str, int] = {}  # the keys so far, and the last number that each was given
+    for name in names:
+        key = stem = escape_key(name)
+        while key in last:
+            last[stem] += 1
+            key = f"{stem}~{last[stem]}"
+        last[key] = 1
+    return list(last)
+
+
+def key_bases(files: Sequence[FileInfo], extensions: Sequence[str]) -> list[str]:
+    """For each file the begin of the keys of its rows: its path without its extensions, as a key.
+
+    Args:
+        files: The files.
+        extensions: The extensions in lower case, such as ".jsonl.gz". The longest that fits is left out.
+    """
+    longest = sorted(extensions, key=len, reverse=True)
+    found = re.compile(f"(?:{'|'.join(map(re.escape, longest))})\\Z", re.IGNORECASE)
+    return unique_keys(found.sub("", relative(file)) for file in files)
+
+
+def read_whole(span: FileSpan, storage_options: Options) -> bytes:
+    """The bytes of a whole file. Raises SourceError if its size has changed since it was listed."""
+    data = read_slice(span.url, 0, span.size + 1, storage_options)
+    if len(data) != span.size:
+        raise SourceError(
+            f"{redact(span.url)}: its size changed from {span.size} bytes while packing; pack again"
+        )
+    return bytes(data)

@@ -1,0 +1,277 @@
+"""JSON Lines, plain or compressed: each line is an object, and each object is a sample."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, ClassVar
+
+import msgspec
+
+from shardstream.errors import SourceError
+from shardstream.packing.columns import columns_of
+from shardstream.packing.sources.base import (
+    NO_COUNTS,
+    FileSpan,
+    Reject,
+    Sample,
+    SourceOptions,
+    Task,
+    TokenDtype,
+    cut_files,
+    key_bases,
+)
+from shardstream.packing.sources.encoded import text_bytes, to_json
+from shardstream.packing.sources.rows import Rows, kept, key_of, with_id
+from shardstream.packing.sources.streams import (
+    SUFFIXES,
+    another_type,
+    compression,
+    decompressed,
+    names_compressed,
+)
+from shardstream.storage.inputs import FileInfo, open_input, read_into, read_slice
+from shardstream.storage.store import Options, redact
+
+EXTENSIONS = (".jsonl", ".ndjson", ".json")
+_CHUNK = 1 << 20
+
+
+def _of_python(line: bytes | memoryview, error: msgspec.DecodeError) -> dict[str, Any]:
+    """An object that Python's json writes and JSON does not have: NaN, Infinity, half of a surrogate pair.
+
+    Raises:
+        DecodeError: It is no object for Python either; `error`, which says where it is wrong.
+    """
+    try:
+        row = json.loads(str(line, "utf-8"))  # of bytes it would guess the encoding
+    except ValueError:
+        raise error from None
+    if not isinstance(row, dict):
+        raise error
+    return row
+
+
+@dataclass(frozen=True)
+class JsonlSource:
+    """JSON Lines as samples: the text becomes field txt, and the other keys of the object field json.
+
+    The key of a sample is by default the value of `__key__`, `key` or `id`, if the object has one of these,
+    and the path of the file before it if there are several files. Otherwise it is made of the file and the
+    byte at which the line begins; in a compressed file, of the file and the number of the line.
+
+    Plain files are cut into slices. A line belongs to the slice in which it begins. A compressed file is one
+    task.
+
+    Args:
+        text_key: The key of the text.
+        keep: The other keys that are stored. None: all.
+        key: What names a sample; see `SourceOptions`.
+        storage_options: Options for the stores of the input.
+        rows: Makes the samples, if it was said what becomes which field. None: as above.
+    """
+
+    text_key: str = "text"
+    keep: tuple[str, ...] | None = None
+    key: str | None = None
+    storage_options: Options = field(default=None, repr=False)
+    rows: Rows | None = None
+    name: str = "jsonl"
+    extensions: ClassVar[tuple[str, ...]] = tuple(
+        extension + suffix for extension in EXTENSIONS for suffix in SUFFIXES
+    )
+    takes: ClassVar[frozenset[str]] = frozenset(
+        {"text_key", "keep", "key", "column", "chat_template", "dtype", "eos"}
+    )
+
+    @classmethod
+    def make(cls, options: SourceOptions) -> JsonlSource:
+        plain = options.column is None and options.chat_template is None
+        rows = None if plain else Rows.make(options)
+        return cls(options.text_key, options.keep, options.key, options.storage_options, rows)
+
+    @property
+    def token_dtype(self) -> TokenDtype | None:
+        """How tokens are stored that are there already; None if samples are no tokens."""
+        return None if self.rows is None else self.rows.token_dtype
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "text_key": self.text_key,
+            "keep": None if self.keep is None else list(self.keep),
+            **({} if self.key is None else {"key": self.key}),
+            **({} if self.rows is None else self.rows.options()),
+        }
+
+    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+        # A compressed file can only be read from its beginning.
+        return cut_files(files, key_bases(files, self.extensions), target, self._is_compressed)
+
+    def _is_compressed(self, file: FileInfo) -> bool:
+        if names_compressed(file.url):
+            return True
+        return compression(bytes(read_slice(file.url, 0, 8, self.storage_options))) is not None
+
+    def read(self, task: Task) -> Iterator[Sample | Reject]:
+        for span in task.files:
+            with open_input(span.url, self.storage_options) as file:
+                found = decompressed(file, span.url) if span.start == 0 else file
+                compressed = found is not file
+                lines: Iterator[tuple[int, bytes | memoryview]]
+                lines = self._stream_lines(found) if compressed else self._slice_lines(span, file)
+                if span.start == 0 and (first := next(lines, None)) is not None:
+                    at, line = first
+                    if bytes(line[:3]) == codecs.BOM_UTF8:
+                        line = line[3:]
+                    lines = itertools.chain([(at, line)], lines)
+                yield from self._samples(span, lines, compressed)
+
+    def _samples(
+        self, span: FileSpan, lines: Iterator[tuple[int, bytes | memoryview]], numbered: bool
+    ) -> Iterator[Sample | Reject]:
+        decode = msgspec.json.Decoder(dict[str, Any]).decode
+        encode = msgspec.json.Encoder().encode
+        text_key, wanted = self.text_key, self.key
+        # The text is in field txt, and __key__ is the key: they are not stored twice.
+        stored = {text_key, "__key__"} if wanted is None else {text_key}
+        keep = None if self.keep is None else [name for name in self.keep if name not in stored]
+        file = redact(span.url)
+        place = f"{file}:" if numbered else f"{file}, byte "
+        for at, line in lines:
+            as_python, own = False, None
+            try:
+                try:
+                    row = decode(line)
+                except msgspec.DecodeError as error:
+                    row, as_python = _of_python(line, error), True
+                if self.rows is not None:
+                    yield self.rows.sample(row, span, at, f"{place}{at}")
+                    continue
+                if "messages" in row and text_key == "text" and "text" not in row:
+                    yield self._chat(row, span, at, f"{place}{at}")
+                    continue
+                key = "" if wanted is None else key_of(row, wanted, span, at)
+                text, counts = row.pop(text_key), NO_COUNTS
+                try:
+                    text = text.encode()
+                except UnicodeEncodeError:
+                    text, counts = text_bytes(text)
+            except (
+                msgspec.DecodeError,
+                KeyError,
+                AttributeError,
+                UnicodeError,
+                RecursionError,
+                SourceError,
+            ) as error:
+                if bytes(line).strip():
+                    if at <= 1 and (what := another_type(span.url, self.storage_options)):
+                        raise SourceError(f"{file}: this is {what}, not JSON") from error
+                    number = at if numbered else self._line_number(span, at)
+                    array = "; for a file that is an array: --format json" if line[:1] == b"[" else ""
+                    yield Reject(f"{file}:{number}", self._reason(error, line) + array)
+                continue
+            if wanted is None:
+                key = key_of(row, None, span, at)
+                own = row.pop("__key__", None)
+            fields = {"txt": text}
+            missing: tuple[str, ...] = ()
+            everything = row
+            columns = columns_of(row, keep)
+            if keep is not None:
+                row, missing = kept(row, keep)
+            row = with_id(row, everything if own is None else {"__key__": own}, wanted, key)
+            if row:
+                fields["json"] = to_json(row) if as_python else encode(row)
+            yield Sample(key, fields, f"{place}{at}", counts, columns, missing)
+
+    def _chat(self, row: dict[str, Any], span: FileSpan, at: int, where: str) -> Sample | Reject:
+        """The sample of a conversation, which has no text: all of it stays an object."""
+        try:
+            key = key_of(row, self.key, span, at)
+        except SourceError as error:
+            return Reject(where, str(error))
+        found, missing = (row, ()) if self.keep is None else kept(row, ("messages", *self.keep))
+        columns = columns_of(row, self.keep)
+        return Sample(key, {"json": to_json(found)}, where, NO_COUNTS, columns, missing)
+
+    def _reason(self, error: Exception, line: bytes | memoryview) -> str:
+        if isinstance(error, SourceError):
+            return str(error)
+        if isinstance(error, KeyError):
+            tokens = "; for token ids: --column tokens=input_ids" if b'"input_ids"' in bytes(line) else ""
+            return f"no key {self.text_key!r}; name the one that holds the text with --text-key{tokens}"
+        if isinstance(error, AttributeError):
+            return f"the value of {self.text_key!r} is not a string"
+        return f"not a JSON object in UTF-8 ({error})"
+
+    def _slice_lines(self, span: FileSpan, file: BinaryIO) -> Iterator[tuple[int, bytes | memoryview]]:
+        """(byte offset, line) of the lines that begin in the span.
+
+        A line is a view of a buffer that is used again for each chunk: new memory for a chunk costs more than
+        to parse it.
+        """
+        # Begin one byte before the span. The line with this byte belongs to the slice before.
+        base = max(0, span.start - 1)
+        skipping = base < span.start
+        buffer = bytearray(_CHUNK)
+        filled = 0
+        file.seek(base)
+        while True:
+            room = min(len(buffer) - filled, span.size - base - filled)
+            count = read_into(file, memoryview(buffer)[filled : filled + room], redact(span.url))
+            filled += count
+            at = 0
+            while (cut := buffer.find(b"\n", at, filled)) >= 0:
+                if skipping:
+                    skipping = False
+                elif base + at >= span.end:
+                    return
+                else:
+                    yield base + at, memoryview(buffer)[at:cut]
+                at = cut + 1
+            if base + filled >= span.size:
+                if at < filled and base + at < span.end and not skipping:
+                    yield base + at, memoryview(buffer)[at:filled]
+                return
+            if skipping:
+                at = filled  # the line of the slice before has not ended yet
+            if base + at >= span.end:
+                return
+            if at == 0 and filled == len(buffer):
+                buffer = buffer + bytes(len(buffer))  # the line is longer than the buffer
+            else:
+                buffer[: filled - at] = buffer[at:filled]
+                base += at
+                filled -= at
+
+    def _stream_lines(self, file: BinaryIO) -> Iterator[tuple[int, bytes | memoryview]]:
+        """(line number from 1, line) of a compressed file."""
+        number = 1
+        rest = bytearray()
+        while chunk := file.read(1 << 20):
+            if b"\n" not in chunk:
+                rest += chunk
+                continue
+            lines = (bytes(rest) + chunk).split(b"\n")
+            rest = bytearray(lines.pop())
+            for line in lines:
+                yield number, line
+                number += 1
+        if rest:
+            yield number, bytes(rest)
+
+    def _line_number(self, span: FileSpan, offset: int) -> int:
+        """The number of the line at a byte offset. It is only counted for messages."""
+        lines, position = 1, 0
+        while position < offset:
+            size = min(_CHUNK, offset - position)
+            chunk = read_slice(span.url, position, size, self.storage_options)
+            if not chunk:
+                break
+            lines += bytes(chunk).count(b"\n")
+            position += len(chunk)
+        return lines

@@ -1,0 +1,270 @@
+"""LitData folders: index.json and chunks, plain or compressed. The reader is our own."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, ClassVar
+
+import msgspec
+import zstandard
+
+from shardstream.errors import SourceError
+from shardstream.packing.sources.base import (
+    FileSpan,
+    Reject,
+    Sample,
+    Task,
+    group,
+    read_whole,
+    relative,
+    unique_keys,
+)
+from shardstream.packing.sources.litdata_values import check, kind, value
+from shardstream.packing.sources.mds import take
+from shardstream.packing.sources.row_source import RowSource
+from shardstream.packing.sources.streams import zstd_stream
+from shardstream.storage.inputs import FileInfo, open_input, read_slice, size_of
+from shardstream.storage.store import redact
+
+_INDEX = "index.json"
+_FRAMED = struct.Struct("<8sHHIII")
+_FRAME = struct.Struct("<IIQII")
+_MAGIC = b"LDFZ01\0\0"
+_LONGEST = 1 << 30  # bytes of a frame
+
+
+class _Chunk(msgspec.Struct):
+    filename: str
+    chunk_size: int
+
+
+class _Config(msgspec.Struct):
+    data_format: list[str] | None = None
+    data_spec: str | None = None
+    compression: str | None = None
+    compression_level: str | None = None
+    ipc_compression: str | None = None
+    encryption: Any = None
+    item_loader: str | None = None
+
+
+class _Head(msgspec.Struct):
+    config: _Config
+
+
+class _Index(_Head):
+    chunks: list[_Chunk]
+
+
+@dataclass(frozen=True)
+class LitdataSource(RowSource):
+    """Samples of LitData folders as rows. Images stay the files they are; arrays and tensors become .npy.
+
+    A nested value is a column such as `more.image`. Chunks of the default loader are read, plain or
+    compressed by zstd in each of the three ways. What else there is, is refused by its name: pickles, JSON,
+    encryption, chunks of tokens, and rows in Arrow's format.
+
+    See `RowSource` for its arguments.
+    """
+
+    name: str = "litdata"
+    extensions: ClassVar[tuple[str, ...]] = ()  # .bin has many meanings
+
+    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+        """Tasks of whole chunks, of about `target` bytes.
+
+        Raises:
+            SourceError: An index.json is damaged, names a chunk that is not there, or what is not known.
+        """
+        listed = {info.url: info for info in files}
+        bundles: list[list[FileSpan]] = []
+        for info in files:
+            if info.url.endswith(f"/{_INDEX}"):
+                bundles += self._folder(listed.pop(info.url), listed)
+        for info in listed.values():  # what no index names: `read` says so
+            bundles.append([FileSpan(info.url, 0, info.size, info.size, "", "?")])
+        return group(bundles, target)
+
+    def _folder(self, index: FileInfo, listed: dict[str, FileInfo]) -> Iterator[list[FileSpan]]:
+        where, folder = redact(index.url), index.url[: -len(_INDEX)]
+        span = FileSpan(index.url, 0, index.size, index.size, "", "index")
+        found = _decode(read_whole(span, self.storage_options), _Index, where)
+        _columns(found.config, where)
+        chunks = []
+        for chunk in found.chunks:
+            info = listed.pop(folder + chunk.filename, None)
+            if info is None:
+                raise SourceError(f"{where}: its chunk {chunk.filename} is not in the input")
+            chunks.append((info, chunk.chunk_size))
+        bases = unique_keys(relative(info).removesuffix(".bin") for info, _ in chunks)
+        more = [span]  # the index is counted in the first task
+        for (info, count), base in zip(chunks, bases, strict=True):
+            yield [*more, FileSpan(info.url, 0, info.size, info.size, base, "chunk", units=(0, count))]
+            more = []
+        if more:
+            yield more
+
+    def read(self, task: Task) -> Iterator[Sample | Reject]:
+        configs: dict[str, _Config] = {}
+        for span in task.files:
+            if span.label == "?":
+                yield Reject(redact(span.url), f"no {_INDEX} beside it names this file as a chunk")
+            elif span.label == "chunk":
+                folder = span.url.rpartition("/")[0]
+                if folder not in configs:
+                    configs[folder] = self._config(span.url, f"{folder}/{_INDEX}")
+                yield from self._chunk(span, configs[folder])
+
+    def _config(self, chunk: str, url: str) -> _Config:
+        with open_input(chunk, self.storage_options):
+            pass  # a folder that is gone is told by the name of the chunk
+        data = read_slice(url, 0, size_of(url, self.storage_options), self.storage_options)
+        found: _Config = _decode(bytes(data), _Head, redact(url)).config
+        return found
+
+    def _chunk(self, span: FileSpan, config: _Config) -> Iterator[Sample | Reject]:
+        where = redact(span.url)
+        columns = _columns(config, where)
+        rows = self.rows.of_table({name: kind(form) for name, form in columns}, where)
+        with open_input(span.url, self.storage_options) as file:
+            for number, data in enumerate(_items(file, span, config, where)):
+                place = f"{where}, sample {number}"
+                try:
+                    row = _row(data, columns)
+                except (SourceError, struct.error, UnicodeError) as error:
+                    yield Reject(place, str(error))
+                    continue
+                yield rows.sample(row, span, number, place)
+
+
+def _decode(data: bytes, type_: type[Any], where: str) -> Any:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise SourceError(f"{where}: not the index of a LitData folder ({error})") from error
+
+
+def _columns(config: _Config, where: str) -> list[tuple[str, str]]:
+    """The name and the format of each column.
+
+    Raises:
+        SourceError: Something of the index is not known.
+    """
+    if config.encryption is not None:
+        raise SourceError(f"{where}: its chunks are encrypted; decrypt them first")
+    if config.item_loader not in (None, "PyTreeLoader"):
+        raise SourceError(f"{where}: its chunks are for {config.item_loader}, which is not known")
+    if config.ipc_compression is not None:
+        raise SourceError(f"{where}: its rows are in Arrow's format, which is not read")
+    if config.compression is not None and not config.compression.startswith("zstd"):
+        raise SourceError(f"{where}: its compression {config.compression!r} is not known")
+    try:
+        version, spec = msgspec.json.decode(config.data_spec or "")
+        names = list(_names(spec, ""))
+        if version != 1:
+            raise ValueError(f"version {version}")
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{where}: its data_spec is not known ({error})") from error
+    formats = config.data_format or []
+    if len(names) != len(formats):
+        raise SourceError(f"{where}: it names {len(names)} columns and {len(formats)} formats")
+    for name, form in zip(names, formats, strict=True):
+        check(name, form, where)
+    return list(zip(names, formats, strict=True))
+
+
+def _names(spec: dict[str, Any], path: str) -> Iterator[str]:
+    """The names of the leaves of a tree of dicts, lists and tuples, in order."""
+    children = spec["children_spec"]
+    match spec["type"]:
+        case None:
+            yield path or "item"
+            return
+        case "builtins.dict":
+            names = msgspec.json.decode(spec["context"], type=list[str])
+        case "builtins.list" | "builtins.tuple":
+            names = [str(number) for number in range(len(children))]
+        case other:
+            raise ValueError(f"a sample of type {other}")
+    for name, child in zip(names, children, strict=True):
+        yield from _names(child, f"{path}.{name}" if path else name)
+
+
+def _items(file: BinaryIO, span: FileSpan, config: _Config, where: str) -> Iterator[bytes]:
+    """The bytes of each sample of a chunk."""
+    level = config.compression_level or "chunk" if config.compression else None
+    if level == "batch":
+        yield from _framed(file, span, where)
+        return
+    stream = zstd_stream(file, where) if level == "chunk" else file
+    count = struct.unpack("<I", take(stream, 4, where))[0]
+    _count(count, span, where)
+    bounds = struct.unpack(f"<{count + 1}I", take(stream, 4 * (count + 1), where))
+    if bounds[0] != 4 * (count + 2):
+        raise SourceError(f"{where}: its samples do not begin behind their places; is it damaged?")
+    if level is None and bounds[-1] == bounds[0] and span.size > bounds[0]:
+        raise SourceError(f"{where}: its rows are in Arrow's format, which is not read")
+    for size in _sizes(bounds, where):
+        data = take(stream, size, where)
+        yield _unzstd(data, where) if level == "sample" else data
+
+
+def _framed(file: BinaryIO, span: FileSpan, where: str) -> Iterator[bytes]:
+    """The bytes of each sample of a chunk in which frames of some samples are compressed."""
+    magic, version, _, count, _, frames = _FRAMED.unpack(take(file, _FRAMED.size, where))
+    if (magic, version) != (_MAGIC, 1):
+        raise SourceError(f"{where}: not a chunk of frames of version 1")
+    _count(count, span, where)
+    bounds = struct.unpack(f"<{count + 1}I", take(file, 4 * (count + 1), where))
+    sizes = _sizes(bounds, where)
+    table = list(_FRAME.iter_unpack(take(file, frames * _FRAME.size, where)))
+    given = 0
+    for first, items, offset, length, size in table:
+        file.seek(offset)
+        data = _unzstd(take(file, length, where), where, size)
+        if first != given or first + items > count or sum(sizes[first : first + items]) != size:
+            raise SourceError(f"{where}: its frames do not fit its samples; is it damaged?")
+        stream = io.BytesIO(data)
+        yield from (stream.read(one) for one in sizes[first : first + items])
+        given += items
+    if given != count:
+        raise SourceError(f"{where}: its frames hold {given} of {count} samples")
+
+
+def _count(count: int, span: FileSpan, where: str) -> None:
+    if count != span.units[1]:
+        raise SourceError(f"{where}: it holds {count} samples, and {_INDEX} says {span.units[1]}")
+
+
+def _sizes(bounds: Sequence[int], where: str) -> list[int]:
+    sizes = [end - start for start, end in itertools.pairwise(bounds)]
+    if any(size < 0 for size in sizes):
+        raise SourceError(f"{where}: the places of its samples are not in order; is it damaged?")
+    return sizes
+
+
+def _unzstd(data: bytes, where: str, size: int | None = None) -> bytes:
+    try:
+        told = zstandard.get_frame_parameters(data).content_size
+        if told > _LONGEST or (size is not None and told != size):
+            raise SourceError(f"{where}: a frame of {told} bytes, where {size or _LONGEST} may be")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=max(1, told))
+    except zstandard.ZstdError as error:
+        raise SourceError(f"{where}: damaged zstd data ({error})") from error
+
+
+def _row(data: bytes, columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The values of a sample: the size of each column, and then all columns."""
+    sizes = struct.unpack_from(f"<{len(columns)}I", data)
+    at = 4 * len(columns)
+    if at + sum(sizes) != len(data):
+        raise SourceError(f"its columns are {at + sum(sizes)} bytes, and the sample {len(data)}")
+    row: dict[str, Any] = {}
+    for (name, form), size in zip(columns, sizes, strict=True):
+        row[name] = value(form, data[at : at + size])
+        at += size
+    return row

@@ -1,0 +1,286 @@
+"""The work of one task of a pack: from its slice of the input to shards in the store.
+
+Without numpy a worker process starts in half the time. So modules that need numpy are imported where they are
+used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from shardstream.errors import CorruptionError, OptionError, SourceError, StorageError
+from shardstream.format.numbers import whole_number
+from shardstream.packing.layout import Layout
+from shardstream.packing.result import Result
+from shardstream.packing.sources import Reject, Sample, Source, Task
+from shardstream.packing.sources.base import TOKENS, TokenDtype, token_dtype
+from shardstream.packing.tally import Tally
+from shardstream.packing.writer import SampleWriter, TokenWriter
+from shardstream.storage.store import Store, redact
+from shardstream.storage.transport.failures import is_unreachable
+
+if TYPE_CHECKING:
+    from shardstream.packing.tokenize import Tokenizer, Tokens
+
+_TOKENIZE_BATCH = 64  # texts
+_MAX_REJECTS_LISTED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker has to know of a pack. It is pickled for worker processes.
+
+    The arguments that are not listed here are those of `pack`.
+
+    Args:
+        source: Reads the input.
+        layout: How shards are cut and compressed.
+        first_shard: The number of the first shard of the first task.
+        spill_dir: Only for a shuffle: the local folder for samples between the two passes.
+        buckets: Only for a shuffle: how many buckets there are.
+
+    Raises:
+        OptionError: A value is wrong.
+    """
+
+    source: Source
+    dest: str
+    layout: Layout
+    first_shard: int = 0
+    tokenizer: str | None = None
+    eos: int | None = None
+    limit: int | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    shuffle: int | None = None
+    spill_dir: str | None = None
+    buckets: int = 0
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "shuffle", "eos"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, whole_number(name, value))
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"limit={self.limit} must be at least 1")
+        if self.on_error not in ("raise", "skip"):
+            raise OptionError(f"on_error={self.on_error!r} must be 'raise' or 'skip'")
+        if self.shuffle is not None and not 0 <= self.shuffle < 1 << 63:
+            raise OptionError(f"shuffle={self.shuffle} must be a seed from 0 to 2**63 - 1")
+        there = token_dtype(self.source)
+        if self.eos is not None and self.tokenizer is None and there is None:
+            raise OptionError(f"eos={self.eos} needs a tokenizer: it ends documents of tokens")
+        if self.tokenizer is not None and there is not None:
+            raise OptionError(f"tokenizer={self.tokenizer!r} makes tokens of text; the input holds tokens")
+
+    @property
+    def kind(self) -> Literal["samples", "tokens"]:
+        """The kind of the dataset."""
+        there = self.tokenizer is not None or token_dtype(self.source) is not None
+        return "tokens" if there else "samples"
+
+    def token_dtype(self) -> TokenDtype | None:
+        """How tokens are stored; None if the dataset holds samples."""
+        if self.tokenizer is None:
+            return token_dtype(self.source)
+        from shardstream.packing.tokenize import load_tokenizer
+
+        return "uint16" if load_tokenizer(self.tokenizer).dtype(self.eos).name == "uint16" else "uint32"
+
+    def check_tokenizer(self) -> None:
+        """Raise OptionError if the tokenizer cannot be loaded, or if `eos` is no token id."""
+        if self.tokenizer is not None:
+            from shardstream.packing.tokenize import load_tokenizer
+
+            load_tokenizer(self.tokenizer).dtype(self.eos)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A task of the second pass of a shuffle: to gather one bucket.
+
+    Args:
+        number: The number of the bucket.
+        spills: How many tasks the first pass had.
+    """
+
+    number: int
+    spills: int
+
+
+def input_bytes(task: Task) -> int:
+    """The bytes of input that a task reads."""
+    return sum(span.end - span.start for span in task.files)
+
+
+def run_task(job: Job, task: Task | Bucket) -> Result:
+    """Do one task.
+
+    Args:
+        job: The pack.
+        task: A slice of the input, or a bucket.
+
+    Raises:
+        SourceError: A sample is bad, and `job.on_error` is "raise".
+    """
+    result = Result(task.number, given=Tally())
+    if isinstance(task, Bucket):
+        from shardstream.packing import disk_shuffle
+
+        samples: Iterable[Sample] = disk_shuffle.gather(
+            _spill_dir(job), job.shuffle or 0, task.number, task.spills
+        )
+        _write(job, samples, result)
+        return result
+    accepted = _accepted(job, read_samples(job, task), result)
+    if job.limit is not None:
+        accepted = itertools.islice(accepted, job.limit)
+    if job.shuffle is not None:
+        from shardstream.packing import disk_shuffle
+
+        result.samples = disk_shuffle.scatter(
+            accepted, _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
+        )
+    else:
+        _write(job, accepted, result)
+    result.input_bytes = input_bytes(task)
+    return result
+
+
+def read_samples(job: Job, task: Task) -> Iterator[Sample | Reject]:
+    """The samples of a task. What cannot be read is a Reject if `job.on_error` is "skip", else an error."""
+    if job.on_error == "raise":
+        yield from job.source.read(task)
+        return
+    # Files that make samples together have the same base.
+    for _, together in itertools.groupby(task.files, key=lambda span: span.key_base):
+        spans = tuple(together)
+        try:
+            yield from job.source.read(replace(task, files=spans))
+        except (SourceError, StorageError, CorruptionError) as error:
+            if is_unreachable(error):  # the store is at fault, not the file
+                raise
+            yield Reject(redact(spans[0].url), str(error))
+
+
+def _spill_dir(job: Job) -> str:
+    assert job.spill_dir is not None
+    return job.spill_dir
+
+
+def _accepted(job: Job, found: Iterable[Sample | Reject], result: Result) -> Iterator[Sample]:
+    given = _given(result)
+    for item in found:
+        if isinstance(item, Reject) and item.harmless:
+            result.skipped[item.reason] = result.skipped.get(item.reason, 0) + 1
+            if len(result.skips) < _MAX_REJECTS_LISTED:
+                result.skips.append((item.where, item.reason))
+        elif isinstance(item, Reject):
+            _reject(job, item, item.reason, result)
+        else:
+            for name, count in item.counts.items():
+                result.counts[name] = result.counts.get(name, 0) + count
+            if result.unknown != []:
+                before = item.missing if result.unknown is None else result.unknown
+                result.unknown = [name for name in before if name in item.missing]
+            given.add(item.key, item.fields)
+            yield item
+
+
+def _given(result: Result) -> Tally:
+    assert result.given is not None
+    return result.given
+
+
+def _reject(
+    job: Job, item: Sample | Reject, reason: str, result: Result, cause: Exception | None = None
+) -> None:
+    if job.on_error == "raise":
+        raise SourceError(f"{item.where}: {reason}. To leave such samples out: --on-error skip") from cause
+    result.rejected += 1
+    if len(result.rejects) < _MAX_REJECTS_LISTED:
+        result.rejects.append((item.where, reason))
+    if isinstance(item, Sample):
+        _given(result).remove(item.key, item.fields)
+
+
+def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
+    store = Store.open(job.dest, job.storage_options)
+    number = job.first_shard + result.number
+    writer: SampleWriter
+    dtype = token_dtype(job.source)
+    if dtype is not None:
+        import numpy as np
+
+        there = TokenWriter(store, number, job.layout, np.dtype(dtype))
+        writer = there
+        for sample in samples:
+            try:
+                ids = np.frombuffer(sample.fields[TOKENS], np.dtype(dtype).newbyteorder("<"))
+                there.add_tokens(sample.key, ids, sample.columns)
+            except SourceError as error:
+                _reject(job, sample, str(error), result, error)
+    elif job.tokenizer is None:
+        writer = SampleWriter(store, number, job.layout)
+        for sample in samples:
+            try:
+                writer.add(sample.key, sample.fields, sample.columns)
+            except SourceError as error:
+                _reject(job, sample, str(error), result, error)
+    else:
+        from shardstream.packing.tokenize import load_tokenizer
+
+        tokenizer = load_tokenizer(job.tokenizer)
+        token_writer = TokenWriter(store, number, job.layout, tokenizer.dtype(job.eos))
+        writer = token_writer
+        _write_tokens(job, tokenizer, token_writer, iter(samples), result)
+    result.shards = writer.close()
+    result.sample_bytes = writer.sample_bytes
+    result.stored = writer.stored
+    result.samples = sum(shard.samples for shard in result.shards)
+
+
+def _write_tokens(
+    job: Job, tokenizer: Tokenizer, writer: TokenWriter, samples: Iterator[Sample], result: Result
+) -> None:
+    import numpy as np
+
+    dtype, given = tokenizer.dtype(job.eos), _given(result)
+    end = np.array([] if job.eos is None else [job.eos], dtype)
+    while batch := list(itertools.islice(samples, _TOKENIZE_BATCH)):
+        texts, tokenized = [], []
+        for sample in batch:
+            try:
+                texts.append(sample.fields["txt"].decode())
+                tokenized.append(sample)
+            except KeyError:
+                _reject(job, sample, "no text (field txt) to tokenize", result)
+            except UnicodeDecodeError as error:
+                _reject(job, sample, f"the text is not UTF-8 ({error})", result, error)
+        for sample, tokens in zip(tokenized, _encoded(tokenizer, texts), strict=True):
+            try:
+                if isinstance(tokens, SourceError):
+                    raise tokens
+                document = np.concatenate((tokens.astype(dtype, copy=False), end))
+                writer.add_tokens(sample.key, document, sample.columns)
+            except SourceError as error:
+                _reject(job, sample, str(error), result, error)
+            else:
+                given.remove(sample.key, sample.fields)  # from now on the sample is its tokens
+                given.add(sample.key, {TOKENS: document.tobytes()})
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str]) -> Iterator[Tokens | SourceError]:
+    """The tokens of each text, or why it has none."""
+    try:
+        yield from tokenizer.encode_batch(texts)
+        return
+    except SourceError as error:
+        if len(texts) == 1:
+            yield error
+            return
+    for text in texts:  # to find the one at fault
+        yield from _encoded(tokenizer, [text])

@@ -1,0 +1,1 @@
+"""The read engine: units of work in, batches out, in order."""

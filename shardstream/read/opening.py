@@ -1,0 +1,107 @@
+"""Finds the manifest of a dataset, in the store or the cache; and says what to do if there is none."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from shardstream.errors import CorruptionError, StorageError
+from shardstream.format.manifest import MAX_BYTES, NAME, Manifest
+from shardstream.storage.cache.disk import DiskTier
+from shardstream.storage.offline import OfflineStore
+from shardstream.storage.store import Store
+from shardstream.storage.transport.failures import is_unreachable
+
+__all__ = ["open_manifest"]
+
+log = logging.getLogger("shardstream.cache")
+
+_LOOKED_AT = 200  # how many names in a folder are looked at
+_CONNECTIONS = 32  # how many are opened while the manifest is read, for the indexes of the first batch
+
+
+def open_manifest(store: Store, disk: DiskTier | None, stream: bool) -> Manifest:
+    """The manifest of the dataset in `store`.
+
+    It is written to `disk`. If the store may not be asked, or does not answer, the manifest comes from
+    `disk`.
+
+    Args:
+        store: Where the dataset is.
+        disk: The SSD tier of the cache, or None.
+        stream: Whether frames are going to be read. Then connections are opened while the manifest is read.
+
+    Raises:
+        StorageError: There is no dataset, or no access to it.
+        CorruptionError: The manifest is damaged.
+    """
+    if isinstance(store, OfflineStore):
+        cached = None if disk is None else disk.manifest(store.url)
+        if cached is None:
+            where = "the cache" if disk is None else disk.path
+            raise StorageError(
+                f"{store.url}: offline=True, and {where} has no manifest of it: "
+                f"warm it while the store can be reached"
+            )
+        return cached
+    if stream:
+        store.warm_up(NAME, _CONNECTIONS)
+    try:
+        found, data = _read(store)
+    except StorageError as error:
+        cached = disk.manifest(store.url) if disk is not None and is_unreachable(error) else None
+        if cached is None:
+            raise
+        log.warning(
+            "%s; the manifest that the cache kept is used (fingerprint %s)", error, cached.fingerprint[:12]
+        )
+        return cached
+    if disk is not None:
+        disk.put_manifest(store.url, found.fingerprint, data)
+    return found
+
+
+def _read(store: Store) -> tuple[Manifest, bytes]:
+    data = _fetch(store)
+    try:
+        return Manifest.from_bytes(data, store.where(NAME)), data
+    except CorruptionError:
+        # It may have been damaged on its way, so read it once more.
+        data = _fetch(store)
+        return Manifest.from_bytes(data, store.where(NAME)), data
+
+
+def _fetch(store: Store) -> bytes:
+    try:
+        return store.read(NAME, MAX_BYTES)
+    except StorageError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError) and "no such" not in str(error.__cause__)
+        if missing or isinstance(error.__cause__, NotADirectoryError):
+            raise StorageError(_no_dataset(store)) from error
+        raise
+
+
+def _no_dataset(store: Store) -> str:
+    """Why `store` is no dataset, and what to do. Most often it is data that was not packed yet."""
+    url, path = store.url.rstrip("/"), store.local_path("")
+    pack, adopt = f"shardstream pack {url} DEST", f"shardstream index {url} DEST"
+    path = None if path is None else path.rstrip("/")
+    if path is not None and not os.path.exists(path):
+        return f"{url}: no dataset here; there is no such file or folder"
+    if path is not None and os.path.isdir(path):
+        with os.scandir(path) as entries:
+            names = [entry.name for _, entry in zip(range(_LOOKED_AT), entries, strict=False)]
+        none = f"{url}: no dataset here ({NAME} is missing)"
+        if any(name.endswith(".tar") for name in names):
+            adopt = f"shardstream index {url}/*.tar DEST"
+            return f"{none}; make one of its tars, which stay where they are: {adopt}"
+        return f"{none}; make one of what the folder holds: {pack}" if names else none
+    folder, name = url.rpartition("/")[::2]
+    if name == NAME or (path is not None and os.path.exists(os.path.join(os.path.dirname(path), NAME))):
+        return f"{url}: a file of a dataset; give the folder that it is in: {folder}"
+    if name.endswith(".tar"):
+        return f"{url}: a tar, and no dataset; make one of it, and it stays where it is: {adopt}"
+    if path is not None or "." in name:
+        what = "a file, and no dataset" if path is not None else f"no dataset here ({NAME} is missing)"
+        return f"{url}: {what}; if it is data, pack it first: {pack}"
+    return f"{url}: no dataset here ({NAME} is missing)"

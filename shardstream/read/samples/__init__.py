@@ -1,0 +1,1 @@
+"""Samples: where their bytes lie, and batches of them."""

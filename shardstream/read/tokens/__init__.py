@@ -1,0 +1,1 @@
+"""Tokens: how they are cut into blocks, and batches of blocks."""

@@ -1,0 +1,1 @@
+"""Blocks that stay on this machine: in memory and on the SSD."""

@@ -1,0 +1,53 @@
+"""What one reader has read: the bytes by tier, and the requests that it took."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+__all__ = ["ReadCounters"]
+
+
+@dataclass
+class ReadCounters:
+    """Counts what one reader has read; may be used by many threads.
+
+    Attributes:
+        ram_bytes: Bytes of blocks that came from the RAM tier.
+        disk_bytes: Bytes of blocks that came from the SSD tier.
+        remote_bytes: Bytes that came from the store.
+        requests: Ranges that were read from the store.
+        refetches: Blocks that were damaged, on the SSD or on their way, and were asked for once more.
+    """
+
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    remote_bytes: int = 0
+    requests: int = 0
+    refetches: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, int]:
+        """All of them by name, as `stats()` shows them."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def from_memory(self, size: int) -> None:
+        """The RAM tier gave a block."""
+        with self._lock:
+            self.ram_bytes += size
+
+    def from_disk(self, size: int) -> None:
+        """The SSD tier gave a block."""
+        with self._lock:
+            self.disk_bytes += size
+
+    def from_store(self, size: int) -> None:
+        """The store gave a range."""
+        with self._lock:
+            self.requests += 1
+            self.remote_bytes += size
+
+    def damaged(self) -> None:
+        """The SSD tier or the store gave a damaged block."""
+        with self._lock:
+            self.refetches += 1

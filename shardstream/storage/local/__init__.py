@@ -1,0 +1,1 @@
+"""Files of this machine: reading them whole, and mapping them into memory."""

@@ -1,0 +1,276 @@
+"""Stores: a narrow interface over local files and every URL that fsspec knows."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shardstream.errors import CommitError, OptionError, SourceError, StorageError
+from shardstream.storage.local.reads import read_at
+from shardstream.storage.options import Options, split_options
+from shardstream.storage.secrets import redact
+from shardstream.storage.transport.backends import Data
+from shardstream.storage.transport.backends.fsspec import SCHEME
+from shardstream.storage.transport.client import Client
+from shardstream.storage.transport.session import ReadSession
+
+__all__ = [
+    "LocalStore", "Options", "ReadSession", "RemoteStore", "Store", "absolute", "is_private", "local_path_of",
+    "named", "redact", "sync_folder",
+]  # fmt: skip
+
+_TEMPORARY = ".tmp-"
+_THREADS = 64
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Turn the errors of file systems into a StorageError that says what was tried."""
+    try:
+        yield
+    except (StorageError, SourceError, OptionError):
+        raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"{what}: {reason}") from error
+    except Exception as error:  # stores raise what they like; users see typed errors only
+        raise StorageError(f"{what}: {type(error).__name__}") from error
+
+
+def local_path_of(url: str) -> str | None:
+    """The local path of a URL, or None for a remote one."""
+    if url.startswith("file://"):
+        return os.path.abspath(url[7:])
+    return None if SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
+
+
+def absolute(url: str) -> str:
+    """`url`, or the absolute path if it is local: good in any working directory."""
+    return local_path_of(url) or url
+
+
+def is_private(url: str) -> bool:
+    """Whether only this process can read `url`, as with memory://."""
+    return url.startswith("memory://")
+
+
+class Store:
+    """The objects below one root. Paths are relative and use `/`. Errors are StorageError."""
+
+    url: str
+    session: ReadSession  # what its requests have in common: versions of objects, counts
+
+    @staticmethod
+    def open(url: str, storage_options: Options = None) -> Store:
+        """The store of a directory, local or remote."""
+        local = local_path_of(str(url))
+        if local is not None:
+            split_options(storage_options)  # bad options are refused, although a directory needs none
+        return LocalStore(local) if local is not None else RemoteStore(str(url), storage_options)
+
+    def read(self, path: str, most: int | None = None) -> bytes:
+        """The whole object, which must have at most `most` bytes."""
+        raise NotImplementedError
+
+    def warm_up(self, path: str, connections: int) -> None:
+        """Begin to open so many connections, since `path` will be read; returns at once, raises nothing."""
+
+    def read_range(self, path: str, start: int, size: int) -> Data:
+        """Exactly `size` bytes from `start`."""
+        raise NotImplementedError
+
+    def size(self, path: str) -> int:
+        """The object's size in bytes."""
+        raise NotImplementedError
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such an object."""
+        raise NotImplementedError
+
+    def list(self) -> list[str]:
+        """The names of the objects directly below the root, sorted."""
+        raise NotImplementedError
+
+    def write(self, path: str, *parts: Data | bytearray) -> None:
+        """Put an object of these parts, atomically: readers see the old one or the new one."""
+        raise NotImplementedError
+
+    def create(self, path: str, data: bytes) -> None:
+        """Put an object that must not exist yet, else CommitError."""
+        raise NotImplementedError
+
+    def delete(self, path: str) -> None:
+        """Delete an object; one that is missing is no error."""
+        raise NotImplementedError
+
+    def clear_temporary(self) -> None:
+        """Delete the temporary files of writers that were killed. No writer may be alive."""
+
+    def local_path(self, path: str) -> str | None:
+        """Where the object lies on this machine, or None."""
+        return None
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests at a time are worth it."""
+        return _THREADS
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend: "local", or such as "obstore-s3" or "fsspec-http"."""
+        return "local"
+
+    def where(self, path: str) -> str:
+        """`path` with its root, for messages."""
+        return f"{self.url.rstrip('/')}/{path}"
+
+
+class LocalStore(Store):
+    """A directory on this machine."""
+
+    def __init__(self, root: str) -> None:
+        self.url, self.session = root, ReadSession()
+        self._root = Path(root)
+
+    def local_path(self, path: str) -> str:
+        return str(self._root / path)
+
+    def read(self, path: str, most: int | None = None) -> bytes:
+        with named(self.where(path)):
+            if most is not None and (size := (self._root / path).stat().st_size) > most:
+                raise StorageError(f"{self.where(path)}: {size} bytes are too many, {most} are allowed")
+            return (self._root / path).read_bytes()
+
+    def read_range(self, path: str, start: int, size: int) -> Data:
+        with named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
+            return _exactly(file, start, size, self.where(path))
+
+    def size(self, path: str) -> int:
+        with named(self.where(path)):
+            return (self._root / path).stat().st_size
+
+    def exists(self, path: str) -> bool:
+        with named(self.where(path)):
+            return (self._root / path).exists()
+
+    def list(self) -> list[str]:
+        with named(self.url):
+            if not self._root.is_dir():
+                return []
+            return sorted(
+                entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
+            )
+
+    def write(self, path: str, *parts: Data | bytearray) -> None:
+        with self._temporary(path, *parts) as temporary:
+            os.replace(temporary, self._root / path)
+
+    def create(self, path: str, data: bytes) -> None:
+        with self._temporary(path, data) as temporary:
+            try:
+                os.link(temporary, self._root / path)  # fails if there is such a name
+            except FileExistsError as error:
+                raise CommitError(f"{self.where(path)} exists already") from error
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                # A file system without hard links: the best that can be done is to look first.
+                if os.path.exists(self._root / path):
+                    raise CommitError(f"{self.where(path)} exists already") from error
+                os.replace(temporary, self._root / path)
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str, *parts: Data | bytearray) -> Iterator[str]:
+        with named(f"writing {self.where(path)}"):
+            folder = (self._root / path).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
+            try:
+                with open(temporary, "xb") as file:
+                    file.writelines(parts)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            sync_folder(str(folder))
+
+    def delete(self, path: str) -> None:
+        with named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
+            (self._root / path).unlink()
+
+    def clear_temporary(self) -> None:
+        with named(f"cleaning {self.url}"):
+            for file in self._root.glob(f"{_TEMPORARY}*"):
+                file.unlink(missing_ok=True)
+
+
+class RemoteStore(Store):
+    """A directory of a remote store. Requests are tried again, and answers are checked."""
+
+    def __init__(self, url: str, options: Options) -> None:
+        self.url = redact(url)
+        self._client = Client(url, options)
+        self.session = self._client.session
+
+    def read(self, path: str, most: int | None = None) -> bytes:
+        return self._client.get(path, most)
+
+    def warm_up(self, path: str, connections: int) -> None:
+        self._client.warm_up(path, connections)
+
+    def read_range(self, path: str, start: int, size: int) -> Data:
+        data = self._client.get_range(path, start, size)
+        if len(data) != size:
+            raise StorageError(f"{self.where(path)}: {len(data)} bytes came back, {size} were asked for")
+        return data
+
+    def size(self, path: str) -> int:
+        return self._client.size(path)
+
+    def exists(self, path: str) -> bool:
+        return self._client.exists(path)
+
+    def list(self) -> list[str]:
+        return self._client.list()
+
+    def write(self, path: str, *parts: Data | bytearray) -> None:
+        self._client.put(path, b"".join(parts))
+
+    def create(self, path: str, data: bytes) -> None:
+        self._client.create(path, data)
+
+    def delete(self, path: str) -> None:
+        self._client.delete(path)
+
+    @property
+    def concurrency(self) -> int:
+        return self._client.concurrency
+
+    @property
+    def backend(self) -> str:
+        return self._client.backend
+
+
+def sync_folder(folder: str) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exactly(file: Any, start: int, size: int, where: str) -> Data:
+    end = os.fstat(file.fileno()).st_size
+    if min(start, size) < 0 or start + size > end:
+        raise StorageError(f"{where}: bytes {start} to {start + size} of {end} do not exist")
+    data = read_at(file.fileno(), start, size)
+    if len(data) < size:
+        raise StorageError(f"{where}: it ends at byte {start + len(data)}, not at {start + size}")
+    return data

@@ -1,0 +1,75 @@
+"""What every backend can do: each method is one request, a coroutine on the loop, and is tried once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+__all__ = ["Backend", "Content", "Data", "Wrapper"]
+
+Data = bytes | memoryview
+
+
+class Content(NamedTuple):
+    """Bytes of an object; the size of the whole object, or None; what names its version, or ""."""
+
+    data: Data
+    total: int | None
+    version: str
+
+
+class Backend(Protocol):
+    """A way to talk to one kind of store. Its paths have the form that its package wants."""
+
+    name: str
+    # Whether to open connections before they are needed. A web server may have as few as 512 for all readers.
+    connects: bool
+
+    async def get(self, path: str, most: int | None) -> Content:
+        """The whole object, which must have at most `most` bytes."""
+
+    async def get_range(self, path: str, start: int, size: int) -> Content:
+        """At most `size` bytes, which is 1 or more, from `start`; fewer at the object's end."""
+
+    async def head(self, path: str) -> tuple[int | None, str]:
+        """(size, version) of an object."""
+
+    async def put(self, path: str, data: bytes) -> None:
+        """Write an object as a whole."""
+
+    async def create(self, path: str, data: bytes) -> None:
+        """Write an object that must not exist yet, else FileExistsError."""
+
+    async def delete(self, path: str) -> None:
+        """Delete an object; FileNotFoundError is allowed if there is none."""
+
+    async def list(self, path: str) -> list[str]:
+        """The paths directly below a path."""
+
+
+class Wrapper:
+    """A backend that passes each request on to another one; subclasses change what they are for."""
+
+    def __init__(self, inner: Backend) -> None:
+        self._inner = inner
+        self.name, self.connects = inner.name, inner.connects
+
+    async def get(self, path: str, most: int | None) -> Content:
+        return await self._inner.get(path, most)
+
+    async def get_range(self, path: str, start: int, size: int) -> Content:
+        return await self._inner.get_range(path, start, size)
+
+    async def head(self, path: str) -> tuple[int | None, str]:
+        return await self._inner.head(path)
+
+    async def put(self, path: str, data: bytes) -> None:
+        await self._inner.put(path, data)
+
+    async def create(self, path: str, data: bytes) -> None:
+        await self._inner.create(path, data)
+
+    async def delete(self, path: str) -> None:
+        await self._inner.delete(path)
+
+    async def list(self, path: str) -> list[str]:
+        return await self._inner.list(path)

@@ -1,0 +1,82 @@
+"""The backend over s3fs: the client of its session, and requests of our own, whose headers tell versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardstream.storage.options import Timeouts
+from shardstream.storage.transport.backends.answers import Answer
+from shardstream.storage.transport.backends.base import Content
+from shardstream.storage.transport.backends.fsspec import Fsspec
+from shardstream.storage.transport.backends.http import range_header
+from shardstream.storage.transport.failures import failure_of
+
+__all__ = ["S3"]
+
+_CONNECTIONS = 256  # more than there are requests at a time
+
+
+class S3(Fsspec):
+    """Buckets by s3fs; paths are `bucket/key`."""
+
+    connects = True
+
+    def __init__(self, fs: Any, timeouts: Timeouts) -> None:
+        super().__init__(fs, timeouts)
+        fs.retries = 1
+
+    @staticmethod
+    def with_ours(options: dict[str, Any], timeouts: Timeouts) -> dict[str, Any]:
+        """With one try of each request, our timeouts, and connections for all requests."""
+        config = {
+            "retries": {"mode": "standard", "total_max_attempts": 1}, "max_pool_connections": _CONNECTIONS,
+            "connect_timeout": timeouts.connect, "read_timeout": timeouts.read,
+        }  # fmt: skip
+        return {**options, "config_kwargs": {**config, **options.get("config_kwargs", {})}}
+
+    async def get(self, path: str, most: int | None) -> Content:
+        found = await self._request("get_object", path)
+        try:
+            return await _answer_of(found).whole(most)
+        finally:
+            found["Body"].close()
+
+    async def get_range(self, path: str, start: int, size: int) -> Content:
+        try:
+            found = await self._request("get_object", path, **range_header(start, size))
+        except Exception as error:
+            if failure_of(error).status == 416:
+                return Content(b"", None, "")
+            raise
+        try:
+            return await _answer_of(found).ranged(start, size)
+        finally:
+            found["Body"].close()
+
+    async def head(self, path: str) -> tuple[int | None, str]:
+        found = await self._request("head_object", path)
+        return int(found["ContentLength"]), str(found.get("ETag", ""))
+
+    async def _request(self, method: str, path: str, **more: Any) -> Any:
+        """A request by the client of s3fs, with what a user's options of s3fs add to it."""
+        from s3fs.utils import ParamKwargsHelper
+
+        bucket, key, version = self.fs.split_path(path)
+        if version:
+            more["VersionId"] = version
+        await self.fs.set_session()
+        client = await self.fs.get_s3(bucket)
+        added = {**self.fs.s3_additional_kwargs, **self.fs.req_kw}
+        asked = {**ParamKwargsHelper(client).filter_dict(method, added), "Bucket": bucket, "Key": key, **more}
+        return await getattr(client, method)(**asked)
+
+
+def _answer_of(found: Any) -> Answer:
+    meta = found["ResponseMetadata"]
+
+    async def read(most: int | None) -> bytes:
+        data: bytes = await found["Body"].read()
+        return data
+
+    status, headers = int(meta.get("HTTPStatusCode", 0)), dict(meta.get("HTTPHeaders", {}))
+    return Answer(status, headers, int(found["ContentLength"]), str(found.get("ETag", "")), read)

@@ -1,0 +1,125 @@
+"""Retries: how often, how long, with which pauses; around every request to a remote store."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+from shardstream.storage.options import RequestOptions
+from shardstream.storage.transport.backends import Backend, Content, Wrapper
+from shardstream.storage.transport.failures import Failure, failure_of
+from shardstream.storage.transport.session import ReadSession
+
+__all__ = ["UNKNOWN_SIZE", "Retrying", "pause_after", "retried"]
+
+T = TypeVar("T")
+
+UNKNOWN_SIZE = 64 << 20  # bytes for which there is time if the size of an object is not known
+
+_random = random.Random()  # the generator of the program is left alone
+
+
+def pause_after(options: RequestOptions, attempt: int, elapsed: float, retry_after: float | None) -> float:
+    """Seconds to wait after failed try number `attempt`, from 1, `elapsed` seconds after the start."""
+    retry = options.retry
+    drawn = _random.uniform(0, min(retry.longest_pause, retry.pause * 2**attempt))
+    if attempt == retry.attempts - 1:
+        drawn = max(drawn, options.span - elapsed)
+    return max(drawn, retry_after or 0.0)
+
+
+async def retried(
+    call: Callable[[], Awaitable[T]],
+    options: RequestOptions,
+    size: int = 0,
+    failed: Callable[[Failure, bool], None] = lambda failure, again: None,
+) -> T:
+    """The result of `call`, tried again if that may help; raises Failure, which says what was tried.
+
+    size: bytes that are sent or asked for.  failed: is told of each failure, and whether another try follows.
+    """
+
+    async def outcome() -> T | Failure:
+        # A result, not an error: nobody asks for the error of a task that fails while it is cancelled.
+        try:
+            return await call()
+        except Exception as error:  # noqa: BLE001 - stores raise what they like
+            return failure_of(error)
+
+    started = time.monotonic()
+    limit, attempt = options.seconds(size), 0
+    while True:
+        attempt += 1
+        left = started + limit - time.monotonic()
+        try:
+            found = await asyncio.wait_for(outcome(), max(0.0, min(left, options.attempt_seconds(size))))
+        except asyncio.TimeoutError as error:
+            found = failure_of(error)
+        if not isinstance(found, Failure):
+            return found
+        failure = found
+        # Outside of the handler: the original, whose text may hold credentials, must not be its context.
+        failure.attempts, failure.seconds = attempt, time.monotonic() - started
+        pause = pause_after(options, attempt, failure.seconds, failure.retry_after)
+        late = failure.seconds + pause >= limit
+        more = attempt < options.retry.attempts
+        again = failure.transient and more and not late
+        failed(failure, again)
+        if not again:
+            if failure.transient and late and failure.retry_after and more:
+                failure.reason += f"; it asks to wait {failure.retry_after:.0f} s, which is too long"
+            raise failure
+        await asyncio.sleep(pause)
+
+
+class Retrying(Wrapper):
+    """A backend whose requests are tried again if that may help. Each failure is a Failure."""
+
+    def __init__(self, inner: Backend, options: RequestOptions, session: ReadSession) -> None:
+        super().__init__(inner)
+        self._options, self._session = options, session
+
+    async def get(self, path: str, most: int | None) -> Content:
+        return await self._retried(partial(self._inner.get, path, most), UNKNOWN_SIZE)
+
+    async def get_range(self, path: str, start: int, size: int) -> Content:
+        return await self._retried(partial(self._inner.get_range, path, start, size), min(size, UNKNOWN_SIZE))
+
+    async def head(self, path: str) -> tuple[int | None, str]:
+        return await self._retried(partial(self._inner.head, path))
+
+    async def put(self, path: str, data: bytes) -> None:
+        await self._retried(partial(self._inner.put, path, data), len(data))
+
+    async def create(self, path: str, data: bytes) -> None:
+        attempts = 0
+
+        async def attempt() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                await self._inner.create(path, data)
+            except Exception as error:
+                if failure_of(error).kind is not FileExistsError:
+                    raise
+                # The object may be our own: an earlier try has written it, and only its answer was lost.
+                if attempts == 1 or bytes((await self._inner.get(path, None)).data) != data:
+                    raise
+
+        await self._retried(attempt, len(data))
+
+    async def delete(self, path: str) -> None:
+        await self._retried(partial(self._inner.delete, path))
+
+    async def list(self, path: str) -> list[str]:
+        return await self._retried(partial(self._inner.list, path))
+
+    async def _retried(self, call: Callable[[], Awaitable[T]], size: int = 0) -> T:
+        return await retried(call, self._options, size, self._count)
+
+    def _count(self, failure: Failure, again: bool) -> None:
+        self._session.retries += again

@@ -1,0 +1,147 @@
+"""The contract of stores: reads are exact or errors, writes are atomic, errors name the object."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shardstream.errors import CommitError, StorageError
+from shardstream.storage.store import Store
+
+__all__ = ["Put", "ReadOnlyStoreContract", "StoreContract"]
+
+Put = Callable[..., None]  # Store.write: a name, and the parts of the object
+
+NAMES = ["a.bin", "sub/deep/b.bin", "a b ключ ✓.bin", "100%.bin"]
+
+
+class ReadOnlyStoreContract:
+    """What holds for every store that can be read. A subclass gives two fixtures.
+
+    store: a Store whose root is empty and that no other test uses.
+    put: a function of a name and the parts of an object that puts it there, by whatever way.
+    """
+
+    @pytest.fixture
+    def store(self) -> Store:
+        raise NotImplementedError("a subclass of the contract gives the fixture `store`")
+
+    @pytest.fixture
+    def put(self) -> Put:
+        raise NotImplementedError("a subclass of the contract gives the fixture `put`")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_what_was_written_comes_back(self, store: Store, put: Put, name: str) -> None:
+        several: list[bytes | bytearray | memoryview] = [b"a", bytearray(b"b"), memoryview(b"cd"), b""]
+        for parts in ([], [b""], [b"one"], several, [bytes(3 << 20)]):
+            put(name, *parts)
+            assert store.read(name) == b"".join(parts)
+            assert store.size(name) == sum(map(len, parts))
+            assert store.exists(name)
+
+    def test_a_range_is_exact_or_an_error(self, store: Store, put: Put) -> None:
+        data = bytes(range(10))
+        put("a", data)
+        for start in range(13):
+            for size in [*range(1, 13), 1 << 62]:
+                if start + size <= len(data):
+                    assert store.read_range("a", start, size) == data[start : start + size]
+                else:
+                    with pytest.raises(StorageError, match="a: "):
+                        store.read_range("a", start, size)
+        assert store.read_range("a", 5, 0) == b""
+
+    def test_a_missing_object_is_an_error_that_names_it(self, store: Store, put: Put) -> None:
+        put("other", b"x")
+        tries: list[Callable[[], object]] = [
+            lambda: store.read("no/such"), lambda: store.size("no/such"),
+            lambda: store.read_range("no/such", 0, 1),
+        ]  # fmt: skip
+        for attempt in tries:
+            with pytest.raises(StorageError, match=r"no/such") as caught:
+                attempt()
+            assert caught.value.__cause__ is not None
+        assert not store.exists("no/such")
+
+    def test_it_can_be_sent_to_another_process(self, store: Store, put: Put) -> None:
+        put("a", b"data")
+        store.read("a")
+        assert pickle.loads(pickle.dumps(store)).read("a") == b"data"  # noqa: S301 - made here
+
+    def test_messages_name_the_root(self, store: Store) -> None:
+        assert store.where("x/y") == f"{store.url.rstrip('/')}/x/y"
+        with pytest.raises(StorageError) as caught:
+            store.read("x/y")
+        assert store.where("x/y") in str(caught.value)
+
+    def test_what_is_larger_than_allowed_is_not_read(self, store: Store, put: Put) -> None:
+        put("a", bytes(100))
+        assert store.read("a", 100) == bytes(100)
+        with pytest.raises(StorageError, match=r"a: .*100"):
+            store.read("a", 99)
+
+    def test_an_object_with_a_local_path_lies_there(self, store: Store, put: Put) -> None:
+        put("sub/a", b"data")
+        path = store.local_path("sub/a")
+        assert path is None or Path(path).read_bytes() == b"data"
+
+    def test_it_says_what_it_can_do(self, store: Store) -> None:
+        assert store.concurrency >= 1
+        assert store.backend
+
+
+class StoreContract(ReadOnlyStoreContract):
+    """What holds for stores that can be written, too. A subclass gives the fixture `store`."""
+
+    @pytest.fixture
+    def put(self, store: Store) -> Put:
+        return store.write
+
+    def test_the_list_has_the_names_below_the_root_in_order(self, store: Store) -> None:
+        assert store.list() == []
+        for name in ("b", "a", "ё", "B", "a b"):
+            store.write(name, b"x")
+        assert store.list() == sorted(["b", "a", "ё", "B", "a b"])
+
+    def test_a_write_replaces_the_object_as_a_whole(self, store: Store) -> None:
+        versions = [bytes([number]) * (1 << 18) for number in range(2)]
+        store.write("a", versions[0])
+        stop, seen = threading.Event(), set[bytes]()
+
+        def look() -> None:
+            while not stop.is_set():
+                seen.add(store.read("a"))
+
+        reader = threading.Thread(target=look)
+        reader.start()
+        for number in range(60):
+            store.write("a", versions[number % 2])
+        stop.set()
+        reader.join(30)
+        assert seen
+        assert seen <= set(versions)
+        assert store.list() == ["a"]
+
+    def test_create_succeeds_once(self, store: Store) -> None:
+        store.create("m", b"first")
+        with pytest.raises(CommitError) as caught:
+            store.create("m", b"second")
+        assert store.where("m") in str(caught.value)
+        assert store.read("m") == b"first"
+        store.delete("m")
+        store.create("m", b"third")
+        assert store.read("m") == b"third"
+        assert store.list() == ["m"]
+
+    def test_deleting_is_idempotent(self, store: Store) -> None:
+        store.write("a", b"x")
+        store.write("b", b"y")
+        store.delete("a")
+        store.delete("a")
+        store.delete("never/was")
+        assert not store.exists("a")
+        assert store.read("b") == b"y"

@@ -1,0 +1,107 @@
+"""Shards beyond number 999,999, and sizes of which the user gives one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import shardstream as ss
+from shardstream.errors import OptionError
+from shardstream.packing import packer
+from shardstream.packing.destination import Destination
+from shardstream.packing.layout import Layout
+from tests.corpora import digests, is_clean, lines, sound, texts
+
+ROWS = [{"id": f"k{n}", "text": f"text {n}"} for n in range(8)]
+
+
+@pytest.fixture
+def million(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset whose one shard has the number 999,999."""
+    with monkeypatch.context() as patch:
+        patch.setattr(packer, "next_number", lambda old: 999_999)
+        ss.pack(lines(tmp_path / "a.jsonl", ROWS[:2]), tmp_path / "out", workers=1)
+    return tmp_path / "out"
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_appends_go_on_behind_a_million_shards(million: Path, tmp_path: Path) -> None:
+    for first in (2, 4, 6):
+        before = digests(million)
+        ss.pack(lines(tmp_path / f"{first}.jsonl", ROWS[first : first + 2]), million, workers=1, append=True)
+        after = digests(million)
+        assert all(after[name] == before[name] for name in before if name != "manifest.json")
+    names = [shard.url for shard in ss.pack(tmp_path / "2.jsonl", million, workers=1, append=True).shards]
+    assert names == [
+        "shard-999999.tar.zst", *(f"shard-{number}.tar.zst" for number in range(1_000_000, 1_000_004))
+    ]  # fmt: skip
+    assert texts(million) == [(row["id"], row["text"]) for row in [*ROWS, *ROWS[2:4]]]
+    assert sound(million)
+    assert is_clean(million)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_an_unfinished_append_left_behind_a_million_shards(
+    million: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    more = lines(tmp_path / "more.jsonl", ROWS[2:])
+    options = {"frame_size": 8, "shard_size": 8, "workers": 1, "append": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(Destination, "commit", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            ss.pack(more, million, **options)
+    left = {name for name in os.listdir(million) if name.startswith("shard-1")}
+    assert len(left) > 6
+    if not resume:  # another pack: the shards of the unfinished one go
+        more = lines(tmp_path / "more.jsonl", ROWS[2:3])
+    ss.pack(more, million, resume=resume, **options)
+    assert is_clean(million)
+    assert len(texts(million)) == (8 if resume else 3)
+    assert sound(million)
+
+
+def test_shards_beyond_a_million_of_no_dataset_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "shard-1000000.tar").write_bytes(b"precious")
+    with pytest.raises(OptionError, match=r"shard-1000000\.tar but no dataset"):
+        ss.pack(lines(tmp_path / "a.jsonl", ROWS), tmp_path / "out", workers=1)
+    assert (tmp_path / "out" / "shard-1000000.tar").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("frame_size", "shard_size", "made"),
+    [
+        (None, None, (1 << 20, 64 << 20)),
+        (None, "256KiB", (256 << 10, 256 << 10)),
+        (None, 1, (1, 1)),
+        (None, "2GiB", (1 << 20, 2 << 30)),
+        ("128MiB", None, (128 << 20, 128 << 20)),
+        ("4KiB", None, (4 << 10, 64 << 20)),
+        ("4KiB", "8KiB", (4 << 10, 8 << 10)),
+    ],
+)
+def test_a_default_follows_the_size_that_was_given(
+    frame_size: str | None, shard_size: str | int | None, made: tuple[int, int]
+) -> None:
+    layout = Layout.of_sizes(frame_size, shard_size)
+    assert (layout.frame_size, layout.shard_size) == made
+
+
+@pytest.mark.parametrize(
+    ("frame_size", "shard_size"), [("2MiB", "1MiB"), ("1025MiB", None), ("0", None), (None, "1 parsec")]
+)
+def test_sizes_that_cannot_work_are_refused(frame_size: str | None, shard_size: str | None) -> None:
+    with pytest.raises(OptionError, match="_size="):
+        Layout.of_sizes(frame_size, shard_size)
+
+
+def test_a_small_shard_size_alone_packs(corpus: Path, tmp_path: Path) -> None:
+    manifest = ss.pack(corpus, tmp_path / "out", workers=1, shard_size="8KiB")
+    assert len(manifest.shards) > 2
+    assert manifest.provenance["options"]["frame_size"] == 8 << 10
+    assert sound(tmp_path / "out")

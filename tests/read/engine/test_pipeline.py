@@ -1,0 +1,221 @@
+"""The engine alone: how much it has ahead, where errors come, whom deadlines are for."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardstream.errors import CorruptionError, StorageError
+from shardstream.read.engine.frames import FrameId, Need
+from shardstream.read.engine.pipeline import stream
+from shardstream.read.engine.stats import Stats
+from shardstream.read.engine.units import Budget
+
+
+class Frames:
+    """Frame n holds the number n; some cannot be read, or take long."""
+
+    def __init__(self, bad: Sequence[int] = (), wait: Callable[[int], object] = lambda _: None) -> None:
+        self.bad, self.wait = bad, wait
+
+    def fetch_ahead(self, frames: Sequence[FrameId]) -> None: ...
+    def counters(self) -> dict[str, Any]:
+        return {}
+
+    def memory(self) -> dict[str, int]:
+        return {"limit": 0}
+
+    def limit_idle(self, frames: int, batches: int) -> tuple[int, int]:
+        return 0, 0
+
+    def fetch(self, shard: int, frame: int) -> int:
+        self.wait(frame)
+        if frame in self.bad:
+            raise CorruptionError(f"frame {frame}")
+        return frame
+
+    def recycle(self, buffer: int) -> None: ...
+    def check_again(self) -> None: ...
+    def name(self, shard: int, frame: int) -> str:
+        return f"frame {frame}"
+
+
+class Numbers:
+    """Batches of numbers, one frame each."""
+
+    unverified: Sequence[FrameId] = ()
+
+    def __init__(self, batches: list[list[int]], direct: bool = False, grows: int = 0) -> None:
+        self.batches, self.direct, self.grows = batches, direct, grows
+        self.volume = 0
+        self.sizes = [len(batch) for batch in batches]
+        self.needs = [Need((0, number), 1, 1, 1) for batch in batches for number in batch]
+
+    def prepare(self) -> None: ...
+
+    def build(self, frames: Mapping[FrameId, Any]) -> Iterator[list[int]]:
+        assert len(frames) == len(self.needs)
+        for batch in self.batches:
+            yield [frames[0, number] for number in batch]
+
+    def parts(self, singles: bool) -> list[Numbers]:
+        batches = self.batches
+        if len(batches) == 1 and singles:
+            batches = [[number] for number in batches[0]]
+        return [Numbers([one], self.direct, self.grows) for one in batches] if len(batches) > 1 else []
+
+
+def units(count: int, direct: bool = False) -> Iterator[Numbers]:
+    """Units of three batches of two numbers."""
+    for first in range(0, count, 6):
+        yield Numbers([[n, n + 1] for n in range(first, first + 6, 2)], direct)
+
+
+def until_error(batches: Iterator[Any]) -> tuple[list[Any], Exception]:
+    found: deque[Any] = deque()
+    with pytest.raises(Exception) as caught:
+        found.extend(batches)
+    return list(found), caught.value
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("bad", [0, 7, 10, 11, 47])
+def test_what_is_in_front_of_a_frame_that_cannot_be_read_is_delivered(direct: bool, bad: int) -> None:
+    found, error = until_error(stream(Frames([bad]), units(48, direct), tuple))
+    assert found == [(n, n + 1) for n in range(0, bad - bad % 2, 2)]
+    assert isinstance(error, CorruptionError)
+    assert str(error) == f"frame {bad}"
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_single_items_come_up_to_the_frame_that_cannot_be_read(direct: bool) -> None:
+    built = stream(Frames([9]), units(48, direct), list, singles=True)
+    found, _ = until_error(built)
+    assert [number for batch in found for number in batch] == list(range(9))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_errors_of_finishing_and_of_planning_come_in_their_place(direct: bool) -> None:
+    def finish(batch: list[int]) -> tuple[int, ...]:
+        if batch[0] == 22:
+            raise ValueError(batch)
+        return tuple(batch)
+
+    found, error = until_error(stream(Frames(), units(48, direct), finish))
+    assert len(found) == 11
+    assert isinstance(error, ValueError)
+
+    def planned() -> Iterator[Numbers]:
+        yield from units(24, direct)
+        raise KeyError("plan")
+
+    found, error = until_error(stream(Frames(), planned(), tuple))
+    assert found == [(n, n + 1) for n in range(0, 24, 2)]
+    assert isinstance(error, KeyError)
+
+
+def test_a_slow_function_of_the_user_has_no_deadline() -> None:
+    def finish(batch: list[int]) -> tuple[int, ...]:
+        time.sleep(0.5)
+        return tuple(batch)
+
+    assert len(list(stream(Frames(), units(6), finish, Budget(threads=1, deadline=0.2)))) == 3
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_bytes_that_do_not_come_have_one(direct: bool) -> None:
+    never = threading.Event()
+    source = Frames(wait=lambda frame: never.wait(20) if frame == 7 else None)
+    try:
+        _, error = until_error(stream(source, units(12, direct), tuple, Budget(threads=2, deadline=0.3)))
+    finally:
+        never.set()
+    assert isinstance(error, StorageError)
+    assert "0 s" in str(error)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_progress_of_any_kind_resets_the_deadline(direct: bool) -> None:
+    source = Frames(wait=lambda _: time.sleep(0.15))
+    # One thread, six frames: the last comes after 0.9 s, one after another within 0.15 s.
+    assert len(list(stream(source, units(6, direct), tuple, Budget(threads=1, deadline=0.6)))) == 3
+
+
+class Live:
+    """Arrays that count how much of them there is."""
+
+    def __init__(self) -> None:
+        self.lock, self.now, self.most, self.made = threading.Lock(), 0, 0, 0
+
+    def add(self, size: int) -> None:
+        with self.lock:
+            self.now += size
+            self.made += size > 0
+            self.most = max(self.most, self.now)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("size", [1 << 20, 5 << 20])
+def test_prefetch_bounds_what_is_built(threads: int, size: int) -> None:
+    live = Live()
+
+    def finish(batch: list[int]) -> np.ndarray[Any, Any]:
+        found = np.zeros(size, np.uint8)
+        live.add(size)
+        weakref.finalize(found, live.add, -size)
+        return found
+
+    budget = Budget(prefetch=8 << 20, threads=threads)
+    some = (Numbers([[n]], grows=1) for n in range(60))
+    for number, _ in enumerate(stream(Frames(), some, finish, budget)):
+        time.sleep(0.005)
+        # What the consumer has, and what is ahead of it; two before any size is known.
+        assert live.now <= size + max(8 << 20, 2 * size)
+        if number == 30 and size < 4 << 20:
+            assert live.made > number + 3  # it is ahead
+    assert live.made == 60
+
+
+def test_cheap_batches_are_ahead_as_far_as_there_is_room() -> None:
+    made = []
+
+    def finish(batch: list[int]) -> Any:
+        made.extend(batch)
+        return batch
+
+    built = stream(Frames(), (Numbers([[n]], grows=2) for n in range(200)), finish, Budget(threads=2))
+    for _ in range(20):
+        next(built)
+        time.sleep(0.01)
+    assert len(made) >= 20 + 8
+    built.close()
+
+
+def test_a_fork_is_told_that_the_iteration_is_not_its_own() -> None:
+    slow = stream(Frames(wait=lambda frame: time.sleep(0.4 if frame > 5 else 0)), units(60), tuple)
+    next(slow)
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            list(slow)
+        except StorageError as error:
+            code = 0 if "process" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    slow.close()
+
+
+def test_counters_are_of_what_was_delivered() -> None:
+    stats = Stats()
+    assert len(list(stream(Frames(), units(60), tuple, stats=stats))) == 30
+    assert (stats.batches, stats.samples, stats.frames) == (30, 60, 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import threading
@@ -32,4 +33,7 @@ def ended(condition: Callable[[], object], seconds: float = 30.0) -> bool:
 def settled() -> bool:
     """Whether all threads of iterators that nobody holds end: they see it a moment later."""
     gc.collect()
-    return ended(lambda: not threads())
+    if ended(lambda: not threads()):
+        return True
+    faulthandler.dump_traceback()  # pytest shows what such threads wait for
+    return False

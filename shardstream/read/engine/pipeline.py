@@ -113,9 +113,9 @@ class _Flow(Generic[T]):
         self._scope, self._news = CancelScope(), News()
         small = budget.prefetch // (4 * _DEPTH)
         self._builder = Builder(source, finish, budget, stats, singles, self._scope, self._news, small)
-        self._planner = Pool("shardstream-plan", 1, self._scope, self._news)
-        self._fetchers = Pool("shardstream-fetch", budget.threads, self._scope, self._news)
-        self._builders = Pool("shardstream-build", budget.threads, self._scope, self._news)
+        self._planner = Pool("shardstream-plan", 1, self._scope, self._news, self)
+        self._fetchers = Pool("shardstream-fetch", budget.threads, self._scope, self._news, self)
+        self._builders = Pool("shardstream-build", budget.threads, self._scope, self._news, self)
         self._frames: FramesInMemory[Any] = FramesInMemory(
             _timed(source.fetch, stats), source.recycle, self._fetchers
         )

@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -109,11 +110,15 @@ class Pool:
         most: How many threads there are at most.
         scope: Ends the work of the threads.
         news: Is told when a task ends.
+        owner: The threads also end when this object is dropped. An interrupt may keep its owner from `end`.
     """
 
-    def __init__(self, name: str, most: int, scope: CancelScope, news: News) -> None:
+    def __init__(self, name: str, most: int, scope: CancelScope, news: News, owner: object) -> None:
         self._name, self._scope, self._news = name, scope, news
         self._tasks: Tasks = queue.SimpleQueue()
+        # The callback is in C: an interrupt cannot come within it. It takes effect as long as someone has the
+        # reference: the threads.
+        self._dropped: weakref.ref[object] = weakref.ref(owner, self._tasks.put)
         # One entry for each thread that has no task, and for each that may still be started. To append and to
         # pop are atomic.
         self._idle: deque[None] = deque()
@@ -143,7 +148,7 @@ class Pool:
         with contextlib.suppress(IndexError):
             self._unborn.pop()
             # The thread gets no reference to this object, which would otherwise never be freed.
-            shared = self._tasks, self._idle, self._scope, self._news
+            shared = self._tasks, self._idle, self._scope, self._news, self._dropped
             threading.Thread(target=_work, args=shared, name=self._name, daemon=True).start()
 
     def end(self) -> None:
@@ -153,16 +158,19 @@ class Pool:
         with contextlib.suppress(queue.Empty):
             while True:
                 task = self._tasks.get_nowait()
-                if task is not None:
+                if isinstance(task, Task):
                     task.give_up()
         self._tasks.put(None)
 
 
-Tasks = queue.SimpleQueue[Task[Any] | None]
+# None, or the reference to an owner that is gone, ends the threads.
+Tasks = queue.SimpleQueue[Task[Any] | weakref.ref[object] | None]
 _running: dict[threading.Thread, tuple[CancelScope, Tasks]] = {}
 
 
-def _work(tasks: Tasks, idle: deque[None], scope: CancelScope, news: News) -> None:
+def _work(
+    tasks: Tasks, idle: deque[None], scope: CancelScope, news: News, dropped: weakref.ref[object]
+) -> None:
     """The loop of each thread."""
     me = threading.current_thread()
     _running[me] = scope, tasks
@@ -174,8 +182,9 @@ def _work(tasks: Tasks, idle: deque[None], scope: CancelScope, news: News) -> No
             except queue.Empty:
                 idle.append(None)
                 task = tasks.get()
-            if task is None:
-                tasks.put(None)  # for the next thread
+            if not isinstance(task, Task):
+                scope.end()
+                tasks.put(task)  # for the next thread
                 return
             if scope.over:
                 task.give_up()

@@ -10,21 +10,20 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shardstream.errors import CorruptionError
 from shardstream.format.arrays import ArrayFile
-from shardstream.format.column_arrays import StoredColumn, names_of, stored_columns
+from shardstream.format.column_arrays import names_of
 from shardstream.format.columns import ColumnInfo
+from shardstream.format.index_check import Unsigned, index_problem
 from shardstream.format.sparse import ARRAYS as SPARSE
-from shardstream.format.sparse import SparseTable, sparse_problem
+from shardstream.format.sparse import SparseTable
 
-Unsigned = npt.NDArray[np.uint64]
-
-_COLUMNS = {
+HEAD_ARRAYS = {
     "frame_offset": "u8",
     "frame_size": "u8",
     "frame_raw_offset": "u8",
@@ -82,7 +81,7 @@ class ShardIndex:
     @property
     def nbytes(self) -> int:
         """The bytes in memory. The keys count twice, since `key_data` is a copy of them."""
-        arrays = [getattr(self, name) for name in _COLUMNS]
+        arrays = [getattr(self, name) for name in HEAD_ARRAYS]
         return sum(int(array.nbytes) for array in arrays) + self.key_bytes.nbytes
 
     def key(self, sample: int) -> str:
@@ -167,12 +166,12 @@ class ShardIndex:
             CorruptionError: The file is no index, is damaged, or does not fit the manifest.
         """
         file = ArrayFile(data, where)
-        names = _head_arrays(file)
+        names = head_arrays(file)
         arrays = file.take(set(names), names_of(columns))
         for name, kinds in names.items():
             if arrays[name].dtype.str[1:] not in kinds.split():
                 raise CorruptionError(f"{where}: array {name} is of dtype {arrays[name].dtype}")
-        if names is not _COLUMNS:
+        if names is not HEAD_ARRAYS:
             bounds, places = arrays.pop("cell_bound").astype(np.int64), arrays.pop("cell_field")
             if any(array.ndim != 1 for array in (bounds, places, arrays["cell_offset"], arrays["cell_size"])):
                 raise CorruptionError(f"{where}: the arrays of cells have more than one dimension")
@@ -182,142 +181,14 @@ class ShardIndex:
             }
             arrays |= tables
         index = cls(**arrays)
-        problem = index._problem(fields, samples, frames, shard_bytes, raw_bytes, contiguous)
+        problem = index_problem(index, fields, samples, frames, shard_bytes, raw_bytes, contiguous)
         if problem:
             raise CorruptionError(f"{where}: {problem}; the index does not fit its manifest")
         return index
 
-    def _problem(
-        self, fields: int, samples: int, frames: int, shard_bytes: int, raw_bytes: int,
-        contiguous: bool,
-    ) -> str | None:  # fmt: skip
-        shapes: dict[str, tuple[int, ...]] = {
-            "frame_offset": (frames,),
-            "frame_size": (frames,),
-            "frame_raw_offset": (frames,),
-            "frame_raw_size": (frames,),
-            "frame_first": (frames + 1,),
-            "frame_checksum": (frames,),
-            "field_offset": (samples, fields),
-            "field_size": (samples, fields),
-            "key_offset": (samples + 1,),
-        }
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                return f"{name} has the shape {getattr(self, name).shape}, not {shape}"
-        if self.key_bytes.ndim != 1 or not _rises(self.key_offset, 0, len(self.key_bytes)):
-            return "key_offset does not rise from 0 to the end of key_bytes"
-        if not _rises(self.frame_first, 0, samples, strictly=True):
-            return "frame_first does not rise from 0 to the number of samples"
-        if contiguous and not _apart(self.frame_offset, self.frame_size, shard_bytes):
-            return "frames overlap or leave the shard"
-        if not contiguous and not ((self.frame_offset == 0).all() and (self.frame_size == shard_bytes).all()):
-            return "a frame of a shard that is one unit does not span it"
-        if not _apart(self.frame_raw_offset, self.frame_raw_size, raw_bytes):
-            return "frames overlap or leave the uncompressed tar"
-        bounds = self.frame_first.astype(np.int64)
-        counts = bounds[1:] - bounds[:-1]
-        room = np.repeat(self.frame_raw_size.astype(np.int64), counts)
-        if isinstance(self.field_offset, SparseTable) and isinstance(self.field_size, SparseTable):
-            return sparse_problem(self.field_offset, self.field_size, samples, room) or self._keys_problem()
-        assert not isinstance(self.field_offset, SparseTable)
-        assert not isinstance(self.field_size, SparseTable)
-        present = self.field_size >= 0
-        if (self.field_size < -1).any() or (self.field_offset < 0).any():
-            return "a field has a negative offset or size"
-        if samples:
-            offsets = self.field_offset.astype(np.int64)
-            if (present & (self.field_size > room[:, None] - offsets)).any():
-                return "a field leaves its frame"
-        return self._keys_problem()
 
-    def _keys_problem(self) -> str | None:
-        try:
-            self.key_data.decode()
-        except UnicodeDecodeError:
-            return "keys are not UTF-8"
-        starts = self.key_offset[:-1]
-        if self.samples and len(self.key_bytes) and (self._starts(starts) & 0xC0 == 0x80).any():
-            return "a key begins inside a character"
-        return None
-
-    def _starts(self, starts: Unsigned) -> npt.NDArray[np.uint8]:
-        inside = starts[starts < len(self.key_bytes)]
-        return self.key_bytes[inside.astype(np.int64)]
-
-
-def _head_arrays(file: ArrayFile) -> dict[str, str]:
+def head_arrays(file: ArrayFile) -> dict[str, str]:
     """The arrays of an index besides columns of values, and their dtypes."""
     if "cell_bound" not in file.names:
-        return _COLUMNS
-    return {name: kinds for name, kinds in _COLUMNS.items() if name not in _DENSE} | SPARSE
-
-
-class Counts(NamedTuple):
-    """How much an index lists: its columns of fields, samples, frames, and the bytes of their tar."""
-
-    fields: int
-    samples: int
-    frames: int
-    raw_bytes: int
-
-
-def index_counts(data: bytes, where: str) -> Counts:
-    """How much an index lists, of which no manifest says it.
-
-    Raises:
-        CorruptionError: It is no index, or it has columns of values.
-    """
-    file = ArrayFile(data, where)
-    names = _head_arrays(file)
-    arrays = file.take(set(names), set())
-    offsets, sizes = arrays["frame_raw_offset"], arrays["frame_raw_size"]
-    raw = int(offsets[-1]) + int(sizes[-1]) if len(offsets) and len(sizes) else 0
-    if names is not _COLUMNS:
-        places = arrays["cell_field"]
-        shape: tuple[int, ...] = (0, int(places.max()) + 1 if places.size else 0)
-    else:
-        shape = arrays["field_offset"].shape
-    if len(shape) != 2 or len(arrays["key_offset"]) < 1:
-        raise CorruptionError(f"{where}: not an index file (fields of shape {shape})")
-    return Counts(shape[1], len(arrays["key_offset"]) - 1, len(offsets), raw)
-
-
-def columns_from_bytes(
-    data: bytes | memoryview, where: str, columns: Sequence[ColumnInfo], samples: int
-) -> dict[str, StoredColumn]:
-    """Load the columns of values of an index, and check them against the manifest.
-
-    Args:
-        data: The content of the whole index file.
-        where: Its name, for messages.
-        columns: The columns, as the manifest lists them.
-        samples: How many samples the shard has.
-
-    Raises:
-        CorruptionError: The file is no index, is damaged, or does not fit the manifest.
-    """
-    file = ArrayFile(data, where)
-    arrays = file.take(names_of(columns), set(_head_arrays(file)))
-
-    def fail(problem: str) -> CorruptionError:
-        return CorruptionError(f"{where}: {problem}; the index does not fit its manifest")
-
-    return stored_columns(arrays, columns, samples, fail)
-
-
-def _rises(bounds: Unsigned, first: int, last: int, strictly: bool = False) -> bool:
-    if not len(bounds) or int(bounds[0]) != first or int(bounds[-1]) != last:
-        return False
-    before, after = bounds[:-1], bounds[1:]
-    return bool((before < after).all() if strictly else (before <= after).all())
-
-
-def _apart(offset: Unsigned, size: Unsigned, limit: int) -> bool:
-    """Whether runs of bytes rise, do not overlap and end within `limit` bytes. No sum can overflow."""
-    if not len(offset):
-        return True
-    if int(offset.max()) > limit or int(size.max()) > limit:
-        return False
-    ends = offset + size
-    return bool((ends[:-1] <= offset[1:]).all()) and int(ends.max()) <= limit
+        return HEAD_ARRAYS
+    return {name: kinds for name, kinds in HEAD_ARRAYS.items() if name not in _DENSE} | SPARSE

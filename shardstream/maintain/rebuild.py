@@ -13,7 +13,8 @@ import xxhash
 
 from shardstream.errors import CommitError, CorruptionError, OptionError
 from shardstream.format import frames
-from shardstream.format.index import ShardIndex, index_counts
+from shardstream.format.index import ShardIndex
+from shardstream.format.index_contents import index_counts
 from shardstream.format.manifest import NAME, FieldInfo, Manifest, ShardInfo
 from shardstream.format.names import split_name
 from shardstream.format.sparse import SparseTable

@@ -8,7 +8,8 @@ from operator import attrgetter
 
 from shardstream.errors import CorruptionError, StorageError
 from shardstream.format.column_arrays import StoredColumn
-from shardstream.format.index import ShardIndex, columns_from_bytes
+from shardstream.format.index import ShardIndex
+from shardstream.format.index_contents import columns_from_bytes
 from shardstream.format.manifest import Manifest
 from shardstream.memory import RecentValues
 from shardstream.read.dataset_blocks import DatasetBlocks

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shardstream.errors import CorruptionError, OptionError
 from shardstream.format.column_arrays import StoredColumn
 from shardstream.format.columns import ColumnInfo, encode, merge, text
-from shardstream.format.index import columns_from_bytes
+from shardstream.format.index_contents import columns_from_bytes
 from shardstream.format.rows import index_bytes, index_parts
 
 INTS = st.integers(-(2**63), 2**63 - 1)

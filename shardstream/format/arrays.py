@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -35,7 +36,7 @@ class ArrayFile:
         where: The name of the file, for messages.
 
     Attributes:
-        names: The names of all arrays.
+        names: The names of all arrays, in the order of the header.
 
     Raises:
         CorruptionError: It is no index file.
@@ -49,7 +50,19 @@ class ArrayFile:
             self._header = msgspec.json.decode(data[8 : self._begin], type=dict[str, _Entry])
         except (msgspec.DecodeError, struct.error, ValueError) as error:
             raise self._damaged(error) from error
-        self.names = set(self._header)
+        self.names = dict.fromkeys(self._header).keys()
+
+    def end_of(self, names: Iterable[str]) -> int:
+        """Where the last byte of these arrays ends in the file.
+
+        Raises:
+            CorruptionError: There is no such array.
+        """
+        try:
+            ends = [self._header[name].data_offsets[1] for name in names]
+        except KeyError as error:
+            raise self._damaged(error) from error
+        return int(self._begin) + max(ends)
 
     def take(self, wanted: set[str], others: set[str]) -> dict[str, npt.NDArray[Any]]:
         """The arrays `wanted`.

@@ -100,7 +100,7 @@ def text(value: ColumnValue) -> str:
 
 
 def encode(columns: Mapping[str, Sequence[ColumnValue | None]]) -> tuple[list[ColumnInfo], list[Tensor]]:
-    """The columns of a shard, and the arrays that hold them.
+    """The columns of a shard, and the arrays that hold them, both in the order in which they are given.
 
     Args:
         columns: By name a value for each sample; None if it has none. A column without any value is left out.
@@ -117,8 +117,7 @@ def encode(columns: Mapping[str, Sequence[ColumnValue | None]]) -> tuple[list[Co
             dtype = "str"  # a float would be another number
         infos.append(ColumnInfo(name, dtype, sum(value is None for value in values)))
         tensors += _strings(name, values) if dtype == "str" else _numbers(name, values, dtype)
-    # Wider types first, as the safetensors library orders them.
-    return infos, sorted(tensors, key=lambda tensor: (-int(tensor.dtype[1:]), tensor.name))
+    return infos, tensors
 
 
 def _numbers(name: str, values: Sequence[ColumnValue | None], dtype: Dtype) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Does an index fit its manifest? The checks of its arrays, so that what follows reads nothing outside them."""
+"""Does an index fit its manifest? The checks of its arrays, so that no read goes outside of them."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def index_parts(
             and the size, both in bytes.
         keys: The key of each sample, in UTF-8.
         columns: How many fields there are.
-        values: The arrays of the columns of values.
+        values: The arrays of the columns of values, in the order of the columns.
     """
     assert sys.byteorder == "little", "shardstream needs a little-endian machine"
     samples = len(keys)
@@ -126,11 +126,17 @@ def _file(
         "dtype": "U8", "shape": (len(key_bytes),), "data_offsets": (at, at + len(key_bytes)),
     }  # fmt: skip
     at += len(key_bytes)
+    # Wider types first, so that all are aligned. The header has the order in which the columns were given:
+    # from it alone a lost manifest is made again.
+    behind = sorted(values, key=lambda value: (-int(value.dtype[1:]), value.name))
+    begins = itertools.accumulate((len(value.data) for value in behind), initial=at)
+    places = dict(zip((value.name for value in behind), begins, strict=False))
     for value in values:
-        end = at + len(value.data)
-        header[value.name] = {"dtype": value.dtype, "shape": (value.length,), "data_offsets": (at, end)}
-        at = end
+        begin = places[value.name]
+        header[value.name] = {
+            "dtype": value.dtype, "shape": (value.length,), "data_offsets": (begin, begin + len(value.data)),
+        }  # fmt: skip
     text = msgspec.json.encode(header)
     text += b" " * (-len(text) % 8)
     head = b"".join((struct.pack("<Q", len(text)), text, *(tensor[3] for tensor in tensors), key_bytes))
-    return head, b"".join(value.data for value in values)
+    return head, b"".join(value.data for value in behind)

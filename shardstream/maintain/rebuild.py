@@ -14,7 +14,7 @@ import xxhash
 from shardstream.errors import CommitError, CorruptionError, OptionError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
-from shardstream.format.index_contents import index_counts
+from shardstream.format.index_contents import columns_from_bytes, index_counts
 from shardstream.format.manifest import NAME, FieldInfo, Manifest, ShardInfo
 from shardstream.format.names import split_name
 from shardstream.format.sparse import SparseTable
@@ -156,8 +156,9 @@ def _read(store: Store, stem: str, suffix: str) -> _Shard:
     size, raw = store.size(url), counts.raw_bytes + len(TRAILER)
     index = ShardIndex.from_bytes(
         data, where=where, fields=counts.fields, samples=counts.samples, frames=counts.frames,
-        shard_bytes=size, raw_bytes=raw,
+        shard_bytes=size, raw_bytes=raw, columns=counts.columns,
     )  # fmt: skip
+    columns_from_bytes(data, where, counts.columns, counts.samples)  # raises CorruptionError for bad values
     codec: Literal["zstd", "none"] = "none" if suffix == "tar" else "zstd"
     names, documents = _names(store, url, codec, index)
     digest = xxhash.xxh3_128()
@@ -168,7 +169,9 @@ def _read(store: Store, stem: str, suffix: str) -> _Shard:
         # The bytes of the tokens, until their dtype is known.
         tokens=int(np.asarray(index.field_size).clip(0).sum()) if documents else 0,
         frames=counts.frames, checksum=digest.hexdigest(), index_url=index_url, index_bytes=len(data),
-        index_checksum=xxhash.xxh3_128_hexdigest(data), sparse=isinstance(index.field_size, SparseTable),
+        index_checksum=xxhash.xxh3_128_hexdigest(data), columns=counts.columns, index_head=counts.head,
+        index_head_checksum=xxhash.xxh3_128_hexdigest(data[: counts.head]) if counts.columns else "",
+        sparse=isinstance(index.field_size, SparseTable),
     )  # fmt: skip
     return _Shard(info, documents, documents and bool((np.asarray(index.field_size) % 4).any()))
 

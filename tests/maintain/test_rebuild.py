@@ -30,10 +30,34 @@ def samples(count: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(params=["zstd", "none", "tokens16", "tokens32", "parts"])
+def rows(count: int, part: int) -> list[dict[str, Any]]:
+    """Rows with values of every type, of which some are missing, in some shards all."""
+    return [
+        {
+            "id": f"{part}-{n}",
+            "text": "text " * (n % 9),
+            "n": n - 50,
+            "ok": None if n % 5 == 1 else n % 2 == 0,
+            "a": n / 3 if n > 60 else None,
+            "mixed": n if part else f"m{n % 3}",
+            "some": {"lang": ["de", "en", None][n % 3]},
+            "ü": {"ö": "ä" * (n % 4)},
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(params=["zstd", "none", "tokens16", "tokens32", "parts", "columns", "tokens columns"])
 def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     dest = tmp_path / "data"
-    if request.param.startswith("tokens"):
+    if request.param.endswith("columns"):
+        # In an order of names that is neither that of the alphabet nor that of the widths.
+        keep = ["n", "some.lang", "ok", "a", "mixed", "ü.ö"]
+        options = {**SMALL, "tokenizer": "bytes", "eos": 0} if request.param != "columns" else SMALL
+        for part in range(2):
+            (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows(150, part))))
+            ss.pack(tmp_path / f"{part}.jsonl", dest, keep=keep, append=part > 0, **options)
+    elif request.param.startswith("tokens"):
         dtype: Any = f"uint{request.param[-2:]}"
         with ss.Writer(dest, tokens=dtype, **SMALL) as writer:
             for n in range(200):
@@ -61,6 +85,7 @@ def test_all_but_the_provenance_comes_back(dataset: Path) -> None:
     after = rebuild(dataset, tokens=before.fields[0].dtype)
     for name in set(Manifest.__struct_fields__) - {"provenance", "fingerprint"}:
         assert getattr(after, name) == getattr(before, name), name
+    assert (after.version == 2) == bool(after.columns)
     assert Manifest.from_bytes((dataset / "manifest.json").read_bytes(), "manifest") == after
     assert not ss.verify(str(dataset), deep=True).problems
 

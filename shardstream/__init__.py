@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from shardstream.maintain.warm import warm as warm
     from shardstream.order.shuffle import Shuffle as Shuffle
     from shardstream.packing.adopt import index as index
+    from shardstream.packing.commit_parts import commit as commit
     from shardstream.packing.packer import pack as pack
-    from shardstream.packing.parts import commit as commit
     from shardstream.packing.samples_writer import Writer as Writer
     from shardstream.packing.sources import Source as Source
     from shardstream.read.samples.batch import Batch as Batch
@@ -63,7 +63,7 @@ _HOMES = {
     "Timeouts": "shardstream.storage.options",
     "Topology": "shardstream.distributed",
     "Writer": "shardstream.packing.samples_writer",
-    "commit": "shardstream.packing.parts",
+    "commit": "shardstream.packing.commit_parts",
     "decoder": "shardstream.decode.registry",
     "index": "shardstream.packing.adopt",
     "pack": "shardstream.packing.packer",

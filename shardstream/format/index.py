@@ -9,17 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from shardstream.errors import CorruptionError
 from shardstream.format.arrays import ArrayFile
 from shardstream.format.column_arrays import names_of
 from shardstream.format.columns import ColumnInfo
-from shardstream.format.index_check import Unsigned, index_problem
+from shardstream.format.index_arrays import IndexArrays, index_problem
 from shardstream.format.sparse import ARRAYS as SPARSE
 from shardstream.format.sparse import SparseTable
 
@@ -39,39 +37,8 @@ _DENSE = ("field_offset", "field_size")
 
 
 @dataclass(frozen=True, eq=False)
-class ShardIndex:
-    """The arrays of one shard with F frames, n samples and K fields.
-
-    Attributes:
-        frame_offset: uint64 [F], where the stored bytes of each frame begin in the file of the shard.
-        frame_size: uint64 [F], how many stored bytes each frame has.
-        frame_raw_offset: uint64 [F], where the bytes of each frame begin in the uncompressed tar.
-        frame_raw_size: uint64 [F], how many uncompressed bytes each frame has.
-        frame_first: uint64 [F + 1], the number of each frame's first sample, then n.
-        frame_checksum: uint64 [F], xxh3_64 of the stored bytes of each frame.
-        field_offset: int32 or int64 [n, K], where the data of each field begins in the raw bytes of its
-            frame. An array, or a SparseTable if most samples lack most fields.
-        field_size: int32 or int64 [n, K], the bytes of each field; -1 if the sample lacks the field. Also one
-            of the two.
-        key_bytes: uint8, the keys in UTF-8, one after another.
-        key_offset: uint64 [n + 1], where each key begins in `key_bytes`, then the number of these bytes.
-    """
-
-    frame_offset: Unsigned
-    frame_size: Unsigned
-    frame_raw_offset: Unsigned
-    frame_raw_size: Unsigned
-    frame_first: Unsigned
-    frame_checksum: Unsigned
-    field_offset: npt.NDArray[np.int32] | npt.NDArray[np.int64] | SparseTable
-    field_size: npt.NDArray[np.int32] | npt.NDArray[np.int64] | SparseTable
-    key_bytes: npt.NDArray[np.uint8]
-    key_offset: Unsigned
-
-    @property
-    def samples(self) -> int:
-        """The number of samples."""
-        return len(self.key_offset) - 1
+class ShardIndex(IndexArrays):
+    """The arrays of one shard, read and checked, and what is looked up in them."""
 
     @property
     def frames(self) -> int:
@@ -113,11 +80,6 @@ class ShardIndex:
     def frame_of(self, sample: int) -> int:
         """The frame that holds a sample."""
         return int(np.searchsorted(self.frame_first, np.uint64(sample), side="right")) - 1
-
-    @cached_property
-    def key_data(self) -> bytes:
-        """The bytes of all keys, one after another."""
-        return self.key_bytes.tobytes()
 
     def with_columns(self, stored: tuple[str, ...], wanted: tuple[str, ...]) -> ShardIndex:
         """The same index with other columns.

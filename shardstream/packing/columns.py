@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from shardstream.errors import SourceError
+from shardstream.errors import OptionError, SourceError
 from shardstream.format.columns import MAX_STRING, ColumnValue
 from shardstream.format.manifest import Manifest
 from shardstream.format.names import shorten
 
-__all__ = ["check_columns", "check_values", "column_value", "columns_of"]
+__all__ = ["check_columns", "check_known", "check_values", "column_value", "columns_of", "columns_of_sample"]
 
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 
@@ -56,6 +56,59 @@ def columns_of(row: Mapping[str, Any], keep: Iterable[str] | None) -> dict[str, 
         if kept is not None:
             found[name] = kept
     return found
+
+
+def columns_of_sample(
+    sample: Mapping[str, Any], keep: Sequence[str]
+) -> tuple[dict[str, ColumnValue], tuple[str, ...]]:
+    """The values of a sample of Python that the index keeps, by name; and the names that it does not have.
+
+    Args:
+        sample: The values of its fields by name.
+        keep: The names. Each is a value of the sample, or of the object in its field json; "a.b" is also `b`
+            of the object in `a`.
+    """
+    found: dict[str, ColumnValue] = {}
+    missing: list[str] = []
+    for name in keep:
+        value = _lookup(sample, name)
+        if value is _MISSING and isinstance(sample.get("json"), Mapping):
+            value = _lookup(sample["json"], name)
+        if value is _MISSING:
+            missing.append(name)
+        elif (kept := column_value(value)) is not None:
+            found[name] = kept
+    return found, tuple(missing)
+
+
+_MISSING = object()
+
+
+def _lookup(values: Mapping[str, Any], name: str) -> Any:
+    if name in values:
+        return values[name]
+    at = name.find(".")
+    while at >= 0:  # a dot may be a part of the name of a field
+        inside = values.get(name[:at])
+        if isinstance(inside, Mapping) and (value := _lookup(inside, name[at + 1 :])) is not _MISSING:
+            return value
+        at = name.find(".", at + 1)
+    return _MISSING
+
+
+def check_known(unknown: Iterable[Sequence[str] | None]) -> None:
+    """Raise OptionError if `keep` has names that no row has.
+
+    Args:
+        unknown: For each part of the input the names that no row of it has. None: it has no rows.
+    """
+    found = [names for names in unknown if names is not None]
+    lost = [name for name in found[0] if all(name in names for names in found)] if found else []
+    if lost:
+        raise OptionError(
+            f"keep: no row has {' or '.join(map(repr, lost))}; nothing was committed. "
+            "Check the names; a nested one is written 'a.b'"
+        )
 
 
 def check_values(columns: Mapping[str, ColumnValue]) -> None:

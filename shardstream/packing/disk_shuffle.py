@@ -8,8 +8,10 @@ Permutations on Distributed, External and Hierarchical Memory").
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,6 +23,7 @@ from shardstream.packing.sources import Sample
 
 _FLUSH_LIMIT = 128 << 20  # bytes of samples in memory before a task writes them out
 _DRAWS = 4096
+FINE = 4096  # buckets of pass one if the size of the input is not known
 
 
 class _Record(msgspec.Struct, array_like=True):
@@ -48,73 +51,122 @@ def _names(folder: str, task: int) -> tuple[str, str]:
     return f"{stem}.bin", f"{stem}.npy"
 
 
-def scatter(
-    samples: Iterable[Sample], folder: str, seed: int, task: int, buckets: int, shard_size: int
-) -> int:
-    """Pass one: write the samples of one task, grouped by bucket.
+class Spilled(NamedTuple):
+    """What pass one has written.
 
     Args:
-        samples: The samples of the task.
+        samples: How many samples.
+        bytes: The bytes of their fields.
+    """
+
+    samples: int
+    bytes: int
+
+
+class Scatter:
+    """Pass one: writes the samples of one task, grouped by bucket.
+
+    Args:
         folder: A folder on a local disk.
         seed: The seed of the shuffle.
         task: The number of the task.
         buckets: How many buckets there are, less than 2**31.
         shard_size: Bytes. If it is more than 128 MiB, so many bytes of samples are collected before a write.
 
-    Returns:
-        How many samples there were.
-
     Raises:
-        StorageError: The folder cannot be written.
+        StorageError: The folder cannot be written. The methods raise it, too.
     """
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    data_name, bounds_name = _names(folder, task)
-    generator = _words(seed, 1, task)
-    encoder = msgspec.msgpack.Encoder()
-    records: dict[int, list[bytes]] = {}
-    bounds: list[npt.NDArray[np.int64]] = []
-    size = count = 0
-    draws: list[int] = []
+
+    def __init__(self, folder: str, seed: int, task: int, buckets: int, shard_size: int) -> None:
+        self._data_name, self._bounds_name = _names(folder, task)
+        self._buckets, self._limit = buckets, max(_FLUSH_LIMIT, shard_size)
+        self._generator = _words(seed, 1, task)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._records: dict[int, list[bytes]] = {}
+        self._bounds: list[npt.NDArray[np.int64]] = []
+        self._draws: list[int] = []
+        self._waiting = 0  # bytes in memory
+        self.written = Spilled(0, 0)
+        with self._explained():
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            self._file = open(self._data_name, "wb")  # noqa: SIM115 - until `close`
+
+    def add(self, sample: Sample) -> None:
+        """Put a sample into its bucket."""
+        if not self._draws:
+            self._draws = _below(self._generator, _DRAWS, self._buckets).tolist()
+        columns = [dict(sample.columns)] if sample.columns else []
+        record = self._encode((sample.key, sample.fields, sample.where, *columns))
+        self._records.setdefault(self._draws.pop(), []).append(len(record).to_bytes(8, "little") + record)
+        self._waiting += len(record)
+        count, size = self.written
+        self.written = Spilled(count + 1, size + sum(map(len, sample.fields.values())))
+        if self._waiting >= self._limit:
+            self._flush()
+
+    def close(self) -> Spilled:
+        """Write what is left, so that it survives a crash; returns what was written."""
+        with self._explained(), self._file:
+            self._flush()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            np.save(self._bounds_name, np.stack(self._bounds))
+        return self.written
+
+    def abort(self) -> None:
+        """Close the file, whose content nobody needs."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _flush(self) -> None:
+        at = np.zeros(self._buckets + 1, np.int64)
+        with self._explained():
+            at[0] = self._file.tell()
+            for bucket in range(self._buckets):
+                block = b"".join(self._records.get(bucket, ()))
+                self._file.write(block)
+                at[bucket + 1] = at[bucket] + len(block)
+        self._bounds.append(at)
+        self._records.clear()
+        self._waiting = 0
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"writing {self._data_name} for the shuffle: {error.strerror}") from error
+
+
+def scatter(
+    samples: Iterable[Sample], folder: str, seed: int, task: int, buckets: int, shard_size: int
+) -> Spilled:
+    """Pass one over the samples of one task; the other arguments are those of `Scatter`."""
+    spill = Scatter(folder, seed, task, buckets, shard_size)
     try:
-        with open(data_name, "wb") as file:
-
-            def flush() -> None:
-                at = np.zeros(buckets + 1, np.int64)
-                at[0] = file.tell()
-                for bucket in range(buckets):
-                    block = b"".join(records.get(bucket, ()))
-                    file.write(block)
-                    at[bucket + 1] = at[bucket] + len(block)
-                bounds.append(at)
-                records.clear()
-
-            for sample in samples:
-                if not draws:
-                    draws = _below(generator, _DRAWS, buckets).tolist()
-                record = encoder.encode(
-                    (
-                        sample.key,
-                        sample.fields,
-                        sample.where,
-                        *([dict(sample.columns)] if sample.columns else ()),
-                    )
-                )
-                records.setdefault(draws.pop(), []).append(len(record).to_bytes(8, "little") + record)
-                size += len(record)
-                count += 1
-                if size >= max(_FLUSH_LIMIT, shard_size):
-                    flush()
-                    size = 0
-            flush()
-            file.flush()
-            os.fsync(file.fileno())
-        np.save(bounds_name, np.stack(bounds))
-    except OSError as error:
-        raise StorageError(f"writing {data_name} for the shuffle: {error.strerror}") from error
-    return count
+        for sample in samples:
+            spill.add(sample)
+        return spill.close()
+    finally:
+        spill.abort()
 
 
-def gather(folder: str, seed: int, bucket: int, tasks: int) -> Iterator[Sample]:
+def joined(size: int, shard_size: int) -> list[tuple[int, int]]:
+    """For input whose size was not known: which of `FINE` buckets pass two takes together, as [first, end).
+
+    They are consecutive, and about a shard large together. Any such choice gives a uniform permutation.
+
+    Args:
+        size: The bytes of all samples.
+        shard_size: The bytes of a shard.
+    """
+    count = min(FINE, max(1, -(-size // shard_size)))
+    return [(FINE * number // count, FINE * (number + 1) // count) for number in range(count)]
+
+
+def gather(
+    folder: str, seed: int, bucket: int, tasks: int, span: tuple[int, int] | None = None, first_task: int = 0
+) -> Iterator[Sample]:
     """Pass two: the samples of one bucket, permuted.
 
     Args:
@@ -122,20 +174,24 @@ def gather(folder: str, seed: int, bucket: int, tasks: int) -> Iterator[Sample]:
         seed: The seed of the shuffle.
         bucket: The number of the bucket.
         tasks: How many tasks pass one had.
+        span: The first of the buckets of pass one that this bucket is made of, and the one behind the last.
+            None: it is one of them.
+        first_task: The number of the first of these tasks.
 
     Raises:
         StorageError: The folder cannot be read, or a file in it is damaged.
     """
     records: list[bytes] = []
+    first, end = (bucket, bucket + 1) if span is None else span
     try:
-        for task in range(tasks):
+        for task in range(first_task, first_task + tasks):
             data_name, bounds_name = _names(folder, task)
             bounds = np.load(bounds_name, allow_pickle=False)
             with open(data_name, "rb") as file:
-                for begin, end in bounds[:, bucket : bucket + 2].tolist():
-                    file.seek(begin)
-                    block = file.read(end - begin)
-                    if len(block) != end - begin:
+                for start, stop in bounds[:, [first, end]].tolist():
+                    file.seek(start)
+                    block = file.read(stop - start)
+                    if len(block) != stop - start:
                         raise ValueError(f"{data_name} is cut off")
                     records += _split(block)
     except (OSError, ValueError, EOFError) as error:

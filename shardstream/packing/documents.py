@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shardstream.errors import OptionError
-from shardstream.packing.sources.base import Reject
+from shardstream.format.columns import ColumnValue
+from shardstream.packing.columns import columns_of_sample
+from shardstream.packing.sources.base import Reject, Sample
 from shardstream.packing.sources.calls import sample_of
 
 if TYPE_CHECKING:
@@ -32,11 +35,15 @@ class Document(NamedTuple):
         key: Its key.
         tokens: Its token ids, [n].
         where: Where it came from, for messages.
+        columns: The values that the index keeps, by name.
+        missing: The names in `keep` that the sample does not have.
     """
 
     key: str
     tokens: npt.NDArray[np.generic]
     where: str
+    columns: Mapping[str, ColumnValue] = MappingProxyType({})
+    missing: tuple[str, ...] = ()
 
 
 class Documents:
@@ -47,17 +54,24 @@ class Documents:
             uint32.
         tokenizer: See `pack`. None: the samples are token ids.
         eos: The token id that is put at the end of each document, or None.
+        keep: The names of values that the index keeps.
 
     Raises:
         OptionError: The tokenizer cannot be loaded, or `eos` is no token id.
         MissingExtraError: The package for the tokenizer is not installed.
     """
 
-    def __init__(self, dtype: Dtype | None, tokenizer: str | None, eos: int | None) -> None:
+    def __init__(
+        self, dtype: Dtype | None, tokenizer: str | None, eos: int | None, keep: Sequence[str] = ()
+    ) -> None:
         self.dtype = dtype
+        self._keep = keep
+        # What is kept, or holds it, is no field of the document, but may be the text or the tokens too.
+        named = {part for name in keep for part in (name, name.partition(".")[0])}
+        self._beside = named - {"__key__", *_IDS, *_TEXTS}
         self._tokenizer: Tokenizer | None = None
         self._eos = eos
-        self._texts: list[tuple[str, str, str]] = []  # keys, texts, and where they came from
+        self._texts: list[tuple[str, Sample]] = []
         self._ready: deque[Document] = deque()
         if tokenizer is not None:
             from shardstream.packing.tokenize import load_tokenizer
@@ -82,14 +96,16 @@ class Documents:
                 return found
             self._ready.append(found)
             return None
-        text = sample_of(sample, where, key)
+        text = sample_of(self._fields(sample), where, key)
         if isinstance(text, Reject):
             return text
+        columns, missing = self._columns(sample)
+        text = text._replace(columns=columns, missing=missing)
         data = next((text.fields[name] for name in _TEXTS if name in text.fields), None)
         if data is None:
             return Reject(text.where, "no text (field txt) to tokenize")
         try:
-            self._texts.append((text.key, data.decode(), text.where))
+            self._texts.append((data.decode(), text._replace(fields={})))
         except UnicodeDecodeError as error:
             return Reject(text.where, f"the text is not UTF-8 ({error})")
         if len(self._texts) >= _BATCH:
@@ -114,10 +130,21 @@ class Documents:
         texts, self._texts = self._texts, []
         dtype = np.dtype(self.dtype)
         end = np.array([] if self._eos is None else [self._eos], dtype)
-        found = self._tokenizer.encode_batch([text for _, text, _ in texts])
-        for (key, _, where), tokens in zip(texts, found, strict=True):
+        found = self._tokenizer.encode_batch([text for text, _ in texts])
+        for (_, sample), tokens in zip(texts, found, strict=True):
             joined = np.concatenate((tokens.astype(dtype, copy=False), end))
-            self._ready.append(Document(key, joined, where))
+            self._ready.append(Document(sample.key, joined, sample.where, sample.columns, sample.missing))
+
+    def _fields(self, sample: object) -> object:
+        """A sample without what is kept beside its text or tokens."""
+        if not self._beside or not isinstance(sample, Mapping):
+            return sample
+        return {name: value for name, value in sample.items() if name not in self._beside}
+
+    def _columns(self, sample: object) -> tuple[Mapping[str, ColumnValue], tuple[str, ...]]:
+        if not self._keep:
+            return {}, ()
+        return columns_of_sample(sample if isinstance(sample, Mapping) else {}, self._keep)
 
     def _document(self, sample: object, where: str, key: str) -> Document | Reject:
         value: Any = sample
@@ -129,12 +156,20 @@ class Documents:
             name = next((name for name in _IDS if name in sample), None)
             if name is None:
                 return Reject(where, "no token ids (field tokens)")
-            others = [one for one in sample if not str(one).startswith("__") and one != name]
+            others = [
+                one
+                for one in sample
+                if not str(one).startswith("__") and one != name and one not in self._beside
+            ]
             if others:
-                return Reject(where, f"a document holds token ids alone, and there is a field {others[0]!r}")
+                return Reject(
+                    where,
+                    f"a document holds token ids alone, and there is a field {others[0]!r}; keep=[...] makes "
+                    "a small value a column",
+                )
             value = sample[name]
         try:
-            return Document(key, self._ids(value), where)
+            return Document(key, self._ids(value), where, *self._columns(sample))
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             return Reject(where, str(error))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 from shardstream.errors import OptionError, SourceError, noted
@@ -32,6 +32,8 @@ class PythonOptions(TypedDict, total=False):
     workers: int | None
     tokenizer: str | None
     eos: Eos
+    keep: Sequence[str] | None
+    shuffle: int | None
     limit: int | None
     on_error: Literal["raise", "skip"]
     max_rejects: float
@@ -101,10 +103,7 @@ def check_options(function: Callable[..., Any], arguments: Mapping[str, Any]) ->
         if name in ("sources", "dest") or name in PythonOptions.__annotations__:
             continue
         if arguments[name] != parameter.default:
-            advice = ""
-            if name == "shuffle":
-                advice = ": their sizes are not known before; shuffle when reading, or pack files"
-            raise OptionError(f"{name} is for files, not for samples or functions of Python{advice}")
+            raise OptionError(f"{name} is for files, not for samples or functions of Python")
     return {name: arguments[name] for name in PythonOptions.__annotations__}
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from shardstream.errors import CorruptionError, OptionError, SourceError
+from shardstream.errors import CorruptionError, SourceError
+from shardstream.packing.columns import check_known
 from shardstream.packing.result import Result
 from shardstream.packing.tally import total
 
@@ -45,12 +46,7 @@ class Outcome:
         found = [result.unknown for result in self._read if result.samples or result.unknown is not None]
         if not found or None in found:  # there were no rows; or version 0.1 read some, which did not count
             return
-        unknown = [name for name in found[0] or () if all(name in (each or ()) for each in found)]
-        if unknown:
-            raise OptionError(
-                f"keep: no row has {' or '.join(map(repr, unknown))}; nothing was committed. "
-                "Check the names; a nested one is written 'a.b'"
-            )
+        check_known(each or () for each in found)
 
     def check_whole(self) -> None:
         """Raise CorruptionError if the shards hold other samples than the sources gave."""

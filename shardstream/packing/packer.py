@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from shardstream.errors import OptionError, SourceError
+from shardstream.errors import OptionError
 from shardstream.format import frames
 from shardstream.format.manifest import Manifest
 from shardstream.format.names import SplitKey
 from shardstream.format.numbers import whole_number
 from shardstream.packing import reservation
-from shardstream.packing.build_manifest import build_manifest, next_number, provenance, warn_of_many_fields
-from shardstream.packing.columns import check_columns
+from shardstream.packing.build_manifest import provenance
 from shardstream.packing.destination import Destination, manifest_at
 from shardstream.packing.end_of_text import Eos, token_id
 from shardstream.packing.from_python import (
@@ -25,8 +24,8 @@ from shardstream.packing.from_python import (
 )
 from shardstream.packing.keys import described, key_rule, with_prefixes
 from shardstream.packing.layout import Codec, Layout
-from shardstream.packing.outcome import Outcome
 from shardstream.packing.pack_options import PackOptions, Sources
+from shardstream.packing.passes import run_passes
 from shardstream.packing.planning import Plan, plan_tasks, suitable_codec
 from shardstream.packing.resize import Resize
 from shardstream.packing.runner import Runner
@@ -34,7 +33,6 @@ from shardstream.packing.sources import (
     Format,
     Source,
     SourceOptions,
-    Task,
     make_source,
     recognise,
     source_class,
@@ -43,7 +41,7 @@ from shardstream.packing.sources import (
 from shardstream.packing.sources.base import TokenDtype, prepared
 from shardstream.packing.sources.calls import Call, Calls
 from shardstream.packing.version_01 import old_record
-from shardstream.packing.worker import Bucket, Job, input_bytes
+from shardstream.packing.worker import Job, input_bytes
 from shardstream.progress import Report, with_bar
 from shardstream.storage.inputs import expand
 from shardstream.storage.store import Options, is_private
@@ -140,10 +138,11 @@ def pack(
             append goes on with the keys of its dataset.
         split_key: Only for archives: at which dot of the last part of a name the key ends and the field
             begins, "first", as in WebDataset, or "last". With "last" the dots in a key become "%2E".
-        keep: Only for JSONL and tables: the other keys that are stored, in field json; "a.b" is `b` of the
+        keep: For JSONL and tables: the other keys that are stored, in field json; "a.b" is `b` of the
             object in `a`. None: all of them. Of those that are named, numbers, bools and strings of at most
-            256 bytes are columns of the index, too, by which `subset(where=...)` chooses. A name that no
-            object has is an error before the commit.
+            256 bytes are columns of the index, too, by which `subset(where=...)` chooses. For samples of
+            Python it names the columns alone; see `Writer`. A name that no object has is an error before the
+            commit.
         compression: "zstd" or "none". None: "none" if the first samples are compressed already, else "zstd".
         level: The level of zstd, 1 to 22.
         frame_size: Bytes of samples in a frame, at most 1 GiB. A frame is the unit of reading and of
@@ -202,7 +201,8 @@ def pack(
         options = check_options(pack, arguments)
         if not isinstance(given, Calls):
             return pack_samples(given, dest, options)
-        files, format = given.files(), given  # noqa: A001 - the name of the option
+        kept = None if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)
+        files, format, keep = given.files(), replace(given, keep=kept), None  # noqa: A001 - an option's name
     layout = Layout.of_sizes(frame_size, shard_size, whole_number("level", level))
     workers = None if workers is None else whole_number("workers", workers)
     if workers is not None and workers < 1:
@@ -270,40 +270,4 @@ def pack(
         if resume and (manifest := destination.committed()):
             destination.clean()
             return manifest
-        return _pack(job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects)
-
-
-def _pack(
-    job: Job, tasks: list[Task], unread: list[tuple[str, str]], beside: list[tuple[str, str]],
-    destination: Destination, runner: Runner,
-    record: dict[str, Any], resume: bool, lock: int | None, max_rejects: float,
-) -> Manifest:  # fmt: skip
-    old = destination.old_manifest()
-    continued = destination.begin(old, resume, lock is not None)
-    job = replace(job, first_shard=next_number(old))
-    inherited = () if lock is None else (lock,)
-    if job.shuffle is None:
-        read = written = runner.results(job, "task", tasks, continued, inherited)
-    else:
-        buckets = max(1, -(-sum(map(input_bytes, tasks)) // job.layout.shard_size))
-        job = replace(job, spill_dir=destination.spill_dir, buckets=buckets)
-        read = runner.results(job, "spill", tasks, continued, inherited)
-        gathered = [Bucket(number, len(read)) for number in range(buckets)]
-        written = runner.results(job, "task", gathered, continued, inherited)
-    outcome = Outcome(read, written, unread, beside)
-    destination.write_rejects(outcome.rejects, outcome.rejected - len(outcome.rejects), outcome.skips)
-    if not outcome.shards and old is None:
-        destination.clean()
-        why = f" {outcome.rejected:,} were rejected. {outcome.reasons(destination.rejects)}"
-        raise SourceError(
-            f"no samples were found in the sources; nothing was packed.{why if outcome.rejected else ''}"
-        )
-    outcome.check_whole()
-    outcome.check_keep()
-    outcome.check_rejects(max_rejects, destination.rejects)
-    manifest = build_manifest(job, old, outcome.shards, {**record, **outcome.record()})
-    check_columns(manifest, record["options"].get("keep"))
-    destination.commit(old, manifest)
-    warn_of_many_fields(manifest)
-    destination.clean()
-    return manifest
+        return run_passes(job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects)

@@ -6,22 +6,20 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardstream.errors import CommitError, OptionError, SourceError
 from shardstream.format import frames
-from shardstream.format.kinds import COMPRESSED, extension
 from shardstream.format.manifest import Manifest
 from shardstream.format.numbers import whole_number
-from shardstream.packing.documents import Documents
+from shardstream.packing.documents import Document, Documents
 from shardstream.packing.end_of_text import Eos, token_id
 from shardstream.packing.layout import Codec, Layout
 from shardstream.packing.parts import StreamJob
-from shardstream.packing.shard_stream import ShardStream, Threads
 from shardstream.packing.sources.base import Reject, Sample
 from shardstream.packing.sources.calls import Calls, sample_of
+from shardstream.packing.stream_output import StreamOutput
 from shardstream.packing.stream_target import StreamTarget, checked_part
 from shardstream.progress import Report, Reporter, shown
 from shardstream.storage.store import Options
@@ -62,6 +60,12 @@ class Writer:
         tokenizer: As for `pack`: turns the field txt, or else text, of each sample into a document.
         eos: The token id that is put at the end of each document. Only with `tokenizer`. "none": documents
             are glued together. None does the same with a warning.
+        keep: The names of values that are columns of the index, too, by which `subset(where=...)` chooses:
+            numbers, bools, and strings of at most 256 bytes. A name is that of a value of the sample, or in
+            its field json; "a.b" is also `b` of the object in `a`. A value that is None is left out. Of
+            documents of tokens, these values are columns alone. A name that no sample has is an error.
+        shuffle: A seed, 0 to 2**63 - 1. The samples, of a part those of the part, are permuted by it. They
+            wait on a local disk, and are written when the writer is closed. None: they stay in order.
         compression: "zstd" or "none". None: "none" if the first sample is compressed already, else "zstd".
         level: The level of zstd, 1 to 22.
         workers: How many threads compress. None: one for each core.
@@ -92,6 +96,8 @@ class Writer:
         tokens: bool | Literal["uint16", "uint32"] = False,
         tokenizer: str | None = None,
         eos: Eos = None,
+        keep: Sequence[str] | None = None,
+        shuffle: int | None = None,
         compression: Codec | None = None,
         level: int = 3,
         workers: int | None = None,
@@ -112,42 +118,46 @@ class Writer:
         frames.compressor(layout.codec, layout.level)  # raises OptionError for a bad codec or level
         job = StreamJob(
             Calls(), os.fspath(dest), layout, tokenizer=tokenizer,
-            eos=token_id(eos, tokenizer, stacklevel=3), on_error=on_error, storage_options=storage_options,
+            eos=token_id(eos, tokenizer, stacklevel=3), on_error=on_error, shuffle=shuffle,
+            storage_options=storage_options,
             holds="tokens" if tokens or tokenizer is not None else "samples",
         )  # fmt: skip
-        self._job, self._codec = job, compression
-        self._workers = os.cpu_count() or 1 if workers is None else whole_number("workers", workers, 1)
+        self._job = job
+        workers = os.cpu_count() or 1 if workers is None else whole_number("workers", workers, 1)
         self._part = checked_part(part)
+        self._keep = () if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)
+        self._unknown: list[str] | None = None  # of these, what no sample has had so far
         self._documents: Documents | None = None
         if job.kind == "tokens":
-            self._documents = Documents(tokens if isinstance(tokens, str) else None, tokenizer, job.eos)
-        # A list and a stack, which the finalizer has without having the writer.
-        self._threads: list[Threads] = []
-        self._bar = ExitStack()
+            self._documents = Documents(
+                tokens if isinstance(tokens, str) else None, tokenizer, job.eos, self._keep
+            )
         self._write_lock = threading.Lock()
         self._owner = os.getpid()
         self._given = self._rejected = 0  # samples
         self._rejects: list[tuple[str, str]] = []
-        self._stream: ShardStream | None = None
         self._state: Literal["open", "closed", "aborted"] = "open"
         self._manifest: Manifest | None = None
-        options = {"compression": compression, "tokens": tokens}
+        options: dict[str, object] = {"compression": compression, "tokens": tokens}
+        if keep is not None:
+            options["keep"] = list(self._keep)
         self._target = StreamTarget(job, options, self._part, resume, append)
-        if self._documents is not None and self._target.old is not None:
-            try:
+        try:
+            if self._documents is not None and self._target.old is not None:
                 self._documents.fit(self._target.old, self._target.store.url)
-            except OptionError:
-                self._target.release()
-                raise
+            self._output = StreamOutput(self._target, layout, compression, workers, job.shuffle)
+        except BaseException:
+            self._target.release()
+            raise
         if progress is True:
-            progress = self._bar.enter_context(shown("writing", quiet=False))
+            progress = self._target.held.enter_context(shown("writing", quiet=False))
         self._report = Reporter(progress)
-        self._dropped = weakref.finalize(self, _drop, self._target, self._threads, self._bar)
+        self._dropped = weakref.finalize(self, self._target.drop)
 
     @property
     def samples(self) -> int:
         """How many samples were written so far."""
-        return self._stream.samples if self._stream is not None else 0
+        return self._output.samples
 
     @property
     def rejects(self) -> Sequence[tuple[str, str]]:
@@ -187,7 +197,7 @@ class Writer:
             where = f"sample {number}"
             key = f"{number:012d}" if self._part is None else f"{self._part[0]:06d}-{number:012d}"
             if self._documents is None:
-                found = sample_of(sample, where, key)
+                found = sample_of(sample, where, key, self._keep)
                 if isinstance(found, Reject):
                     self._reject(found)
                 else:
@@ -196,7 +206,8 @@ class Writer:
                 bad = self._documents.take(sample, where, key)
                 if bad is not None:
                     self._reject(bad)
-                self._add_documents(self._documents)
+                for document in self._documents.ready():
+                    self._add(document)
             if self._given % _REPORT_EVERY == 0:
                 self._tell()
 
@@ -237,31 +248,15 @@ class Writer:
         else:
             self.abort()
 
-    def _add(self, sample: Sample) -> None:
-        if self._stream is None:
-            self._stream = self._begin(_codec(sample.fields) if self._codec is None else self._codec)
+    def _add(self, item: Sample | Document) -> None:
         try:
-            self._stream.add(sample.key, sample.fields)
+            self._output.add(item, None if self._documents is None else self._documents.dtype)
         except SourceError as error:
-            self._reject(Reject(sample.where, str(error)), error)
-
-    def _add_documents(self, documents: Documents, last: bool = False) -> None:
-        for document in documents.ready(last):
-            if self._stream is None:
-                self._stream = self._begin(self._codec or "zstd")
-            try:
-                self._stream.add_tokens(document.key, document.tokens)
-            except SourceError as error:
-                self._reject(Reject(document.where, str(error)), error)
-
-    def _begin(self, codec: Codec) -> ShardStream:
-        import numpy as np
-
-        layout = replace(self._job.layout, codec=codec)
-        self._threads.append(Threads(layout, self._workers))
-        dtype = None if self._documents is None else np.dtype(self._documents.dtype)
-        target = self._target
-        return ShardStream(target.store, layout, self._threads[0], target.name, dtype, target.resume)
+            self._reject(Reject(item.where, str(error)), error)
+            return
+        if self._unknown != []:
+            before = item.missing if self._unknown is None else self._unknown
+            self._unknown = [name for name in before if name in item.missing]
 
     def _reject(self, bad: Reject, cause: Exception | None = None) -> None:
         if self._job.on_error == "raise":
@@ -274,16 +269,17 @@ class Writer:
 
     def _finish(self) -> None:
         if self._documents is not None:
-            self._add_documents(self._documents, last=True)
-        shards = [] if self._stream is None else self._stream.close()
+            for document in self._documents.ready(last=True):
+                self._add(document)
+        shards = self._output.close(lambda where, error: self._reject(Reject(where, str(error)), error))
         dtype = None if self._documents is None or not shards else self._documents.dtype
-        self._manifest = self._target.commit(shards, dtype, self._rejects)
+        self._manifest = self._target.commit(shards, dtype, self._rejects, self._unknown)
         self._tell()
 
     def _end(self, state: Literal["closed", "aborted"]) -> None:
         self._state = state
         self._dropped.detach()
-        _release(self._target, self._threads, self._bar)
+        self._target.release()
 
     def _check_usable(self) -> None:
         if self._owner != os.getpid():
@@ -295,30 +291,9 @@ class Writer:
             raise CommitError(f"{self._target.store.url}: this Writer is {self._state}; open another one")
 
     def _tell(self) -> None:
-        if self._stream is not None:
-            self._report(
-                samples=self._stream.samples, done_bytes=self._stream.input_bytes, rejected=self._rejected
-            )
+        done = self._output
+        if done.samples:
+            self._report(samples=done.samples, done_bytes=done.input_bytes, rejected=self._rejected)
 
     def __reduce__(self) -> str:
         raise OptionError("a Writer stays in its process; open one in each process, with part=(rank, world)")
-
-
-def _release(target: StreamTarget, threads: list[Threads], bar: ExitStack) -> None:
-    for one in threads:
-        one.stop()
-    bar.close()
-    target.release()
-
-
-def _drop(target: StreamTarget, threads: list[Threads], bar: ExitStack) -> None:
-    """What is done for a writer that was dropped without being closed. A fork of the process does nothing."""
-    if target.mine:
-        _release(target, threads, bar)
-        target.warn_dropped()
-
-
-def _codec(fields: Mapping[str, bytes]) -> Codec:
-    """ "none" if most bytes of a sample are compressed already, else "zstd"."""
-    packed = sum(len(data) for name, data in fields.items() if extension(name) in COMPRESSED)
-    return "none" if 2 * packed > sum(map(len, fields.values())) else "zstd"

@@ -25,7 +25,9 @@ from shardstream.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
-    import numpy.typing as npt
+
+    from shardstream.packing.documents import Document
+    from shardstream.packing.sources.base import Sample
 
 RECEIPTS = ".pack-shard-"
 _WRITES = 2  # complete shards that are written while the next one is made
@@ -123,6 +125,8 @@ class _Deferred(SampleWriter):
         self._end_frame()
         self._sealed = True
         self._checksum.update(b"\0".join(self._shard.keys))
+        if self._shard.values:
+            self._checksum.update(repr(self._shard.values).encode("utf-8", "surrogatepass"))
         return self._checksum.hexdigest()
 
     def finish(self) -> ShardInfo:
@@ -181,16 +185,16 @@ class ShardStream:
         self.samples = 0
         self._closed_bytes = 0  # of the samples of complete shards
 
-    def add(self, key: str, fields: dict[str, bytes]) -> None:
+    def add(self, sample: Sample) -> None:
         """Add one sample. Raises SourceError if it cannot be stored; the stream is then as before."""
-        self._writer().add(key, fields)
+        self._writer().add(sample.key, sample.fields, sample.columns)
         self.samples += 1
 
-    def add_tokens(self, key: str, tokens: npt.NDArray[np.generic]) -> None:
-        """Add one document. Raises SourceError if its key cannot be stored; the stream is then as before."""
+    def add_tokens(self, document: Document) -> None:
+        """Add one document. Raises SourceError if it cannot be stored; the stream is then as before."""
         shard = self._writer()
         assert isinstance(shard, _DeferredTokens)
-        shard.add_tokens(key, tokens)
+        shard.add_tokens(document.key, document.tokens, document.columns)
         self.samples += 1
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from shardstream.format.manifest import Manifest, ShardInfo
 from shardstream.format.numbers import whole_number
 from shardstream.packing import parts, reservation
 from shardstream.packing.build_manifest import assemble, next_number, provenance
+from shardstream.packing.columns import check_columns, check_known
 from shardstream.packing.destination import Destination, identity
 from shardstream.storage.inputs import FileInfo
 
@@ -29,6 +31,12 @@ class StreamTarget:
         part: The number of this part and how many there are; None for a whole dataset.
         resume: Whether to continue an unfinished stream.
         append: Whether to add to the dataset that is there.
+
+    Attributes:
+        store: The store.
+        old: The manifest that is appended to, or None.
+        resume: Whether shards of an unfinished stream may be there.
+        held: What is released with the locks: threads, a bar.
 
     Raises:
         OptionError: The unfinished stream, or the other parts, have other options.
@@ -51,27 +59,34 @@ class StreamTarget:
         self._destination = Destination(job, self._record, append)
         self.store = self._destination.store
         self._owner = os.getpid()
-        self._held = contextlib.ExitStack()
+        self.part_number = 0 if part is None else part[0]
+        self.held = contextlib.ExitStack()
         try:
             self._claim(identity(self._record, append), resume, append)
         except BaseException:
-            self._held.close()
+            self.held.close()
             raise
 
     def _claim(self, plan: str, resume: bool, append: bool) -> None:
         if self._part is None:
-            lock = self._held.enter_context(reservation.lock_machine(self.store))
+            lock = self.held.enter_context(reservation.lock_machine(self.store))
             if lock is not None:
                 self.store.clear_temporary()  # with the lock, no other packer of this machine is alive
             self.old = self._destination.old_manifest()
             self.resume = self._destination.begin(self.old, resume, lock is not None)
             return
         part = self._part[0]
-        self._held.enter_context(parts.lock_part(self.store, part))
+        self.held.enter_context(parts.lock_part(self.store, part))
         self.old = self._destination.old_manifest()
         parts.claim_part(self.store, plan, self.old, self._part, self._record, self._job.kind)
         parts.forget_part(self.store, next_number(self.old) + part, part, keep_shards=resume)
         self.resume = resume
+
+    def spill_folder(self) -> str:
+        """A folder of this stream alone on a local disk, which is deleted when the target is released."""
+        folder = os.path.join(self._destination.spill_dir, f"part-{self.part_number:06d}")
+        self.held.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def name(self, place: int) -> tuple[int, int]:
         """The number of a shard, and how many of that number come before it, by its place in the stream.
@@ -82,39 +97,50 @@ class StreamTarget:
         return (first + place, 0) if self._part is None else (first + self._part[0], place)
 
     def commit(
-        self, shards: list[ShardInfo], dtype: parts.Dtype | None, rejects: list[tuple[str, str]]
+        self,
+        shards: list[ShardInfo],
+        dtype: parts.Dtype | None,
+        rejects: list[tuple[str, str]],
+        unknown: list[str] | None,
     ) -> Manifest | None:
         """Commit the shards; returns the manifest. A part leaves its receipt, and None is returned.
 
+        Args:
+            shards: The shards in order.
+            dtype: How tokens are stored; None for samples.
+            rejects: Where the bad samples are, and why they are bad.
+            unknown: The names in `keep` that no sample has; None if there was none.
+
         Raises:
-            SourceError: There is no sample.
+            SourceError: There is no sample; or no document has a value that `keep` named.
+            OptionError: No sample has a name in `keep`.
             CommitError: The dataset has changed since the claim.
         """
         if self._part is not None:
-            parts.write_part(self.store, parts.PartReceipt(self._part[0], shards, dtype, rejects))
+            parts.write_part(self.store, parts.PartReceipt(self._part[0], shards, dtype, rejects, unknown))
             return None
         if not shards and self.old is None:
             self._destination.clean()
             raise SourceError(f"{self.store.url}: no samples were given; nothing was packed")
+        check_known([unknown])
         fields = parts.fields_of(self._job.kind, dtype, tuple(shards), self.old)
         record = {**self._record, "rejected": len(rejects)}
         manifest = assemble(self._job.kind, fields, self.old, tuple(shards), record)
+        check_columns(manifest, record["options"].get("keep"))
         self._destination.write_rejects(rejects)
         self._destination.commit(self.old, manifest)
         self._destination.clean()
         return manifest
 
     def release(self) -> None:
-        """Give the locks back. In a fork of the process this leaves those of the process alone."""
-        self._held.close()
+        """Give back the locks and all that is held. In a fork of the process this leaves them alone."""
+        self.held.close()
 
-    @property
-    def mine(self) -> bool:
-        """Whether this is the process that made this, and no fork of it."""
-        return os.getpid() == self._owner
-
-    def warn_dropped(self) -> None:
-        """Warn of a writer that was dropped without being closed."""
+    def drop(self) -> None:
+        """Release it, and warn that a writer was dropped without being closed. A fork does nothing."""
+        if os.getpid() != self._owner:
+            return
+        self.release()
         warnings.warn(
             f"{self.store.url}: a Writer was dropped without being closed; nothing was committed",
             ResourceWarning,

@@ -105,10 +105,12 @@ class Bucket:
     Args:
         number: The number of the bucket.
         spills: How many tasks the first pass had.
+        span: The buckets of the first pass that it is made of; see `disk_shuffle.gather`.
     """
 
     number: int
     spills: int
+    span: tuple[int, int] | None = None
 
 
 def input_bytes(task: Task) -> int:
@@ -131,7 +133,7 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
         from shardstream.packing import disk_shuffle
 
         samples: Iterable[Sample] = disk_shuffle.gather(
-            _spill_dir(job), job.shuffle or 0, task.number, task.spills
+            _spill_dir(job), job.shuffle or 0, task.number, task.spills, task.span
         )
         _write(job, samples, result)
         return result
@@ -141,7 +143,7 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
     if job.shuffle is not None:
         from shardstream.packing import disk_shuffle
 
-        result.samples = disk_shuffle.scatter(
+        result.samples, result.sample_bytes = disk_shuffle.scatter(
             accepted, _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
         )
     else:

@@ -38,7 +38,9 @@ def shuffled(
 ) -> list[Sample]:
     """All samples, bucket after bucket; the tasks are scattered in `order`."""
     for task in order or range(len(counts)):
-        assert scatter(samples(task, counts[task]), folder, seed, task, buckets, SHARD) == counts[task]
+        assert (
+            scatter(samples(task, counts[task]), folder, seed, task, buckets, SHARD).samples == counts[task]
+        )
     return [item for bucket in range(buckets) for item in gather(folder, seed, bucket, len(counts))]
 
 
@@ -115,7 +117,7 @@ def made():
     for number in range(count):
         yield Sample(str(number), {"bin": number.to_bytes(4, "big") * (size // 4)}, "here")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert scatter(made(), sys.argv[1], 1, 0, buckets, 1 << 20) == count
+assert scatter(made(), sys.argv[1], 1, 0, buckets, 1 << 20) == (count, count * size)
 seen = []
 for bucket in range(buckets):
     for sample in gather(sys.argv[1], 1, bucket, 1):

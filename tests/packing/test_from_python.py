@@ -120,9 +120,7 @@ def test_other_sources_are_refused(tmp_path: Path, sources: Any, message: str) -
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "options", [{"shuffle": 3}, {"dry_run": True}, {"text_key": "a"}, {"keep": ["a"]}, {"format": "jsonl"}]
-)
+@pytest.mark.parametrize("options", [{"dry_run": True}, {"text_key": "a"}, {"key": "a"}, {"format": "jsonl"}])
 def test_options_of_files_are_refused(tmp_path: Path, options: Any, tasks: Any) -> None:
     for sources in (rows(3), [tasks.listed]):
         with pytest.raises(ss.OptionError, match=f"{next(iter(options))} is for files"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardstream.errors import MissingExtraError, OptionError, SourceError
 from shardstream.format.names import escape_key
+from shardstream.packing.columns import columns_of_sample
 from shardstream.packing.sources.base import FileSpan, Reject, Sample, SourceOptions, Task
 from shardstream.packing.values import value_bytes
 from shardstream.storage.inputs import FileInfo
@@ -53,18 +54,21 @@ class Calls:
 
     Args:
         calls: The functions. Each can be pickled, takes no argument, and returns or yields samples.
+        keep: The names of values that the index keeps.
     """
 
     extensions: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[frozenset[str]] = frozenset()
 
     calls: Sequence[Call] = ()
+    keep: tuple[str, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"calls": ()}  # the tasks hold them
+        return {"calls": (), "keep": self.keep}  # the tasks hold the calls
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "calls", state["calls"])
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def make(cls, options: SourceOptions) -> Self:
@@ -75,7 +79,7 @@ class Calls:
         return "python"
 
     def options(self) -> dict[str, Any]:
-        return {}
+        return {} if self.keep is None else {"keep": list(self.keep)}
 
     def files(self) -> list[FileInfo]:
         """What stands for files in the provenance of a dataset: one name for each function."""
@@ -100,11 +104,12 @@ class Calls:
                 sample = next(samples, _END)
             if sample is _END:
                 return
-            yield sample_of(sample, f"{where}, sample {number}", f"{task.files[0].key_base}-{number:012d}")
+            key = f"{task.files[0].key_base}-{number:012d}"
+            yield sample_of(sample, f"{where}, sample {number}", key, self.keep or ())
             number += 1
 
 
-def sample_of(given: object, where: str, key: str) -> Sample | Reject:
+def sample_of(given: object, where: str, key: str, keep: Sequence[str] = ()) -> Sample | Reject:
     """The sample that a dict is.
 
     Args:
@@ -112,6 +117,7 @@ def sample_of(given: object, where: str, key: str) -> Sample | Reject:
             begin with two underscores are notes of a loader, such as `__url__`, and no fields.
         where: Where the sample came from, for messages.
         key: Its key if it names none.
+        keep: The names of values that the index keeps. One of them that is None is no field of the sample.
     """
     if type(given) is not dict and not isinstance(given, Mapping):
         return Reject(where, f"a sample is a dict of fields, not a value of type {type(given).__qualname__}")
@@ -127,13 +133,16 @@ def sample_of(given: object, where: str, key: str) -> Sample | Reject:
         for name, value in given.items():
             if not isinstance(name, str):
                 return Reject(where, f"the name of a field is {name!r}; it has to be a str")
-            if not name.startswith("__"):
+            if not name.startswith("__") and (value is not None or name not in keep):
                 fields[name] = value if type(value) is bytes else value_bytes(name, value)
     except MissingExtraError:
         raise
     except SourceError as error:
         return Reject(where, str(error))
-    return Sample(key, fields, where)
+    if not keep:
+        return Sample(key, fields, where)
+    columns, missing = columns_of_sample(given, keep)
+    return Sample(key, fields, where, columns=columns, missing=missing)
 
 
 def _name(call: object) -> str:

@@ -1,27 +1,66 @@
-"""Does an index fit its manifest? The checks of its arrays, so that no read goes outside of them."""
+"""The arrays of an index, and the checks that they fit a manifest, so that no read goes outside of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from shardstream.format.sparse import SparseTable, sparse_problem
 
-if TYPE_CHECKING:
-    from shardstream.format.index import ShardIndex
-
-__all__ = ["Unsigned", "index_problem"]
+__all__ = ["IndexArrays", "Unsigned", "index_problem"]
 
 Unsigned = npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True, eq=False)
+class IndexArrays:
+    """The arrays of one shard with F frames, n samples and K fields.
+
+    Attributes:
+        frame_offset: uint64 [F], where the stored bytes of each frame begin in the file of the shard.
+        frame_size: uint64 [F], how many stored bytes each frame has.
+        frame_raw_offset: uint64 [F], where the bytes of each frame begin in the uncompressed tar.
+        frame_raw_size: uint64 [F], how many uncompressed bytes each frame has.
+        frame_first: uint64 [F + 1], the number of each frame's first sample, then n.
+        frame_checksum: uint64 [F], xxh3_64 of the stored bytes of each frame.
+        field_offset: int32 or int64 [n, K], where the data of each field begins in the raw bytes of its
+            frame. An array, or a SparseTable if most samples lack most fields.
+        field_size: int32 or int64 [n, K], the bytes of each field; -1 if the sample lacks the field. Also one
+            of the two.
+        key_bytes: uint8, the keys in UTF-8, one after another.
+        key_offset: uint64 [n + 1], where each key begins in `key_bytes`, then the number of these bytes.
+    """
+
+    frame_offset: Unsigned
+    frame_size: Unsigned
+    frame_raw_offset: Unsigned
+    frame_raw_size: Unsigned
+    frame_first: Unsigned
+    frame_checksum: Unsigned
+    field_offset: npt.NDArray[np.int32] | npt.NDArray[np.int64] | SparseTable
+    field_size: npt.NDArray[np.int32] | npt.NDArray[np.int64] | SparseTable
+    key_bytes: npt.NDArray[np.uint8]
+    key_offset: Unsigned
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return len(self.key_offset) - 1
+
+    @cached_property
+    def key_data(self) -> bytes:
+        """The bytes of all keys, one after another."""
+        return self.key_bytes.tobytes()
+
+
 def index_problem(
-    index: ShardIndex, fields: int, samples: int, frames: int, shard_bytes: int, raw_bytes: int,
+    index: IndexArrays, fields: int, samples: int, frames: int, shard_bytes: int, raw_bytes: int,
     contiguous: bool,
 ) -> str | None:  # fmt: skip
-    """What is wrong with an index, or None. The arguments are those of `ShardIndex.from_bytes`."""
+    """What is wrong with an index, or None. The other arguments are those of `ShardIndex.from_bytes`."""
     shapes: dict[str, tuple[int, ...]] = {
         "frame_offset": (frames,),
         "frame_size": (frames,),
@@ -63,7 +102,7 @@ def index_problem(
     return _keys_problem(index)
 
 
-def _keys_problem(index: ShardIndex) -> str | None:
+def _keys_problem(index: IndexArrays) -> str | None:
     try:
         index.key_data.decode()
     except UnicodeDecodeError:
@@ -74,7 +113,7 @@ def _keys_problem(index: ShardIndex) -> str | None:
     return None
 
 
-def _starts(index: ShardIndex, starts: Unsigned) -> npt.NDArray[np.uint8]:
+def _starts(index: IndexArrays, starts: Unsigned) -> npt.NDArray[np.uint8]:
     inside = starts[starts < len(index.key_bytes)]
     return index.key_bytes[inside.astype(np.int64)]
 

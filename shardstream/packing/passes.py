@@ -1,0 +1,92 @@
+"""The passes of a pack over its tasks, the checks behind them, and the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from shardstream.errors import SourceError
+from shardstream.format.manifest import Manifest
+from shardstream.packing.build_manifest import build_manifest, next_number, warn_of_many_fields
+from shardstream.packing.columns import check_columns
+from shardstream.packing.destination import Destination
+from shardstream.packing.outcome import Outcome
+from shardstream.packing.result import Result
+from shardstream.packing.runner import Runner
+from shardstream.packing.sources import Task
+from shardstream.packing.sources.calls import Calls
+from shardstream.packing.worker import Bucket, Job, input_bytes
+
+__all__ = ["run_passes"]
+
+
+def run_passes(
+    job: Job, tasks: list[Task], unread: list[tuple[str, str]], beside: list[tuple[str, str]],
+    destination: Destination, runner: Runner,
+    record: dict[str, Any], resume: bool, lock: int | None, max_rejects: float,
+) -> Manifest:  # fmt: skip
+    """Read and write the samples, shuffled or not; check what came of it, and commit it.
+
+    Args:
+        job: The pack.
+        tasks: Its tasks.
+        unread: The files that could not be planned: where, and why.
+        beside: The files that are no input: where, and why.
+        destination: Where it is committed.
+        runner: Runs the tasks.
+        record: The provenance of the pack.
+        resume: Whether to continue an unfinished pack.
+        lock: The lock of this machine, or None.
+        max_rejects: The share of samples that may be rejected.
+
+    Returns:
+        The manifest.
+    """
+    old = destination.old_manifest()
+    continued = destination.begin(old, resume, lock is not None)
+    job = replace(job, first_shard=next_number(old))
+    read, written = _results(job, tasks, runner, destination, continued, () if lock is None else (lock,))
+    outcome = Outcome(read, written, unread, beside)
+    destination.write_rejects(outcome.rejects, outcome.rejected - len(outcome.rejects), outcome.skips)
+    if not outcome.shards and old is None:
+        destination.clean()
+        why = f" {outcome.rejected:,} were rejected. {outcome.reasons(destination.rejects)}"
+        raise SourceError(
+            f"no samples were found in the sources; nothing was packed.{why if outcome.rejected else ''}"
+        )
+    outcome.check_whole()
+    outcome.check_keep()
+    outcome.check_rejects(max_rejects, destination.rejects)
+    manifest = build_manifest(job, old, outcome.shards, {**record, **outcome.record()})
+    check_columns(manifest, record["options"].get("keep"))
+    destination.commit(old, manifest)
+    warn_of_many_fields(manifest)
+    destination.clean()
+    return manifest
+
+
+def _results(
+    job: Job,
+    tasks: Sequence[Task],
+    runner: Runner,
+    destination: Destination,
+    continued: bool,
+    inherited: Sequence[int],
+) -> tuple[list[Result], list[Result]]:
+    """The results of the tasks that read the input, and of those that wrote shards: often the same."""
+    if job.shuffle is None:
+        read = runner.results(job, "task", tasks, continued, inherited)
+        return read, read
+    from shardstream.packing.disk_shuffle import FINE, joined
+
+    size, shard_size = sum(map(input_bytes, tasks)), job.layout.shard_size
+    known = not isinstance(job.source, Calls)
+    buckets = max(1, -(-size // shard_size)) if known else FINE
+    job = replace(job, spill_dir=destination.spill_dir, buckets=buckets)
+    read = runner.results(job, "spill", tasks, continued, inherited)
+    gathered = [Bucket(number, len(read)) for number in range(buckets)]
+    if not known:
+        spans = joined(sum(each.sample_bytes or 0 for each in read), shard_size)
+        gathered = [Bucket(number, len(read), span) for number, span in enumerate(spans)]
+    return read, runner.results(job, "task", gathered, continued, inherited)

@@ -15,6 +15,8 @@ from tests.distributed.training import dataset, name, pack
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 KINDS = ["dataset", "mixture", "loader", "beside"]
+# Each iteration of it starts a process, which takes seconds.
+OFTEN = ["dataset", "mixture", "loader", pytest.param("beside", marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def some(what: Any, count: int | None = None) -> list[str]:
     return [name(sample) for item in items for sample in (item if isinstance(item, list) else [item])]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OFTEN)
 def test_looks_cost_nothing(packed: Path, kind: str) -> None:
     plain = made(packed, kind)
     epochs = [some(plain) for _ in range(3)]
@@ -56,7 +58,7 @@ def test_looks_cost_nothing(packed: Path, kind: str) -> None:
     assert some(what) == epochs[2]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OFTEN)
 def test_a_look_after_a_resume_keeps_the_rest(packed: Path, kind: str) -> None:
     plain = made(packed, kind)
     epochs = [some(plain) for _ in range(2)]

@@ -91,7 +91,7 @@ def test_what_pillow_reads_does_not_end_a_run(tmp_path, name):
     (batch,) = loader
     assert (batch["jpg"][0].numpy() == wanted).all()
     assert loader.stats()["tolerated"] == 1
-    for engine in ("thread", "process"):
+    for engine in ("thread", "process") if name == "icc" else ("thread",):  # a process takes a while to start
         ds = ss.StreamingDataset(url, decode=images.Evaluate(32, dtype="uint8", on_error="mask"))
         loader = ss.StreamingLoader(ds, 2, engine=engine)
         (batch,) = loader

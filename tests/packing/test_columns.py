@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardstream as ss
+from shardstream.cli import app
 from shardstream.errors import CorruptionError, OptionError, SourceError, StorageError
 from shardstream.format.manifest import Manifest
 from shardstream.packing.columns import column_value, columns_of
@@ -55,7 +54,7 @@ def kept(url: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     rows=st.lists(ROW, min_size=1, max_size=30),
     more=st.lists(ROW, max_size=9),
@@ -85,8 +84,7 @@ def test_columns_in_are_columns_out(
             assert column.missing == sum(column.name not in row for row in named)
 
 
-@pytest.mark.parametrize("tokenizer", [None, "bytes"])
-@pytest.mark.parametrize("shuffle", [None, 3])
+@pytest.mark.parametrize(("tokenizer", "shuffle"), [(None, None), ("bytes", 3)])
 def test_any_number_of_workers_gives_the_same_bytes(
     tmp_path: Path, tokenizer: str | None, shuffle: int | None
 ) -> None:
@@ -272,13 +270,13 @@ def test_nested_names_are_columns() -> None:
     assert columns_of(row, None) == {}
 
 
-def test_tools_know_of_columns(tmp_path: Path) -> None:
+def test_tools_know_of_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": str(n), "text": "abc", "lang": "en", **({"n": n} if n else {})} for n in range(3)]
     out = pack_rows(tmp_path, rows, keep=["lang", "n"], tokenizer="bytes", eos=0)
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "shardstream", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert app.run(list(arguments)) == 0
+        return capsys.readouterr().out
 
     told = run("pack", str(tmp_path / "corpus.jsonl"), str(tmp_path / "two"), "--keep", "lang", "--keep", "n")
     assert "columns: lang str, n int64 (1 missing)" in told

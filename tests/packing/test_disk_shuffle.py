@@ -167,16 +167,12 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
 SIZES = {"frame_size": "1KiB", "shard_size": "4KiB"}
 
 
-def test_a_shuffled_pack_is_the_same_for_any_number_of_workers_and_leaves_no_spill(corpus, tmp_path):
-    packed = []
-    for workers in (1, 3):
-        dest = tmp_path / f"out{workers}"
-        manifest = ss.pack(corpus, dest, shuffle=11, workers=workers, **SIZES)
-        packed.append((manifest.fingerprint, list(DatasetReader.open(str(dest)).iter_samples())))
-        assert not list(dest.rglob(".*"))
-    assert packed[0] == packed[1]
+def test_a_shuffled_pack_has_all_samples_and_leaves_no_spill(corpus, tmp_path):
+    """That it is the same for any number of workers is in test_packer."""
+    ss.pack(corpus, tmp_path / "out", shuffle=11, workers=1, **SIZES)
+    assert not list((tmp_path / "out").rglob(".*"))
     natural = [json.loads(line)["id"] for line in corpus.read_text("utf-8").splitlines()]
-    found = [key for key, _ in packed[0][1]]
+    found = [key for key, _ in DatasetReader.open(str(tmp_path / "out")).iter_samples()]
     assert found != natural
     assert sorted(found) == sorted(natural)
 

@@ -32,19 +32,16 @@ SMALL = {"frame_size": "2KiB", "shard_size": "8KiB"}
     "options",
     [
         {},
-        {"shuffle": 5},
+        {"compression": "none", "shuffle": 2},
         {"tokenizer": "bytes", "eos": 256},
         {"tokenizer": "bytes", "eos": 70_000, "shuffle": 1},
-        {"compression": "none"},
-        {"compression": "none", "shuffle": 2},
-        {"limit": 37},
         {"limit": 37, "shuffle": 3},
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
 def test_the_output_is_the_same_for_any_number_of_workers(corpus, tmp_path, options):
     seen = []
-    for workers in (1, 3):  # a worker takes a while to start
+    for workers in (1, 2):  # a worker takes a while to start
         dest = tmp_path / f"out{workers}"
         manifest = ss.pack(corpus, dest, workers=workers, **SMALL, **options)
         assert len(manifest.shards) > 2

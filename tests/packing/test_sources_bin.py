@@ -52,7 +52,7 @@ def test_any_number_of_workers_and_a_shuffle_give_the_same_bytes(tmp_path: Path)
     sizes = {"frame_size": "4KiB", "shard_size": "16KiB"}
     for more in ({}, {"shuffle": 3}):
         found = []
-        for workers in (1, 3):
+        for workers in (1, 2):
             dest = tmp_path / f"out-{workers}-{len(more)}"
             ss.pack(tmp_path / "x.bin", dest, eos=7, workers=workers, **sizes, **more)
             found.append(names(dest))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardstream as ss
@@ -181,6 +181,7 @@ lines = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(lines, st.booleans(), st.booleans())
 def test_any_slicing_gives_every_line_once(lines, ended, marked):
     data = b"\xef\xbb\xbf" * marked + b"\n".join(lines) + b"\n" * ended

@@ -214,22 +214,23 @@ def test_a_compressed_archive_that_is_cut_off_anywhere_is_refused_or_whole(
     assert refused > len(whole) * 3 // 4
 
 
+BOMB = 512 << 20  # bytes, of which no more than a few frames may be held
 BLANK = b" " * ((1 << 20) - 1) + b"\n"
 BOMBS = {
     "after the end": (GOOD + bytes(1024), bytes(1 << 20), b""),
-    "no field": (GOOD + header("README", 1 << 30), bytes(1 << 20), header("last.txt") + bytes(1024)),
+    "no field": (GOOD + header("README", BOMB), bytes(1 << 20), header("last.txt") + bytes(1024)),
     "lines": (b'{"id":"a","text":"x"}\n', BLANK, b""),
 }
 
 
 @functools.cache  # a second to make, a few KiB to hold
 def bomb(kind: str, compression: str) -> bytes:
-    """A head, 1 GiB, and a tail, compressed to little: one zstd frame, or many gzip members."""
+    """A head, 512 MiB, and a tail, compressed to little: one zstd frame, or many gzip members."""
     head, block, tail = BOMBS[kind]
     if compression == "gz":
-        return gzip.compress(head) + gzip.compress(block) * 1024 + gzip.compress(tail)
+        return gzip.compress(head) + gzip.compress(block) * (BOMB >> 20) + gzip.compress(tail)
     frame = ZSTD.compressobj()
-    parts = [frame.compress(part) for part in (head, *[block] * 1024, tail)]
+    parts = [frame.compress(part) for part in (head, *[block] * (BOMB >> 20), tail)]
     return b"".join([*parts, frame.flush()])
 
 
@@ -256,7 +257,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         ("index", "no field", "zst"),
     ],
 )
-def test_what_expands_to_a_gigabyte_takes_no_gigabyte(
+def test_what_expands_to_much_takes_little_memory(
     tmp_path: Path, command: str, kind: str, compression: str
 ) -> None:
     path = tmp_path / f"bomb.{'jsonl' if kind == 'lines' else 'tar'}.{compression}"
@@ -267,5 +268,5 @@ def test_what_expands_to_a_gigabyte_takes_no_gigabyte(
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert int(done.stdout) << 10 < 320 << 20
+    assert int(done.stdout) << 10 < 320 << 20 < BOMB
     assert (tmp_path / "out" / "manifest.json").exists()

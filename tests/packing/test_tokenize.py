@@ -136,7 +136,7 @@ def test_a_ranks_file_gives_merged_tokens_and_no_special_ones(tmp_path):
     st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=12),
     st.integers(1, 64), st.none() | st.integers(0, 300),
 )  # fmt: skip
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_every_document_keeps_its_own_tokens_for_any_frame_size(texts, frame_size, eos):
     with tempfile.TemporaryDirectory() as folder:
         source = documents(Path(folder, "d.jsonl"), texts)

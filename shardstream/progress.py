@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+from shardstream.format.shown import counted
 from shardstream.format.sizes import human_size
 
 __all__ = ["Progress", "Report", "Reporter", "shown", "with_bar"]
@@ -155,9 +156,9 @@ def _text(now: Progress) -> str:
         parts.append(f"{human_size(now.done_bytes)} of {human_size(now.total_bytes)}")
         parts.append(f"{human_size(now.bytes_per_second)}/s")
     if now.total_samples:
-        parts.append(f"{now.samples:,} of {now.total_samples:,} samples")
+        parts.append(f"{now.samples:,} of {counted(now.total_samples, 'sample')}")
     elif now.samples:
-        parts.append(f"{now.samples:,} samples")
+        parts.append(counted(now.samples, "sample"))
     if now.rejected:
         parts.append(f"{now.rejected:,} rejected")
     if now.total_bytes:
@@ -168,7 +169,7 @@ def _text(now: Progress) -> str:
 def _short_text(now: Progress, room: int) -> str:
     """What fits into `room` columns, the most important first."""
     done, total = (now.done_bytes, now.total_bytes) if now.total_bytes else (now.samples, now.total_samples)
-    parts = [f"{100 * done // total} %"] if total else [f"{now.samples:,} samples"]
+    parts = [f"{100 * done // total} %"] if total else [counted(now.samples, "sample")]
     if now.total_bytes:
         parts += [f"{now.seconds_left:.0f} s left", f"{human_size(now.bytes_per_second)}/s"]
     if now.rejected:

@@ -32,6 +32,7 @@ def index(
 ) -> None:
     """Adopt existing WebDataset tars in place: only indexes and a manifest are written."""
     from shardstream.cli.report import print_skipped
+    from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
     from shardstream.packing.adopt import index as run
     from shardstream.packing.destination import REJECTS
@@ -61,7 +62,8 @@ def index(
             }
         )
     else:
-        print(f"{done.samples:,} samples in {len(done.shards):,} archives, {human_size(done.bytes)}")
+        archives = counted(len(done.shards), "archive")
+        print(f"{counted(done.samples, 'sample')} in {archives}, {human_size(done.bytes)}")
         if rejected := done.provenance.get("rejected", 0):
             print(f"{rejected:,} rejected: see {redact(dest).rstrip('/')}/{REJECTS}")
         print_skipped(done.provenance, dest)

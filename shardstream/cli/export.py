@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.format.shown import counted
 from shardstream.progress import shown
 
 
@@ -49,4 +50,4 @@ def export(
     if json:
         options.print_json({"samples": count})
     else:
-        print(f"{count:,} samples written to {redact(dest)}")
+        print(f"{counted(count, 'sample')} written to {redact(dest)}")

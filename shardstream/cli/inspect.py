@@ -186,7 +186,7 @@ def _place(reader: DatasetReader, sample: str) -> tuple[int, int]:
     found = reader.find(sample) or reader.find(escape_key(sample))
     if found is None:
         raise OptionError(
-            f"no sample has the key {sample!r}, and there are {reader.manifest.samples:,} samples"
+            f"no sample has the key {sample!r}, and there are {reader.manifest.samples:,} in the dataset"
         )
     return found
 

@@ -8,6 +8,7 @@ import typer
 
 from shardstream.cli import options
 from shardstream.errors import OptionError
+from shardstream.packing.formats import FORMATS
 from shardstream.progress import shown
 
 
@@ -22,7 +23,7 @@ def pack(
     ],
     format: Annotated[
         str | None,
-        typer.Option(help="jsonl, text, images or webdataset; recognised by the extensions if left out."),
+        typer.Option(metavar="NAME", help=f"{', '.join(FORMATS)}; recognised by the extensions if left out."),
     ] = None,
     column: Annotated[
         list[str] | None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.format.shown import counted
 from shardstream.progress import shown
 
 
@@ -37,6 +38,6 @@ def rebuild(
         )
     else:
         print(
-            f"{manifest.samples:,} samples in {len(manifest.shards):,} shards; the provenance could not be "
-            "rebuilt"
+            f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}; "
+            "the provenance could not be rebuilt"
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardstream.cli import options
 from shardstream.cli.image_lines import image_lines
+from shardstream.format.shown import counted
 from shardstream.format.sizes import human_size
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def print_plan(plan: Plan, json: bool) -> None:
         options.print_json(plan)
         return
     print(
-        f"{plan.format}: {plan.files:,} files, {human_size(plan.input_bytes)}, in {plan.tasks:,} tasks, "
-        f"compression {plan.compression}; nothing was written"
+        f"{plan.format}: {counted(plan.files, 'file')}, {human_size(plan.input_bytes)}, "
+        f"in {counted(plan.tasks, 'task')}, compression {plan.compression}; nothing was written"
     )
     if plan.keys:
         print(f"keys: {plan.keys}")
@@ -72,12 +73,12 @@ def print_packed(
         )
         return
     read = record["sources"]["bytes"]
-    tokens = f", {manifest.tokens:,} tokens" if manifest.tokens else ""
+    tokens = f", {counted(manifest.tokens, 'token')}" if manifest.tokens else ""
     # With a limit only a part of the sources was read, so that a rate would be wrong.
     rate = "" if limited else f", {human_size(round(read / max(seconds, 1e-6)))}/s"
     samples = "" if held is None else f"{human_size(held)} in samples -> "
     print(
-        f"{manifest.samples:,} samples{tokens} in {len(manifest.shards):,} shards: "
+        f"{counted(manifest.samples, 'sample')}{tokens} in {counted(len(manifest.shards), 'shard')}: "
         f"{human_size(read)} {'in the sources' if limited else 'read'}, "
         f"{samples}{human_size(manifest.bytes)} stored"
         f"{'' if ratio is None else f' (ratio {ratio:.2f})'}, {seconds:.1f} s{rate}"

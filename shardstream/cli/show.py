@@ -10,6 +10,7 @@ import typer
 from shardstream.cli import options
 from shardstream.errors import OptionError
 from shardstream.format.kinds import PIXELS, SOUNDS, extension
+from shardstream.format.shown import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ def show(
         _tile(manifest, *reader.sample(*reader.locate(number)), known)
         for number in _chosen(manifest.samples, count, seed)
     ]
-    title = f"{reader.url}: {len(tiles):,} of {manifest.samples:,} samples"
+    title = f"{reader.url}: {len(tiles):,} of {counted(manifest.samples, 'sample')}"
     if out is None:
         _in_terminal(title, tiles)
         return
@@ -63,7 +64,7 @@ def show(
         page.save(out)
     except (OSError, ValueError) as error:  # no such directory; no such kind of picture
         raise OptionError(f"--out {out}: no picture can be written there ({error})") from error
-    print(f"{len(tiles)} samples on {out}, {page.width} x {page.height} pixels")
+    print(f"{counted(len(tiles), 'sample')} on {out}, {page.width} x {page.height} pixels")
 
 
 def _chosen(samples: int, count: int, seed: int | None) -> list[int]:

@@ -22,6 +22,7 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Check a dataset. Exit code 0: sound; 1: damaged, with a list of all problems; 2: no access."""
+    from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
     from shardstream.maintain.verify import verify as run
 
@@ -37,9 +38,9 @@ def verify(
         for problem in report.problems:
             print(_line(problem))
         verdict = "sound" if report.sound else f"damaged, {len(report.problems):,} found"
-        frames = f", {report.frames_checked:,} frames" if deep else ""
+        frames = f", {counted(report.frames_checked, 'frame')}" if deep else ""
         print(
-            f"{verdict}: {report.shards:,} shards, {report.samples:,} samples{frames}, "
+            f"{verdict}: {counted(report.shards, 'shard')}, {counted(report.samples, 'sample')}{frames}, "
             f"{human_size(report.bytes_checked)} read"
         )
     if not report.sound:

@@ -11,8 +11,8 @@ _MOST = 400  # characters of one value
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 shard", "2 shards"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """A number with its noun: "1 shard", "2,000 shards"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def one_line(name: str, values: Iterable[str]) -> str:

@@ -83,6 +83,9 @@ def export(
     limit = parse_size(shard_size, "shard_size")
     reader = DatasetReader.open(os.fspath(url), storage_options)
     store = Store.open(os.fspath(dest), storage_options)
+    local = store.local_path("")
+    if local is not None and os.path.isfile(local.rstrip("/")):
+        raise StorageError(f"{store.url}: a file is in the place of the folder; choose another destination")
     if any(
         name.startswith(("shard-", "shard.")) or name in ("manifest.json", INDEX) for name in store.list()
     ):

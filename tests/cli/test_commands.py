@@ -49,7 +49,7 @@ def test_version(run: Run) -> None:
 def test_pack_summary(corpus: Path, tmp_path: Path, run: Run) -> None:
     code, out, _ = run("pack", corpus, tmp_path / "out", "--workers", 1)
     assert code == 0
-    for part in ("100 samples", "1 shards", "read", "stored", "ratio", "/s"):
+    for part in ("100 samples", "1 shard:", "read", "stored", "ratio", "/s"):
         assert part in out
 
 

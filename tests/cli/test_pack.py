@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 import shardstream as ss
+from shardstream.cli.app import run
 from shardstream.errors import reason
+from shardstream.packing.formats import FORMATS
 from shardstream.read.reader import DatasetReader
 from tests.corpora import lines, sound, texts
 
@@ -43,7 +45,7 @@ def test_the_keys_are_told(files: list[Path], tmp_path: Path, run: Run) -> None:
         "pack", *files, tmp_path / "out", "--shuffle", 1, "--on-error", "skip", "--workers", 1
     )
     assert (code, errors) == (0, "")
-    assert out.splitlines()[0].startswith("4 samples in 1 shards: ")
+    assert out.splitlines()[0].startswith("4 samples in 1 shard: ")
     told = "the path of the file without extensions / __key__, key or id; without these the file and the "
     assert out.splitlines()[1:] == [f"keys: {told}place of the row"]
     facts = json.loads(run("pack", *files, tmp_path / "two", "--key", "text", "--json", "--workers", 1)[1])
@@ -252,3 +254,9 @@ def test_errors_name_no_objects_of_python(tmp_path: Path, run: Run) -> None:
     assert reason(ValueError("Error opening <_io.BytesIO object at 0x7fa>: no format")) == (
         "Error opening: no format"
     )
+
+
+def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pack", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(name in shown for name in FORMATS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardstream.errors import CommitError, OptionError, SourceError
+from shardstream.errors import CommitError, OptionError, SourceError, StorageError
 from shardstream.maintain.export import export
 from shardstream.packing.packer import pack
 from shardstream.progress import Progress
@@ -117,3 +117,12 @@ def test_progress_counts_samples(tmp_path: Path) -> None:
     seen: list[Progress] = []
     export(str(tmp_path / "dataset"), str(tmp_path / "out"), progress=seen.append)
     assert [(now.samples, now.total_samples) for now in seen] == [(1024, 2500), (2048, 2500), (2500, 2500)]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text":"a"}\n')
+    pack(tmp_path / "in.jsonl", tmp_path / "data", workers=1)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="a file is in the place of the folder"):
+        export(str(tmp_path / "data"), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "x"

@@ -6,31 +6,15 @@ import importlib
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 from shardstream.errors import OptionError
+from shardstream.packing.formats import FORMATS, Format
 from shardstream.packing.sources.base import FileSpan, Reject, Sample, Source, SourceOptions, Task
 from shardstream.packing.sources.images import ImagesSource
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import Options, redact
 
-Format = Literal[
-    "webdataset",
-    "jsonl",
-    "text",
-    "images",
-    "bin",
-    "parquet",
-    "csv",
-    "json",
-    "arrow",
-    "hf",
-    "mds",
-    "litdata",
-    "tfrecord",
-    "files",
-]
-FORMATS: tuple[Format, ...] = get_args(Format)
 ENTRY_POINTS = "shardstream.sources"
 # Imported when they are asked for: some need packages that are extras, or take long to import.
 _CLASSES: dict[str, str] = {

@@ -86,7 +86,7 @@ def test_a_program_ends_soon(corpus: Path, tmp_path: Path, way: str, end: str) -
         run.kill()
         run.communicate()
     # Samples after that come from a machine that is slow to tell; a batch is 64.
-    assert len((tmp_path / "made").read_bytes()) < 50
+    assert len((tmp_path / "made").read_bytes()) < 60
     assert run.returncode == (-signal.SIGINT if end == "interrupt" else 0), errors
     if end != "interrupt":
         assert errors == ""

@@ -17,7 +17,7 @@ def proxy(nginx, proxy_to):
     return proxy_to(nginx)
 
 
-def get(proxy, timeout=5.0, **headers):
+def get(proxy, timeout=60.0, **headers):
     request = urllib.request.Request(f"{proxy.url}/servers.bin", headers=headers)
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         return answer.status, answer.read()

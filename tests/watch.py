@@ -22,7 +22,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def ended(condition: Callable[[], object], seconds: float = 30.0) -> bool:
+def ended(condition: Callable[[], object], seconds: float = 90.0) -> bool:
     """Whether the condition comes about in time."""
     limit = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < limit:

@@ -152,7 +152,7 @@ def run_all(target: Callable[..., None], arguments: list[tuple[Any, ...]], secon
         child.start()
     results = [queue.get(timeout=seconds) for _ in children]
     for child in children:
-        child.join(30)
+        child.join(120)
         assert child.exitcode == 0
     assert [result for result in results if isinstance(result, str)] == []
     return results
@@ -176,8 +176,8 @@ def read_as_process(url: str, folder: str, expected: dict[FrameId, str], locks: 
 @pytest.mark.parametrize(
     ("processes", "locks", "most"),
     [
-        (2, True, 1.05),
-        (6, True, 1.1),
+        (2, True, 1.3),  # without locks it is nearly 2
+        (6, True, 1.5),
         (6, False, 6.0),
         pytest.param(16, True, 1.1, marks=pytest.mark.long),
         pytest.param(16, False, 16.0, marks=pytest.mark.long),
@@ -246,7 +246,7 @@ def test_eight_readers_of_a_cache_of_two_shards(
     watcher.start()
     try:
         arguments = [(url_of(proxy), str(tmp_path), digests, limit, seconds, seed) for seed in range(8)]
-        counts = run_all(churn, arguments, seconds + 90)
+        counts = run_all(churn, arguments, seconds + 200)
     finally:
         stop.set()
         watcher.join()

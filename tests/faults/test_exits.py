@@ -74,6 +74,23 @@ if __name__ == "__main__":
         time.sleep(0.5)
 """
 KINDS = ["thread", "process", "slow", "dataset", "mixture", "memory", "dali"]
+CODES = {"hold": 0, "cycle": 0, "exit": 3, "thread": 0}
+# Each is a program that imports torch, which takes seconds: all ways for the loaders, and for the others
+# those in which they differ.
+SOME = {
+    *(("thread", how) for how in CODES), *(("process", how) for how in ("hold", "exit", "thread")),
+    ("slow", "hold"), ("slow", "exit"), ("dataset", "cycle"), ("dataset", "thread"), ("mixture", "hold"),
+    ("memory", "hold"), ("dali", "cycle"), ("dali", "exit"),
+}  # fmt: skip
+
+
+def cases() -> list[Any]:
+    """Every kind and way to end; with --long all of them."""
+    return [
+        pytest.param(kind, how, CODES[how], marks=() if (kind, how) in SOME else pytest.mark.long)
+        for kind in KINDS
+        for how in CODES
+    ]
 
 
 def start(documents: Path, tmp_path: Path, kind: str, how: str) -> subprocess.Popen[str]:
@@ -86,20 +103,19 @@ def start(documents: Path, tmp_path: Path, kind: str, how: str) -> subprocess.Po
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("how", "code"), [("hold", 0), ("cycle", 0), ("exit", 3), ("thread", 0)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "how", "code"), cases())
 def test_a_program_that_ends_is_quiet(
     documents: Path, tmp_path: Path, kind: str, how: str, code: int
 ) -> None:
     process = start(documents, tmp_path, kind, how)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=250)
     assert (process.returncode, said) == (code, "")
 
 
 @pytest.mark.parametrize("kind", ["thread", "process", "slow"])
 def test_only_the_error_of_the_user_is_told(documents: Path, tmp_path: Path, kind: str) -> None:
     process = start(documents, tmp_path, kind, "error")
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=250)
     assert process.returncode == 1
     assert said.count("Traceback") == 1
     assert said.endswith("LookupError: the user's own\n")
@@ -111,12 +127,12 @@ def test_an_interrupt_is_told_once(documents: Path, tmp_path: Path, kind: str) -
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=250)
     assert process.returncode == -signal.SIGINT
     assert said.count("Traceback") == said.count("KeyboardInterrupt") == 1
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(5400)])])
+@pytest.mark.parametrize("times", [1, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(5400)])])
 def test_commands_on_a_bucket_end_quietly(weed: Any, corpus: Path, times: int) -> None:
     """On a loaded machine: threads of the store's client must not speak to an interpreter that ends."""
     url, keys = weed.bucket(), {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}

@@ -42,7 +42,7 @@ class Child:
     def __init__(self, work):
         self.pid = os.fork()
         if self.pid == 0:
-            signal.alarm(60)
+            signal.alarm(200)
             try:
                 work()
             except SystemExit:
@@ -92,7 +92,7 @@ ALL = [(reads, 0), (drops, 0), (closes, 0), (leaves, 7), (begins, 0)]
 WORK = ALL[:3] if kind == "dali" else ALL
 
 if __name__ == "__main__":
-    signal.alarm(120)
+    signal.alarm(250)
     thing = things()
     items, found = iter(thing), []
     for work, code in WORK:
@@ -139,7 +139,7 @@ def work():
                 return
 
 if __name__ == "__main__":
-    signal.alarm(120)
+    signal.alarm(250)
     ds = ss.StreamingDataset(sys.argv[1], shuffle=ss.Shuffle(3), topology=ss.Topology(), cache=sys.argv[2])
     loader = ss.StreamingLoader(ds, 4, last="short")
     over = False

@@ -103,8 +103,8 @@ def in_a_process(packed: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("packed", KINDS, ids=["zstd", "none", "tokens"], indirect=True)
-def test_random_damage_is_a_typed_error_or_the_right_bytes(packed: Path) -> None:
-    in_a_process(packed, 3_400)
+def test_random_damage_is_a_typed_error_or_the_right_bytes(packed: Path, pytestconfig: pytest.Config) -> None:
+    in_a_process(packed, 3_400 if pytestconfig.getoption("--long") else 800)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from tests.watch import ended
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """24 MB that compress slowly, so that packing takes seconds."""
+    """14 MB that compress slowly, so that packing takes seconds."""
     numbers = random.Random(0)
     path = tmp_path / "corpus.jsonl"
     with path.open("w") as file:
-        for _ in range(120):
+        for _ in range(70):
             file.write(json.dumps({"text": numbers.randbytes(100_000).hex()}) + "\n")
     return path
 
@@ -62,13 +62,13 @@ def test_a_killed_worker_is_a_clear_error_and_resume_goes_on(corpus: Path, tmp_p
     packer = start(corpus, dest, "--workers", "2")
     assert ended(lambda: working(packer, dest))
     os.kill(children(packer.pid)[0], signal.SIGKILL)
-    _, errors = packer.communicate(timeout=120)
+    _, errors = packer.communicate(timeout=250)
     assert packer.returncode == 1
     assert "worker process ended unexpectedly" in errors
     assert "Traceback" not in errors
     assert not (dest / "manifest.json").exists()
     resumed = start(corpus, dest, "--workers", "2", "--resume")
-    assert resumed.communicate(timeout=120)
+    assert resumed.communicate(timeout=250)
     assert resumed.returncode == 0
     assert ss.verify(str(dest), deep=True).sound
 
@@ -88,7 +88,7 @@ def test_ctrl_c_ends_all_processes_at_once(corpus: Path, tmp_path: Path) -> None
     assert ended(lambda: working(packer, tmp_path / "packed"))
     workers = children(packer.pid)
     packer.send_signal(signal.SIGINT)
-    _, errors = packer.communicate(timeout=120)
+    _, errors = packer.communicate(timeout=250)
     assert packer.returncode == 130
     assert "Traceback" not in errors
     assert not any(map(is_alive, workers))
@@ -98,7 +98,7 @@ def test_ctrl_c_ends_all_processes_at_once(corpus: Path, tmp_path: Path) -> None
 def test_of_two_packers_on_one_target_one_commits(corpus: Path, tmp_path: Path) -> None:
     dest = tmp_path / "packed"
     packers = [start(corpus, dest, "--workers", "1") for _ in range(2)]
-    ends = [packer.communicate(timeout=120) for packer in packers]
+    ends = [packer.communicate(timeout=250) for packer in packers]
     codes = [packer.returncode for packer in packers]
     assert sorted(codes) == [0, 1], ends
     assert re.search("another packer is at work|already holds a dataset", ends[codes.index(1)][1])

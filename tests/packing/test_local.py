@@ -16,7 +16,7 @@ from shardstream.packing.engines.local import _Worker, run_tasks
 def test_a_worker_that_died_is_named_and_stops_without_another_error() -> None:
     worker = _Worker(len, None, ())
     worker.process.kill()
-    worker.process.wait(30)
+    worker.process.wait(90)
     with pytest.raises(StorageError, match="ended unexpectedly"):
         worker.call("task")
     worker.stop()
@@ -47,7 +47,7 @@ def pack_from(how: str, corpus: Path, tmp_path: Path) -> str:
     }[how]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-W", "error", *arguments, str(corpus), str(tmp_path / "packed")],
-        input=_SCRIPT, capture_output=True, text=True, timeout=90, check=True,
+        input=_SCRIPT, capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
     assert done.stderr == ""
     return done.stdout

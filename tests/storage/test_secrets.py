@@ -119,7 +119,7 @@ def test_stores_that_are_opened_while_threads_log_disturb_nobody() -> None:
             thread.join(60)
     finally:
         stop.set()
-        threads[0].join(20)
+        threads[0].join(90)
         sys.setswitchinterval(interval)
         log.setLevel(level)
     assert bad == []

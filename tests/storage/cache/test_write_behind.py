@@ -27,14 +27,14 @@ def test_a_budget_limits_the_blocks_that_wait(writes: WriteBehind, limit: int, m
 
     def write() -> None:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(90)
         done.append(1)
 
     def put(wait: float = 0.0) -> bool:
         return writes.put(SIZE, write, None, wait, holder)
 
     assert put()
-    assert begun.wait(20)
+    assert begun.wait(90)
     assert [put() for _ in range(most + 1)] == [True] * (most - 1) + [False] * 2
     assert budget.by_name() == {"write-behind": most * SIZE}
     # A reader with a budget of its own has a part of the queue of its own.

@@ -55,7 +55,7 @@ class SlowStore:
 
 def quiet() -> None:
     """Wait until no thread of ours is at work."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while any(thread.name.startswith("shardstream") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -83,7 +83,7 @@ def test_blocks_that_are_needed_later_count_from_when_they_are_sent_for(store: S
     answers, tiers = threading.Event(), Tiers(None, budget=MemoryBudget(100 * SIZE))
 
     def load(url: str, start: int, size: int) -> bytes:
-        assert answers.wait(20)
+        assert answers.wait(90)
         return store.load(url, start, size)
 
     fetcher = Fetcher(load, tiers)
@@ -160,7 +160,7 @@ def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Di
     go_on, real = threading.Event(), Entries.write
 
     def write(entries: Entries, block: Block, data: Data, partial: str) -> bool:
-        assert go_on.wait(20)
+        assert go_on.wait(90)
         return real(entries, block, data, partial)
 
     monkeypatch.setattr(Entries, "write", write)

@@ -89,7 +89,7 @@ def test_the_first_frames_of_an_epoch_have_the_connections_for_themselves(
 
     def load(url: str, start: int, size: int) -> bytes:
         asked.add(start // SIZE)
-        assert answers.wait(20)
+        assert answers.wait(90)
         return store.load(url, start, size)
 
     fetcher = Fetcher(load, Tiers())
@@ -116,7 +116,7 @@ def test_what_is_needed_later_comes_as_far_as_a_tier_has_room(
     answers = threading.Event()
 
     def load(url: str, start: int, size: int) -> bytes:
-        assert answers.wait(20)
+        assert answers.wait(90)
         return store.load(url, start, size)
 
     disk = DiskTier.open(tmp_path, 64 << 20) if place == "disk" else None
@@ -153,12 +153,12 @@ def test_who_waits_for_a_block_gets_it_when_the_iterator_that_fetches_it_ends(
     fetcher, request, first = Fetcher(load, Tiers()), store.request(3), CancelScope()
     with ThreadPoolExecutor(1, initializer=work_for, initargs=(first,)) as one, ThreadPoolExecutor(4) as pool:
         begun = one.submit(fetcher.ahead, [request]) if ahead else one.submit(fetcher.get, request)
-        assert asked.wait(20)
+        assert asked.wait(90)
         others = [pool.submit(fetcher.get, request) for _ in range(4)]
         time.sleep(0.05)  # they wait for it by now, mostly; who comes later asks for it anew
         silent.clear()
         first.end()
-        assert {other.result(20) for other in others} == {store.part(3)}
+        assert {other.result(90) for other in others} == {store.part(3)}
         error = begun.exception(20)
     assert error is None if ahead else isinstance(error, StorageError)
     quiet()
@@ -195,7 +195,7 @@ def test_what_fails_ahead_in_any_place_is_told_to_who_waits(
     def breaking(real: Any) -> Any:
         def call(*arguments: Any) -> Any:
             if bad.is_set():
-                assert begun.wait(20)  # by then somebody waits
+                assert begun.wait(90)  # by then somebody waits
                 raise BrokenError
             return real(*arguments)
 

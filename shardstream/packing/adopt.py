@@ -29,7 +29,7 @@ from shardstream.packing.destination import write_rejects
 from shardstream.packing.engines.local import run_tasks
 from shardstream.packing.sources import without_companions
 from shardstream.packing.sources.streams import compression, decompress, open_stream, peek
-from shardstream.packing.tar_samples import Survey
+from shardstream.packing.tar_survey import Survey
 from shardstream.progress import Report, Reporter, with_bar
 from shardstream.storage.inputs import expand, open_input
 from shardstream.storage.store import Options, Store, absolute, is_private, redact

@@ -11,7 +11,8 @@ import xxhash
 from shardstream.errors import SourceError
 from shardstream.format.names import SplitKey
 from shardstream.format.tar import Member
-from shardstream.packing.tar_samples import Piece, Place, Step, Survey, settle, shown, walk
+from shardstream.packing.tar_samples import Piece, Step, settle, shown, walk
+from shardstream.packing.tar_survey import Place, Survey
 
 __all__ = ["MAX_REGROUPED", "Counted", "Rows", "Skips", "fill"]
 

@@ -70,13 +70,14 @@ class Pack:
 
 # An append differs from a new dataset in how it commits.
 QUICK = [*((call, "plain") for call in CALLS), *((call, "append") for call in ("rename", "link", "unlink"))]
-CASES = [(call, variant) for call in CALLS for variant in VARIANTS]
+CASES = [
+    pytest.param(call, variant, marks=() if (call, variant) in QUICK else pytest.mark.long)
+    for call in CALLS
+    for variant in VARIANTS
+]
 
 
-@pytest.mark.parametrize(
-    ("call", "variant"),
-    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in CASES],
-)
+@pytest.mark.parametrize(("call", "variant"), CASES)
 def test_a_pack_killed_at_any_call_shows_nothing_and_resumes_to_the_same_bytes(
     tmp_path: Path, call: str, variant: str
 ) -> None:

@@ -20,7 +20,8 @@ from shardstream.packing.sources.base import (
     whole_files,
 )
 from shardstream.packing.sources.streams import SUFFIXES, open_stream
-from shardstream.packing.tar_samples import Found, Piece, Place, Step, Survey, settle, shown, walk
+from shardstream.packing.tar_samples import Found, Piece, Step, settle, shown, walk
+from shardstream.packing.tar_survey import Place, Survey
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import Options, redact
 

@@ -103,7 +103,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     def answers(self) -> bool:
@@ -304,7 +304,7 @@ class Roles(contextlib.AbstractContextManager["Roles"]):
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(60)
 
 
 def _for_session(kind: type[Server]) -> Any:

@@ -52,7 +52,7 @@ for language, code, line in found:
         # Blank lines in front make the page's own line numbers appear in a traceback.
         exec(compile("\\n" * (line - 1) + code, page, "exec"), namespace)
     else:
-        subprocess.run(["bash", "-euo", "pipefail", "-c", code], timeout=120, check=True)
+        subprocess.run(["bash", "-euo", "pipefail", "-c", code], timeout=250, check=True)
 """
 
 

@@ -81,7 +81,7 @@ def test_a_program_ends_soon(corpus: Path, tmp_path: Path, way: str, end: str) -
         assert run.stdout.readline() == "running\n"
         if end == "interrupt":
             run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=250)
     finally:
         run.kill()
         run.communicate()

@@ -112,7 +112,7 @@ def test_more_shards_than_a_process_may_have_files_open(tmp_path: Path) -> None:
         "print(len(ds.manifest.shards), len(list(ss.StreamingLoader(ds, 10))))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "many")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path / "many")], capture_output=True, text=True, timeout=250
     )
     assert done.stdout.split() == ["450", "45"], done.stderr
 

@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def draw(out: Path, *arguments: str) -> tuple[int, list[str]]:
     """The tool's exit code, and the lines that it prints."""
     command = [sys.executable, "-W", "error", str(TOOL), *arguments, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert not done.stderr
     return done.returncode, done.stdout.splitlines()
 

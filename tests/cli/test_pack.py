@@ -156,7 +156,7 @@ def test_a_file_as_destination_is_named(files: list[Path], tmp_path: Path, run: 
 def _shell(line: str, folder: Path) -> tuple[int, str, str]:
     done = subprocess.run(
         ["bash", "-c", line, "shardstream", *COMMAND],
-        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=250, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -194,7 +194,11 @@ def test_progress_whose_reader_has_ended_stops_nothing(corpus: Path, tmp_path: P
     line = '"$1" -c "$0" x pack corpus.jsonl out --shard-size 2KiB --workers 1 2>&1 >/dev/null | true'
     line += "; exit ${PIPESTATUS[0]}"
     done = subprocess.run(
-        ["bash", "-c", line, code, sys.executable], cwd=tmp_path, capture_output=True, timeout=60, check=False
+        ["bash", "-c", line, code, sys.executable],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=250,
+        check=False,
     )
     assert done.returncode == 0
     assert sound(tmp_path / "out")
@@ -221,7 +225,7 @@ def test_progress_fits_a_terminal(tmp_path: Path, columns: int) -> None:
             if not part:
                 break
             shown += part
-        assert process.wait(60) == 0
+        assert process.wait(200) == 0
     os.close(ours)
     text = _plain(shown.decode())
     frames = [frame for frame in text.replace("\n", "\r").split("\r") if frame.strip()]

@@ -13,7 +13,7 @@ COMMAND = [sys.executable, "-W", "error", "-m", "shardstream"]
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
 
 
 @pytest.fixture
@@ -69,4 +69,4 @@ def test_closed_pipe_is_quiet(dataset: Path, arguments: list[str]) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=250) == 1

@@ -199,7 +199,7 @@ def test_a_copy_that_is_sent_lives_until_it_came(packed: Path) -> None:
         target=epochs_of, args=(Copies(dataset(packed)), Copies(dataset(packed)))
     )
     process.start()
-    process.join(60)
+    process.join(200)
     assert process.exitcode == 0
 
 

@@ -53,7 +53,7 @@ def test_ranks_that_inherit_a_dataset_do_not_share_epochs(packed: Path, workers:
             assert receiver.poll(60)
             assert receiver.recv() == orders
         finally:
-            rank.join(60)
+            rank.join(200)
             rank.kill()
     assert [name(item) for item in ds] == orders[0]
 

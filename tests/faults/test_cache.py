@@ -297,7 +297,7 @@ def fill(url: str, folder: Path, inject: str) -> subprocess.CompletedProcess[str
         f"inject={inject}",
     ]
     command = [*strace, sys.executable, "-m", "tests.cachefill", url, str(folder), str(SHARDS)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=250)
 
 
 def fills(

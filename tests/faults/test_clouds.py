@@ -233,7 +233,7 @@ def test_a_packer_killed_at_any_request_shows_nothing_and_resumes(
                 child.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.002)
-        child.wait(60)
+        child.wait(200)
         store = Store.open(url, cloud.to_write())
         if store.exists("manifest.json"):
             assert ss.verify(url, deep=True, storage_options=cloud.options()).sound

@@ -16,7 +16,7 @@ from shardstream.storage.local.maps import map_descriptor
 
 def run(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False
     )
     assert not done.returncode, done.stderr
     return done.stdout

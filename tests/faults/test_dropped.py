@@ -117,7 +117,7 @@ def test_ctrl_c_ends_a_run_and_leaves_nothing(packed: Path, way: str, tmp_path: 
         assert run.stdout is not None
         assert run.stdout.readline() == "running\n"
         run.send_signal(signal.SIGINT)
-        output, errors = run.communicate(timeout=120)
+        output, errors = run.communicate(timeout=250)
     finally:
         run.kill()
         run.communicate()

@@ -75,6 +75,6 @@ def test_a_program_that_leaves_its_loop_ends(target: Target) -> None:
     silence(target, ".zst")
     done = subprocess.run(
         [sys.executable, "-c", LEAVES], input=repr((target.url, target.options | PATIENT)),
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (3, "")

@@ -141,7 +141,7 @@ def test_commands_on_a_bucket_end_quietly(weed: Any, corpus: Path, times: int) -
 
     def run(*arguments: str) -> None:
         command = [sys.executable, "-m", "shardstream", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
         assert (done.returncode, done.stderr if arguments[0] != "pack" else "") == (0, ""), arguments
         assert "Traceback" not in done.stderr
         assert "terminate" not in done.stderr

@@ -110,7 +110,7 @@ if __name__ == "__main__":
 '''
 
 
-def run(script: str, tmp_path: Path, *arguments: object, timeout: float = 150) -> None:
+def run(script: str, tmp_path: Path, *arguments: object, timeout: float = 280) -> None:
     """Run a script that ends with exit code 5 and prints nothing."""
     (tmp_path / "script.py").write_text(script)
     command = [sys.executable, "-W", "error", str(tmp_path / "script.py"), *map(str, arguments)]
@@ -163,4 +163,4 @@ if __name__ == "__main__":
 def test_locks_that_other_threads_hold_while_a_process_forks(
     documents: Path, tmp_path: Path, count: int
 ) -> None:
-    run(_LOCKS, tmp_path, documents, tmp_path / "cache", count, timeout=60 + count)
+    run(_LOCKS, tmp_path, documents, tmp_path / "cache", count, timeout=200 + count)

@@ -56,7 +56,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         options = {**SMALL, "tokenizer": "bytes", "eos": 0} if request.param != "columns" else SMALL
         for part in range(2):
             (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows(150, part))))
-            ss.pack(tmp_path / f"{part}.jsonl", dest, keep=keep, append=part > 0, **options)
+            ss.pack(tmp_path / f"{part}.jsonl", dest, keep=keep, append=part > 0, workers=1, **options)
     elif request.param.startswith("tokens"):
         dtype: Any = f"uint{request.param[-2:]}"
         with ss.Writer(dest, tokens=dtype, **SMALL) as writer:

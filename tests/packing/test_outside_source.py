@@ -104,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, text in INFO.items():
             archive.writestr(f"fixed_lines-1.0.dist-info/{name}", text)
     install = ["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(folder / "site")]
-    subprocess.run([sys.executable, *install, str(wheel)], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, *install, str(wheel)], check=True, capture_output=True, timeout=250)
     (folder / "in.lines").write_bytes(b"".join(b"%03d\n" % number for number in range(300)))
     (folder / "bad.lines").write_bytes(b"abc\nbad\nghi\n")
     (folder / "test_contract.py").write_text(TESTS)
@@ -114,7 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join((str(folder / "site"), str(ROOT)))
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=120, check=False,
+        [sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=250, check=False,
         env={**os.environ, "PYTHONPATH": paths, "PYTEST_ADDOPTS": ""},
     )  # fmt: skip
 

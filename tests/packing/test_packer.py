@@ -223,7 +223,7 @@ def test_a_script_without_a_main_guard_may_pack(corpus, tmp_path):
         "print(ss.pack(sys.argv[1], sys.argv[2], workers=2, frame_size='2KiB', shard_size='8KiB').samples)\n"
     )
     command = [sys.executable, str(script), str(corpus), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "100\n", "")
 
 

@@ -171,7 +171,7 @@ for what in (lambda: list(loader), lambda: ds[0]):
         print("cut short to 1000 bytes" in str(error))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False
     )
     assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
 

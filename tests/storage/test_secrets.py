@@ -116,7 +116,7 @@ def test_stores_that_are_opened_while_threads_log_disturb_nobody() -> None:
         for thread in threads:
             thread.start()
         for thread in threads[1:]:
-            thread.join(60)
+            thread.join(200)
     finally:
         stop.set()
         threads[0].join(90)

@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ORACLES", "Fields", "canonical"]
+__all__ = ["ORACLES", "Fields", "Unsure", "canonical"]
 
 Fields = dict[str, Any]  # the fields of a sample; of field json its value
 _LONE = re.compile("[\ud800-\udfff]")
 Oracle = Callable[[Path], Iterator[Fields | None]]  # None is a row that must be refused
+
+
+class Unsure(Exception):
+    """The other reader refuses what is right."""
 
 
 def canonical(fields: Fields) -> str:
@@ -89,7 +93,10 @@ def arrow(folder: Path) -> Iterator[Fields | None]:
         data = path.read_bytes()
         # A file of Arrow is a stream and a footer. If the footer alone is damaged, the rows are still there.
         with contextlib.suppress(pyarrow.ArrowException, OSError):
-            table = pyarrow.ipc.open_file(data).read_all()
+            file = pyarrow.ipc.open_file(data)
+            if not file.schema.equals(pyarrow.ipc.open_stream(data[8:]).schema):
+                raise pyarrow.ArrowInvalid("the footer is damaged")
+            table = file.read_all()
             table.validate(full=True)  # else a wrong offset ends the process
             yield from _table(table.to_pylist())
             continue
@@ -108,13 +115,18 @@ def parquet(folder: Path) -> Iterator[Fields | None]:
 def tars(folder: Path) -> Iterator[Fields | None]:
     for path in sorted(folder.iterdir()):
         samples: dict[str, Fields] = {}
-        with tarfile.open(fileobj=io.BytesIO(_content(path))) as archive:
-            for member in archive:
-                folder_of, _, base = member.name.rpartition("/")
-                key, _, name = base.partition(".")
-                data = archive.extractfile(member)
-                if data is not None and key and name:
-                    samples.setdefault(f"{folder_of}/{key}", {})[name.lower()] = data.read()
+        content = io.BytesIO(_content(path))
+        try:
+            with tarfile.open(fileobj=content) as archive:
+                members = list(archive)
+                read = [(one.name, file.read()) for one in members if (file := archive.extractfile(one))]
+        except (tarfile.TarError, KeyError) as error:
+            raise Unsure from error  # GNU tar reads more than Python does
+        for name, data in read:
+            folder_of, _, base = name.rpartition("/")
+            key, _, ending = base.partition(".")
+            if key and ending:
+                samples.setdefault(f"{folder_of}/{key}", {})[ending.lower()] = data
         yield from samples.values()
 
 

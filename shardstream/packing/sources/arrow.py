@@ -107,7 +107,11 @@ def batches(span: FileSpan, options: Options) -> Iterator[tuple[Any, Iterator[An
         magic = source.read(len(MAGIC))
         source.seek(0)
         if magic == MAGIC:
+            source.seek(8)
+            first = ipc.open_stream(source).schema
             file = ipc.open_file(source)
+            if not file.schema.equals(first):
+                raise SourceError(f"{redact(span.url)}: its footer has other columns than its first message")
             yield file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
         else:
             stream = ipc.open_stream(source)

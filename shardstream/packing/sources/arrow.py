@@ -12,6 +12,7 @@ from shardstream.errors import SourceError
 from shardstream.packing.sources.arrow_messages import BATCH, DICTIONARY, END, MAGIC, SCHEMA, Part, messages
 from shardstream.packing.sources.arrow_rows import reading, row_samples, schema_rows
 from shardstream.packing.sources.base import (
+    HUB_FILES,
     FileSpan,
     Reject,
     Sample,
@@ -34,6 +35,7 @@ class ArrowSource(RowSource):
 
     name: str = "arrow"
     extensions: ClassVar[tuple[str, ...]] = (".arrow", ".ipc", ".feather")
+    left_out: ClassVar[tuple[str, ...]] = HUB_FILES
     takes: ClassVar[frozenset[str]] = RowSource.takes | {"chat_template", "dtype", "eos"}
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:

@@ -30,6 +30,7 @@ class HfSource(ArrowSource):
 
     name: str = "hf"
     extensions: ClassVar[tuple[str, ...]] = (f"/{_STATE}",)
+    left_out: ClassVar[tuple[str, ...]] = ()  # all that it finds is a part of it, or an error
     companions: ClassVar[tuple[str, ...]] = (*(f"/{name}" for name in _INFO), ".arrow")
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:

@@ -14,6 +14,7 @@ import msgspec
 from shardstream.errors import SourceError
 from shardstream.packing.columns import columns_of
 from shardstream.packing.sources.base import (
+    HUB_FILES,
     NO_COUNTS,
     FileSpan,
     Reject,
@@ -83,6 +84,7 @@ class JsonlSource:
     extensions: ClassVar[tuple[str, ...]] = tuple(
         extension + suffix for extension in EXTENSIONS for suffix in SUFFIXES
     )
+    left_out: ClassVar[tuple[str, ...]] = HUB_FILES
     takes: ClassVar[frozenset[str]] = frozenset(
         {"text_key", "keep", "key", "column", "chat_template", "dtype", "eos"}
     )

@@ -31,11 +31,13 @@ class Input:
         make: Writes its files into an empty folder.
         format: The format that it is packed as.
         options: How it is packed.
+        memory: By how many bytes the memory may grow while damaged files are packed.
     """
 
     make: Callable[[Path], object]
     format: str
     options: dict[str, Any] = field(default_factory=dict)
+    memory: int = 64 << 20
 
 
 def jsonl(folder: Path) -> None:
@@ -194,7 +196,8 @@ INPUTS = {
     "csv": Input(csv, "csv"),
     "text": Input(text, "text"),
     "images": Input(images, "images"),
-    "images-resized": Input(images, "images", {"resize": 16}),
+    # Pillow decodes what the header of a WebP says: a few bytes may be a large picture of one colour.
+    "images-resized": Input(images, "images", {"resize": 16}, memory=700 << 20),
     "files": Input(files, "files"),
     "webdataset": Input(webdataset, "webdataset"),
     "parquet": Input(tables("parquet"), "parquet"),

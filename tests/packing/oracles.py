@@ -120,8 +120,11 @@ def tars(folder: Path) -> Iterator[Fields | None]:
             with tarfile.open(fileobj=content) as archive:
                 members = list(archive)
                 read = [(one.name, file.read()) for one in members if (file := archive.extractfile(one))]
+                rest = content.getvalue()[archive.offset :]
         except (tarfile.TarError, KeyError) as error:
             raise Unsure from error  # GNU tar reads more than Python does
+        if any(rest):
+            raise Unsure  # Python stops at a block of zeros
         for name, data in read:
             folder_of, _, base = name.rpartition("/")
             key, _, ending = base.partition(".")

@@ -26,7 +26,10 @@ def decode(data: bytes | memoryview) -> tuple[Any, int]:
     _check_size(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            found, rate, frames = file.read(dtype="float32", always_2d=True), file.samplerate, file.frames
+            rate, frames = file.samplerate, file.frames
+            # A file of GSM cannot seek, and so has to be told how much is read: a byte holds 5 frames at most.
+            count = -1 if file.seekable() else min(frames, 8 * len(data))
+            found = file.read(count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:  # its text has the address of the buffer
         raise SourceError(error.error_string) from error
     # A WAV file says how much there is, so that an empty one is whole.

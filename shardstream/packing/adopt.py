@@ -111,7 +111,8 @@ def index(
         CommitError: `dest` holds a dataset already, or another packer is at work there.
     """
     names = [tars] if isinstance(tars, (str, os.PathLike)) else list(tars)
-    files = expand([os.fspath(name) for name in names], storage_options)
+    markers: list[tuple[str, str]] = []
+    files = expand([os.fspath(name) for name in names], storage_options, markers=markers)
     for file in files:
         if redact(file.url) == file.url:
             continue
@@ -124,6 +125,7 @@ def index(
     if split_key not in ("first", "last") or on_error not in ("raise", "skip"):
         raise OptionError(f"split_key={split_key!r}, on_error={on_error!r}: first or last, raise or skip")
     files, beside = without_companions("webdataset", files)
+    beside = markers + beside
     store = Store.open(os.fspath(dest), storage_options)
     size = parse_size(frame_size, "frame_size")
     job = _Job(os.fspath(dest), size, storage_options, split_key, on_error)

@@ -195,8 +195,9 @@ def pack(
     arguments = dict(locals())
     given = samples_or_calls(sources)
     unread: list[tuple[str, str]] = []  # what on_error="skip" leaves out before there are tasks
+    beside: list[tuple[str, str]] = []  # what is harmless to leave out
     if isinstance(given, list):
-        files = expand(given, storage_options, unread if on_error == "skip" else None)
+        files = expand(given, storage_options, unread if on_error == "skip" else None, beside)
     else:
         options = check_options(pack, arguments)
         if not isinstance(given, Calls):
@@ -215,9 +216,9 @@ def pack(
         raise OptionError(f"max_rejects={max_rejects!r} must be a share of the samples, from 0 to 1")
     chosen = format or recognise(files, storage_options)
     takes = source_class(chosen).takes if isinstance(chosen, str) else getattr(chosen, "takes", ())
-    beside: list[tuple[str, str]] = []
     if isinstance(chosen, str):
-        files, beside = without_companions(chosen, files)
+        files, passed = without_companions(chosen, files)
+        beside += passed
     source = make_source(
         chosen,
         SourceOptions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ __all__ = ["Resize", "Resized"]
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MODES = ("L", "RGB", "LA", "RGBA")
+_INFLATED = 1032  # bytes that a byte of deflate can become at most
+_PER_BYTE = 1024  # pixels that a byte of JPEG can become: a block of 8 x 8 takes a bit, and there is some room
 
 
 class Resized(NamedTuple):
@@ -81,6 +84,9 @@ class Resize:
             if opened.mode.startswith(("I", "F")):
                 return None
             before = opened.width * opened.height
+            # Damage in a header must not take memory for what is not there.
+            if before > _most_pixels(opened, len(data)):
+                raise ValueError(f"{opened.width} x {opened.height} pixels in {len(data)} bytes: it is cut off")
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
             share = self.side / min(opened.size)
             if share >= 1 and upright:
@@ -99,6 +105,16 @@ class Resize:
                 found = found.convert("RGB")
             found.save(out, kind, quality=self.quality, icc_profile=profile, exif=b"")
             return Resized(out.getvalue(), len(data), before, size[0] * size[1])
+
+
+def _most_pixels(opened: Any, size: int) -> float:
+    """How many pixels `size` bytes of an image can hold."""
+    if opened.format == "JPEG":
+        return _PER_BYTE * size
+    if opened.format == "PNG":
+        bits = {"1": 1, "P": 1, "L": 2}.get(opened.mode, 8 * len(opened.getbands()))
+        return _INFLATED * 8 * size / bits
+    return math.inf  # WebP has a few bytes for a picture of one colour
 
 
 def _colours(opened: Any) -> str:

@@ -29,11 +29,15 @@ class FileInfo(NamedTuple):
     root: str
 
 
+MARKER = "an empty object that marks a folder"
 Unread = list[tuple[str, str]]  # where it is, and why it cannot be read
 
 
 def expand(
-    urls: Sequence[str], storage_options: Options = None, unread: Unread | None = None
+    urls: Sequence[str],
+    storage_options: Options = None,
+    unread: Unread | None = None,
+    markers: Unread | None = None,
 ) -> list[FileInfo]:
     """The files that URLs name, in a fixed order.
 
@@ -42,6 +46,7 @@ def expand(
         storage_options: Options for their stores.
         unread: What lies in local directories and cannot be read is added here: broken links, links to
             directories, pipes, devices, and directories without access. None: that is an error.
+        markers: The empty objects by which consoles of S3 mark folders are added here. They are no files.
 
     Raises:
         SourceError: There is nothing to read, or something cannot be read.
@@ -52,7 +57,7 @@ def expand(
         literal = local_path_of(str(url))
         for name in [str(url)] if literal and os.path.lexists(literal) else _braces(str(url)):
             with named(redact(name)):
-                below = list(_below(name, storage_options, unread))
+                below = list(_below(name, storage_options, unread, markers))
             if not below:
                 raise SourceError(f"{redact(name)}: nothing there to read")
             found += below
@@ -81,7 +86,9 @@ def _braces(url: str) -> Iterator[str]:
         yield from _braces(url[: match.start()] + part + url[match.end() :])
 
 
-def _below(url: str, options: Options, unread: Unread | None) -> Iterator[FileInfo]:
+def _below(
+    url: str, options: Options, unread: Unread | None, markers: Unread | None
+) -> Iterator[FileInfo]:
     local = local_path_of(url)
     if local is not None:
         yield from _below_local(local, unread)
@@ -108,7 +115,9 @@ def _below(url: str, options: Options, unread: Unread | None) -> Iterator[FileIn
     for name, behind in zip(listed, [*listed[1:], ""], strict=True):
         empty = not entries[name].get("size")
         if empty and (name.endswith("/") or behind.startswith(f"{name}/") or name.rstrip("/") == root):
-            continue  # the empty object by which consoles of S3 mark a folder
+            if markers is not None:
+                markers.append((redact(f"{start}{name.lstrip(slash)}"), MARKER))
+            continue
         hidden = any(part.startswith(".") for part in name[len(root) :].split("/"))
         if entries[name]["type"] == "file" and not hidden:
             below = f"{start}{root.lstrip(slash)}" if root else ""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import struct
 import subprocess
+import wave
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.data.foreign import make as foreign
 
 __all__ = ["INPUTS", "Input"]
 
@@ -24,13 +29,15 @@ class Input:
 
     Args:
         make: Writes its files into an empty folder.
+        format: The format that it is packed as.
         options: How it is packed.
-        mutations: How many times it is damaged by tests.
+        memory: By how many bytes the memory may grow while damaged files are packed.
     """
 
     make: Callable[[Path], object]
+    format: str
     options: dict[str, Any] = field(default_factory=dict)
-    mutations: int = 400
+    memory: int = 64 << 20
 
 
 def jsonl(folder: Path) -> None:
@@ -62,7 +69,7 @@ def webdataset(folder: Path) -> None:
         (source / f"{number:03d}.json").write_text(json.dumps(row))
         (source / f"{number:03d}.txt").write_text(str(row["text"]))
     names = sorted(path.name for path in source.iterdir())
-    for option, suffix in ((), "tar"), (("-z",), "tar.gz"), (("--zstd",), "tar.zst"):
+    for option, suffix in ((), "tar"), (("-z", "--format=pax"), "tar.gz"), (("--zstd",), "tar.zst"):
         command = ["tar", *option, "-cf", f"../plain.{suffix}", *names]
         subprocess.run(command, check=True, cwd=source)
     for path in source.iterdir():
@@ -116,15 +123,90 @@ def json_array(folder: Path) -> None:
     (folder / "a.json").write_text(json.dumps(ROWS, indent=1))
 
 
+def listed_ids(folder: Path) -> None:
+    rows = [{"id": number, "input_ids": list(range(number)), "lang": "en"} for number in range(60)]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def files(folder: Path) -> None:
+    """Sounds with texts, and folders with metadata as Hugging Face's imagefolder has them."""
+    for number in range(4):
+        with wave.open(str(folder / f"{number}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes(bytes(range(100)) * (number + 1))
+        (folder / f"{number}.txt").write_text(f"sound {number}")
+    for name in ("csv", "jsonl"):
+        (folder / name).mkdir()
+        rows = [{"file_name": f"{number}.bin", "text": f'"{number}", "é\n"'} for number in range(9)]
+        for row in rows:
+            (folder / name / row["file_name"]).write_bytes(row["text"].encode() * 9)
+        write_rows(folder / name / f"metadata.{name}", rows)
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    import csv as writing
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            return
+        writer = writing.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def token_files(folder: Path) -> None:
+    """train.bin of nanoGPT, and a file of llm.c."""
+    ids = [number % 97 for number in range(1000)]
+    (folder / "train.bin").write_bytes(struct.pack(f"<{len(ids)}H", *ids))
+    header = struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253)
+    (folder / "fineweb.bin").write_bytes(header + struct.pack(f"<{len(ids)}H", *ids))
+
+
+def peers(name: str) -> Callable[[Path], None]:
+    """The files that another tool has written."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(Path(foreign.__file__).parent / name, folder, dirs_exist_ok=True)
+
+    return make
+
+
+def chosen(*names: str) -> dict[str, str]:
+    return dict(zip(names, names, strict=True))
+
+
+_MDS = {
+    "column": chosen("image", "raw", "any", "ints", "fixed", "pil", "decimal", "text"),
+    "keep": ["n", "half", "meta"],
+}
+_LITDATA = {
+    "column": chosen(
+        "image", "raw", "text", *(f"more.{name}" for name in "any ints tensor ids photo pil".split())
+    ),
+    "keep": ["n", "half", "more.flag"],
+}
+
 INPUTS = {
-    "jsonl": Input(jsonl),
-    "text": Input(text),
-    "images": Input(images),
-    "webdataset": Input(webdataset),
-    "parquet": Input(tables("parquet")),
+    "jsonl": Input(jsonl, "jsonl"),
+    "jsonl-tokens": Input(listed_ids, "jsonl", {"column": {"tokens": "input_ids"}, "eos": 0}),
+    "json": Input(json_array, "json"),
+    "csv": Input(csv, "csv"),
+    "text": Input(text, "text"),
+    "images": Input(images, "images"),
+    # Pillow decodes what the header of a WebP says: a few bytes may be a large picture of one colour.
+    "images-resized": Input(images, "images", {"resize": 16}, memory=700 << 20),
+    "files": Input(files, "files"),
+    "webdataset": Input(webdataset, "webdataset"),
+    "parquet": Input(tables("parquet"), "parquet"),
     # Small shards, so that files are cut between record batches.
-    "arrow": Input(tables("arrow"), options={"shard_size": "1KiB"}),
-    "hf": Input(saved),
-    "csv": Input(csv),
-    "json": Input(json_array),
+    "arrow": Input(tables("arrow"), "arrow", {"shard_size": "1KiB"}),
+    "hf": Input(saved, "hf"),
+    "bin": Input(token_files, "bin", {"eos": 0}),
+    "megatron": Input(peers("megatron"), "bin"),
+    "mds": Input(peers("mds"), "mds", _MDS),
+    "litdata": Input(peers("litdata"), "litdata", _LITDATA),
+    "tfrecord": Input(peers("tfrecord"), "tfrecord", {"keep": ["n", "half", "none"]}),
 }

@@ -132,3 +132,13 @@ def test_options(folder, tmp_path):
     ):  # fmt: skip
         with pytest.raises(OptionError):
             ss.pack(str(sources), str(tmp_path / "out"), **options)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_size_that_the_bytes_cannot_hold_takes_no_memory(kind: str) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (3000, 2000)).save(out, {"png": "PNG", "jpg": "JPEG"}[kind], quality=1)
+    whole = out.getvalue()
+    assert Resize(20).apply(kind, whole) is not None  # of one colour: the fewest bytes
+    with pytest.raises(ValueError, match="3000 x 2000 pixels in 900 bytes: it is cut off"):
+        Resize(20).apply(kind, whole[:900])

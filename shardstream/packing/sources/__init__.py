@@ -104,7 +104,8 @@ def recognise(files: Sequence[FileInfo], storage_options: Options = None) -> For
         if any(path.endswith(kind.extensions) for path in names) and all(
             path.endswith(allowed) for path in names
         ):
-            return "json" if known == "jsonl" and _is_json(files, names, storage_options) else known
+            data = [file for file, path in zip(files, names, strict=True) if _is_data(kind, file, path)]
+            return "json" if known == "jsonl" and _is_json(data, storage_options) else known
     raise OptionError(
         f"the extensions of {len(names)} file(s) do not show one format; pass --format ({', '.join(FORMATS)})"
     )
@@ -128,8 +129,9 @@ def without_companions(
         format: The name of the format.
         files: The files of the input. Those that were named by themselves are always read.
     """
-    beside = _beside(source_class(format), "left_out")
-    left = [file for file in files if not (file.root and redact(file.url).lower().endswith(beside))]
+    kind = source_class(format)
+    beside = _beside(kind, "left_out")
+    left = [file for file in files if _is_data(kind, file, redact(file.url).lower())]
     if not beside or not left:
         return list(files), []
     here = "a file that tools write beside the data"
@@ -137,11 +139,16 @@ def without_companions(
     return left, [(redact(file.url), here) for file in files if file not in read]
 
 
-def _is_json(files: Sequence[FileInfo], names: Sequence[str], storage_options: Options) -> bool:
+def _is_data(kind: type[Source], file: FileInfo, path: str) -> bool:
+    """Whether a file is not left out; `path` is its URL in lower case."""
+    return not (file.root and path.endswith(_beside(kind, "left_out")))
+
+
+def _is_json(files: Sequence[FileInfo], storage_options: Options) -> bool:
     # One file is looked at: a request for each would take long. The format json reads lines, too.
     from shardstream.packing.sources.json import JsonSource, is_lines
 
-    if not all(name.endswith(JsonSource.extensions) for name in names):
+    if not all(redact(file.url).lower().endswith(JsonSource.extensions) for file in files):
         return False
     first = next((file for file in files if file.size), None)
     return first is not None and not is_lines(first.url, storage_options)

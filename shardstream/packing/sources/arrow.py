@@ -12,6 +12,7 @@ from shardstream.errors import SourceError
 from shardstream.packing.sources.arrow_messages import BATCH, DICTIONARY, END, MAGIC, SCHEMA, Part, messages
 from shardstream.packing.sources.arrow_rows import reading, row_samples, schema_rows
 from shardstream.packing.sources.base import (
+    HUB_FILES,
     FileSpan,
     Reject,
     Sample,
@@ -34,6 +35,7 @@ class ArrowSource(RowSource):
 
     name: str = "arrow"
     extensions: ClassVar[tuple[str, ...]] = (".arrow", ".ipc", ".feather")
+    left_out: ClassVar[tuple[str, ...]] = HUB_FILES
     takes: ClassVar[frozenset[str]] = RowSource.takes | {"chat_template", "dtype", "eos"}
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
@@ -107,7 +109,11 @@ def batches(span: FileSpan, options: Options) -> Iterator[tuple[Any, Iterator[An
         magic = source.read(len(MAGIC))
         source.seek(0)
         if magic == MAGIC:
+            source.seek(8)
+            first = ipc.open_stream(source).schema
             file = ipc.open_file(source)
+            if not file.schema.equals(first):
+                raise SourceError(f"{redact(span.url)}: its footer has other columns than its first message")
             yield file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
         else:
             stream = ipc.open_stream(source)

@@ -46,7 +46,7 @@ def reading(url: str, options: Options, module: str = "pyarrow.parquet") -> Iter
             if what is None or what in _WANTED[module]:
                 raise SourceError(damaged(redact(url), "data", error)) from error
             raise SourceError(f"{redact(url)}: this is {what}, not {_WANTED[module][0]}") from error
-        except (UnicodeDecodeError, OverflowError) as error:  # in the names of columns, in dates
+        except (ValueError, OverflowError) as error:  # in the names of columns, in dates
             raise SourceError(damaged(redact(url), "data", error)) from error
         except OSError as error:
             # pyarrow raises it for damaged data. What stores raise is another class, or has a number.
@@ -113,7 +113,23 @@ def row_samples(rows: Rows, batch: Any, span: FileSpan, first: int, where: str) 
     for name, column in zip(names, batch.columns, strict=True):
         if name in texts and column.type == arrow.string():
             column = column.view(arrow.binary())  # the bytes of UTF-8 as they are
-        columns.append(column.to_pylist())
+        columns.append(_values(column))
     make = rows.sample
     for number, values in enumerate(zip(*columns, strict=True), first):
         yield make(dict(zip(names, values, strict=True)), span, number, f"{where}, row {number}")
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column. Times of nanoseconds, which Python does not have, are texts of 9 digits."""
+    arrow, types = require("pyarrow", "arrow"), require("pyarrow.types", "arrow")
+    if not types.is_timestamp(column.type) or column.type.unit != "ns":
+        found: list[Any] = column.to_pylist()
+        return found
+    try:
+        found = column.cast(arrow.timestamp("us", column.type.tz)).to_pylist()
+    except arrow.ArrowInvalid:  # some are not whole microseconds
+        utc = column.cast(arrow.timestamp("ns"))
+        texts = require("pyarrow.compute", "arrow").strftime(utc, format="%Y-%m-%dT%H:%M:%S").to_pylist()
+        zone = "" if column.type.tz is None else "Z"
+        found = [None if text is None else text + zone for text in texts]
+    return found

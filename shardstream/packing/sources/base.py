@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 TokenDtype = Literal["uint16", "uint32"]
+# What hubs have beside the data in a folder, in lower case.
+HUB_FILES = (
+    "/readme.md", "/license", "/license.md", "/license.txt", "/dataset_infos.json", "/dataset_info.json",
+    "/croissant.json",
+)  # fmt: skip
 TOKENS = "tokens"  # the field of a sample that is a document of token ids
 
 

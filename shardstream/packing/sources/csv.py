@@ -12,6 +12,7 @@ from typing import BinaryIO, ClassVar
 
 from shardstream.errors import SourceError
 from shardstream.packing.sources.base import (
+    HUB_FILES,
     FileSpan,
     Reject,
     Sample,
@@ -53,6 +54,7 @@ class CsvSource(RowSource):
     extensions: ClassVar[tuple[str, ...]] = tuple(
         name + compression for name in (".csv", ".tsv") for compression in SUFFIXES
     )
+    left_out: ClassVar[tuple[str, ...]] = HUB_FILES
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         """Tasks of about `target` bytes. Files of more are read once, to see whether they can be cut."""

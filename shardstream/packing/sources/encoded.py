@@ -20,7 +20,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 def to_json(value: object) -> bytes:
-    """A value as JSON. What JSON does not have, NaN and half of a surrogate pair, is as Python writes it."""
+    """A value as JSON. What JSON does not have, NaN and half of a surrogate pair, is as Python writes it.
+
+    Raises:
+        TypeError, ValueError, OverflowError, RecursionError: JSON cannot hold it.
+    """
     try:
         data = _encode(value)
     except UnicodeEncodeError:  # half of a surrogate pair
@@ -32,11 +36,16 @@ def to_json(value: object) -> bytes:
 
 
 def _is_finite(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
-    return not isinstance(value, (list, tuple)) or all(map(_is_finite, value))
+    left = [value]  # a loop, since an object may lie as deep as the stack of Python is high
+    while left:
+        value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value
+    return True
 
 
 def text_bytes(text: str) -> tuple[bytes, Mapping[str, int]]:
@@ -61,4 +70,7 @@ def field_bytes(field: str, value: Any) -> bytes:
         return bytes(value["bytes"])
     if value is None:
         raise SourceError(f"field {field!r} has no value")
-    return to_json(value)
+    try:
+        return to_json(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise SourceError(f"field {field!r} cannot be stored as JSON ({error})") from error

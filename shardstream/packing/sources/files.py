@@ -25,7 +25,7 @@ from shardstream.packing.sources.base import (
     relative,
     unique_keys,
 )
-from shardstream.packing.sources.encoded import field_bytes, text_bytes, to_json
+from shardstream.packing.sources.encoded import field_bytes, text_bytes
 from shardstream.packing.sources.rows import find, kept, key_of
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import Options, redact
@@ -174,7 +174,7 @@ class FilesSource:
         if rest and "json" in fields:
             return Reject(where, "a .json file and metadata both give field 'json'; give --column")
         if rest:
-            fields["json"] = to_json(rest)
+            fields["json"] = field_bytes("json", rest)
         if self.key not in (None, "none"):
             key = key_of(row, self.key, FileSpan("", 0, 0, 0, key), 0)
         return Sample(key, fields, where, counts, columns_of(row, self.keep), missing)

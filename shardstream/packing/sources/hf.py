@@ -30,6 +30,7 @@ class HfSource(ArrowSource):
 
     name: str = "hf"
     extensions: ClassVar[tuple[str, ...]] = (f"/{_STATE}",)
+    left_out: ClassVar[tuple[str, ...]] = ()  # all that it finds is a part of it, or an error
     companions: ClassVar[tuple[str, ...]] = (*(f"/{name}" for name in _INFO), ".arrow")
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
@@ -65,7 +66,7 @@ class HfSource(ArrowSource):
         try:
             state = msgspec.json.decode(bytes(data), type=dict[str, Any])
             names = [str(entry["filename"]) for entry in state["_data_files"]]
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
             raise SourceError(f"{redact(file.url)}: no state of a dataset ({error})") from error
         if state.get("_indices_files") or state.get("_indices_data_files"):
             # Versions before 2 saved the indices of a filtered dataset apart from its rows.

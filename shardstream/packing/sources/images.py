@@ -13,6 +13,7 @@ from shardstream.format.kinds import COMPANIONS, IMAGES, PIXELS
 from shardstream.format.pictures import orientation, picture_format
 from shardstream.packing.resize import Resize
 from shardstream.packing.sources.base import (
+    HUB_FILES,
     FileSpan,
     Reject,
     Sample,
@@ -57,6 +58,7 @@ class ImagesSource:
     extensions: ClassVar[tuple[str, ...]] = tuple(f".{extension}" for extension in IMAGES)
     # What may lie beside images and does not make the files another format.
     companions: ClassVar[tuple[str, ...]] = tuple(f".{extension}" for extension in COMPANIONS)
+    left_out: ClassVar[tuple[str, ...]] = HUB_FILES
     keys: ClassVar[str] = "the path of the image below the given folder, without its extension"
     takes: ClassVar[frozenset[str]] = frozenset({"resize", "labels"})
 

@@ -65,7 +65,7 @@ def is_lines(url: str, options: Options = None) -> bool:
         return first.startswith(b"{")  # a long line
     try:
         return not first or isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -86,7 +86,7 @@ def _values(file: BinaryIO, where: str) -> Iterator[tuple[int, bytes | memoryvie
             yield base + begin + found.index(text), text
 
     while True:
-        chunk = file.read(_CHUNK)
+        chunk = file.read(max(_CHUNK, len(data) - at))  # a long text is looked at again from its beginning
         data += chunk
         if base == at == 0 and data.startswith(codecs.BOM_UTF8):
             data[: len(codecs.BOM_UTF8)] = b"   "  # so that it stays as long

@@ -14,6 +14,7 @@ import msgspec
 from shardstream.errors import SourceError
 from shardstream.packing.columns import columns_of
 from shardstream.packing.sources.base import (
+    HUB_FILES,
     NO_COUNTS,
     FileSpan,
     Reject,
@@ -24,7 +25,7 @@ from shardstream.packing.sources.base import (
     cut_files,
     key_bases,
 )
-from shardstream.packing.sources.encoded import text_bytes, to_json
+from shardstream.packing.sources.encoded import field_bytes, text_bytes, to_json
 from shardstream.packing.sources.rows import Rows, kept, key_of, with_id
 from shardstream.packing.sources.streams import (
     SUFFIXES,
@@ -83,6 +84,7 @@ class JsonlSource:
     extensions: ClassVar[tuple[str, ...]] = tuple(
         extension + suffix for extension in EXTENSIONS for suffix in SUFFIXES
     )
+    left_out: ClassVar[tuple[str, ...]] = HUB_FILES
     takes: ClassVar[frozenset[str]] = frozenset(
         {"text_key", "keep", "key", "column", "chat_template", "dtype", "eos"}
     )
@@ -185,18 +187,21 @@ class JsonlSource:
                 row, missing = kept(row, keep)
             row = with_id(row, everything if own is None else {"__key__": own}, wanted, key)
             if row:
-                fields["json"] = to_json(row) if as_python else encode(row)
+                try:
+                    fields["json"] = to_json(row) if as_python else encode(row)
+                except RecursionError as error:
+                    yield Reject(f"{place}{at}", f"its objects lie too deep within one another ({error})")
+                    continue
             yield Sample(key, fields, f"{place}{at}", counts, columns, missing)
 
     def _chat(self, row: dict[str, Any], span: FileSpan, at: int, where: str) -> Sample | Reject:
         """The sample of a conversation, which has no text: all of it stays an object."""
+        found, missing = (row, ()) if self.keep is None else kept(row, ("messages", *self.keep))
         try:
-            key = key_of(row, self.key, span, at)
+            key, data = key_of(row, self.key, span, at), field_bytes("json", found)
         except SourceError as error:
             return Reject(where, str(error))
-        found, missing = (row, ()) if self.keep is None else kept(row, ("messages", *self.keep))
-        columns = columns_of(row, self.keep)
-        return Sample(key, {"json": to_json(found)}, where, NO_COUNTS, columns, missing)
+        return Sample(key, {"json": data}, where, NO_COUNTS, columns_of(row, self.keep), missing)
 
     def _reason(self, error: Exception, line: bytes | memoryview) -> str:
         if isinstance(error, SourceError):

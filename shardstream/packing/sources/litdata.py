@@ -144,7 +144,7 @@ class LitdataSource(RowSource):
 def _decode(data: bytes, type_: type[Any], where: str) -> Any:
     try:
         return msgspec.json.decode(data, type=type_)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise SourceError(f"{where}: not the index of a LitData folder ({error})") from error
 
 
@@ -167,7 +167,7 @@ def _columns(config: _Config, where: str) -> list[tuple[str, str]]:
         names = list(_names(spec, ""))
         if version != 1:
             raise ValueError(f"version {version}")
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{where}: its data_spec is not known ({error})") from error
     formats = config.data_format or []
     if len(names) != len(formats):

@@ -92,7 +92,7 @@ class MdsSource(RowSource):
         span = FileSpan(index.url, 0, index.size, index.size, "", "index")
         try:
             found = msgspec.json.decode(read_whole(span, self.storage_options), type=_Index)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise SourceError(f"{where}: not the index of an MDS folder ({error})") from error
         shards = []
         for shard in found.shards:
@@ -148,7 +148,8 @@ class MdsSource(RowSource):
                 place = f"{where}, sample {number}"
                 try:
                     row = read_row(data, config)
-                except (SourceError, struct.error, UnicodeError, msgspec.DecodeError) as error:
+                # A number that is none is a ValueError, and so are the errors of msgspec and of Unicode.
+                except (SourceError, struct.error, ValueError, RecursionError) as error:
                     yield Reject(place, str(error))
                     continue
                 yield rows.sample(row, span, number, place)
@@ -156,7 +157,7 @@ class MdsSource(RowSource):
     def _config(self, data: bytes, where: str) -> Config:
         try:
             config = msgspec.json.decode(data, type=Config)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise SourceError(f"{where}: its header is no MDS ({error})") from error
         if len({len(config.column_names), len(config.column_encodings), len(config.column_sizes)}) != 1:
             raise SourceError(f"{where}: its header names columns without an encoding or a size")

@@ -11,6 +11,7 @@ from shardstream.errors import OptionError, SourceError
 from shardstream.format.names import SplitKey
 from shardstream.format.tar import Member
 from shardstream.packing.sources.base import (
+    HUB_FILES,
     FileSpan,
     Reject,
     Sample,
@@ -51,7 +52,7 @@ class WebdatasetSource:
     name: str = "webdataset"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
     # What tools write beside archives: img2dataset, and the indexes of DALI and WebDataset.
-    left_out: ClassVar[tuple[str, ...]] = (".parquet", "_stats.json", ".idx")
+    left_out: ClassVar[tuple[str, ...]] = (".parquet", "_stats.json", ".idx", *HUB_FILES)
     keys: ClassVar[str] = "the name of the members without their extension"
     takes: ClassVar[frozenset[str]] = frozenset({"key", "split_key"})
 

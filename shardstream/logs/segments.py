@@ -162,11 +162,10 @@ class Segment:
         not upload the rows again.
         """
         name = f"{self._name.partition('.jsonl')[0].partition('.to-')[0]}.to-{target}.jsonl"
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # somebody has emptied the folder: the rows are still open
+        self.target = target
+        with contextlib.suppress(OSError):  # somebody has emptied the folder: the file is still open
             os.rename(self.path, os.path.join(self._folder, name))
-        self._name, self.target = name, target
+            self._name = name
 
     def delete(self) -> None:
         """Delete the file: its rows are uploaded or dropped."""

@@ -48,6 +48,7 @@ class Spool:
     Attributes:
         rows: How many rows were added.
         dropped: How many rows are not in the log: the spool was full or took no row, or a row was not whole.
+        unsaid: How many of the dropped rows no row of the log tells yet.
         left: How many rows were left to the next process.
         trouble: Why a folder takes no rows; "" if none is known. It is said elsewhere: whoever adds a row may
             hold the locks of a logging handler.
@@ -78,7 +79,7 @@ class Spool:
         self.wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._own: deque[Segment] = deque()  # the last one takes rows, unless it is sealed
         self._adopted: deque[Segment] = deque()
-        self.rows = self.dropped = self.left = self._unsaid = 0
+        self.rows = self.dropped = self.left = self.unsaid = 0
         self.trouble = self._reason = ""
         self._again = 0.0
 
@@ -86,7 +87,7 @@ class Spool:
         """Add a row; whatever happens to it, this returns soon and raises nothing."""
         with self._lock:
             self.rows += 1
-            if self._unsaid:
+            if self.unsaid:
                 self._say()
             if len(line) > self._segment_size:
                 self._count(1, f"a row has {len(line)} bytes, {self._segment_size} are allowed")
@@ -144,7 +145,7 @@ class Spool:
     def seal(self) -> None:
         """Let the segment that takes rows be uploaded, if it has any."""
         with self._lock:
-            if self._unsaid:
+            if self.unsaid:
                 self._say()
             self._seal()
 
@@ -177,15 +178,15 @@ class Spool:
 
     def _count(self, rows: int, why: str) -> None:
         self.dropped += rows
-        self._unsaid += rows
+        self.unsaid += rows
         self._reason = why
 
     def _say(self) -> None:
         """Write a row that says how many rows were dropped."""
-        rows, self._unsaid = self._unsaid, 0
+        rows, self.unsaid = self.unsaid, 0
         row = {"time": time.time(), "rank": self._rank, MARK: "dropped", "rows": rows}
         if not self._added(encode(row | {"total": self.dropped, "reason": self._reason})):
-            self._unsaid += rows
+            self.unsaid += rows
 
     def age(self) -> float:
         """Seconds since the first row of the segment that takes rows; 0 if it has none."""
@@ -237,11 +238,11 @@ class Spool:
         """Leave the segments that are not uploaded to the next process."""
         with self._lock:
             self._seal()
-            for segment in (*self._adopted, *self._own):
-                self.left += segment.rows
-                segment.close()
-            self._adopted.clear()
-            self._own.clear()
+            for segments in (self._adopted, self._own):
+                for segment in [each for each in segments if not each.busy]:
+                    self.left += segment.rows
+                    segments.remove(segment)
+                    segment.close()
             for folder in self._folders:
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)  # if it is empty

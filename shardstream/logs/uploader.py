@@ -69,8 +69,8 @@ class Uploader:
 
     def _run(self) -> None:
         while not self._given_up:
-            done = self._round()
-            if self._ending and done and not self._spool.waiting():
+            ending = self._ending
+            if self._round(ending) and ending:
                 break
             self._wait()
         if self._ending:
@@ -87,25 +87,31 @@ class Uploader:
             while True:
                 self._spool.wakeups.get_nowait()
 
-    def _round(self) -> bool:
+    def _round(self, ending: bool) -> bool:
         segment: Segment | None = None
         try:
             if self._spool.trouble and not self._told:
                 self._told = True
                 log.warning("%s", self._spool.trouble)
-            if self._ending or time.monotonic() - self._adopted >= self._seconds:
+            if ending or time.monotonic() - self._adopted >= self._seconds:
                 self._adopted = time.monotonic()
                 self._spool.adopt()
             if not self._checked:
                 self._objects.check()
                 self._checked = True
             # While the store takes nothing, a segment grows to its full size.
-            if self._ending or self._spool.age() >= self._seconds:
+            if ending or self._spool.age() >= self._seconds:
                 self._spool.seal()
-            while not self._given_up and (segment := self._spool.next()) is not None:
-                self._objects.write(segment)
-                self._spool.done(segment)
-                self.uploaded += 1
+            while not self._given_up:
+                segment = self._spool.next()
+                if segment is not None:
+                    self._objects.write(segment)
+                    self._spool.done(segment)
+                    self.uploaded += 1
+                elif ending and self._spool.unsaid:
+                    self._spool.seal()
+                else:
+                    break
         except Exception as error:  # noqa: BLE001 - stores raise what they like, and the thread has to go on
             if segment is not None:
                 segment.busy = False

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import threading
 import time
 
@@ -45,7 +46,6 @@ class Segment:
     """
 
     cut = 0
-    _descriptor = -1
 
     def __init__(self, descriptor: int, folder: str, name: str) -> None:
         match = _NAME.match(name)
@@ -180,9 +180,6 @@ class Segment:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
-    def __del__(self) -> None:
-        self.close()
-
 
 def _locked(path: str) -> int | None:
     """A descriptor of a file that no living process has locked; None if there is no such file."""
@@ -192,7 +189,7 @@ def _locked(path: str) -> int | None:
         return None
     try:
         found = os.fstat(descriptor)
-        if found.st_uid == os.geteuid():
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Another process may have uploaded or renamed it meanwhile.
             if os.path.samestat(found, os.stat(path, follow_symlinks=False)):

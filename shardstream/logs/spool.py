@@ -73,8 +73,8 @@ class Spool:
         """Begin anew in a forked process: the segments are those of the parent."""
         for segment in (*getattr(self, "_own", ()), *getattr(self, "_adopted", ())):
             segment.close()
-        # Rows may come from a signal handler or a destructor, while the same thread adds one. For the queue,
-        # too, that is no matter.
+        # Rows may come from a signal handler or a destructor, while the same thread adds one: so the lock and
+        # the queue can be taken again, and between two lines of code there may be other segments.
         self._lock = threading.RLock()
         self.wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._own: deque[Segment] = deque()  # the last one takes rows, unless it is sealed
@@ -127,6 +127,8 @@ class Spool:
             try:
                 _make_private(folder)
                 self._own.append(Segment.create(folder, self._rank))
+                for other in list(self._own)[:-1]:
+                    other.sealed = True  # a signal handler may have begun one meanwhile
                 return None
             except FileNotFoundError as error:
                 failure: OSError = error
@@ -155,7 +157,7 @@ class Spool:
         last = self._own[-1]
         last.sealed = True
         if not last.rows:
-            self._own.pop()
+            self._forget(last)
             last.delete()
             return
         while self._space() > self._limit and self._drop_oldest("the spool is full"):
@@ -163,17 +165,22 @@ class Spool:
         self.wakeups.put(None)
 
     def _space(self) -> int:
-        return sum(segment.space for segments in (self._adopted, self._own) for segment in segments)
+        return sum(segment.space for segment in (*self._adopted, *self._own))
 
     def _drop_oldest(self, why: str) -> bool:
+        for segment in self.waiting():
+            if not segment.busy and self._forget(segment):
+                segment.delete()
+                segment.finished.set()
+                self._count(segment.rows, why)
+                return True
+        return False
+
+    def _forget(self, segment: Segment) -> bool:
         for segments in (self._adopted, self._own):
-            for segment in segments:
-                if segment.sealed and not segment.busy:
-                    segments.remove(segment)
-                    segment.delete()
-                    segment.finished.set()
-                    self._count(segment.rows, why)
-                    return True
+            with contextlib.suppress(ValueError):
+                segments.remove(segment)
+                return True
         return False
 
     def _count(self, rows: int, why: str) -> None:
@@ -228,9 +235,7 @@ class Spool:
     def done(self, segment: Segment) -> None:
         """Delete a segment that is uploaded."""
         with self._lock:
-            for segments in (self._adopted, self._own):
-                with contextlib.suppress(ValueError):
-                    segments.remove(segment)
+            self._forget(segment)
         segment.delete()
         segment.finished.set()
 
@@ -238,10 +243,9 @@ class Spool:
         """Leave the segments that are not uploaded to the next process."""
         with self._lock:
             self._seal()
-            for segments in (self._adopted, self._own):
-                for segment in [each for each in segments if not each.busy]:
+            for segment in self.waiting():
+                if not segment.busy and self._forget(segment):
                     self.left += segment.rows
-                    segments.remove(segment)
                     segment.close()
             for folder in self._folders:
                 with contextlib.suppress(OSError):

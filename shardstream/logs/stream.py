@@ -96,7 +96,7 @@ class Stream:
         threads = [each for each in (self._uploader, *self._feeds) if each is not None]
         ended = [each.join(deadline - time.monotonic()) for each in threads]
         _streams.pop(id(self), None)
-        self.spool.close()  # but for a segment that is being uploaded: a process may have it as soon as this one
+        self.spool.close()  # so that others may upload what is left, before this process has ended
         left = self.stats()["waiting"]["rows"]
         if left:
             log.warning(

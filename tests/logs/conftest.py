@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,20 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def made(tmp_path: Path, spool: Path) -> Callable[..., Log]:
+def made(tmp_path: Path, spool: Path) -> Iterator[Callable[..., Log]]:
     """Makes a log in tmp_path / "log" whose rows wait until they are asked for."""
 
-    def make(url: str | None = None, **options: Any) -> Log:
-        return Log(url or str(tmp_path / "log"), **{"spool": spool, "seconds": 1000, "rank": 0} | options)
+    logs: list[weakref.ref[Log]] = []
 
-    return make
+    def make(url: str | None = None, **options: Any) -> Log:
+        log = Log(url or str(tmp_path / "log"), **{"spool": spool, "seconds": 1000, "rank": 0} | options)
+        logs.append(weakref.ref(log))
+        return log
+
+    yield make
+    for each in logs:
+        if (log := each()) is not None:
+            log.close(timeout=1)
 
 
 def files(folder: Path) -> list[Path]:

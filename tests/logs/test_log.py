@@ -42,8 +42,8 @@ def test_rows_become_one_object_and_leave_nothing_behind(made: Maker, tmp_path: 
     assert log.close()
     assert log.close()
     assert files(spool) == []
-    assert descriptors() == before
-    assert not threads()
+    assert ended(lambda: descriptors() == before)
+    assert ended(lambda: not threads())
     assert [path.relative_to(tmp_path / "log").as_posix() for path in files(tmp_path / "log")] == [
         "rank-0/000000.jsonl.zst"
     ]

@@ -48,7 +48,7 @@ class Program:
         ]
         self.process = subprocess.Popen(
             [*command, options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+            bufsize=0, env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
         )  # fmt: skip
 
     def line(self) -> int:
@@ -62,31 +62,34 @@ class Program:
 
 
 def counted(tmp_path: Path) -> Counter[int]:
+    if not (tmp_path / "log").exists():
+        return Counter()
     return Counter(row["step"] for row in read(str(tmp_path / "log")) if "step" in row)
 
 
 def recovered(made: Maker, tmp_path: Path) -> Counter[int]:
     """The steps in the log after the next process has begun, and ended."""
     assert made().close(timeout=60)
-    assert files(tmp_path / "spool") == []
+    # An empty file that has no name yet is left alone for a minute: it may be a living process's.
+    assert [path for path in files(tmp_path / "spool") if not path.name.startswith(".new-")] == []
     return counted(tmp_path)
 
 
 def test_sigkill_loses_no_row(made: Maker, tmp_path: Path) -> None:
     program = Program(tmp_path, "number = 0\nwhile True:\n    said(number)\n    number += 1")
-    while program.line() < 500:
+    while (last := program.line()) < 500:
         pass
     program.process.kill()
-    _, last, _ = program.ended()
+    last = max([last, *program.ended()[1]])
     found = recovered(made, tmp_path)
     # A row may have been written, and not been printed.
-    assert set(found) - {last[-1] + 1} == set(range(last[-1] + 1))
+    assert set(found) - {last + 1} == set(range(last + 1))
     assert set(found.values()) == {1}
 
 
 POINTS = [
-    ("rename", 1), ("rename", 2), ("rename", 3), ("rename", 6), ("link", 1), ("link", 2), ("link", 4),
-    ("unlink", 1), ("unlink", 2), ("unlink", 4), ("fsync", 1), ("fsync", 4),
+    ("rename", 1), ("rename", 2), ("rename", 3), ("rename", 4), ("link", 1), ("link", 2), ("link", 4),
+    ("unlink", 2), ("unlink", 3), ("unlink", 4), ("fsync", 1), ("fsync", 4),
 ]  # fmt: skip
 
 
@@ -220,7 +223,7 @@ signal.pause()
     assert counted(tmp_path) == {0: 1, 2: 1}  # the child lives
     assert program.process.stdin is not None
     program.process.stdin.close()
-    assert ended(lambda: recovered(made, tmp_path) == {0: 1, 1: 1, 2: 1})
+    assert ended(lambda: made().close() and counted(tmp_path) == {0: 1, 1: 1, 2: 1})
     for pipe in (program.process.stdout, program.process.stderr):
         assert pipe is not None
         pipe.close()
@@ -264,8 +267,13 @@ def test_interrupts_leave_whole_rows(made: Maker, tmp_path: Path) -> None:
     class Interrupt(BaseException):
         pass
 
+    armed = False
+
     def interrupt(*_: Any) -> None:
-        raise Interrupt
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Interrupt
 
     log = made(segment="1KiB", spool_limit="64MiB")
     before = signal.signal(signal.SIGALRM, interrupt)
@@ -274,6 +282,7 @@ def test_interrupts_leave_whole_rows(made: Maker, tmp_path: Path) -> None:
     try:
         while interrupts < 200:
             try:
+                armed = True
                 while True:
                     log.write(step=number)
                     number += 1

@@ -33,7 +33,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_row_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     segment = Segment.create(str(tmp_path), 0)
     segment.append(b"a" * 99 + b"\n")
-    with files_of_at_most(150), pytest.raises(OSError, match="No space|too large"):
+    with files_of_at_most(150), pytest.raises(OSError, match=r"No space|too large"):
         segment.append(b"b" * 99 + b"\n")
     assert segment.read() == b"a" * 99 + b"\n"
     segment.append(b"c\n")

@@ -14,6 +14,7 @@ __all__ = ["Feed"]
 log = logging.getLogger("shardstream.logs")
 
 _EVERY = 1.0  # seconds between two writes: to wake a thread for each row would cost the caller time
+_MOST = 256  # rows of one write: as dicts they take several times the memory
 _LIMIT = 8 << 20  # bytes of rows that wait for a sink; beyond that, it does not get the oldest
 
 
@@ -49,7 +50,7 @@ class Feed:
         with self._lock:
             self._lines.append(line)
             self._bytes += len(line)
-            while self._bytes > _LIMIT:
+            while self._bytes > _LIMIT and self._lines:
                 self._bytes -= len(self._lines.popleft())
                 self.dropped += 1
 
@@ -71,18 +72,23 @@ class Feed:
         last = False
         while not last:
             last = self._ending.wait(_EVERY)
-            with self._lock:
-                lines, self._lines, self._bytes = self._lines, deque(), 0
-            if lines:
+            while lines := self._taken():
                 self._give(lines)
-            if self.dropped:
-                self._warn("is too slow, and does not get all rows")
+                if self.dropped:
+                    self._warn("is too slow, and does not get all rows")
         try:
             self._sink.close()
         except Exception as error:  # noqa: BLE001 - a sink raises what it likes
             self._warn(f"raised {type(error).__name__} when it was closed: {error}")
 
-    def _give(self, lines: deque[bytes]) -> None:
+    def _taken(self) -> list[bytes]:
+        with self._lock:
+            lines = [self._lines.popleft() for _ in range(min(_MOST, len(self._lines)))]
+            # Counted anew at times: a signal handler that adds a row may disturb a count.
+            self._bytes = self._bytes - sum(map(len, lines)) if self._lines else 0
+        return lines
+
+    def _give(self, lines: list[bytes]) -> None:
         rows = [decode(line) for line in lines]
         try:
             self._sink.write(rows)

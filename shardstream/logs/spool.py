@@ -255,7 +255,9 @@ class Spool:
 def _make_private(folder: str) -> None:
     """Make a folder that only this user can read, in a place that others may write to."""
     parent = os.path.dirname(folder)
-    os.makedirs(os.path.dirname(parent), exist_ok=True)
+    place = os.path.dirname(parent)
+    if not place.startswith("/dev/"):  # there it would be on a disk, and not the tmpfs that is missing
+        os.makedirs(place, exist_ok=True)
     for each in (parent, folder):
         with contextlib.suppress(FileExistsError):
             os.mkdir(each, 0o700)

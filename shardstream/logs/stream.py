@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -67,8 +68,12 @@ class Stream:
     def _start(self) -> None:
         with self._starting:
             if self._uploader is None:
-                self._uploader = Uploader(self.spool, self._objects, self.where, self._seconds)
-                self._uploader.start()
+                uploader = Uploader(self.spool, self._objects, self.where, self._seconds)
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no more threads: perhaps the program is about to end
+                    uploader.start()
+                    self._uploader = uploader
 
     def flush(self, timeout: float) -> bool:
         """Wait until the rows so far are uploaded; whether they are."""

@@ -55,9 +55,7 @@ def test_levels_and_formatters_are_those_of_logging(
     assert [row["message"] for row in read(str(tmp_path / "log"))] == ["<yes>"]
 
 
-def test_a_wrong_record_ends_nothing(
-    made: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_record_ends_nothing(made: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = made()
     handler = log.handler()
     for text in ("%d", "%s"):  # not by a logger: pytest's own handler raises what ours reports

@@ -120,6 +120,26 @@ def test_a_row_that_was_cut_by_a_kill_is_no_row_and_is_told(made: Maker, tmp_pat
     assert (rows[2]["shardstream"], rows[2]["bytes"]) == ("cut", 24)
 
 
+def test_processes_that_start_at_once_share_what_was_left(tmp_path: Path) -> None:
+    for first in (0, 100, 200):
+        rank = f'{{"rank": {first // 100}, "segment": "1KiB", "spool_limit": "1MiB"}}'
+        code = f"for n in range({first}, {first + 50}): said(n)\nos.kill(os.getpid(), signal.SIGKILL)"
+        assert Program(tmp_path, code, options=rank).ended()[0] == -signal.SIGKILL
+    programs = [
+        Program(tmp_path, f"said({1000 + rank})\nlog.close(60)", options=f'{{"rank": {rank}}}')
+        for rank in range(2, 6)
+    ]
+    assert [program.ended()[::2] for program in programs] == [(0, "")] * 4
+    found = counted(tmp_path)
+    assert set(found.values()) == {1}
+    assert set(found) == {*range(50), *range(100, 150), *range(200, 250), *range(1002, 1006)}
+    # Each row is below its own rank, whoever has uploaded it.
+    ranks = {row["step"]: row["rank"] for row in read(str(tmp_path / "log"))}
+    assert all(ranks[step] == step // 100 for step in found if step < 1000)
+    assert {row["step"] for row in read(str(tmp_path / "log"), rank=1)} == set(range(100, 150))
+    assert files(tmp_path / "spool") == []
+
+
 def test_a_living_process_keeps_its_segments(made: Maker, tmp_path: Path) -> None:
     program = Program(tmp_path, "said(0)\nsys.stdin.read()")
     program.line()

@@ -4,7 +4,8 @@
 
 Each contender is a process of its own, and rounds go through all of them in turn. A row has five numbers.
 
-- cost: microseconds of a call, one row each millisecond.
+- burst: microseconds of a call, 1,000 rows one after another.
+- cost: the same, one row each millisecond, so that the processor has done something else meanwhile.
 - slow: the same where each write of the sink takes 20 ms, as on a network disk: how many rows were taken,
   and the longest call. "never answers": neither the store nor a sink ever returns.
 - killed: SIGKILL after row 1,000: how many rows can be read afterwards. For ours, after the next start.
@@ -17,163 +18,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import logging.handlers
 import os
 import platform
-import queue
 import resource
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.log_contenders import CONTENDERS, Write
+
 ROWS = 1000
 FLOOD = 200_000
-SLOW = 0.02  # seconds
-
-Write = Callable[[int], None]
-
-
-def fields(step: int) -> dict[str, float]:
-    """A row."""
-    return {"step": step, "loss": 2.5 / (step + 1), "lr": 3e-4, "norm": 1.25, "tokens": 524288 * step}
-
-
-class SlowFile:
-    """A file, each write of which takes 20 ms."""
-
-    def __init__(self, path: str, slow: bool) -> None:
-        self._file, self._slow = open(path, "ab", buffering=0), slow  # noqa: SIM115 - open to the end
-
-    def write(self, text: str | bytes) -> int:
-        if self._slow:
-            time.sleep(SLOW)
-        return self._file.write(text if isinstance(text, bytes) else text.encode())
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def raw(folder: str, slow: bool, tmpfs: bool = False) -> Write:
-    """os.write of a line of JSON: what is least."""
-    place = tempfile.mkdtemp(dir="/dev/shm") if tmpfs else folder
-    file = os.open(f"{place}/rows", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    (Path(folder) / "where").write_text(f"{place}/rows")
-
-    def write(step: int) -> None:
-        if slow:
-            time.sleep(SLOW)
-        os.write(file, json.dumps(fields(step)).encode() + b"\n")
-
-    return write
-
-
-def _logger(handler: logging.Handler) -> Write:
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger = logging.getLogger("bench")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    return lambda step: logger.info("%s", json.dumps(fields(step)))
-
-
-def file_handler(folder: str, slow: bool) -> Write:
-    """logging.FileHandler; with a stream of the same kind if it is slow."""
-    handler: logging.Handler = logging.FileHandler(f"{folder}/rows")
-    return _logger(logging.StreamHandler(SlowFile(f"{folder}/rows", True)) if slow else handler)
-
-
-def queue_handler(folder: str, slow: bool) -> Write:
-    """QueueHandler and QueueListener, without a bound."""
-    rows: queue.Queue[Any] = queue.Queue()
-    listener = logging.handlers.QueueListener(rows, logging.StreamHandler(SlowFile(f"{folder}/rows", slow)))
-    listener.start()
-    return _logger(logging.handlers.QueueHandler(rows))
-
-
-def loguru(folder: str, slow: bool, enqueue: bool = False) -> Write:
-    """loguru with a file."""
-    from loguru import logger
-
-    logger.remove()
-    file = SlowFile(f"{folder}/rows", slow)
-    logger.add(file if slow else f"{folder}/rows", format="{time} {message}", enqueue=enqueue)
-    return lambda step: logger.info(json.dumps(fields(step)))
-
-
-def tensorboard(folder: str, slow: bool) -> Write:
-    """SummaryWriter of torch: five scalars for a row."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(folder)
-    if slow:
-        file = writer._get_file_writer().event_writer._async_writer._writer  # noqa: SLF001
-        whole = file._writer.write  # noqa: SLF001
-
-        def late(data: bytes) -> Any:
-            time.sleep(SLOW)
-            return whole(data)
-
-        file._writer.write = late  # noqa: SLF001
-
-    def write(step: int) -> None:
-        for name, value in fields(step).items():
-            writer.add_scalar(name, value, step)
-
-    return write
-
-
-class SlowSink:
-    """A sink of ours; `seconds` for each row, or never an answer."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-
-    def write(self, rows: Sequence[Any]) -> None:
-        while self._seconds is None:
-            time.sleep(1000)
-        time.sleep(self._seconds * len(rows))
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def ours(folder: str, slow: bool, dead: bool = False) -> Write:
-    """ss.Log, to a folder or to a store that accepts connections and never answers."""
-    import shardstream as ss
-
-    sinks = [SlowSink(None if dead else SLOW)] if slow else []
-    url, options = f"{folder}/log", {}
-    if dead:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
-        globals()["_held"] = listener
-        url = f"s3://bucket/{os.path.basename(folder)}"
-        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        options = {"key": "k", "secret": "s", "endpoint_url": endpoint}
-    log = ss.Log(url, rank=0, sinks=sinks, storage_options=options, seconds=1, timeout=0.1)
-    return lambda step: log.write(**fields(step))
-
-
-CONTENDERS: dict[str, tuple[Callable[..., Write], dict[str, Any]]] = {
-    "os.write to ext4": (raw, {}),
-    "os.write to tmpfs": (raw, {"tmpfs": True}),
-    "ss.Log": (ours, {}),
-    "ss.Log, never answers": (ours, {"dead": True}),
-    "logging FileHandler": (file_handler, {}),
-    "logging QueueHandler": (queue_handler, {}),
-    "loguru": (loguru, {}),
-    "loguru, enqueue": (loguru, {"enqueue": True}),
-    "TensorBoard": (tensorboard, {}),
-}
+TASKS = ("burst", "cost", "slow", "killed", "flood")
 
 
 def paced(write: Write, seconds: float) -> dict[str, Any]:
@@ -192,6 +53,19 @@ def paced(write: Write, seconds: float) -> dict[str, Any]:
         "rows": len(took), "p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100],
         "p99.9": took[len(took) * 999 // 1000], "worst": took[-1],
     }  # fmt: skip
+
+
+def burst(write: Write) -> dict[str, Any]:
+    """Rows one after another."""
+    for step in range(20):
+        write(step)
+    took: list[float] = []
+    for step in range(ROWS):
+        begun = time.perf_counter_ns()
+        write(step)
+        took.append((time.perf_counter_ns() - begun) / 1000)
+    took.sort()
+    return {"p50": took[ROWS // 2], "p99.9": took[ROWS * 999 // 1000]}
 
 
 def flood(write: Write, seconds: float) -> dict[str, Any]:
@@ -218,7 +92,10 @@ def child(name: str, task: str, folder: str, seconds: float) -> None:
         for step in range(ROWS):
             write(step)
         os.kill(os.getpid(), signal.SIGKILL)
-    found = flood(write, seconds) if task == "flood" else paced(write, seconds)
+    if task == "burst":
+        found = burst(write)
+    else:
+        found = flood(write, seconds) if task == "flood" else paced(write, seconds)
     print(json.dumps(found), flush=True)
     os._exit(0)
 
@@ -269,6 +146,8 @@ def spread(found: list[dict[str, Any]], key: str) -> str:
 def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """The report as Markdown."""
     columns = {
+        "burst: p50, us": ("burst", "p50"),
+        "p99.9, us ": ("burst", "p99.9"),
         "cost: p50, us": ("cost", "p50"),
         "p99.9, us": ("cost", "p99.9"),
         "slow: rows taken": ("slow", "rows"),
@@ -294,11 +173,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "logs")
     options = parser.parse_args()
     results: dict[str, dict[str, list[dict[str, Any]]]] = {
-        name: {task: [] for task in ("cost", "slow", "killed", "flood")} for name in CONTENDERS
+        name: {task: [] for task in TASKS} for name in CONTENDERS
     }
     loads = []
     for _ in range(options.rounds):
-        for task in ("cost", "slow", "killed", "flood"):
+        for task in TASKS:
             for name in CONTENDERS:
                 if task == "killed" and name == "ss.Log, never answers":
                     continue  # the next start would need the store

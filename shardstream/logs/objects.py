@@ -87,6 +87,8 @@ class Objects:
             StorageError: The store does not take it.
         """
         data = segment.read()
+        if not data:
+            return
         packed = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
         number = segment.target
         if number is None:

@@ -95,18 +95,25 @@ class Segment:
         if descriptor is None:
             return None
         segment = cls(descriptor, folder, name)
-        segment.sealed = True
-        # The same bytes whoever adopts it, and whenever: an upload is recognised by them.
-        changed = os.fstat(descriptor).st_mtime
-        segment.cut = segment._cut()
-        if segment.cut:
-            row = {"time": changed, "rank": segment.rank, MARK: "cut", "bytes": segment.cut}
-            with contextlib.suppress(OSError):
-                os.write(descriptor, encode(row))
-            segment._cut()
-        data = segment.read()
-        segment.size, segment.rows = len(data), data.count(b"\n")
+        try:
+            segment._take_over()
+        except BaseException:
+            segment.close()
+            raise
         return segment
+
+    def _take_over(self) -> None:
+        self.sealed = True
+        # The same bytes whoever adopts it, and whenever: an upload is recognised by them.
+        changed = os.fstat(self._descriptor).st_mtime
+        self.cut = self._cut()
+        if self.cut:
+            row = {"time": changed, "rank": self.rank, MARK: "cut", "bytes": self.cut}
+            with contextlib.suppress(OSError):
+                os.write(self._descriptor, encode(row))
+            self._cut()
+        data = self.read()
+        self.size, self.rows = len(data), data.count(b"\n")
 
     @property
     def space(self) -> int:

@@ -206,18 +206,21 @@ class Spool:
         for folder in self._folders:
             with contextlib.suppress(OSError):
                 for name in sorted(os.listdir(folder), key=lambda name: name.partition(".")[2]):
-                    if len(self._adopted) >= _MOST:
-                        return
-                    segment = Segment.adopt(folder, name)
-                    if segment is None:
-                        continue
-                    with self._lock:
-                        if segment.cut:
-                            self.dropped += 1  # its own segment says so
-                        if segment.rows:
-                            self._adopted.append(segment)
-                        else:
-                            segment.delete()
+                    if len(self._adopted) < _MOST:
+                        self._adopt(folder, name)
+
+    def _adopt(self, folder: str, name: str) -> None:
+        with contextlib.suppress(OSError):
+            segment = Segment.adopt(folder, name)
+            if segment is None:
+                return
+            with self._lock:
+                if segment.cut:
+                    self.dropped += 1  # its own segment says so
+                if segment.rows:
+                    self._adopted.append(segment)
+                    return
+            segment.delete()
 
     def next(self) -> Segment | None:
         """The oldest segment that is to be uploaded, which is then busy; None if there is none."""

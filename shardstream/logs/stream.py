@@ -69,9 +69,8 @@ class Stream:
         with self._starting:
             if self._uploader is None:
                 uploader = Uploader(self.spool, self._objects, self.where, self._seconds)
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # no more threads: perhaps the program is about to end
+                # There may be no more threads, as at the end of a program: then the next one uploads.
+                with contextlib.suppress(RuntimeError):
                     uploader.start()
                     self._uploader = uploader
 

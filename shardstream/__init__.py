@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shardstream.format.manifest import Manifest as Manifest
     from shardstream.integrations.tensorflow import to_tf as to_tf
     from shardstream.loader import StreamingLoader as StreamingLoader
+    from shardstream.logs.log import Log as Log
     from shardstream.maintain.verify import verify as verify
     from shardstream.maintain.warm import warm as warm
     from shardstream.order.shuffle import Shuffle as Shuffle
@@ -46,6 +47,7 @@ _HOMES = {
     "CommitError": "shardstream.errors",
     "CorruptionError": "shardstream.errors",
     "DaliLoader": "shardstream.dali.loader",
+    "Log": "shardstream.logs.log",
     "Manifest": "shardstream.format.manifest",
     "MissingExtraError": "shardstream.errors",
     "Mixture": "shardstream.dataset",
@@ -80,6 +82,7 @@ __all__ = [
     "CommitError",
     "CorruptionError",
     "DaliLoader",
+    "Log",
     "Manifest",
     "MissingExtraError",
     "Mixture",

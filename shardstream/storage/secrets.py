@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["guard_logs", "guard_secrets", "redact"]
+__all__ = ["TALKERS", "guard_logs", "guard_secrets", "redact"]
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")  # chained ones, too: simplecache::s3://
 _SECRET = re.compile("secret|token|passw|credential|auth|signature|sas|key|connection", re.IGNORECASE)
 _KEY = re.compile("key|.*(secret|token|passw|credential|auth|sas|_key|connection|cookie)", re.IGNORECASE)
 # The packages that talk to stores, which log URLs, headers and canonical requests at level DEBUG; and ours.
-_TALKERS = (
+TALKERS = (
     "fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore", "s3transfer", "aiohttp",
     "urllib3", "requests", "azure", "google", "huggingface_hub", "httpx", "asyncio", "shardstream",
 )  # fmt: skip
@@ -72,7 +72,7 @@ class _Filter(logging.Filter):
         """Filter the records of all loggers that these packages have by now."""
         with self.lock:
             for name in list(logging.root.manager.loggerDict):
-                if name.partition(".")[0] in _TALKERS:
+                if name.partition(".")[0] in TALKERS:
                     logger = logging.root.manager.loggerDict.get(name)
                     if isinstance(logger, logging.Logger):
                         logger.addFilter(self)  # adding it again does nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from typing_extensions import assert_type
 
 import shardstream as ss
-from shardstream import Batch, Manifest, OptionError, ShardstreamError, StreamingDataset
+from shardstream import Batch, Manifest, OptionError, ShardstreamError, StreamingDataset, logs
 from shardstream.progress import Progress
 
 
@@ -99,6 +100,17 @@ def stream(folder: Path, rank: int, world: int) -> None:
 
     warmed = ss.warm(folder / "code", cache, ranks=range(8), dp_size=64, shuffle=shuffle, progress=tell)
     print(warmed.complete, ss.warm(mixture).fetched_bytes)
+
+
+def log_rows(folder: Path) -> int:
+    sinks: list[logs.Sink] = [logs.CSV(folder / "rows.csv", fields=["step", "loss"])]
+    with ss.Log(folder / "log", rank=0, spool_limit="8MiB", seconds=1, sinks=sinks) as log:
+        log.write(step=1, loss=0.5)
+        logging.getLogger().addHandler(log.handler("INFO"))
+        print(log.flush(timeout=1.0), log.stats()["rows"])
+    for row in logs.read(str(folder / "log"), rank=0):
+        print(row["step"] + 1)
+    return log.dropped
 
 
 @ss.decoder("upper")

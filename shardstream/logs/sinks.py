@@ -1,0 +1,192 @@
+"""Sinks: where rows go besides the log. Each is fed by a thread of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from shardstream.errors import MissingExtraError, OptionError, require
+from shardstream.logs.rows import MARK
+
+__all__ = ["CSV", "Sink", "TensorBoard", "Wandb"]
+
+_OWN = frozenset({"time", "rank", "step"})
+
+
+class Sink(Protocol):
+    """What `ss.Log(url, sinks=[...])` takes: any object with these methods. One thread calls them."""
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take rows, in their order.
+
+        Args:
+            rows: One or more rows, each with "time" (seconds since 1970), "rank", and what the user gave.
+        """
+        ...
+
+    def close(self) -> None:
+        """There are no more rows."""
+        ...
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row, without those that say where it belongs."""
+    if MARK in row:
+        return {}
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in _OWN and isinstance(value, (bool, int, float))
+    }
+
+
+def _step(row: Mapping[str, Any]) -> int | None:
+    step = row.get("step")
+    return int(step) if isinstance(step, (int, float)) else None
+
+
+class CSV:
+    """A CSV file, one line for each row. It is continued if it exists.
+
+    Args:
+        path: A local file. Its folder must exist.
+        fields: The columns. None: those of all rows so far. If a row has a new field, the file is written
+            anew with one more column. Records of logging are then left out.
+
+    Raises:
+        OptionError: `fields` has no names.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fields: Sequence[str] | None = None) -> None:
+        if fields is not None and (isinstance(fields, str) or not fields):
+            raise OptionError(f"CSV: fields={fields!r} must be a list of names, or None")
+        self._path = os.path.abspath(os.fspath(path))
+        self._fixed = fields is not None
+        self._fields = list(fields or ())
+        self._begun = False
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows at the end of the file."""
+        if not self._fixed:
+            rows = [row for row in rows if "logger" not in row and MARK not in row]
+        if not rows:
+            return
+        if not self._begun:
+            self._begin()
+        new = dict.fromkeys(name for row in rows for name in row if name not in self._fields)
+        if new and not self._fixed:
+            self._fields += new
+            self._rewrite()
+        # No buffer: a process that is forked meanwhile would write it a second time.
+        with open(self._path, "ab", buffering=0) as file:
+            file.write(self._text(rows, header=not file.tell()))
+
+    def close(self) -> None:
+        """Nothing is open between two writes."""
+
+    def _begin(self) -> None:
+        self._begun = True
+        if os.path.exists(self._path) and os.path.getsize(self._path):
+            with open(self._path, encoding="utf-8", newline="") as file:
+                found = next(csv.reader(file))
+            if self._fixed and found != self._fields:
+                self._begun = False
+                raise OptionError(f"{self._path}: its columns are {found}, not fields={self._fields}")
+            self._fields = found
+            with open(self._path, "rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a process was killed while it wrote
+                    file.write(b"\r\n")
+
+    def _rewrite(self) -> None:
+        """The same lines with the columns that there are now."""
+        if not os.path.exists(self._path) or not os.path.getsize(self._path):
+            return
+        new = f"{self._path}.new"
+        with (
+            open(self._path, encoding="utf-8", newline="") as old,
+            open(new, "w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, self._fields)
+            writer.writeheader()
+            writer.writerows(csv.DictReader(old))
+        os.replace(new, self._path)
+
+    def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._fields, extrasaction="ignore")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+
+
+class TensorBoard:
+    """The numbers of each row as scalars of TensorBoard, at the row's step and time.
+
+    It takes the writer of tensorboardX, or else that of torch. Rows without a number are left out.
+
+    Args:
+        folder: A local folder for event files.
+
+    Raises:
+        MissingExtraError: Neither tensorboardX nor torch with tensorboard is installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = os.path.abspath(os.fspath(folder))
+        self._writer: Any = None
+        try:
+            self._module = require("tensorboardX", "tensorboard")
+        except MissingExtraError as missing:
+            try:
+                self._module = require("torch.utils.tensorboard", "tensorboard")
+            except MissingExtraError:
+                raise missing from None
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add the scalars, and flush them to the file."""
+        if self._writer is None:
+            self._writer = self._module.SummaryWriter(self._folder)
+        for row in rows:
+            step, time = _step(row), row.get("time")
+            for name, value in _metrics(row).items():
+                self._writer.add_scalar(name, value, step, walltime=time)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Wandb:
+    """The numbers of each row in a run of Weights & Biases.
+
+    `logs.Wandb(wandb.init(project="p", mode="offline"))`. Rows of one step make one point. wandb leaves out
+    a row whose step is less than that of the row before. Rows without a number are left out.
+
+    Args:
+        run: What `wandb.init` returns. It is finished with the log.
+
+    Raises:
+        OptionError: It is no run.
+    """
+
+    def __init__(self, run: Any) -> None:
+        if not callable(getattr(run, "log", None)) or not callable(getattr(run, "finish", None)):
+            raise OptionError(f"Wandb: run={run!r} is no run; give it what wandb.init() returns")
+        self._run = run
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log the numbers of each row."""
+        for row in rows:
+            if metrics := _metrics(row):
+                self._run.log(metrics, step=_step(row))
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

@@ -8,10 +8,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shardstream.errors import CommitError, OptionError, SourceError, StorageError
+from shardstream.errors import CommitError, StorageError
 from shardstream.storage.fetch.spans import Part, extent, fill, spans
 from shardstream.storage.local.reads import read_exactly, read_parts, version_of
-from shardstream.storage.local.writes import flat, write_parts
+from shardstream.storage.local.writes import flat, sync_folder, write_parts
+from shardstream.storage.named import named
 from shardstream.storage.options import Options, split_options
 from shardstream.storage.secrets import redact
 from shardstream.storage.transport.backends import Data
@@ -26,20 +27,6 @@ __all__ = [
 
 _TEMPORARY = ".tmp-"
 _THREADS = 64
-
-
-@contextlib.contextmanager
-def named(what: str) -> Iterator[None]:
-    """Turn the errors of file systems into a StorageError that says what was tried."""
-    try:
-        yield
-    except (StorageError, SourceError, OptionError):
-        raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageError(f"{what}: {reason}") from error
-    except Exception as error:  # stores raise what they like; users see typed errors only
-        raise StorageError(f"{what}: {type(error).__name__}") from error
 
 
 def local_path_of(url: str) -> str | None:
@@ -103,6 +90,10 @@ class Store:
     def size(self, path: str) -> int:
         """The object's size in bytes."""
         raise NotImplementedError
+
+    def version(self, path: str) -> tuple[str, int]:
+        """(what names the object's version, or "" if the store does not tell; its size in bytes)."""
+        return "", self.size(path)
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
@@ -175,15 +166,21 @@ class LocalStore(Store):
         with named(where):
             file = os.open(self._root / path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self.session.check(where, *version_of(file))
+                self.session.check(where, *version_of(os.fstat(file)))
                 read_parts(file, parts, where)
-                self.session.check(where, *version_of(file))  # it may have been written to meanwhile
+                self.session.check(
+                    where, *version_of(os.fstat(file))
+                )  # it may have been written to meanwhile
             finally:
                 os.close(file)
 
     def size(self, path: str) -> int:
         with named(self.where(path)):
             return (self._root / path).stat().st_size
+
+    def version(self, path: str) -> tuple[str, int]:
+        with named(self.where(path)):
+            return version_of((self._root / path).stat())
 
     def exists(self, path: str) -> bool:
         with named(self.where(path)):
@@ -265,6 +262,9 @@ class RemoteStore(Store):
     def size(self, path: str) -> int:
         return self._client.size(path)
 
+    def version(self, path: str) -> tuple[str, int]:
+        return self._client.version(path)
+
     def exists(self, path: str) -> bool:
         return self._client.exists(path)
 
@@ -287,12 +287,3 @@ class RemoteStore(Store):
     @property
     def backend(self) -> str:
         return self._client.backend
-
-
-def sync_folder(folder: str) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 
@@ -18,6 +20,9 @@ __all__ = ["RangeReader", "read_ranges"]
 
 _REMOTE = 32  # ranges on their way: 256 MiB
 _LOCAL = 4, 32  # threads, at least and at most: a parallel file system wants more than there are processors
+
+# Closed at the end of the program: a thread that is in the code of torch then would have it abort.
+_readers: weakref.WeakSet[RangeReader] = weakref.WeakSet()
 
 Done = Callable[[BaseException | None], None]
 
@@ -43,6 +48,8 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
         self._pool.most = lambda: max(1, min(most, store.concurrency))
         self._open = 0
         self._ended = threading.Condition()
+        self._process = os.getpid()
+        _readers.add(self)
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -55,19 +62,23 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
             span: Its parts.
             done: It is called once, by the thread that has read the range, with None or with the error.
         """
+        self.run(lambda: self._store.read_into(path, span), done)
+
+    def run(self, read: Callable[[], None], done: Done) -> None:
+        """Call a function that reads soon, in a thread.
+
+        Args:
+            read: It calls `read_into` of the store.
+            done: It is called once, by the same thread, with None or with the error.
+        """
         with self._ended:
             self._open += 1
+        calls = [(read, done)]
+        del read, done
 
         def work() -> None:
-            error: BaseException | None = None
             try:
-                if self._scope.over:
-                    raise Cancelled
-                self._store.read_into(path, span)
-            except BaseException as caught:  # noqa: BLE001 - the caller is told
-                error = caught
-            try:
-                done(error)
+                self._call(*calls.pop())  # which then holds what they refer to alone, and lets go of it
             finally:
                 with self._ended:
                     self._open -= 1
@@ -76,8 +87,20 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
         with working_for(self._scope):
             self._pool.submit(work)
 
+    def _call(self, read: Callable[[], None], done: Done) -> None:
+        error: BaseException | None = None
+        try:
+            if self._scope.over:
+                raise Cancelled
+            read()
+        except BaseException as caught:  # noqa: BLE001 - the caller is told
+            error = caught
+        done(error)
+
     def close(self) -> None:
         """Give up the ranges that are on their way. After it, no thread writes to their memory."""
+        if self._process != os.getpid():  # after a fork: the threads are the parent's
+            return
         self._scope.end()
         with self._ended:
             self._ended.wait_for(lambda: not self._open)
@@ -138,3 +161,12 @@ def read_ranges(
             current().result(finished, threading.TIMEOUT_MAX)
         except CancelledError:
             raise StorageError(f"{store.url}: given up: what it was for has ended") from None
+
+
+def _at_exit() -> None:
+    for reader in tuple(_readers):
+        reader.close()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_readers.clear)

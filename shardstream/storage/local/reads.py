@@ -46,9 +46,8 @@ def read_exactly(file: int, start: int, size: int, where: str) -> bytes | memory
     return data
 
 
-def version_of(file: int) -> tuple[str, int]:
-    """(what names the version of an open file, its size): another one after each write, or a replacement."""
-    found = os.fstat(file)
+def version_of(found: os.stat_result) -> tuple[str, int]:
+    """(what names the version of a file, its size): another one after each write, or a replacement."""
     return f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}", found.st_size
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterable
 
-__all__ = ["flat", "reserve", "write_parts"]
+__all__ = ["flat", "reserve", "sync_folder", "write_parts"]
 
 _AT_ONCE = 512  # parts of one call of the system, which takes 1,024
 _WORTH = 1 << 20  # bytes from which on it is worth a call to reserve room
@@ -52,3 +52,12 @@ def write_parts(file: int, parts: Iterable[bytes | bytearray | memoryview]) -> N
             first += 1
         if count:
             views[first] = views[first][count:]
+
+
+def sync_folder(folder: str) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

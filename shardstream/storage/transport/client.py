@@ -167,11 +167,15 @@ class Client:
 
     def size(self, path: str) -> int:
         """The object's size in bytes."""
+        return self.version(path)[1]
+
+    def version(self, path: str) -> tuple[str, int]:
+        """(what names the object's version, or ""; its size in bytes)."""
         full = self.path(path)
-        found, _ = self._run(self.where(path), lambda store: store.head(full))
+        found, version = self._run(self.where(path), lambda store: store.head(full))
         if found is None:
             raise StorageError(f"{self.where(path)}: the store does not tell its size")
-        return found
+        return version, found
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""

@@ -71,6 +71,11 @@ class Store:
         """Exactly `size` bytes from `start`."""
         raise NotImplementedError
 
+    def read_start(self, path: str, most: int) -> tuple[Data, int]:
+        """(the first `most` bytes of an object, fewer if it is shorter; its size)."""
+        size = self.size(path)
+        return self.read_range(path, 0, min(most, size)), size
+
     def read_into(self, path: str, parts: Sequence[Part]) -> None:
         """Fill memory with parts of one object, in this thread; `read_ranges` does it with many.
 
@@ -261,6 +266,11 @@ class RemoteStore(Store):
 
     def size(self, path: str) -> int:
         return self._client.size(path)
+
+    def read_start(self, path: str, most: int) -> tuple[Data, int]:
+        data = self._client.get_range(path, 0, most)
+        known = self.session.total(self._client.where(path))
+        return data, len(data) if len(data) < most else known or self.size(path)
 
     def version(self, path: str) -> tuple[str, int]:
         return self._client.version(path)

@@ -77,6 +77,15 @@ class ReadOnlyStoreContract:
             assert room[at] == 0  # nothing is written beside the views
         store.read_into("sub/a", [])
 
+    def test_the_start_of_an_object_and_its_size(self, store: Store, put: Put) -> None:
+        put("a", bytes(range(100)))
+        put("empty")
+        assert store.read_start("a", 10) == (bytes(range(10)), 100)
+        assert store.read_start("a", 100) == store.read_start("a", 1000) == (bytes(range(100)), 100)
+        assert store.read_start("empty", 10) == (b"", 0)
+        assert store.version("a")[1] == 100
+        assert store.version("a") == store.version("a")
+
     def test_parts_that_do_not_exist_are_errors(self, store: Store, put: Put) -> None:
         put("a", bytes(100))
         room = memoryview(bytearray(50))

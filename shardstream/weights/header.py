@@ -16,7 +16,7 @@ from shardstream.storage.store import Store
 __all__ = ["BITS", "LARGEST", "FileHeader", "TensorInfo", "parse_header", "read_header"]
 
 LARGEST = 100_000_000  # bytes of a header, as safetensors allows
-_FIRST = 256 << 10  # bytes that are read at first: most headers are shorter
+_FIRST = 64 << 10  # bytes that are read at first: most headers are shorter
 
 # Bits of an element, by the names that safetensors has for dtypes.
 BITS = {
@@ -63,16 +63,16 @@ class FileHeader:
 
 
 def read_header(store: Store, file: str, where: str) -> FileHeader:
-    """The header of one file, by a request for its size and one or two for its beginning.
+    """The header of one file, by one or two requests for its beginning.
 
     Raises:
         CorruptionError: It is no safetensors file, or its header does not fit its size.
         StorageError: It cannot be read.
     """
-    total = store.size(file)
+    first, total = store.read_start(file, _FIRST)
     if total < 8:
         raise CorruptionError(f"{where}: {total} bytes are no safetensors file")
-    data = bytes(store.read_range(file, 0, min(total, _FIRST)))
+    data = bytes(first)
     length = int.from_bytes(data[:8], "little")
     if length > min(LARGEST, total - 8):
         raise CorruptionError(

@@ -236,7 +236,8 @@ def _checkable(catalog: Catalog, file: str, group: _Group) -> tuple[int, int, st
     if digests is not None:
         number = group.start // BLOCK
         begin, end = number * BLOCK, min((number + 1) * BLOCK, digests.bytes)
-        if group.end <= end and 2 * (group.end - group.start) >= end - begin:
+        more = (end - begin) - (group.end - group.start)
+        if group.end <= end and more <= max(GAP, (end - begin) // 2):
             return begin, end, digests.blocks[number]
     return group.start, group.end, None
 

@@ -72,7 +72,8 @@ def test_it_needs_no_torch(model: Path, tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from shardstream.cli.app import run\n"
-        "codes = [run(['weights', sys.argv[1], *more]) for more in (['info'], ['verify'], ['fetch', '--cache', sys.argv[2]])]\n"
+        "calls = ['info'], ['verify'], ['fetch', '--cache', sys.argv[2]]\n"
+        "codes = [run(['weights', sys.argv[1], *more]) for more in calls]\n"
         "assert codes == [0, 0, 0], codes\n"
     )
     arguments = [sys.executable, "-c", program, str(model), str(tmp_path / "cache")]

@@ -14,17 +14,19 @@ __all__ = ["of_all_kinds", "same", "save_sharded"]
 
 
 def of_all_kinds(large: int = 3000) -> dict[str, torch.Tensor]:
-    """Every dtype that safetensors and torch share; a single number, nothing, odd sizes, more than a block."""
+    """Every dtype that safetensors and torch share; a single number, nothing, more than a block."""
     torch.manual_seed(1)
     state = {
         "layer.weight": torch.randn(large, 1025),  # 12 MB: two blocks
-        "half": torch.randn(33, 65).half(), "brain": torch.randn(129, 7).bfloat16(),
+        "half": torch.randn(33, 65).half(),
+        "brain": torch.randn(129, 7).bfloat16(),
         "double": torch.randn(5, 3, 2, dtype=torch.float64), "number": torch.tensor(3.5),
         "one": torch.tensor([7], dtype=torch.int64), "nothing": torch.empty(0, 4),
         "bool": torch.rand(13) > 0.5,
         "fp8": torch.randn(33, 5).to(torch.float8_e4m3fn),
         "fp8_e5m2": torch.randn(7).to(torch.float8_e5m2),
-        "bytes": torch.arange(255, dtype=torch.uint8), "int8": torch.arange(-5, 6, dtype=torch.int8),
+        "bytes": torch.arange(255, dtype=torch.uint8),
+        "int8": torch.arange(-5, 6, dtype=torch.int8),
         "int16": torch.arange(9, dtype=torch.int16), "int32": torch.arange(9, dtype=torch.int32),
         "complex": torch.randn(3, dtype=torch.complex64), "ключ ✓ \"q\"": torch.arange(3),
     }  # fmt: skip

@@ -35,7 +35,7 @@ class Block(torch.nn.Module):
 
 
 def parallel(kind: str, size: int, meta: bool, dtype: str, folder: str) -> list[Any]:
-    """What a rank has after the load: for each parameter whether its whole is right; and bytes it has read."""
+    """The names of the parameters of which a rank has other numbers than the file."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -59,7 +59,7 @@ def parallel(kind: str, size: int, meta: bool, dtype: str, folder: str) -> list[
             full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             if not torch.equal(full.detach(), state[name].to(full.dtype)):
                 wrong.append(name)
-        if kind != "tp":  # FSDP works with the parameters that were put in the place of its own
+        if kind == "fsdp":  # it works with the parameters that were put in the place of its own
             output = model(torch.ones(2, WIDTH, dtype=getattr(torch, dtype)))
             wrong += [] if torch.isfinite(output).all() else ["output"]
         del dist
@@ -69,8 +69,10 @@ def parallel(kind: str, size: int, meta: bool, dtype: str, folder: str) -> list[
 @pytest.mark.parametrize(
     ("kind", "size", "meta", "dtype"),
     [
-        ("fsdp", 2, True, "float32"), ("fsdp", 4, False, "bfloat16"), ("tp", 2, False, "float32"),
-        ("tp", 4, True, "bfloat16"), ("both", 4, True, "float32"), ("both", 4, False, "bfloat16"),
+        ("fsdp", 2, True, "float32"), ("tp", 2, False, "bfloat16"), ("both", 4, True, "float32"),
+        pytest.param("fsdp", 4, False, "bfloat16", marks=pytest.mark.long),
+        pytest.param("tp", 4, True, "float32", marks=pytest.mark.long),
+        pytest.param("both", 4, False, "bfloat16", marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_each_rank_has_its_slices(tmp_path: Path, kind: str, size: int, meta: bool, dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""Weights as tensors: the same bits as safetensors gives, from anywhere, through faults, in bounded memory."""
+"""Weights as tensors: the bits that safetensors gives, from anywhere, through faults, in bounded memory."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_conversion_of_bytes_that_lie_at_odd_places(tmp_path: Path) -> None:
 
 
 def test_options_that_cannot_be(folder: Path) -> None:
-    with pytest.raises(OptionError, match="dtype=torch.int8 must be"):
+    with pytest.raises(OptionError, match=r"dtype=torch\.int8 must be"):
         ss.load_weights(folder, dtype=torch.int8)
     with pytest.raises(OptionError, match="meta"):
         ss.load_weights(folder, device="meta")
@@ -159,7 +159,7 @@ def test_bits_that_flip_on_their_way_are_read_again(
     def once(method: str, path: str) -> bool:
         nonlocal seen
         seen += method == "GET" and "00001-of" in path
-        return method == "GET" and "00001-of" in path and seen == 3  # its header comes first
+        return method == "GET" and "00001-of" in path and seen == 2  # its header comes first
 
     proxy.set(flip=1.0, only=once)
     assert same(ss.load_weights(url, storage_options=weed.options(proxy.url)), state)
@@ -248,7 +248,8 @@ def test_memory_is_that_of_the_model(tmp_path: Path) -> None:
     )  # 400 MB
     program = (
         "import sys, torch, numpy, shardstream as ss, shardstream.weights.load, shardstream.weights.tensors\n"
-        "def peak(): return next(int(l.split()[1]) << 10 for l in open('/proc/self/status') if 'VmHWM' in l)\n"
+        "def peak():\n"
+        "    return next(int(l.split()[1]) << 10 for l in open('/proc/self/status') if 'VmHWM' in l)\n"
         "before = peak()\n"
         "found = ss.load_weights(sys.argv[1])\n"
         "print((peak() - before) / sum(each.nbytes for each in found.values()))\n"

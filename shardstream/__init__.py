@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from shardstream.storage.cache.options import Cache as Cache
     from shardstream.storage.options import Retry as Retry
     from shardstream.storage.options import Timeouts as Timeouts
+    from shardstream.weights.fetch import fetch_weights as fetch_weights
+    from shardstream.weights.into import load_into as load_into
+    from shardstream.weights.load import load_weights as load_weights
+    from shardstream.weights.load import stream_weights as stream_weights
 
 # Imported at first use, so that `import shardstream` is quick and the packer never loads torch.
 _HOMES = {
@@ -67,9 +71,13 @@ _HOMES = {
     "Writer": "shardstream.packing.samples_writer",
     "commit": "shardstream.packing.commit_parts",
     "decoder": "shardstream.decode.registry",
+    "fetch_weights": "shardstream.weights.fetch",
     "index": "shardstream.packing.adopt",
+    "load_into": "shardstream.weights.into",
+    "load_weights": "shardstream.weights.load",
     "pack": "shardstream.packing.packer",
     "seeded": "shardstream.dataset.transforms",
+    "stream_weights": "shardstream.weights.load",
     "to_tf": "shardstream.integrations.tensorflow",
     "verify": "shardstream.maintain.verify",
     "warm": "shardstream.maintain.warm",
@@ -102,9 +110,13 @@ __all__ = [
     "Writer",
     "commit",
     "decoder",
+    "fetch_weights",
     "index",
+    "load_into",
+    "load_weights",
     "pack",
     "seeded",
+    "stream_weights",
     "verify",
     "warm",
 ]

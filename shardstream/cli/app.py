@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shardstream.cli import adopt, cache, export, inspect, pack, rebuild, show, verify, warm
+from shardstream.cli import adopt, cache, export, inspect, pack, rebuild, show, verify, warm, weights
 from shardstream.errors import OptionError, ShardstreamError
 from shardstream.version import __version__
 
@@ -36,6 +36,7 @@ app.command()(rebuild.rebuild)
 app.command()(warm.warm)
 app.command()(cache.cache)
 app.command()(show.show)
+app.command()(weights.weights)
 
 
 def _version(wanted: bool) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from shardstream.errors import CommitError, OptionError, SourceError, StorageError
-from shardstream.storage.local.reads import read_at
+from shardstream.errors import CommitError, StorageError
+from shardstream.storage.fetch.spans import Part, extent, fill, spans
+from shardstream.storage.local.reads import read_exactly, read_parts, version_of
+from shardstream.storage.local.writes import flat, sync_folder, write_parts
+from shardstream.storage.named import named
 from shardstream.storage.options import Options, split_options
 from shardstream.storage.secrets import redact
 from shardstream.storage.transport.backends import Data
@@ -25,20 +27,6 @@ __all__ = [
 
 _TEMPORARY = ".tmp-"
 _THREADS = 64
-
-
-@contextlib.contextmanager
-def named(what: str) -> Iterator[None]:
-    """Turn the errors of file systems into a StorageError that says what was tried."""
-    try:
-        yield
-    except (StorageError, SourceError, OptionError):
-        raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageError(f"{what}: {reason}") from error
-    except Exception as error:  # stores raise what they like; users see typed errors only
-        raise StorageError(f"{what}: {type(error).__name__}") from error
 
 
 def local_path_of(url: str) -> str | None:
@@ -83,9 +71,34 @@ class Store:
         """Exactly `size` bytes from `start`."""
         raise NotImplementedError
 
+    def read_start(self, path: str, most: int) -> tuple[Data, int]:
+        """(the first `most` bytes of an object, fewer if it is shorter; its size)."""
+        size = self.size(path)
+        return self.read_range(path, 0, min(most, size)), size
+
+    def read_into(self, path: str, parts: Sequence[Part]) -> None:
+        """Fill memory with parts of one object, in this thread; `read_ranges` does it with many.
+
+        Args:
+            path: The object.
+            parts: (start, view) pairs: where the bytes begin, and a writable, contiguous view of single bytes
+                that is filled. They may lie in any order, overlap, or be empty.
+
+        Raises:
+            StorageError: A part lies outside of the object, it has changed since this store has read it, or
+                it cannot be read. The views then hold anything.
+        """
+        for span in spans(parts):
+            start, end = extent(span)
+            fill(span, start, self.read_range(path, start, end - start))
+
     def size(self, path: str) -> int:
         """The object's size in bytes."""
         raise NotImplementedError
+
+    def version(self, path: str) -> tuple[str, int]:
+        """(what names the object's version, or "" if the store does not tell; its size in bytes)."""
+        return "", self.size(path)
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
@@ -96,7 +109,11 @@ class Store:
         raise NotImplementedError
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
-        """Put an object of these parts, atomically: readers see the old one or the new one."""
+        """Put an object of these parts, atomically: readers see the old one or the new one.
+
+        The parts are not joined where the store's package can do without. No thread may change them before
+        this method returns. Up to 256 MiB are one request to a store, which is tried again as a whole.
+        """
         raise NotImplementedError
 
     def create(self, path: str, data: bytes) -> None:
@@ -147,11 +164,28 @@ class LocalStore(Store):
 
     def read_range(self, path: str, start: int, size: int) -> Data:
         with named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
-            return _exactly(file, start, size, self.where(path))
+            return read_exactly(file.fileno(), start, size, self.where(path))
+
+    def read_into(self, path: str, parts: Sequence[Part]) -> None:
+        where = self.where(path)
+        with named(where):
+            file = os.open(self._root / path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self.session.check(where, *version_of(os.fstat(file)))
+                read_parts(file, parts, where)
+                self.session.check(
+                    where, *version_of(os.fstat(file))
+                )  # it may have been written to meanwhile
+            finally:
+                os.close(file)
 
     def size(self, path: str) -> int:
         with named(self.where(path)):
             return (self._root / path).stat().st_size
+
+    def version(self, path: str) -> tuple[str, int]:
+        with named(self.where(path)):
+            return version_of((self._root / path).stat())
 
     def exists(self, path: str) -> bool:
         with named(self.where(path)):
@@ -166,6 +200,7 @@ class LocalStore(Store):
             )
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
+        self.session.forget(self.where(path))
         with self._temporary(path, *parts) as temporary:
             os.replace(temporary, self._root / path)
 
@@ -190,9 +225,8 @@ class LocalStore(Store):
             folder.mkdir(parents=True, exist_ok=True)
             temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
             try:
-                with open(temporary, "xb") as file:
-                    file.writelines(parts)
-                    file.flush()
+                with open(temporary, "xb", buffering=0) as file:
+                    write_parts(file.fileno(), parts)
                     os.fsync(file.fileno())
                 yield temporary
             finally:
@@ -233,6 +267,14 @@ class RemoteStore(Store):
     def size(self, path: str) -> int:
         return self._client.size(path)
 
+    def read_start(self, path: str, most: int) -> tuple[Data, int]:
+        data = self._client.get_range(path, 0, most)
+        known = self.session.total(self._client.where(path))
+        return data, len(data) if len(data) < most else known or self.size(path)
+
+    def version(self, path: str) -> tuple[str, int]:
+        return self._client.version(path)
+
     def exists(self, path: str) -> bool:
         return self._client.exists(path)
 
@@ -240,7 +282,7 @@ class RemoteStore(Store):
         return self._client.list()
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
-        self._client.put(path, b"".join(parts))
+        self._client.put(path, flat(parts))
 
     def create(self, path: str, data: bytes) -> None:
         self._client.create(path, data)
@@ -255,22 +297,3 @@ class RemoteStore(Store):
     @property
     def backend(self) -> str:
         return self._client.backend
-
-
-def sync_folder(folder: str) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _exactly(file: Any, start: int, size: int, where: str) -> Data:
-    end = os.fstat(file.fileno()).st_size
-    if min(start, size) < 0 or start + size > end:
-        raise StorageError(f"{where}: bytes {start} to {start + size} of {end} do not exist")
-    data = read_at(file.fileno(), start, size)
-    if len(data) < size:
-        raise StorageError(f"{where}: it ends at byte {start + len(data)}, not at {start + size}")
-    return data

@@ -30,6 +30,10 @@ class ReadSession:
                 "and write new versions to new places"
             )
 
+    def total(self, path: str) -> int | None:
+        """The size of an object that was read, if its store told it."""
+        return self._versions.get(path, ("", None))[1]
+
     def forget(self, path: str) -> None:
         """Allow another version of an object, since this process writes one."""
         self._versions.pop(path, None)

@@ -1,0 +1,80 @@
+"""Checksums of files: safetensors has none, so they lie in a file beside, or in a checkpoint's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import xxhash
+
+from shardstream.errors import CorruptionError
+from shardstream.storage.fetch.spans import LARGEST, Part
+
+__all__ = ["BLOCK", "NAME", "Digests", "decode", "digest_of", "encode"]
+
+NAME = "shardstream.digests.json"
+BLOCK = LARGEST  # bytes that have one checksum
+_FORMAT = "shardstream-digests"
+
+
+class Digests(msgspec.Struct, frozen=True):
+    """The checksums of one file.
+
+    Args:
+        bytes: The size of the file.
+        blocks: xxh3_64 of every block of 8 MiB, the last one shorter, 16 hex digits each.
+    """
+
+    bytes: int
+    blocks: list[str]
+
+
+class _File(msgspec.Struct, frozen=True):
+    format: str
+    version: int
+    files: dict[str, Digests]
+
+
+def encode(files: Mapping[str, Digests]) -> bytes:
+    """The file of digests, as JSON."""
+    return msgspec.json.format(msgspec.json.encode(_File(_FORMAT, 1, dict(files))), indent=1)
+
+
+def decode(data: bytes, where: str) -> dict[str, Digests]:
+    """The digests in such a file.
+
+    Raises:
+        CorruptionError: It is damaged, or of a later version.
+    """
+    try:
+        found = msgspec.json.decode(data, type=_File)
+    except msgspec.DecodeError as error:
+        raise CorruptionError(f"{where}: no digests of shardstream: {error}") from error
+    if (found.format, found.version) != (_FORMAT, 1):
+        raise CorruptionError(
+            f"{where}: digests of version {found.version} of {found.format!r} are not known"
+        )
+    return check(found.files, where)
+
+
+def check(files: dict[str, Digests], where: str) -> dict[str, Digests]:
+    """`files`, each with as many blocks as its size needs, else CorruptionError."""
+    for name, digests in files.items():
+        if digests.bytes < 0 or len(digests.blocks) != -(-digests.bytes // BLOCK):
+            raise CorruptionError(
+                f"{where}: {len(digests.blocks)} checksums for {digests.bytes} bytes of {name}"
+            )
+    return files
+
+
+def digest_of(parts: Iterable[Part]) -> str:
+    """The checksum of parts that follow each other. Bytes that a part repeats count once."""
+    hasher: Any = xxhash.xxh3_64()
+    end = -1
+    for start, view in parts:
+        end = start if end < 0 else end
+        hasher.update(view[max(0, end - start) :])
+        end = max(end, start + len(view))
+    digest: str = hasher.hexdigest()
+    return digest

@@ -1,0 +1,208 @@
+"""Files from a store to a folder: many ranges at a time, each checked, each file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from shardstream.errors import CorruptionError
+from shardstream.storage.fetch.ranges import RangeReader
+from shardstream.storage.local.writes import reserve
+from shardstream.storage.store import LocalStore, Store, named, sync_folder
+from shardstream.weights.digests import BLOCK, Digests
+from shardstream.weights.urls import Place
+
+__all__ = ["Wanted", "digests_of_file", "download", "read_blocks"]
+
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file that is to be fetched.
+
+    Attributes:
+        name: Its path in the folder.
+        path: Its path in the store.
+        bytes: Its size.
+        digests: Its checksums, if they are known.
+        sha256: The same of the whole file.
+    """
+
+    name: str
+    path: str
+    bytes: int
+    digests: Digests | None = None
+    sha256: str | None = None
+
+
+class Rooms:
+    """Memory for blocks, as much as there are threads at a time."""
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def lend(self, size: int) -> Iterator[memoryview]:
+        """Memory of so many bytes, at most a block."""
+        with self._lock:
+            room = self._free.pop() if self._free else None
+        if room is None:
+            room = memoryview(bytearray(BLOCK))
+        try:
+            yield room[:size]
+        finally:
+            with self._lock:
+                self._free.append(room)
+
+
+def read_blocks(
+    store: Store,
+    files: Sequence[tuple[str, int, Digests | None]],
+    use: Callable[[str, int, memoryview], None],
+    where: Callable[[str], str],
+) -> Iterator[tuple[str, Digests]]:
+    """Read files by blocks, with many threads, and check them.
+
+    Args:
+        store: Where they are.
+        files: (path, size, checksums if they are known) of each.
+        use: Called with a path, where a block begins, and its bytes, in the thread that has read it.
+        where: Names a file for messages.
+
+    Yields:
+        (path, checksums) of each file, when all its blocks were used.
+
+    Raises:
+        CorruptionError: A block has another checksum, even after it was read again.
+        StorageError: It cannot be read.
+    """
+    rooms, lock = Rooms(), threading.Lock()
+    ended: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+    blocks = {path: [""] * -(-size // BLOCK) for path, size, _ in files}
+    left = {path: len(found) for path, found in blocks.items()}
+
+    def read(path: str, number: int, size: int, known: Digests | None) -> None:
+        start = number * BLOCK
+        with rooms.lend(min(BLOCK, size - start)) as room:
+            store.read_into(path, [(start, room)])
+            digest = xxhash.xxh3_64_hexdigest(room)
+            if known is not None and digest != known.blocks[number]:
+                store.read_into(path, [(start, room)])  # it may have been damaged on its way
+                digest = xxhash.xxh3_64_hexdigest(room)
+                if digest != known.blocks[number]:
+                    end = start + len(room)
+                    raise CorruptionError(
+                        f"{where(path)}: bytes {start} to {end} are damaged: their checksum differs"
+                    )
+            use(path, start, room)
+            blocks[path][number] = digest
+
+    def done(path: str, error: BaseException | None) -> None:
+        with lock:
+            left[path] -= error is None
+            whole = not left[path]
+        if error is not None or whole:
+            ended.put(error or path)
+
+    with RangeReader(store) as reader:
+        for path, size, known in files:
+            if known is not None and known.bytes != size:
+                raise CorruptionError(f"{where(path)}: {size} bytes, {known.bytes} when it was recorded")
+            for number in range(len(blocks[path])):
+                reader.run(
+                    lambda path=path, number=number, size=size, known=known: read(path, number, size, known),  # type: ignore[misc]
+                    lambda error, path=path: done(path, error),  # type: ignore[misc]
+                )
+            if not blocks[path]:
+                ended.put(path)
+        for _ in files:
+            found = ended.get()
+            if isinstance(found, BaseException):
+                raise found
+            size = next(size for path, size, _ in files if path == found)
+            yield found, Digests(size, blocks[found])
+
+
+def digests_of_file(store: Store, path: str) -> Digests:
+    """The checksums of a file as it is."""
+    [(_, found)] = read_blocks(store, [(path, store.size(path), None)], lambda *_: None, store.where)
+    return found
+
+
+@dataclass
+class _Open:
+    """A file that is being written."""
+
+    wanted: Wanted
+    temporary: str
+    file: int = -1
+    lock: Any = field(default_factory=threading.Lock)
+
+    def write(self, start: int, data: memoryview) -> None:
+        with self.lock:
+            if self.file < 0:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+                self.file = os.open(self.temporary, flags, 0o600)
+                reserve(self.file, self.wanted.bytes)
+        while data:
+            count = os.pwrite(self.file, data, start)
+            start += count
+            data = data[count:]
+
+    def close(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+
+def download(place: Place, wanted: Sequence[Wanted], local: LocalStore) -> dict[str, Digests]:
+    """Fetch files into a folder. A file is at its name when it is whole and on the disk.
+
+    Returns:
+        The checksums of the files, by their names.
+
+    Raises:
+        CorruptionError: A file has other checksums in the store.
+        StorageError: A file cannot be read or written.
+    """
+    if not wanted:
+        return {}
+    found: dict[str, Digests] = {}
+    opened: dict[str, _Open] = {}
+    for file in wanted:
+        target = str(local.local_path(file.name))
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        temporary = os.path.join(os.path.dirname(target), f"{_TEMPORARY}{os.urandom(8).hex()}")
+        opened[file.path] = _Open(file, temporary)
+
+    def use(path: str, start: int, data: memoryview) -> None:
+        with named(f"writing {local.where(opened[path].wanted.name)}"):
+            opened[path].write(start, data)
+
+    try:
+        files = [(file.path, file.bytes, file.digests) for file in wanted]
+        for path, digests in read_blocks(place.store, files, use, place.where):
+            each = opened[path]
+            with named(f"writing {local.where(each.wanted.name)}"):
+                each.write(0, memoryview(b""))  # an empty file has no block
+                os.fsync(each.file)
+                each.close()
+                target = str(local.local_path(each.wanted.name))
+                os.replace(each.temporary, target)
+                sync_folder(os.path.dirname(target))
+            found[each.wanted.name] = digests
+    finally:
+        for each in opened.values():
+            each.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(each.temporary)
+    return found

@@ -1,0 +1,286 @@
+"""Weights as a verified folder on this machine, downloaded once for all its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import msgspec
+import xxhash
+
+from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StorageError
+from shardstream.storage.cache.locks import FetchLocks
+from shardstream.storage.cache.options import Cache
+from shardstream.storage.options import Options
+from shardstream.storage.secrets import redact
+from shardstream.storage.store import LocalStore, Store, absolute, named
+from shardstream.storage.transport.failures import is_unreachable
+from shardstream.weights import digests
+from shardstream.weights.catalog import Catalog, open_catalog, optional
+from shardstream.weights.digests import Digests
+from shardstream.weights.download import Wanted, digests_of_file, download
+from shardstream.weights.urls import Place, open_place
+
+__all__ = ["fetch_weights"]
+
+log = logging.getLogger("shardstream")
+
+_STATE = ".shardstream-fetched.json"
+_POLL = 0.05  # seconds between two tries to take the lock of another process
+_REQUESTS = 16
+# Files of models that are no weights, which web servers do not list.
+_BESIDE = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+# The same weights in other formats.
+_OTHERS = re.compile(r".*\.(bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|ot|tflite|npz|zip|tar|safetensors)\Z|\..*")
+
+
+class _Fetched(msgspec.Struct, frozen=True):
+    """A file that was fetched.
+
+    Args:
+        path: Its path in the store.
+        remote: Its version there, and its size.
+        local: What the file system said of it when it was verified.
+        digests: Its checksums.
+    """
+
+    path: str
+    remote: tuple[str, int]
+    local: tuple[str, int]
+    digests: Digests
+
+
+class _State(msgspec.Struct, frozen=True):
+    url: str
+    files: dict[str, _Fetched]
+
+
+def fetch_weights(
+    url: str | os.PathLike[str],
+    cache: Cache | str | os.PathLike[str],
+    *,
+    storage_options: Options = None,
+) -> str:
+    """A local folder with the weights at a URL, and the small files beside them, for any loader there is.
+
+    The first process of a machine downloads; others wait for it. Later calls ask the store whether a file is
+    another one, and look whether the local file was touched. What has changed is verified, and fetched again
+    if need be. Each file appears at once, whole. If nobody answers, what is here and sound is used, and the
+    log says so.
+
+    Example:
+        ``AutoModel.from_pretrained(ss.fetch_weights("s3://bucket/model", "/nvme/cache"))``
+
+    Args:
+        url: See `load_weights`.
+        cache: A folder on a local disk, or a `Cache` with one.
+        storage_options: For the store.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        CorruptionError: A file is damaged in the store.
+        OptionError: The cache has no folder, or no such URL is possible.
+        StorageError: The weights cannot be read, or there is no room.
+    """
+    url, root = absolute(os.fspath(url)), _root(cache)
+    name = _folder_name(url)
+    folder = os.path.join(root, name)
+    with named(f"making {folder}"):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    with _lock(root, name):
+        _fetch(url, folder, storage_options)
+    return folder
+
+
+def _root(cache: Cache | str | os.PathLike[str]) -> str:
+    found = cache.dir if isinstance(cache, Cache) else cache
+    if found is None or "://" in os.fspath(found):
+        raise OptionError(f"cache={cache!r} must be a folder on a local disk, such as /nvme/cache")
+    return os.path.join(os.path.abspath(os.path.expanduser(os.fspath(found))), "weights")
+
+
+def _folder_name(url: str) -> str:
+    plain = redact(url).partition("?")[0].rstrip("/")
+    last = re.sub(r"[^\w.-]+", "-", "-".join(plain.split("/")[-2:]))[-60:].strip(".-")
+    return f"{last or 'model'}-{xxhash.xxh3_64_hexdigest(plain.encode())}"
+
+
+@contextlib.contextmanager
+def _lock(root: str, name: str) -> Iterator[None]:
+    """Let one process and thread of the machine fetch; the lock ends with its process."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with named(f"locking {root}"):
+        file = os.open(os.path.join(root, ".lock"), flags, 0o600)
+    locks, pause = FetchLocks(file), threading.Event()
+    lock = locks.take(name)
+    if lock is None:
+        log.info("%s: another process fetches it: waiting", name)
+    while lock is None:
+        pause.wait(_POLL)
+        lock = locks.take(name)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch(url: str, folder: str, options: Options) -> None:
+    local = LocalStore(folder)
+    state = _read_state(local, url)
+    try:
+        if state is not None and state.files:
+            place = _place_of(url, options)
+            if _is_current(place, state):
+                changed = _changed(local, state)
+                if not changed:
+                    return
+                log.warning(
+                    "%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed)
+                )
+        catalog = open_catalog(url, options)
+        wanted = _wanted(catalog, url)
+        fetched = _download(catalog.place, wanted, local, state)
+    except StorageError as error:
+        if state is None or not is_unreachable(error) or _changed(local, state):
+            raise
+        log.warning("%s; what was fetched before is used", error)
+        return
+    for name in set(state.files if state else ()) - fetched.keys():
+        local.delete(name)  # it was here because of us
+    local.write(digests.NAME, digests.encode({name: file.digests for name, file in fetched.items()}))
+    local.write(_STATE, msgspec.json.encode(_State(redact(url), fetched)))
+
+
+def _place_of(url: str, options: Options) -> Store:
+    return open_place(url, options).store
+
+
+def _read_state(local: Store, url: str) -> _State | None:
+    try:
+        found = msgspec.json.decode(local.read(_STATE), type=_State)
+    except (ShardstreamError, msgspec.DecodeError):
+        return None  # nothing was fetched yet, or it is not known what
+    return found if found.url == redact(url) else None
+
+
+def _is_current(store: Store, state: _State) -> bool:
+    """Whether the store has what was fetched."""
+    paths = [file.path for file in state.files.values()]
+    with ThreadPoolExecutor(min(_REQUESTS, len(paths)), "shardstream-weights") as pool:
+        try:
+            found = list(pool.map(store.version, paths))
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+    return found == [file.remote for file in state.files.values()]
+
+
+def _changed(local: LocalStore, state: _State) -> list[str]:
+    """The files that are not as they were fetched. Those that were only touched are read."""
+    found = []
+    for name, file in state.files.items():
+        try:
+            same = local.version(name) == file.local or (
+                local.size(name) == file.digests.bytes and digests_of_file(local, name) == file.digests
+            )
+        except StorageError:
+            same = False
+        if not same:
+            found.append(name)
+    return found
+
+
+def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
+    """The files that are fetched: weights, the index, and the small files beside them."""
+    place = catalog.place
+    index = catalog.index or ""
+    prefix = index[: index.rfind("/") + 1]
+    found = []
+    for file, header in catalog.files.items():
+        name = file.removeprefix(prefix) or os.path.basename(urlsplit(url).path)
+        known = place.hub.get(file)
+        found.append(
+            Wanted(name, file, header.bytes, catalog.digests.get(file), known.sha256 if known else None)
+        )
+    if place.file == "":
+        return found
+    beside = {index} if index else set()
+    if place.names is None:
+        beside |= {name for name in _BESIDE if optional(place, name) is not None}
+    else:
+        beside |= {name for name in place.names if not _OTHERS.match(name) and _is_file(place, name)}
+    beside -= {digests.NAME, "manifest.json"}
+    found += [
+        Wanted(file.removeprefix(prefix), file, place.store.size(file), None, None) for file in sorted(beside)
+    ]
+    return found
+
+
+def _is_file(place: Place, name: str) -> bool:
+    try:
+        path = place.store.local_path(name)
+        if path is not None:
+            return os.path.isfile(path)
+        return place.store.exists(name)
+    except StorageError:
+        return False
+
+
+def _download(
+    place: Place, wanted: Sequence[Wanted], local: LocalStore, state: _State | None
+) -> dict[str, _Fetched]:
+    """Fetch the files that are not here as they are in the store."""
+    versions: Mapping[str, tuple[str, int]] = {file.path: place.store.version(file.path) for file in wanted}
+    known = state.files if state is not None else {}
+    kept = {
+        file.name: known[file.name]
+        for file in wanted
+        if file.name in known and known[file.name].remote == versions[file.path]
+    }
+    if state is not None:
+        for name in _changed(local, _State(state.url, kept)):
+            del kept[name]
+    fresh = [file for file in wanted if file.name not in kept]
+    found = download(place, fresh, local)
+    for file in fresh:
+        if file.sha256 is not None and _sha256(local, file.name) != file.sha256:
+            local.delete(file.name)
+            raise CorruptionError(f"{place.where(file.path)}: damaged: its SHA-256 is not that of the Hub")
+    return {
+        file.name: _Fetched(
+            file.path,
+            versions[file.path],
+            local.version(file.name),
+            found[file.name] if file.name in found else kept[file.name].digests,
+        )
+        for file in wanted
+    }
+
+
+def _sha256(local: LocalStore, name: str) -> str:
+    with open(str(local.local_path(name)), "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _old(file)
+        )
+
+
+def _old(file: object) -> str:
+    """For Python 3.10."""
+    hasher = hashlib.sha256()
+    while data := file.read(1 << 20):  # type: ignore[attr-defined]
+        hasher.update(data)
+    return hasher.hexdigest()

@@ -1,0 +1,117 @@
+"""Where a URL of weights leads: a store, and what is known of its files without reading them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from shardstream.errors import CorruptionError, OptionError
+from shardstream.storage.options import Options
+from shardstream.storage.store import Store, local_path_of
+
+__all__ = ["HubFile", "Place", "open_place"]
+
+_HUB = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?\Z")
+
+
+class HubFile(NamedTuple):
+    """A file as the Hugging Face Hub lists it: its size, and its SHA-256 if it is a large one."""
+
+    bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with weights.
+
+    Attributes:
+        store: Paths of files are below it.
+        file: The one file that the URL names, or None for a folder. It may be "", the store's root.
+        names: The files below the store if that is known: None for web servers, which do not list.
+        hub: What the Hub says of files.
+    """
+
+    store: Store
+    file: str | None = None
+    names: list[str] | None = None
+    hub: Mapping[str, HubFile] = field(default_factory=dict)
+
+    def where(self, file: str) -> str:
+        """A file's name for messages."""
+        return self.store.where(file) if file else self.store.url
+
+
+def open_place(url: str | os.PathLike[str], options: Options = None) -> Place:
+    """The place that a URL names: a folder, a file `.safetensors`, or an index `.index.json`.
+
+    Args:
+        url: A local path, a URL of a store, https://, or hf://ORGANISATION/MODEL[@REVISION][/FOLDER].
+        options: For the store.
+
+    Raises:
+        OptionError: No such URL is possible.
+        StorageError: The Hub or the store does not answer.
+    """
+    url = os.fspath(url)
+    if url.startswith("hf://"):
+        return _open_hub(url, dict(options or {}))
+    path = url if local_path_of(url) is not None else urlsplit(url).path
+    if path.endswith(".safetensors"):
+        return Place(Store.open(url, options), "")
+    if path.endswith(".index.json"):
+        folder, _, name = url.rpartition("/")
+        return Place(Store.open(folder or ".", options), name)
+    store = Store.open(url, options)
+    lists = not url.lower().startswith(("http://", "https://"))
+    return Place(store, names=store.list() if lists else None)
+
+
+def _open_hub(url: str, options: dict[str, Any]) -> Place:
+    """A model of the Hub, by the plain requests that its pages document."""
+    match = _HUB.match(url.rstrip("/"))
+    if match is None:
+        raise OptionError(
+            f"{url}: such a URL is hf://ORGANISATION/MODEL, with @REVISION and /FOLDER if need be"
+        )
+    model, revision, folder = match[1], quote(match[2] or "main", safe=""), match[3] or ""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    token = _token()
+    if token and "headers" not in options:
+        options["headers"] = {"Authorization": f"Bearer {token}"}
+    file = folder if folder.endswith((".safetensors", ".index.json")) else None
+    folder = folder if file is None else folder.rpartition("/")[0]
+    below = f"/{quote(folder)}" if folder else ""
+    listing = Store.open(f"{endpoint}/api/models/{model}/tree", options)
+    data = listing.read(f"{revision}{below}", 256 << 20)
+    try:
+        hub = {
+            entry["path"].removeprefix(f"{folder}/" if folder else ""): HubFile(
+                int(entry["size"]), (entry.get("lfs") or {}).get("oid")
+            )
+            for entry in msgspec.json.decode(data)
+            if entry["type"] == "file"
+        }
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptionError(f"{listing.where(revision)}: this is no list of files of the Hub") from error
+    store = Store.open(f"{endpoint}/{model}/resolve/{revision}{below}", options)
+    return Place(store, None if file is None else file.rpartition("/")[2], sorted(hub), hub)
+
+
+def _token() -> str | None:
+    """The user's token, where Hugging Face's own tools look for it."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            return os.environ[name].strip()
+    home = os.environ.get("HF_HOME") or os.path.join(os.path.expanduser("~"), ".cache", "huggingface")
+    try:
+        with open(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"), encoding="utf-8") as file:
+            return file.read().strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,32 @@
+"""Weights on a GPU. These tests need one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import shardstream as ss
+from tests.weights.models import of_all_kinds, same
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available here")
+
+
+def test_all_bits_arrive(tmp_path: Path) -> None:
+    state = of_all_kinds()
+    save_file(state, tmp_path / "model.safetensors")
+    found = ss.load_weights(tmp_path, device="cuda")
+    assert all(each.device.type == "cuda" for each in found.values())
+    assert same({name: each.cpu() for name, each in found.items()}, state)
+    half = ss.load_weights(tmp_path, names=["layer.weight"], device="cuda", dtype=torch.bfloat16)
+    assert torch.equal(half["layer.weight"].cpu(), state["layer.weight"].bfloat16())
+
+
+def test_into_a_model_on_the_gpu(tmp_path: Path) -> None:
+    model = torch.nn.Linear(300, 200)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    other = torch.nn.Linear(300, 200, device="cuda")
+    ss.load_into(other, tmp_path)
+    assert torch.equal(other.weight.cpu(), model.weight)

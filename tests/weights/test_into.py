@@ -1,0 +1,134 @@
+"""Weights into models: their own memory, every layout and name, strict as torch is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+
+import shardstream as ss
+from shardstream.errors import CorruptionError, OptionError, StateError
+from shardstream.weights.check import verify_weights
+from tests.weights.models import same
+
+
+class Model(torch.nn.Module):
+    """Tied weights, buffers of both kinds, a convolution, an empty parameter and a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(100, 16)
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+        self.norm = torch.nn.BatchNorm1d(16)
+        self.head = torch.nn.Linear(16, 100, bias=False)
+        self.head.weight = self.embed.weight
+        self.scale = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+        self.nothing = torch.nn.Parameter(torch.empty(0, 3))
+        self.register_buffer("kept", torch.arange(5))
+        self.register_buffer("made", torch.zeros(2), persistent=False)
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(3)
+    return Model()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Model) -> Path:
+    save_model(model, str(tmp_path / "model.safetensors"))  # one name of the tied ones
+    return tmp_path
+
+
+def test_real_parameters_keep_their_memory(folder: Path, model: Model) -> None:
+    other = Model()
+    places = {name: each.data_ptr() for name, each in other.state_dict().items()}
+    assert ss.load_into(other, folder) == ([], [])
+    assert same(other.state_dict(), model.state_dict())
+    assert {name: each.data_ptr() for name, each in other.state_dict().items()} == places
+    assert not other.scale.requires_grad
+
+
+def test_meta_parameters_get_memory_and_stay_tied(
+    folder: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.device("meta"):
+        other = Model()
+    other.embed.weight.tag = "mine"  # type: ignore[attr-defined]
+    with caplog.at_level(logging.WARNING):
+        ss.load_into(other, folder)
+    assert same(other.state_dict(), model.state_dict())
+    assert other.head.weight is other.embed.weight
+    assert other.embed.weight.tag == "mine"  # type: ignore[attr-defined]
+    assert not other.scale.requires_grad
+    assert other.embed.weight.requires_grad
+    assert "stay on the meta device: made" in caplog.text
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_other_dtypes_and_layouts(folder: Path, model: Model, recorded: bool) -> None:
+    if recorded:
+        verify_weights(str(folder), record=True)
+    other = Model().to(torch.bfloat16)
+    ss.load_into(other, folder)
+    assert same(other.state_dict(), Model.state_dict(model.to(torch.bfloat16)))
+    save_file({"weight": torch.arange(6.0).reshape(2, 3)}, folder / "t.safetensors")
+    linear = torch.nn.Linear(3, 2, bias=False)
+    linear.weight.data = torch.zeros(3, 2).t()  # transposed in memory
+    ss.load_into(linear, folder / "t.safetensors")
+    assert torch.equal(linear.weight, torch.arange(6.0).reshape(2, 3))
+    pictures = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+    save_file(
+        {name: each.float() for name, each in model.conv.state_dict().items()}, folder / "c.safetensors"
+    )
+    ss.load_into(pictures, folder / "c.safetensors")
+    assert torch.equal(pictures.weight, model.conv.weight.float())
+
+
+def test_strict_is_as_in_torch(folder: Path, tmp_path: Path) -> None:
+    state = Model().state_dict()
+    del state["conv.bias"], state["head.weight"]
+    save_file(state | {"more": torch.ones(1)}, tmp_path / "other.safetensors")
+    other = Model()
+    before = {name: each.clone() for name, each in other.state_dict().items()}
+    with pytest.raises(
+        StateError, match=r"not here, but in the model: 'conv.bias'; here, .*: 'more'; strict=False"
+    ):
+        ss.load_into(other, tmp_path / "other.safetensors")
+    assert same(other.state_dict(), before)
+    expected = Model().load_state_dict(
+        state | {"more": torch.ones(1), "head.weight": torch.ones(100, 16)}, strict=False
+    )
+    assert ss.load_into(other, tmp_path / "other.safetensors", strict=False) == tuple(expected)
+    assert torch.equal(other.conv.bias, before["conv.bias"])
+    assert torch.equal(other.conv.weight, state["conv.weight"])
+
+
+def test_another_shape_is_always_an_error(folder: Path) -> None:
+    other = Model()
+    other.scale = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(StateError, match=r"'scale' has shape \[\] here and \[2\] in the model"):
+        ss.load_into(other, folder, strict=False)
+
+
+def test_an_error_leaves_a_meta_model_as_it_was(folder: Path) -> None:
+    verify_weights(str(folder), record=True)
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 4
+    file.write_bytes(data)
+    with torch.device("meta"):
+        other = Model()
+    with pytest.raises(CorruptionError, match="damaged"):
+        ss.load_into(other, folder)
+    assert all(each.is_meta for each in other.parameters())
+
+
+def test_a_dtype_that_no_torch_has(tmp_path: Path) -> None:
+    text = b'{"weight": {"dtype": "F6_E2M3", "shape": [2, 2], "data_offsets": [0, 3]}}'
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"abc")
+    with pytest.raises((OptionError, CorruptionError)):
+        ss.load_into(torch.nn.Linear(2, 2, bias=False), tmp_path)

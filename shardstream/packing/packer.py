@@ -178,9 +178,9 @@ def pack(
             folder below the one that was given, "leaf" the folder that holds the image, "none" no folder.
             None: the top folder; but folders such as train and val or images are no classes, so that behind
             them the next folder counts; and no folder if other files lie beside images.
-        query: Only for databases: the SELECT whose rows are samples, in the order of `key`, which must be given.
-            The source is a URL as SQLAlchemy takes it, or duckdb:///PATH, or duckdb:// for a query over files.
-            It is only read. A row that is added, removed or given another key meanwhile is an error.
+        query: Only for databases: the SELECT whose rows are samples, in the order of `key`, which must be
+            given. The source is a URL as SQLAlchemy takes it, or duckdb:///PATH, or duckdb:// for a query
+            over files. A row that is added, removed or given another key meanwhile is an error.
         storage_options: Options for the stores of the sources and of `dest`, as fsspec takes them.
         progress: True shows a bar on stderr. A function is called with a Progress after each task.
 

@@ -143,7 +143,8 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> bool
         if resume:
             raise OptionError(
                 f"{store.url}: the unfinished pack here had other sources or options{_version(found, mine)}, "
-                "or what is in the sources was changed; give the same ones to --resume, or start again without it"
+                "or what is in the sources was changed; give the same ones to --resume, or start again "
+                "without it"
             ) from None
         if found is not None and found.parts:
             raise CommitError(

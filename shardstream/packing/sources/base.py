@@ -140,8 +140,8 @@ class Source(Protocol):
     A class may also have `companions`, ends of the names of files that it reads beside these, and `left_out`,
     those of files that `pack` keeps from it.
 
-    A class whose `is_database` is true is given URLs that are no files. What it raises while it reads is never a
-    sample to skip. Its method `sized(files)` returns them with their sizes.
+    A class whose `is_database` is true is given URLs that are no files. What it raises while it reads is
+    never a sample to skip. Its method `sized(files)` returns them with their sizes.
 
     `keys`, if it is there, says for people what is taken for the keys.
 

@@ -167,7 +167,9 @@ class SqlSource(RowSource):
                 for number in range(nulls):
                     yield Reject(f"{where}, {self._key}=NULL", f"no key; row {number + 1} of {nulls} such")
 
-    def _rows(self, database: Database, task: _Range, span: FileSpan, where: str) -> Iterator[Sample | Reject]:
+    def _rows(
+        self, database: Database, task: _Range, span: FileSpan, where: str
+    ) -> Iterator[Sample | Reject]:
         snapshot = self.snapshot
         assert snapshot is not None
         if not task.rows and not snapshot.rows:

@@ -92,7 +92,9 @@ class KeyCount:
 def _cells(parts: Iterable[Sequence[Sequence[Any]]], where: str) -> tuple[list[Cell], Key | None]:
     """At most `_CELLS` ranges of the keys, and the last key. Equal keys are in one range."""
     cells: list[Cell] = []
-    step, begin, last, count = 1, None, None, KeyCount()
+    step, count = 1, KeyCount()
+    begin: Any = None
+    last: Any = None
     for part in parts:
         for (key,) in part:
             if count.rows >= step and key != last:

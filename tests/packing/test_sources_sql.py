@@ -127,6 +127,10 @@ class TestValues:
         key = "00000000-0000-0000-0000-000000000001"
         assert found == {"__key__": key, "txt": b"one 50% :x", "png": b"\x89PNG\r\n\x1a\n"}
 
+    def test_values_that_python_does_not_have(self, postgres: Postgres) -> None:
+        with pytest.raises(SourceError, match="postgres: timestamp too large"):
+            read(postgres.database(), "SELECT 1 AS id, 't' AS text, 'infinity'::timestamp AS at")
+
     def test_names_that_have_to_be_quoted(self, tmp_path: Path) -> None:
         url = database(tmp_path / "a.db", [(1, 2, "t")], '"a ""b"" %s.c" INTEGER, ":n?" INTEGER, "text" TEXT')
         (found,) = read(url, key='a "b" %s.c')

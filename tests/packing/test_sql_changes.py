@@ -152,6 +152,14 @@ class TestServers:
             with pytest.raises(StorageError, match=r"no connection to the database: .*timeout"):
                 ss.pack(url, tmp_path / "out", query=ALL, key="id", storage_options=options)
 
+    def test_a_driver_that_would_wait(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            url = f"postgresql+psycopg://packer:hidden-word@{address}/x?connect_timeout=600"
+            options = {"timeouts": ss.Timeouts(connect=0.2)}
+            with pytest.raises(StorageError, match=rf"{address}/x: no connection .*: no answer in 2\.4 s"):
+                ss.pack(url, tmp_path / "out", query=ALL, key="id", storage_options=options)
+
     def test_a_wrong_password(self, postgres: Postgres, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="password authentication failed") as caught:
             ss.pack(postgres.database("hidden-word"), tmp_path / "out", query=ALL, key="id")

@@ -9,13 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shardstream.errors import OptionError, SourceError
-from shardstream.packing.sources.sql_drivers import (
-    PARAMETER,
-    Driver,
-    Parts,
-    duckdb_driver,
-    sqlalchemy_driver,
-)
+from shardstream.packing.sources.sql_alchemy import sqlalchemy_driver
+from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts
+from shardstream.packing.sources.sql_duckdb import duckdb_driver
 from shardstream.storage.options import Options, split_options
 from shardstream.storage.secrets import guard_logs, redact
 

@@ -41,6 +41,15 @@ class TestKeys:
             "3 rows have this key; a key names one row", "no key; row 1 of 2 such"
         ]  # fmt: skip
 
+    def test_keys_in_the_order_of_a_language(self, postgres: Postgres) -> None:
+        keys = ["a", "A", "B", "b", "é", "e", "f", "z ", "z", "Z", "ß", "10", "9", "-", "数"]
+        values = ", ".join(f"('{key}', 't')" for key in keys)
+        query = f'SELECT k COLLATE "en-x-icu" AS k, text FROM (VALUES {values}) AS docs(k, text)'
+        for target in (1, 5, 1 << 40):
+            found = [item.key for item in read(postgres.database(), query, target, key="k")]
+            assert sorted(found) == sorted(keys)
+            assert found.index("a") < found.index("A") < found.index("b") < found.index("B")
+
     def test_nothing_but_null(self, tmp_path: Path) -> None:
         url = database(tmp_path / "a.db", [(None, "a")])
         with pytest.raises(SourceError, match="id=NULL: no key; row 1 of 1 such"):

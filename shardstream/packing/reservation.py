@@ -142,9 +142,8 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> bool
             return True
         if resume:
             raise OptionError(
-                f"{store.url}: the unfinished pack here had other sources or options{_version(found, mine)}, "
-                "or what is in the sources was changed; give the same ones to --resume, or start again "
-                "without it"
+                f"{store.url}: the unfinished pack here had other sources or options{_version(found, mine)}; "
+                "give the same ones to --resume, or start again without it, as also if a source was changed"
             ) from None
         if found is not None and found.parts:
             raise CommitError(

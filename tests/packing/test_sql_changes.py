@@ -125,7 +125,7 @@ class TestChanges:
         url = numbered(tmp_path / "a.db")
         self.interrupted(url, tmp_path / "out")
         changed(url, statement)
-        with pytest.raises(OptionError, match="or what is in the sources was changed"):
+        with pytest.raises(OptionError, match="start again without it, as also if a source was changed"):
             ss.pack(url, tmp_path / "out", query=ALL, key="id", workers=1, shard_size="64KiB", resume=True)
 
     def test_a_writer_at_work_elsewhere_in_the_file(self, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.servers", "tests.postgres"]
 
 # Shared machines stall for seconds at times: a deadline per example would fail at random.
 # pytest-timeout still catches a hang. Without --long the examples are the same in every run, so that

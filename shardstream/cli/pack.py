@@ -90,6 +90,9 @@ def pack(
             help="Images: the folder that is the class; as the folders show by default.",
         ),
     ] = None,
+    query: Annotated[
+        str | None, typer.Option(metavar="SELECT", help="Databases: what to pack; --key orders the rows.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Pack the first N samples only.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip bad samples and list them.")] = "raise",
     max_rejects: Annotated[
@@ -143,6 +146,7 @@ def pack(
             resize=resize,
             quality=quality,
             labels=options.unchecked(labels),
+            query=query,
             limit=limit,
             on_error=options.unchecked(on_error),
             max_rejects=max_rejects,

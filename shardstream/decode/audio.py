@@ -1,4 +1,7 @@
-"""Sound, decoded by soundfile. Sound that is cut off is an error; soundfile gives what is left of it."""
+"""Sound, decoded by soundfile; by PyAV what soundfile does not read. The content decides, not the name.
+
+Sound that is cut off is an error; soundfile gives what is left of it.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from shardstream.decode import audio_av
 from shardstream.errors import SourceError, require
 
 __all__ = ["EXTENSIONS", "decode"]
 
-EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif")
+EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", *audio_av.EXTENSIONS)
 
 
 def decode(data: bytes | memoryview) -> tuple[Any, int]:
     """An array float32 [channels, time] with values from -1 to 1, and the rate in Hz.
 
     Raises:
-        SourceError: It is cut off, or no sound that soundfile reads.
-        MissingExtraError: soundfile is not installed.
+        SourceError: It is cut off, or no sound that is known.
+        MissingExtraError: soundfile or PyAV is not installed.
     """
+    if audio_av.is_known(data):
+        return audio_av.decode(data)
     soundfile = require("soundfile", "audio")
     _check_size(data)
     try:

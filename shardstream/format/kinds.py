@@ -24,13 +24,13 @@ PIXELS = {
 }
 IMAGES = tuple(PIXELS)
 # The extensions of sounds. Which of them can be decoded depends on what is installed.
-SOUNDS = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "m4a", "aac")
+SOUNDS = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "m4a", "aac", "wma")
 # Files that may lie beside an image of the same name.
 COMPANIONS = ("txt", "json", "cls", "caption")
 # These are compressed already: to compress them again costs time and saves nothing.
 COMPRESSED = frozenset(
     (set(PIXELS) - {"bmp", "tif", "tiff"})
-    | {"heic", "jxl", "mp3", "m4a", "aac", "ogg", "opus", "flac", "mp4", "mkv", "webm"}
+    | {"heic", "jxl", "mp3", "m4a", "aac", "wma", "ogg", "opus", "flac", "mp4", "mkv", "webm"}
     | {"mov", "gz", "bz2", "xz", "zst", "zip", "npz", "parquet"}
 )
 

@@ -15,7 +15,6 @@ from shardstream.packing.sources import ImagesSource
 from shardstream.packing.sources.base import relative
 from shardstream.packing.worker import Job
 from shardstream.storage.inputs import FileInfo, read_slice
-from shardstream.storage.store import Options
 from shardstream.version import __version__
 
 _HEAD = 4096
@@ -94,7 +93,7 @@ def provenance(job: Job, kind: str, files: Sequence[FileInfo], keys: str | None 
             "bytes": sum(file.size for file in files),
             "first": relative(files[0]).encode("utf-8", "backslashreplace").decode(),
             "listing_sha256": listing.hexdigest(),
-            "heads_sha256": _heads(files, job.storage_options),
+            "heads_sha256": _heads(job, files),
         },
     }
     if keys is not None:
@@ -116,16 +115,18 @@ def provenance(job: Job, kind: str, files: Sequence[FileInfo], keys: str | None 
     return record
 
 
-def _heads(files: Sequence[FileInfo], storage_options: Options) -> str:
+def _heads(job: Job, files: Sequence[FileInfo]) -> str:
     """A checksum of the first bytes of the first file and of the last one.
 
     Other data of the same names and sizes, such as the archives of another day, is then not taken for the
-    same input by `resume`.
+    same input by `resume`. A database has no first bytes: its source records the keys.
     """
     digest = hashlib.sha256()
+    if getattr(job.source, "is_database", False):
+        return digest.hexdigest()
     for file in dict.fromkeys((files[0], files[-1])):
         with contextlib.suppress(StorageError):  # whoever reads the file says that it cannot be read
-            digest.update(read_slice(file.url, 0, min(file.size, _HEAD), storage_options))
+            digest.update(read_slice(file.url, 0, min(file.size, _HEAD), job.storage_options))
     return digest.hexdigest()
 
 

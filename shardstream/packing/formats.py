@@ -20,6 +20,7 @@ Format = Literal[
     "mds",
     "litdata",
     "tfrecord",
+    "sql",
     "files",
 ]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -46,5 +46,6 @@ class PackOptions(TypedDict, total=False):
     resize: int | None
     quality: int | None
     labels: Literal["none", "leaf", "top"] | None
+    query: str | None
     storage_options: Options
     progress: Report

@@ -33,17 +33,18 @@ from shardstream.packing.sources import (
     Format,
     Source,
     SourceOptions,
+    Task,
+    input_files,
     make_source,
     recognise,
     source_class,
     without_companions,
 )
-from shardstream.packing.sources.base import TokenDtype, prepared
+from shardstream.packing.sources.base import TokenDtype, prepared, sized
 from shardstream.packing.sources.calls import Call, Calls
 from shardstream.packing.version_01 import old_record
 from shardstream.packing.worker import Job, input_bytes
 from shardstream.progress import Report, with_bar
-from shardstream.storage.inputs import expand
 from shardstream.storage.store import Options, is_private
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def pack(
     resize: int | None = None,
     quality: int | None = None,
     labels: Literal["none", "leaf", "top"] | None = None,
+    query: str | None = None,
     storage_options: Options = None,
     progress: Report = None,
 ) -> Manifest | Plan:
@@ -176,6 +178,9 @@ def pack(
             folder below the one that was given, "leaf" the folder that holds the image, "none" no folder.
             None: the top folder; but folders such as train and val or images are no classes, so that behind
             them the next folder counts; and no folder if other files lie beside images.
+        query: Only for databases: the SELECT whose rows are samples, in the order of `key`, which must be
+            given. The source is a URL as SQLAlchemy takes it, or duckdb:///PATH, or duckdb:// for a query
+            over files. A row that is added, removed or given another key meanwhile is an error.
         storage_options: Options for the stores of the sources and of `dest`, as fsspec takes them.
         progress: True shows a bar on stderr. A function is called with a Progress after each task.
 
@@ -197,7 +202,7 @@ def pack(
     unread: list[tuple[str, str]] = []  # what on_error="skip" leaves out before there are tasks
     beside: list[tuple[str, str]] = []  # what is harmless to leave out
     if isinstance(given, list):
-        files = expand(given, storage_options, unread if on_error == "skip" else None, beside)
+        files = input_files(given, format, storage_options, unread if on_error == "skip" else None, beside)
     else:
         options = check_options(pack, arguments)
         if not isinstance(given, Calls):
@@ -233,11 +238,13 @@ def pack(
             eos=eos if eos != "none" and tokenizer is None and "eos" in takes else None,
             dtype=dtype,
             labels=labels,
+            query=query,
             storage_options=storage_options,
         ),
     )
     kind = source.name
     source = prepared(source, files)
+    files = sized(source, files)
     job = Job(
         source=source,
         dest=os.fspath(dest),

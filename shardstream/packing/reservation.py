@@ -143,7 +143,7 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> bool
         if resume:
             raise OptionError(
                 f"{store.url}: the unfinished pack here had other sources or options{_version(found, mine)}; "
-                "give the same ones to --resume, or start again without it"
+                "give the same ones to --resume, or start again without it, as also if a source was changed"
             ) from None
         if found is not None and found.parts:
             raise CommitError(

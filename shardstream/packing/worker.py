@@ -154,7 +154,7 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
 
 def read_samples(job: Job, task: Task) -> Iterator[Sample | Reject]:
     """The samples of a task. What cannot be read is a Reject if `job.on_error` is "skip", else an error."""
-    if job.on_error == "raise":
+    if job.on_error == "raise" or getattr(job.source, "is_database", False):
         yield from job.source.read(task)
         return
     # Files that make samples together have the same base.

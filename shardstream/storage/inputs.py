@@ -30,6 +30,9 @@ class FileInfo(NamedTuple):
 
 
 MARKER = "an empty object that marks a folder"
+# SQLAlchemy's own dialects, with or without a driver; and DuckDB.
+_DATABASES = re.compile(r"(sqlite|duckdb|postgres(ql)?|mysql|mariadb|oracle|mssql)(\+\w+)?://")
+
 Unread = list[tuple[str, str]]  # where it is, and why it cannot be read
 
 
@@ -42,7 +45,8 @@ def expand(
     """The files that URLs name, in a fixed order.
 
     Args:
-        urls: Files, directories, globs and brace lists. In a directory hidden files are passed over.
+        urls: Files, directories, globs and brace lists. In a directory hidden files are passed over. URLs of
+            databases stay as they are, without a size.
         storage_options: Options for their stores.
         unread: What lies in local directories and cannot be read is added here: broken links, links to
             directories, pipes, devices, and directories without access. None: that is an error.
@@ -53,6 +57,9 @@ def expand(
     """
     found: list[FileInfo] = []
     for url in urls:
+        if names_database(str(url)):
+            found.append(FileInfo(str(url), 0, ""))
+            continue
         # A file may have this very name, such as a{1,2}.tar.
         literal = local_path_of(str(url))
         for name in [str(url)] if literal and os.path.lexists(literal) else _braces(str(url)):
@@ -64,6 +71,11 @@ def expand(
     if not found:
         raise SourceError(f"{', '.join(map(redact, map(str, urls))) or 'no sources'}: nothing there to read")
     return found
+
+
+def names_database(url: str) -> bool:
+    """Whether a URL is that of a database, by its scheme."""
+    return _DATABASES.match(url) is not None
 
 
 def _braces(url: str) -> Iterator[str]:

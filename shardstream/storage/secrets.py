@@ -18,7 +18,8 @@ _KEY = re.compile("key|.*(secret|token|passw|credential|auth|sas|_key|connection
 # The packages that talk to stores, which log URLs, headers and canonical requests at level DEBUG; and ours.
 TALKERS = (
     "fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore", "s3transfer", "aiohttp",
-    "urllib3", "requests", "azure", "google", "huggingface_hub", "httpx", "asyncio", "shardstream",
+    "urllib3", "requests", "azure", "google", "huggingface_hub", "httpx", "asyncio", "sqlalchemy",
+    "shardstream",
 )  # fmt: skip
 _SHORTEST = 6  # shorter texts are parts of many words
 _MOST = 1024  # secrets that are known at a time, so that a job that always opens stores does not grow

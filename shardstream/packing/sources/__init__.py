@@ -12,7 +12,7 @@ from shardstream.errors import OptionError
 from shardstream.packing.formats import FORMATS, Format
 from shardstream.packing.sources.base import FileSpan, Reject, Sample, Source, SourceOptions, Task
 from shardstream.packing.sources.images import ImagesSource
-from shardstream.storage.inputs import FileInfo
+from shardstream.storage.inputs import FileInfo, Unread, expand, names_database
 from shardstream.storage.store import Options, redact
 
 ENTRY_POINTS = "shardstream.sources"
@@ -31,6 +31,7 @@ _CLASSES: dict[str, str] = {
     "mds": "mds:MdsSource",
     "litdata": "litdata:LitdataSource",
     "tfrecord": "tfrecord:TfrecordSource",
+    "sql": "sql:SqlSource",
     "files": "files:FilesSource",  # behind those that know what they read
 }
 
@@ -91,12 +92,36 @@ def _checked(source: Source, options: SourceOptions, usual: SourceOptions) -> So
     return source
 
 
+def input_files(
+    urls: Sequence[str],
+    format: str | Source | None,
+    storage_options: Options,
+    unread: Unread | None,
+    markers: Unread,
+) -> list[FileInfo]:
+    """The files that URLs name, or the databases; see `expand`.
+
+    Args:
+        urls: What the user named.
+        format: The option `format`. The URLs of databases are recognised without it.
+        storage_options, unread, markers: As for `expand`.
+    """
+    kind = source_class(format) if isinstance(format, str) else format
+    if getattr(kind, "is_database", False):
+        return [FileInfo(url, 0, "") for url in urls]
+    return expand(urls, storage_options, unread, markers)
+
+
 def recognise(files: Sequence[FileInfo], storage_options: Options = None) -> Format:
     """The format of files by their extensions; of .json files by the content of the first that is not empty.
+
+    Databases are recognised by the schemes of their URLs.
 
     Raises:
         OptionError: They do not show one format.
     """
+    if files and all(names_database(info.url) for info in files):
+        return "sql"
     names = [redact(info.url).lower() for info in files]
     for known in FORMATS if names else ():
         kind = source_class(known)
@@ -164,6 +189,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Task",
+    "input_files",
     "make_source",
     "recognise",
     "source_class",

@@ -74,6 +74,7 @@ class SourceOptions:
         eos: Of tokens that are there already: the token id that ends each document, or None.
         dtype: Of tokens that are there already: how they are stored. None: as the input shows.
         labels: Which folder is the class of an image: "none", "leaf" or "top". None: as the folders show.
+        query: Of databases: the SELECT whose rows are packed.
         storage_options: Options for the stores of the input. Every source takes them.
     """
 
@@ -87,6 +88,7 @@ class SourceOptions:
     eos: int | None = None
     dtype: TokenDtype | None = None
     labels: Literal["none", "leaf", "top"] | None = None
+    query: str | None = None
     storage_options: Options = field(default=None, repr=False)
 
 
@@ -143,6 +145,9 @@ class Source(Protocol):
     A class may also have `companions`, ends of the names of files that it reads beside these, and `left_out`,
     those of files that `pack` keeps from it.
 
+    A class whose `is_database` is true is given URLs that are no files. What it raises while it reads is
+    never a sample to skip. Its method `sized(files)` returns them with their sizes.
+
     `keys`, if it is there, says for people what is taken for the keys.
 
     Tasks may only depend on the input and the target size, never on the number of workers.
@@ -192,6 +197,12 @@ def prepared(source: Source, files: Sequence[FileInfo]) -> Source:
     """
     prepare = getattr(source, "prepare", None)
     return source if prepare is None else cast("Source", prepare(files))
+
+
+def sized(source: Source, files: Sequence[FileInfo]) -> list[FileInfo]:
+    """The files with their sizes, for a source that knows them better than a store: see `Source`."""
+    found = getattr(source, "sized", None)
+    return list(files) if found is None else cast("list[FileInfo]", found(files))
 
 
 def relative(file: FileInfo) -> str:

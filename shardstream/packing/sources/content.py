@@ -18,6 +18,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"ID3", "mp3"),
     (b"\xff\xfb", "mp3"),
     (b"\xff\xf3", "mp3"),
+    (b"\xff\xf1", "aac"),
+    (b"\xff\xf9", "aac"),
     (b"\x93NUMPY", "npy"),
     (b"%PDF-", "pdf"),
     (b"\x1a\x45\xdf\xa3", "mkv"),

@@ -1,0 +1,49 @@
+"""What connections to databases have in common, whatever makes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from shardstream.errors import StorageError
+from shardstream.format.names import shorten
+
+__all__ = ["PARAMETER", "Driver", "Parts", "file_of", "said"]
+
+Parts = Iterator[Sequence[Sequence[Any]]]  # rows, some at a time
+
+PARAMETER = "\0"  # stands for a parameter until the driver's own mark is known
+_MESSAGE = 400  # characters of a driver's message
+
+
+class Driver(Protocol):
+    """What differs between SQLAlchemy and DuckDB."""
+
+    dialect: str
+    quotes: tuple[str, str]
+
+    def run(self, sql: str, values: Sequence[Any], batch: int) -> tuple[list[str], Parts]:
+        """(names of the columns, rows); each of `values` takes the place of one `PARAMETER`.
+
+        The rows of the statement before are given up.
+        """
+        ...
+
+
+def said(error: BaseException, secrets: Sequence[str] = ()) -> str:
+    """A driver's message on one line, without the password."""
+    text = shorten(" ".join(str(error).split()) or type(error).__name__, _MESSAGE)
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def file_of(url: str, path: str, where: str) -> str:
+    """The path of the file of a database, which is there: the packages would make an empty one."""
+    if os.path.isfile(path):
+        return os.path.abspath(path)
+    hint = ""
+    if os.path.isfile(f"/{path}"):
+        hint = f"; an absolute path needs a slash more: {url.partition(':')[0]}:////{path}"
+    raise StorageError(f"{where}: there is no file {path}{hint}")

@@ -7,12 +7,15 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import psycopg
 import pytest
 
 from tests.servers import Server
+
+if TYPE_CHECKING:
+    import psycopg  # the environments of frameworks load this file, too, and do not have it
 
 # With the letters that break URLs if nobody escapes them.
 USER, PASSWORD = "packer", "p@ss/w:rd%#41"
@@ -41,6 +44,8 @@ class Postgres(Server):
         return command + [word for setting in settings for word in ("-c", setting)]
 
     def answers(self) -> bool:
+        import psycopg
+
         try:
             self.connect().close()
         except psycopg.OperationalError:
@@ -49,6 +54,8 @@ class Postgres(Server):
 
     def connect(self) -> psycopg.Connection:
         """A connection that commits each statement."""
+        import psycopg
+
         return psycopg.connect(
             host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname="postgres",
             autocommit=True, connect_timeout=5,

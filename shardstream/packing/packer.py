@@ -33,7 +33,6 @@ from shardstream.packing.sources import (
     Format,
     Source,
     SourceOptions,
-    Task,
     input_files,
     make_source,
     recognise,

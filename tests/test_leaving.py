@@ -59,10 +59,10 @@ if __name__ == "__main__":
     [
         ("loader", "interrupt"),
         ("dataset", "interrupt"),
-        ("mixture", "interrupt"),
         ("process", "interrupt"),
         ("loader", "close"),
-        ("mixture", "close"),
+        pytest.param("mixture", "interrupt", marks=pytest.mark.long),
+        pytest.param("mixture", "close", marks=pytest.mark.long),
         ("loader", "exit"),
     ],
 )

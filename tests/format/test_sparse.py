@@ -66,7 +66,7 @@ def archive(path: Path, count: int) -> Path:
 
 @pytest.mark.parametrize("run", [ss.pack, ss.index])
 def test_an_index_does_not_grow_with_fields_and_samples(tmp_path, run):
-    count = 600
+    count = 400
     manifest = run(archive(tmp_path / "in.tar", count), tmp_path / "out", workers=1)
     (shard,) = manifest.shards
     assert (manifest.version, shard.sparse, len(manifest.fields)) == (2, True, count + 1)

@@ -20,7 +20,19 @@ import numpy as np
 import PIL.Image
 
 Expected = list[dict[str, Any]]
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
+DTYPES = (
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+)
 COUNT = 30
 
 
@@ -55,7 +67,9 @@ def described(rows: Iterator[dict[str, Any]], keep: tuple[str, ...]) -> Expected
     return [
         {
             "fields": {name: digest(value) for name, value in row.items() if name not in keep},
-            "json": {name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in keep},
+            "json": {
+                name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in keep
+            },
         }
         for row in rows
     ]
@@ -76,7 +90,11 @@ def mds(folder: Path) -> Iterator[tuple[str, Expected, tuple[str, ...]]]:
         name = f"mds-{compression.replace(':', '-') or 'plain'}"
         hashes = ["sha1", "xxh64"] if compression else None
         with MDSWriter(
-            out=str(folder / name), columns=columns, compression=compression or None, size_limit=20_000, hashes=hashes
+            out=str(folder / name),
+            columns=columns,
+            compression=compression or None,
+            size_limit=20_000,
+            hashes=hashes,
         ) as writer:
             for n in range(COUNT):
                 row = {
@@ -171,14 +189,27 @@ def webdataset(folder: Path) -> Iterator[tuple[str, Expected, tuple[str, ...]]]:
         (folder / name).mkdir()
         with wds.ShardWriter(str(folder / name / f"%05d.{suffix}"), maxcount=7, verbose=0) as writer:
             for n in range(COUNT):
-                writer.write({"__key__": f"k{n:03d}", "png": png(n), "txt": f"größe {n}", "cls": n, "npy": np.arange(n)})
+                writer.write(
+                    {
+                        "__key__": f"k{n:03d}",
+                        "png": png(n),
+                        "txt": f"größe {n}",
+                        "cls": n,
+                        "npy": np.arange(n),
+                    }
+                )
         paths = sorted(map(str, (folder / name).iterdir()))
         found = wds.WebDataset(paths, shardshuffle=False, empty_check=False)
         rows = ({k: v for k, v in row.items() if not k.startswith("__")} for row in found)
         yield name, described(rows, ()), ()
 
 
-TOOLS: tuple[Callable[[Path], Iterator[tuple[str, Expected, tuple[str, ...]]]], ...] = (mds, litdata, datasets, webdataset)
+TOOLS: tuple[Callable[[Path], Iterator[tuple[str, Expected, tuple[str, ...]]]], ...] = (
+    mds,
+    litdata,
+    datasets,
+    webdataset,
+)
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])

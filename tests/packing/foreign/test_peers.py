@@ -45,7 +45,9 @@ def found_in(dest: Path) -> list[dict[str, Any]]:
     samples = []
     for _, fields in DatasetReader.open(str(dest)).iter_samples():
         values = json.loads(fields.pop("json", b"{}"))
-        samples.append({"fields": {name: digest(name, data) for name, data in fields.items()}, "json": values})
+        samples.append(
+            {"fields": {name: digest(name, data) for name, data in fields.items()}, "json": values}
+        )
     return samples
 
 

@@ -22,7 +22,10 @@ def pack(
     ],
     format: Annotated[
         str | None,
-        typer.Option(help="jsonl, text, images or webdataset; recognised by the extensions if left out."),
+        typer.Option(
+            help="The kind of the files, such as jsonl, parquet, images, webdataset, or files for any; "
+            "recognised by the extensions if left out."
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import lzma
@@ -202,9 +203,9 @@ def test_no_sample_of_a_file_whose_checksum_is_wrong_is_packed(
 ) -> None:
     """The damage lies in the first bytes, the checksum behind 3 MiB: until then texts look right."""
     write = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor(write_checksum=True).compress}.get(
-        kind, lzma.compress
+        kind, functools.partial(lzma.compress, preset=0)
     )
-    rows = [{"id": n, "text": random.Random(n).randbytes(400).hex()} for n in range(4_000)]
+    rows = [{"id": n, "text": random.Random(n).randbytes(400).hex()} for n in range(3_000)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if suffix == "csv":
         text = "id,text\n" + "".join(f"{row['id']},{row['text']}\n" for row in rows)
@@ -213,7 +214,7 @@ def test_no_sample_of_a_file_whose_checksum_is_wrong_is_packed(
         good.write_text("id,text\na,a\nb,b\nc,c\n")
     data = write(text.encode())
     bad = tmp_path / f"b.{suffix}.{kind}"
-    for at in range(200, 20_000, 2_500):
+    for at in (300, 9_000):
         bad.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         with pytest.raises(SourceError, match=f"b.{suffix}.{kind}"):
             ss.pack([good, bad], tmp_path / "out", workers=1)

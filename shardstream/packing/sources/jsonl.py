@@ -211,7 +211,8 @@ class JsonlSource:
             tokens = "; for token ids: --column tokens=input_ids" if b'"input_ids"' in bytes(line) else ""
             return f"no key {self.text_key!r}; name the one that holds the text with --text-key{tokens}"
         if isinstance(error, AttributeError):
-            return f"the value of {self.text_key!r} is not a string"
+            chat = "; text of conversations is made by --chat-template" if b'"role"' in bytes(line) else ""
+            return f"the value of {self.text_key!r} is not a string{chat}"
         return f"not a JSON object in UTF-8 ({error})"
 
     def _slice_lines(self, span: FileSpan, file: BinaryIO) -> Iterator[tuple[int, bytes | memoryview]]:

@@ -49,7 +49,7 @@ def compression(head: bytes) -> Compression | None:
     return "zstd" if head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F else None
 
 
-class CutOff(SourceError):
+class CutOffError(SourceError):
     """A compressed file that ends too early. What it had until then is right."""
 
 
@@ -88,7 +88,7 @@ class _Zstd:
             self._input = memoryview(self._file.read(_READ))
             if not self._input:
                 if self._fed:
-                    raise CutOff(f"{self._where}: it ends inside a zstd frame; is it cut off?")
+                    raise CutOffError(f"{self._where}: it ends inside a zstd frame; is it cut off?")
                 return False
         if self._context is None:
             self._context = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX).decompressobj()
@@ -122,7 +122,9 @@ class _Errors:
         try:
             return bytes(self._file.read(size))
         except EOFError as error:
-            raise CutOff(f"{self._where}: it ends inside its {self._kind} data; is it cut off?") from error
+            raise CutOffError(
+                f"{self._where}: it ends inside its {self._kind} data; is it cut off?"
+            ) from error
         except (OSError, RuntimeError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the file itself
@@ -185,7 +187,7 @@ def open_stream(url: str, options: Options = None) -> Iterator[BinaryIO]:
 
 
 def check_stream(url: str, options: Options = None) -> None:
-    """Read a compressed file to its end, where its checksum is: until then wrong bytes may look like right ones.
+    """Read a compressed file to its end, where its checksum is. Until then wrong bytes may look right.
 
     A file that is not compressed is not read. One that is cut off has no checksum, and is no error here.
 
@@ -194,7 +196,7 @@ def check_stream(url: str, options: Options = None) -> None:
     """
     if compression(bytes(read_slice(url, 0, _HEAD, options))) is None:
         return
-    with suppress(CutOff), open_stream(url, options) as file:
+    with suppress(CutOffError), open_stream(url, options) as file:
         while file.read(1 << 20):
             pass
 

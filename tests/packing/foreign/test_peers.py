@@ -1,4 +1,4 @@
-"""Datasets that other tools write now, in an environment of their own: in is out, as their own readers see it.
+"""Datasets that other tools write now, in an environment of their own: in is out, as their readers see it.
 
 SHARDSTREAM_PEERS names the Python of that environment:
 

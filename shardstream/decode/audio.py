@@ -33,7 +33,7 @@ def decode(data: bytes | memoryview) -> tuple[Any, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, frames = file.samplerate, file.frames
-            # A file of GSM cannot seek, and so has to be told how much is read: a byte holds 5 frames at most.
+            # A file of GSM cannot seek, and must be told how much is read. A byte holds 5 frames at most.
             count = -1 if file.seekable() else min(frames, 8 * len(data))
             found = file.read(count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:  # its text has the address of the buffer

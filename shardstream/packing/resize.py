@@ -18,7 +18,9 @@ _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MODES = ("L", "RGB", "LA", "RGBA")
 _INFLATED = 1032  # bytes that a byte of deflate can become at most
-_PER_BYTE = 1024  # pixels that a byte of JPEG can become: a block of 8 x 8 takes a bit, and there is some room
+_PER_BYTE = (
+    1024  # pixels that a byte of JPEG can become: a block of 8 x 8 takes a bit, and there is some room
+)
 
 
 class Resized(NamedTuple):
@@ -86,7 +88,9 @@ class Resize:
             before = opened.width * opened.height
             # Damage in a header must not take memory for what is not there.
             if before > _most_pixels(opened, len(data)):
-                raise ValueError(f"{opened.width} x {opened.height} pixels in {len(data)} bytes: it is cut off")
+                raise ValueError(
+                    f"{opened.width} x {opened.height} pixels in {len(data)} bytes: it is cut off"
+                )
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
             share = self.side / min(opened.size)
             if share >= 1 and upright:

@@ -17,6 +17,7 @@ from shardstream.packing.layout import Layout
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Reject, Sample, Source, Task
 from shardstream.packing.sources.base import TOKENS, TokenDtype, token_dtype
+from shardstream.packing.sources.streams import check_stream
 from shardstream.packing.tally import Tally
 from shardstream.packing.writer import SampleWriter, TokenWriter
 from shardstream.storage.store import Store, redact
@@ -157,15 +158,20 @@ def read_samples(job: Job, task: Task) -> Iterator[Sample | Reject]:
     if job.on_error == "raise" or getattr(job.source, "is_database", False):
         yield from job.source.read(task)
         return
+    streams = getattr(job.source, "streams", False)
     # Files that make samples together have the same base.
     for _, together in itertools.groupby(task.files, key=lambda span: span.key_base):
         spans = tuple(together)
         try:
+            for span in spans if streams else ():
+                if span.start == 0:
+                    check_stream(span.url, job.storage_options)
             yield from job.source.read(replace(task, files=spans))
         except (SourceError, StorageError, CorruptionError) as error:
             if is_unreachable(error):  # the store is at fault, not the file
                 raise
-            yield Reject(redact(spans[0].url), str(error))
+            where = redact(spans[0].url)
+            yield Reject(where, str(error).removeprefix(f"{where}: "))
 
 
 def _spill_dir(job: Job) -> str:

@@ -98,9 +98,7 @@ def _braces(url: str) -> Iterator[str]:
         yield from _braces(url[: match.start()] + part + url[match.end() :])
 
 
-def _below(
-    url: str, options: Options, unread: Unread | None, markers: Unread | None
-) -> Iterator[FileInfo]:
+def _below(url: str, options: Options, unread: Unread | None, markers: Unread | None) -> Iterator[FileInfo]:
     local = local_path_of(url)
     if local is not None:
         yield from _below_local(local, unread)

@@ -19,13 +19,25 @@ from tests.faults.test_mutations import damage
 __all__ = ["damaged"]
 
 # What readers of numbers, of JSON and of text trip over.
-NUMBERS = (b"0", b"-1", b"7", b"65536", b"4294967295", b"9223372036854775808", b"1e400", b"1" * 5000, b"null")
+NUMBERS = (b"0", b"-1", b"65536", b"4294967295", b"9223372036854775808", b"1e400", b"1" * 5000, b"null")
 TOKENS = (
-    b"[" * 3000, b'{"a":' * 3000, b'"', b"\\", b"\\ud800", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"NaN", b"{}",
-    b"[]", b",", b"\n", b"\r", b"\t", b"../../x", b"/", b"..", b'"id": ', b"null",
+    b"[" * 3000, b'{"a":' * 3000, b'"', b"\\", b"\\ud800", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"NaN",
+    b"{}", b"[]", b",", b"\n", b"\r", b"\t", b"../../x", b"/", b"..", b'"id": ', b"null",
 )  # fmt: skip
 _DIGITS = re.compile(rb"\d+")
-_LIMITS = (0, 1, 7, 255, 1 << 15, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 1)
+_LIMITS = (
+    0,
+    1,
+    7,
+    255,
+    1 << 15,
+    1 << 20,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    (1 << 63) - 1,
+    (1 << 64) - 1,
+)
 
 Damage = Callable[[bytes, random.Random], bytes]
 

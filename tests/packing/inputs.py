@@ -184,7 +184,7 @@ _MDS = {
 }
 _LITDATA = {
     "column": chosen(
-        "image", "raw", "text", *(f"more.{name}" for name in "any ints tensor ids photo pil".split())
+        "image", "raw", "text", *(f"more.{name}" for name in ("any", "ints", "tensor", "ids", "photo", "pil"))
     ),
     "keep": ["n", "half", "more.flag"],
 }

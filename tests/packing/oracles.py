@@ -1,4 +1,4 @@
-"""What small inputs hold, as other readers than ours say. Each is a few lines of the standard library or pyarrow."""
+"""What small inputs hold, as other readers than ours say: the standard library and pyarrow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ORACLES", "Fields", "Unsure", "canonical"]
+__all__ = ["ORACLES", "Fields", "UnsureError", "canonical"]
 
 Fields = dict[str, Any]  # the fields of a sample; of field json its value
 _LONE = re.compile("[\ud800-\udfff]")
 Oracle = Callable[[Path], Iterator[Fields | None]]  # None is a row that must be refused
 
 
-class Unsure(Exception):
+class UnsureError(Exception):
     """The other reader refuses what is right."""
 
 
@@ -122,9 +122,9 @@ def tars(folder: Path) -> Iterator[Fields | None]:
                 read = [(one.name, file.read()) for one in members if (file := archive.extractfile(one))]
                 rest = content.getvalue()[archive.offset :]
         except (tarfile.TarError, KeyError) as error:
-            raise Unsure from error  # GNU tar reads more than Python does
+            raise UnsureError from error  # GNU tar reads more than Python does
         if any(rest):
-            raise Unsure  # Python stops at a block of zeros
+            raise UnsureError  # Python stops at a block of zeros
         for name, data in read:
             folder_of, _, base = name.rpartition("/")
             key, _, ending = base.partition(".")

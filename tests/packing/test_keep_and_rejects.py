@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
+import lzma
 import os
+import random
+import shutil
 import socket
 import warnings
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import zstandard
 
 import shardstream as ss
 from shardstream.errors import OptionError, SourceError
@@ -189,6 +194,37 @@ def test_a_file_that_breaks_off_is_named_and_the_others_are_packed(tmp_path: Pat
     packed = [row for row in rows if f"b/{row['id']}" in found]
     assert packed == rows[: len(packed)]  # whole samples from the begin, and none of another file is missing
     assert len(found) == len(packed) + 9 == manifest.samples
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "xz"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_no_sample_of_a_file_whose_checksum_is_wrong_is_packed(
+    tmp_path: Path, suffix: str, kind: str
+) -> None:
+    """The damage lies in the first bytes, the checksum behind 3 MiB: until then texts look right."""
+    write = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor(write_checksum=True).compress}.get(
+        kind, functools.partial(lzma.compress, preset=0)
+    )
+    rows = [{"id": n, "text": random.Random(n).randbytes(400).hex()} for n in range(3_000)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if suffix == "csv":
+        text = "id,text\n" + "".join(f"{row['id']},{row['text']}\n" for row in rows)
+    good = lines(tmp_path / "a.jsonl", META) if suffix == "jsonl" else tmp_path / "a.csv"
+    if suffix == "csv":
+        good.write_text("id,text\na,a\nb,b\nc,c\n")
+    data = write(text.encode())
+    bad = tmp_path / f"b.{suffix}.{kind}"
+    for at in (300, 9_000):
+        bad.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(SourceError, match=f"b.{suffix}.{kind}"):
+            ss.pack([good, bad], tmp_path / "out", workers=1)
+        manifest = ss.pack([good, bad], tmp_path / "out", workers=1, on_error="skip")
+        assert sorted(key for key, _ in texts(tmp_path / "out")) == ["a/a", "a/b", "a/c"]
+        (row,) = [json.loads(line) for line in (tmp_path / "out" / REJECTS).read_text().splitlines()]
+        assert row["where"] == str(bad)
+        assert not row["reason"].startswith(str(bad))
+        assert manifest.provenance["rejected"] == 1
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_a_file_that_is_gone_is_named_and_the_others_are_packed(

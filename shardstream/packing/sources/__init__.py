@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Literal, cast
@@ -131,8 +132,11 @@ def recognise(files: Sequence[FileInfo], storage_options: Options = None) -> For
         ):
             data = [file for file, path in zip(files, names, strict=True) if _is_data(kind, file, path)]
             return "json" if known == "jsonl" and _is_json(data, storage_options) else known
+    ends = sorted({os.path.splitext(name)[1] or "none" for name in names})
+    shown = ", ".join(ends[:5]) + (", ..." if len(ends) > 5 else "")
     raise OptionError(
-        f"the extensions of {len(names)} file(s) do not show one format; pass --format ({', '.join(FORMATS)})"
+        f"the extensions of {len(names)} file(s) ({shown}) do not show one format; pass --format "
+        f"({', '.join(FORMATS)}). files takes all of them, those of one name as a sample"
     )
 
 

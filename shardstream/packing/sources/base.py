@@ -150,6 +150,9 @@ class Source(Protocol):
 
     `keys`, if it is there, says for people what is taken for the keys.
 
+    `streams` is true if compressed files are read as streams and samples are given before their ends, where
+    their checksums are. If bad samples are skipped, such files are then checked before.
+
     Tasks may only depend on the input and the target size, never on the number of workers.
     `shardstream.testing.SourceContract` checks a source.
     """

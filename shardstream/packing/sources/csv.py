@@ -51,6 +51,7 @@ class CsvSource(RowSource):
     """
 
     name: str = "csv"
+    streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = tuple(
         name + compression for name in (".csv", ".tsv") for compression in SUFFIXES
     )

@@ -53,8 +53,8 @@ class JsonSource(JsonlSource):
             with open_stream(span.url, self.storage_options) as file:
                 yield from self._samples(span, _values(file, where), False)
 
-    def _line_number(self, span: FileSpan, offset: int) -> int:
-        return offset
+    def _where(self, span: FileSpan, offset: int) -> str:
+        return f"{redact(span.url)}, byte {offset}"
 
 
 def is_lines(url: str, options: Options = None) -> bool:

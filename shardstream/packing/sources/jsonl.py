@@ -81,6 +81,7 @@ class JsonlSource:
     storage_options: Options = field(default=None, repr=False)
     rows: Rows | None = None
     name: str = "jsonl"
+    streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = tuple(
         extension + suffix for extension in EXTENSIONS for suffix in SUFFIXES
     )
@@ -172,9 +173,9 @@ class JsonlSource:
                 if bytes(line).strip():
                     if at <= 1 and (what := another_type(span.url, self.storage_options)):
                         raise SourceError(f"{file}: this is {what}, not JSON") from error
-                    number = at if numbered else self._line_number(span, at)
+                    where = f"{file}:{at}" if numbered else self._where(span, at)
                     array = "; for a file that is an array: --format json" if line[:1] == b"[" else ""
-                    yield Reject(f"{file}:{number}", self._reason(error, line) + array)
+                    yield Reject(where, self._reason(error, line) + array)
                 continue
             if wanted is None:
                 key = key_of(row, None, span, at)
@@ -210,7 +211,8 @@ class JsonlSource:
             tokens = "; for token ids: --column tokens=input_ids" if b'"input_ids"' in bytes(line) else ""
             return f"no key {self.text_key!r}; name the one that holds the text with --text-key{tokens}"
         if isinstance(error, AttributeError):
-            return f"the value of {self.text_key!r} is not a string"
+            chat = "; text of conversations is made by --chat-template" if b'"role"' in bytes(line) else ""
+            return f"the value of {self.text_key!r} is not a string{chat}"
         return f"not a JSON object in UTF-8 ({error})"
 
     def _slice_lines(self, span: FileSpan, file: BinaryIO) -> Iterator[tuple[int, bytes | memoryview]]:
@@ -269,8 +271,8 @@ class JsonlSource:
         if rest:
             yield number, bytes(rest)
 
-    def _line_number(self, span: FileSpan, offset: int) -> int:
-        """The number of the line at a byte offset. It is only counted for messages."""
+    def _where(self, span: FileSpan, offset: int) -> str:
+        """Where a line is, for a message. Its number is only counted for it."""
         lines, position = 1, 0
         while position < offset:
             size = min(_CHUNK, offset - position)
@@ -279,4 +281,4 @@ class JsonlSource:
                 break
             lines += bytes(chunk).count(b"\n")
             position += len(chunk)
-        return lines
+        return f"{redact(span.url)}:{lines}"

@@ -72,6 +72,7 @@ class LitdataSource(RowSource):
     """
 
     name: str = "litdata"
+    streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = ()  # .bin has many meanings
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:

@@ -65,6 +65,7 @@ class MdsSource(RowSource):
     """
 
     name: str = "mds"
+    streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = (
         ".mds",
         *(f".mds.{c}" for c in ("zstd", "gz", "bz2", "br", "snappy")),

@@ -15,7 +15,7 @@ import zstandard
 from shardstream.errors import ShardstreamError, SourceError, require
 from shardstream.format.frames import WINDOW_LOG_MAX, damaged
 from shardstream.packing.sources.content import file_type
-from shardstream.storage.inputs import open_input
+from shardstream.storage.inputs import open_input, read_slice
 from shardstream.storage.store import Options, redact
 
 SUFFIXES = ("", ".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4")  # of the names of files of one format
@@ -47,6 +47,10 @@ def compression(head: bytes) -> Compression | None:
             return kind
     # Skippable frames of zstd, as the seek table is one.
     return "zstd" if head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F else None
+
+
+class CutOffError(SourceError):
+    """A compressed file that ends too early. What it had until then is right."""
 
 
 class _Zstd:
@@ -84,7 +88,7 @@ class _Zstd:
             self._input = memoryview(self._file.read(_READ))
             if not self._input:
                 if self._fed:
-                    raise SourceError(f"{self._where}: it ends inside a zstd frame; is it cut off?")
+                    raise CutOffError(f"{self._where}: it ends inside a zstd frame; is it cut off?")
                 return False
         if self._context is None:
             self._context = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX).decompressobj()
@@ -117,10 +121,14 @@ class _Errors:
     def read(self, size: int) -> bytes:
         try:
             return bytes(self._file.read(size))
-        except (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
+        except EOFError as error:
+            raise CutOffError(
+                f"{self._where}: it ends inside its {self._kind} data; is it cut off?"
+            ) from error
+        except (OSError, RuntimeError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the file itself
-            raise SourceError(damaged(self._where, f"{self._kind} data", f"or cut off: {error}")) from error
+            raise SourceError(damaged(self._where, f"{self._kind} data", error)) from error
 
 
 def zstd_stream(file: BinaryIO, where: str) -> BinaryIO:
@@ -176,6 +184,21 @@ def open_stream(url: str, options: Options = None) -> Iterator[BinaryIO]:
     """A file that is read forward, and decompressed if its content shows that it is compressed."""
     with open_input(url, options) as file:
         yield decompressed(file, url)
+
+
+def check_stream(url: str, options: Options = None) -> None:
+    """Read a compressed file to its end, where its checksum is. Until then wrong bytes may look right.
+
+    A file that is not compressed is not read. One that is cut off has no checksum, and is no error here.
+
+    Raises:
+        SourceError: The file is damaged.
+    """
+    if compression(bytes(read_slice(url, 0, _HEAD, options))) is None:
+        return
+    with suppress(CutOffError), open_stream(url, options) as file:
+        while file.read(1 << 20):
+            pass
 
 
 def head_of(url: str, options: Options = None, size: int = 512) -> bytes:

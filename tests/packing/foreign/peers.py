@@ -1,9 +1,10 @@
 """Writes datasets with other tools, and what those tools' own readers find in them.
 
-    python tests/packing/foreign/peers.py FOLDER   # pip install mosaicml-streaming litdata datasets webdataset
+    pip install mosaicml-streaming litdata datasets webdataset
+    python tests/packing/foreign/peers.py FOLDER
 
-Each dataset is FOLDER/NAME, and FOLDER/NAME.json says what is in it: for each sample the SHA-256 of each field, and
-the values of field json. It needs nothing of this project.
+Each dataset is FOLDER/NAME, and FOLDER/NAME.json says what is in it: for each sample the SHA-256 of each
+field, and the values of field json. It needs nothing of this project.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ import numpy as np
 import PIL.Image
 
 Expected = list[dict[str, Any]]
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
+DTYPES = (
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+)
 COUNT = 30
 
 
@@ -55,7 +68,9 @@ def described(rows: Iterator[dict[str, Any]], keep: tuple[str, ...]) -> Expected
     return [
         {
             "fields": {name: digest(value) for name, value in row.items() if name not in keep},
-            "json": {name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in keep},
+            "json": {
+                name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in keep
+            },
         }
         for row in rows
     ]
@@ -67,23 +82,45 @@ def mds(folder: Path) -> Iterator[tuple[str, Expected, tuple[str, ...]]]:
 
     numbers = [name for name in DTYPES if not name.startswith("uint64")]
     columns = {
-        "id": "str", "text": "str", "raw": "bytes", "image": "png", "photo": "jpeg", "any": "ndarray",
-        "fixed": "ndarray:int16:2,3", "meta": "json", "count": "str_int", "share": "str_float", "n": "int",
-        **{f"a_{name}": f"ndarray:{name}" for name in DTYPES}, **{f"n_{name}": name for name in numbers},
-    }  # fmt: skip
+        "id": "str",
+        "text": "str",
+        "raw": "bytes",
+        "image": "png",
+        "photo": "jpeg",
+        "any": "ndarray",
+        "fixed": "ndarray:int16:2,3",
+        "meta": "json",
+        "count": "str_int",
+        "share": "str_float",
+        "n": "int",
+        **{f"a_{name}": f"ndarray:{name}" for name in DTYPES},
+        **{f"n_{name}": name for name in numbers},
+    }
     keep = ("meta", "count", "share", "n", *(f"n_{name}" for name in numbers))
     for compression in ("", "zstd", "zstd:19", "gz", "bz2", "br", "snappy"):
         name = f"mds-{compression.replace(':', '-') or 'plain'}"
         hashes = ["sha1", "xxh64"] if compression else None
         with MDSWriter(
-            out=str(folder / name), columns=columns, compression=compression or None, size_limit=20_000, hashes=hashes
+            out=str(folder / name),
+            columns=columns,
+            compression=compression or None,
+            size_limit=20_000,
+            hashes=hashes,
         ) as writer:
             for n in range(COUNT):
                 row = {
-                    "id": f"r.{n}", "text": f"größe ✓ {n}" * (n % 4), "raw": bytes(range(n)), "image": PIL.Image.open(io.BytesIO(png(n))),
-                    "photo": jpeg(n), "any": np.full((n % 3 + 1, 2, 1), n / 3), "fixed": np.full((2, 3), n, np.int16),
-                    "meta": {"tags": ["a", n], "none": None}, "count": 10**30 + n, "share": n / 7, "n": n - 9,
-                }  # fmt: skip
+                    "id": f"r.{n}",
+                    "text": f"größe ✓ {n}" * (n % 4),
+                    "raw": bytes(range(n)),
+                    "image": PIL.Image.open(io.BytesIO(png(n))),
+                    "photo": jpeg(n),
+                    "any": np.full((n % 3 + 1, 2, 1), n / 3),
+                    "fixed": np.full((2, 3), n, np.int16),
+                    "meta": {"tags": ["a", n], "none": None},
+                    "count": 10**30 + n,
+                    "share": n / 7,
+                    "n": n - 9,
+                }
                 row |= {f"a_{name}": np.arange(n % 5 + 1).astype(name) for name in DTYPES}
                 row |= {f"n_{name}": np.dtype(name).type(n) for name in numbers}
                 writer.write(row)
@@ -99,8 +136,14 @@ def litdata(folder: Path) -> Iterator[tuple[str, Expected, tuple[str, ...]]]:
 
     for compression in (None, "zstd"):
         name = f"litdata-{compression or 'plain'}"
-        ld.optimize(fn=_item, inputs=list(range(COUNT)), output_dir=str(folder / name), chunk_bytes=4000,
-                    num_workers=1, compression=compression)  # fmt: skip
+        ld.optimize(
+            fn=_item,
+            inputs=list(range(COUNT)),
+            output_dir=str(folder / name),
+            chunk_bytes=4000,
+            num_workers=1,
+            compression=compression,
+        )
         dataset = ld.StreamingDataset(str(folder / name), shuffle=False)
         keep = ("n", "half", "flag")
         rows = sorted((dict(dataset[n]) for n in range(len(dataset))), key=lambda row: int(row["n"]))
@@ -113,9 +156,15 @@ def _item(n: int) -> dict[str, Any]:
     import torch
 
     return {
-        "id": f"r.{n}", "text": f"größe ✓ {n}" * (n % 4), "raw": bytes(range(n)), "array": np.full((n % 3 + 1, 2), n / 3),
-        "tensor": torch.arange(n + 1).reshape(1, -1, 1), "n": n, "half": n / 2, "flag": n % 2 == 0,
-    }  # fmt: skip
+        "id": f"r.{n}",
+        "text": f"größe ✓ {n}" * (n % 4),
+        "raw": bytes(range(n)),
+        "array": np.full((n % 3 + 1, 2), n / 3),
+        "tensor": torch.arange(n + 1).reshape(1, -1, 1),
+        "n": n,
+        "half": n / 2,
+        "flag": n % 2 == 0,
+    }
 
 
 def datasets(folder: Path) -> Iterator[tuple[str, Expected, tuple[str, ...]]]:
@@ -123,14 +172,26 @@ def datasets(folder: Path) -> Iterator[tuple[str, Expected, tuple[str, ...]]]:
     import datasets as hf
 
     rows = [
-        {"id": f"r.{n}", "text": f"größe ✓ {n}" * (n % 4), "image": {"bytes": png(n), "path": f"{n}.png"}, "label": n % 3,
-         "words": ["a"] * (n % 3), "score": n / 4}
+        {
+            "id": f"r.{n}",
+            "text": f"größe ✓ {n}" * (n % 4),
+            "image": {"bytes": png(n), "path": f"{n}.png"},
+            "label": n % 3,
+            "words": ["a"] * (n % 3),
+            "score": n / 4,
+        }
         for n in range(COUNT)
-    ]  # fmt: skip
-    features = hf.Features({
-        "id": hf.Value("string"), "text": hf.Value("large_string"), "image": hf.Image(decode=False),
-        "label": hf.ClassLabel(names=["a", "b", "c"]), "words": hf.List(hf.Value("string")), "score": hf.Value("float32"),
-    })  # fmt: skip
+    ]
+    features = hf.Features(
+        {
+            "id": hf.Value("string"),
+            "text": hf.Value("large_string"),
+            "image": hf.Image(decode=False),
+            "label": hf.ClassLabel(names=["a", "b", "c"]),
+            "words": hf.List(hf.Value("string")),
+            "score": hf.Value("float32"),
+        }
+    )
     keep = ("label", "words", "score")
     dataset = hf.Dataset.from_list(rows, features=features)
     flat = dataset.remove_columns(["image", "words"])
@@ -171,14 +232,27 @@ def webdataset(folder: Path) -> Iterator[tuple[str, Expected, tuple[str, ...]]]:
         (folder / name).mkdir()
         with wds.ShardWriter(str(folder / name / f"%05d.{suffix}"), maxcount=7, verbose=0) as writer:
             for n in range(COUNT):
-                writer.write({"__key__": f"k{n:03d}", "png": png(n), "txt": f"größe {n}", "cls": n, "npy": np.arange(n)})
+                writer.write(
+                    {
+                        "__key__": f"k{n:03d}",
+                        "png": png(n),
+                        "txt": f"größe {n}",
+                        "cls": n,
+                        "npy": np.arange(n),
+                    }
+                )
         paths = sorted(map(str, (folder / name).iterdir()))
         found = wds.WebDataset(paths, shardshuffle=False, empty_check=False)
         rows = ({k: v for k, v in row.items() if not k.startswith("__")} for row in found)
         yield name, described(rows, ()), ()
 
 
-TOOLS: tuple[Callable[[Path], Iterator[tuple[str, Expected, tuple[str, ...]]]], ...] = (mds, litdata, datasets, webdataset)
+TOOLS: tuple[Callable[[Path], Iterator[tuple[str, Expected, tuple[str, ...]]]], ...] = (
+    mds,
+    litdata,
+    datasets,
+    webdataset,
+)
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])

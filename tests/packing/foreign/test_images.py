@@ -86,7 +86,8 @@ def test_each_format_and_mode_keeps_its_bytes_and_is_decoded_as_pillow_does(
         try:
             sample = dataset[number]
         except SourceError as error:
-            assert "values of 32 bits, which are no colours: decode the field as 'stored'" in str(error)
+            if "values of 32 bits, which are no colours: decode the field as 'stored'" not in str(error):
+                raise
             [values] = [value for value in stored[number].values() if isinstance(value, np.ndarray)]
             assert values.dtype in (np.int32, np.float32)
             continue

@@ -1,4 +1,4 @@
-"""Datasets that other tools write now, in an environment of their own: in is out, as their own readers see it.
+"""Datasets that other tools write now, in an environment of their own: in is out, as their readers see it.
 
 SHARDSTREAM_PEERS names the Python of that environment:
 
@@ -45,7 +45,9 @@ def found_in(dest: Path) -> list[dict[str, Any]]:
     samples = []
     for _, fields in DatasetReader.open(str(dest)).iter_samples():
         values = json.loads(fields.pop("json", b"{}"))
-        samples.append({"fields": {name: digest(name, data) for name, data in fields.items()}, "json": values})
+        samples.append(
+            {"fields": {name: digest(name, data) for name, data in fields.items()}, "json": values}
+        )
     return samples
 
 

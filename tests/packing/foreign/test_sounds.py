@@ -78,8 +78,11 @@ def test_each_container_and_encoding_keeps_its_bytes_and_is_decoded(tmp_path: Pa
             assert bytes(value) == wanted[key][extension]
             continue
         found, rate = value
-        expected, its_rate = soundfile.read(folder / key.partition("/")[0] / f"{key.partition('/')[2]}.{extension}",
-                                            dtype="float32", always_2d=True)  # fmt: skip
+        expected, its_rate = soundfile.read(
+            folder / key.partition("/")[0] / f"{key.partition('/')[2]}.{extension}",
+            dtype="float32",
+            always_2d=True,
+        )
         assert rate == its_rate
         np.testing.assert_array_equal(np.asarray(found), expected.T, key)
 

@@ -20,11 +20,18 @@ pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 ROWS: list[dict[str, Any]] = [
     {
-        "id": f"r.{n}", "text": f'größe "{n}",\n數據 ✓' * (n % 3), "image": {"bytes": b"\x89PNG\r\n\x1a\n%d" % n, "path": None},
-        "n": n - 5, "x": n / 3, "ok": n % 2 == 0, "tags": ["a"] * (n % 4), "none": None, "nested": {"a": {"b": [n]}},
+        "id": f"r.{n}",
+        "text": f'größe "{n}",\n數據 ✓' * (n % 3),
+        "image": {"bytes": b"\x89PNG\r\n\x1a\n%d" % n, "path": None},
+        "n": n - 5,
+        "x": n / 3,
+        "ok": n % 2 == 0,
+        "tags": ["a"] * (n % 4),
+        "none": None,
+        "nested": {"a": {"b": [n]}},
     }
     for n in range(50)
-]  # fmt: skip
+]
 
 
 def expected(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -49,13 +56,24 @@ def read(dest: Path) -> dict[str, dict[str, Any]]:
 
 
 PARQUET: dict[str, dict[str, Any]] = {
-    **{f"compression {name}": {"compression": name} for name in ("none", "snappy", "gzip", "brotli", "zstd", "lz4")},
-    "no dictionary": {"use_dictionary": False}, "version 1": {"version": "1.0"},
-    "pages of version 2": {"data_page_version": "2.0"}, "small pages": {"data_page_size": 64},
-    "many groups": {"row_group_size": 3}, "byte streams": {"use_byte_stream_split": ["x"], "use_dictionary": False},
-    "delta": {"column_encoding": {"n": "DELTA_BINARY_PACKED", "text": "DELTA_LENGTH_BYTE_ARRAY"}, "use_dictionary": False},
-    "checksums": {"write_page_checksum": True}, "indexes": {"write_page_index": True}, "no statistics": {"write_statistics": False},
-}  # fmt: skip
+    **{
+        f"compression {name}": {"compression": name}
+        for name in ("none", "snappy", "gzip", "brotli", "zstd", "lz4")
+    },
+    "no dictionary": {"use_dictionary": False},
+    "version 1": {"version": "1.0"},
+    "pages of version 2": {"data_page_version": "2.0"},
+    "small pages": {"data_page_size": 64},
+    "many groups": {"row_group_size": 3},
+    "byte streams": {"use_byte_stream_split": ["x"], "use_dictionary": False},
+    "delta": {
+        "column_encoding": {"n": "DELTA_BINARY_PACKED", "text": "DELTA_LENGTH_BYTE_ARRAY"},
+        "use_dictionary": False,
+    },
+    "checksums": {"write_page_checksum": True},
+    "indexes": {"write_page_index": True},
+    "no statistics": {"write_statistics": False},
+}
 
 
 @pytest.mark.parametrize("name", PARQUET)
@@ -81,15 +99,26 @@ def test_each_kind_of_arrow_file(tmp_path: Path, kind: str, codec: str | None) -
 def test_each_type_of_a_column_is_stored_or_refused_by_name(tmp_path: Path) -> None:
     day = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, datetime.timezone.utc)
     columns: dict[str, Any] = {
-        "i8": pa.array([1], pa.int8()), "u64": pa.array([2**64 - 1], pa.uint64()), "f16": pa.array([0.5], pa.float16()),
-        "date": pa.array([day.date()]), "time": pa.array([day.time()]), "stamp": pa.array([day]),
-        "nanos": pa.array([1], pa.timestamp("ns")), "duration": pa.array([datetime.timedelta(days=1)]),
-        "decimal": pa.array([decimal.Decimal("1.50")]), "large": pa.array(["a"], pa.large_string()),
-        "view": pa.array(["a"], pa.string_view()), "dictionary": pa.array(["a"]).dictionary_encode(),
-        "list": pa.array([[1, None]]), "fixed": pa.array([[1, 2]], pa.list_(pa.int8(), 2)),
-        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), "null": pa.nulls(1), "nan": pa.array([math.nan]),
-        "struct": pa.array([{"a": {"b": None}}]), "uuid": pa.array([b"0123456789abcdef"], pa.uuid()),
-    }  # fmt: skip
+        "i8": pa.array([1], pa.int8()),
+        "u64": pa.array([2**64 - 1], pa.uint64()),
+        "f16": pa.array([0.5], pa.float16()),
+        "date": pa.array([day.date()]),
+        "time": pa.array([day.time()]),
+        "stamp": pa.array([day]),
+        "nanos": pa.array([1], pa.timestamp("ns")),
+        "duration": pa.array([datetime.timedelta(days=1)]),
+        "decimal": pa.array([decimal.Decimal("1.50")]),
+        "large": pa.array(["a"], pa.large_string()),
+        "view": pa.array(["a"], pa.string_view()),
+        "dictionary": pa.array(["a"]).dictionary_encode(),
+        "list": pa.array([[1, None]]),
+        "fixed": pa.array([[1, 2]], pa.list_(pa.int8(), 2)),
+        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        "null": pa.nulls(1),
+        "nan": pa.array([math.nan]),
+        "struct": pa.array([{"a": {"b": None}}]),
+        "uuid": pa.array([b"0123456789abcdef"], pa.uuid()),
+    }
     for name, column in columns.items():
         table = pa.table({"text": ["t"], name: column})
         path = tmp_path / f"{name}.parquet"

@@ -140,7 +140,11 @@ def spread(found: list[dict[str, Any]], key: str) -> str:
     values = [each[key] for each in found]
     if not values:
         return "-"
-    return f"{statistics.median(values):,.3g} ({min(values):,.3g} to {max(values):,.3g})".replace(",", " ")
+    middle, least, most = (
+        f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({least} to {most})"
 
 
 def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:

@@ -143,7 +143,7 @@ class Store:
 
     def where(self, path: str) -> str:
         """`path` with its root, for messages."""
-        return f"{self.url.rstrip('/')}/{path}"
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
 
 class LocalStore(Store):

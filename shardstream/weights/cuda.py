@@ -1,4 +1,4 @@
-"""Local files to a GPU by safetensors itself, where it can: it has a pinned ring for all files of a process."""
+"""Local files to a GPU by safetensors itself, where it can: it has one pinned ring for a process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["can_prefetch", "prefetched"]
 
 
 def can_prefetch(catalog: Catalog, device: torch.device) -> bool:
-    """Whether safetensors 0.9 or later may load these files. It checks no checksums: files with some are ours."""
+    """Whether safetensors 0.9 or later may load these files. It checks nothing: not those with checksums."""
     if device.type != "cuda" or catalog.digests or catalog.place.store.backend != "local":
         return False
     try:

@@ -149,6 +149,10 @@ def _fetch(url: str, folder: str, options: Options) -> None:
             if _is_current(place, state):
                 changed = _changed(local, state)
                 if not changed:
+                    # What was only touched has another time now: it is not read again for that.
+                    again = {name: _as_now(local, name, file) for name, file in state.files.items()}
+                    if again != state.files:
+                        local.write(_STATE, msgspec.json.encode(_State(state.url, again, True)))
                     return
                 log.warning(
                     "%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed)
@@ -256,10 +260,7 @@ def _download(
     }
     for name in _changed(local, _State(state.url, fetched)):
         del fetched[name]
-    # What was only touched has another time now.
-    fetched = {
-        name: msgspec.structs.replace(file, local=local.version(name)) for name, file in fetched.items()
-    }
+    fetched = {name: _as_now(local, name, file) for name, file in fetched.items()}
     fresh = {file.name: file for file in wanted if file.name not in fetched}
     for name, found in download(place, list(fresh.values()), local):
         file = fresh[name]
@@ -269,6 +270,10 @@ def _download(
         fetched[name] = _Fetched(file.path, versions[file.path], local.version(name), found)
         local.write(_STATE, msgspec.json.encode(_State(state.url, fetched)))
     return fetched
+
+
+def _as_now(local: LocalStore, name: str, file: _Fetched) -> _Fetched:
+    return msgspec.structs.replace(file, local=local.version(name))
 
 
 def _sha256(local: LocalStore, name: str) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from shardstream.errors import OptionError, require
 from shardstream.format.sizes import parse_size
 from shardstream.storage.cache.options import Cache
-from shardstream.storage.fetch.spans import GAP
 from shardstream.storage.options import Options
+from shardstream.storage.spans import GAP
 from shardstream.weights.catalog import Catalog, open_catalog
 from shardstream.weights.cuda import can_prefetch, prefetched
 from shardstream.weights.header import TensorInfo

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shardstream.errors import CommitError, StorageError
-from shardstream.storage.fetch.spans import Part, extent, fill, spans
 from shardstream.storage.local.reads import read_exactly, read_parts, version_of
 from shardstream.storage.local.writes import flat, sync_folder, write_parts
 from shardstream.storage.named import named
 from shardstream.storage.options import Options, split_options
 from shardstream.storage.secrets import redact
+from shardstream.storage.spans import Part, extent, fill, spans
 from shardstream.storage.transport.backends import Data
 from shardstream.storage.transport.backends.fsspec import SCHEME
 from shardstream.storage.transport.client import Client
@@ -143,7 +143,7 @@ class Store:
 
     def where(self, path: str) -> str:
         """`path` with its root, for messages."""
-        return f"{self.url.rstrip('/')}/{path}"
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
 
 class LocalStore(Store):

@@ -9,7 +9,7 @@ import msgspec
 import xxhash
 
 from shardstream.errors import CorruptionError
-from shardstream.storage.fetch.spans import LARGEST, Part
+from shardstream.storage.spans import LARGEST, Part
 
 __all__ = ["BLOCK", "NAME", "Digests", "decode", "digest_of", "encode"]
 

@@ -164,19 +164,16 @@ class _Open:
             self.file = -1
 
 
-def download(place: Place, wanted: Sequence[Wanted], local: LocalStore) -> dict[str, Digests]:
+def download(place: Place, wanted: Sequence[Wanted], local: LocalStore) -> Iterator[tuple[str, Digests]]:
     """Fetch files into a folder. A file is at its name when it is whole and on the disk.
 
-    Returns:
-        The checksums of the files, by their names.
+    Yields:
+        The name of each file then, and its checksums.
 
     Raises:
         CorruptionError: A file has other checksums in the store.
         StorageError: A file cannot be read or written.
     """
-    if not wanted:
-        return {}
-    found: dict[str, Digests] = {}
     opened: dict[str, _Open] = {}
     for file in wanted:
         target = str(local.local_path(file.name))
@@ -199,10 +196,9 @@ def download(place: Place, wanted: Sequence[Wanted], local: LocalStore) -> dict[
                 target = str(local.local_path(each.wanted.name))
                 os.replace(each.temporary, target)
                 sync_folder(os.path.dirname(target))
-            found[each.wanted.name] = digests
+            yield each.wanted.name, digests
     finally:
         for each in opened.values():
             each.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(each.temporary)
-    return found

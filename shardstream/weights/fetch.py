@@ -62,8 +62,11 @@ class _Fetched(msgspec.Struct, frozen=True):
 
 
 class _State(msgspec.Struct, frozen=True):
+    """What was fetched of a URL; `whole` is missing while a download is under way, or after it was killed."""
+
     url: str
     files: dict[str, _Fetched]
+    whole: bool = False
 
 
 def fetch_weights(
@@ -141,27 +144,32 @@ def _fetch(url: str, folder: str, options: Options) -> None:
     local = LocalStore(folder)
     state = _read_state(local, url)
     try:
-        if state is not None and state.files:
+        if state is not None and state.whole:
             place = _place_of(url, options)
             if _is_current(place, state):
                 changed = _changed(local, state)
                 if not changed:
+                    # What was only touched has another time now: it is not read again for that.
+                    again = {name: _as_now(local, name, file) for name, file in state.files.items()}
+                    if again != state.files:
+                        local.write(_STATE, msgspec.json.encode(_State(state.url, again, True)))
                     return
                 log.warning(
                     "%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed)
                 )
+        local.clear_temporary()  # of a download that was killed
         catalog = open_catalog(url, options)
         wanted = _wanted(catalog, url)
-        fetched = _download(catalog.place, wanted, local, state)
+        fetched = _download(catalog.place, wanted, local, state or _State(redact(url), {}))
     except StorageError as error:
-        if state is None or not is_unreachable(error) or _changed(local, state):
+        if state is None or not state.whole or not is_unreachable(error) or _changed(local, state):
             raise
         log.warning("%s; what was fetched before is used", error)
         return
     for name in set(state.files if state else ()) - fetched.keys():
         local.delete(name)  # it was here because of us
     local.write(digests.NAME, digests.encode({name: file.digests for name, file in fetched.items()}))
-    local.write(_STATE, msgspec.json.encode(_State(redact(url), fetched)))
+    local.write(_STATE, msgspec.json.encode(_State(redact(url), fetched, True)))
 
 
 def _place_of(url: str, options: Options) -> Store:
@@ -241,34 +249,31 @@ def _is_file(place: Place, name: str) -> bool:
 
 
 def _download(
-    place: Place, wanted: Sequence[Wanted], local: LocalStore, state: _State | None
+    place: Place, wanted: Sequence[Wanted], local: LocalStore, state: _State
 ) -> dict[str, _Fetched]:
-    """Fetch the files that are not here as they are in the store."""
+    """Fetch the files that are not here as they are in the store. What is finished is noted at once."""
     versions: Mapping[str, tuple[str, int]] = {file.path: place.store.version(file.path) for file in wanted}
-    known = state.files if state is not None else {}
-    kept = {
-        file.name: known[file.name]
+    fetched = {
+        file.name: state.files[file.name]
         for file in wanted
-        if file.name in known and known[file.name].remote == versions[file.path]
+        if file.name in state.files and state.files[file.name].remote == versions[file.path]
     }
-    if state is not None:
-        for name in _changed(local, _State(state.url, kept)):
-            del kept[name]
-    fresh = [file for file in wanted if file.name not in kept]
-    found = download(place, fresh, local)
-    for file in fresh:
-        if file.sha256 is not None and _sha256(local, file.name) != file.sha256:
-            local.delete(file.name)
+    for name in _changed(local, _State(state.url, fetched)):
+        del fetched[name]
+    fetched = {name: _as_now(local, name, file) for name, file in fetched.items()}
+    fresh = {file.name: file for file in wanted if file.name not in fetched}
+    for name, found in download(place, list(fresh.values()), local):
+        file = fresh[name]
+        if file.sha256 is not None and _sha256(local, name) != file.sha256:
+            local.delete(name)
             raise CorruptionError(f"{place.where(file.path)}: damaged: its SHA-256 is not that of the Hub")
-    return {
-        file.name: _Fetched(
-            file.path,
-            versions[file.path],
-            local.version(file.name),
-            found[file.name] if file.name in found else kept[file.name].digests,
-        )
-        for file in wanted
-    }
+        fetched[name] = _Fetched(file.path, versions[file.path], local.version(name), found)
+        local.write(_STATE, msgspec.json.encode(_State(state.url, fetched)))
+    return fetched
+
+
+def _as_now(local: LocalStore, name: str, file: _Fetched) -> _Fetched:
+    return msgspec.structs.replace(file, local=local.version(name))
 
 
 def _sha256(local: LocalStore, name: str) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from shardstream.errors import OptionError, require
 from shardstream.format.sizes import parse_size
 from shardstream.storage.cache.options import Cache
-from shardstream.storage.fetch.spans import GAP
 from shardstream.storage.options import Options
+from shardstream.storage.spans import GAP
 from shardstream.weights.catalog import Catalog, open_catalog
+from shardstream.weights.cuda import can_prefetch, prefetched
 from shardstream.weights.header import TensorInfo
 from shardstream.weights.pieces import Job, landed
 
@@ -181,6 +182,12 @@ def _tensors(
         raise OptionError(f"dtype={dtype} must be float64, float32, float16 or bfloat16")
     if device.type == "meta":
         raise OptionError("device='meta' has no memory for weights")
+    if can_prefetch(catalog, device):
+        found = prefetched(catalog, list(wanted), device)
+        return (
+            (info.name, tensor.to(dtype) if dtype is not None and convertible(tensor.dtype) else tensor)
+            for info, tensor in found
+        )
     gap = gap_of(catalog)
 
     def job(info: TensorInfo) -> Job[tuple[str, list[torch.Tensor]]]:

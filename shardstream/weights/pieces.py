@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from shardstream.errors import CorruptionError
 from shardstream.storage.fetch.ranges import RangeReader
-from shardstream.storage.fetch.spans import GAP
+from shardstream.storage.spans import GAP
 from shardstream.weights.catalog import Catalog
 from shardstream.weights.digests import BLOCK, digest_of
 

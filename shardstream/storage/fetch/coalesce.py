@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardstream.storage.fetch.in_flight import BlockRequest
-from shardstream.storage.fetch.spans import LARGEST
+from shardstream.storage.spans import LARGEST
 
 __all__ = ["LARGEST", "ranges"]
 

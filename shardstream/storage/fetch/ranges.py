@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError, Future
 from shardstream.errors import StorageError
 from shardstream.storage.cancellation import Cancelled, CancelScope, current, working_for
 from shardstream.storage.fetch.pool import ElasticPool
-from shardstream.storage.fetch.spans import Part, spans
+from shardstream.storage.spans import Part, spans
 from shardstream.storage.store import Store
 
 __all__ = ["RangeReader", "read_ranges"]

@@ -14,7 +14,7 @@ import pytest
 from shardstream.errors import StorageError
 from shardstream.storage.cancellation import CancelScope, working_for
 from shardstream.storage.fetch.ranges import RangeReader, read_ranges
-from shardstream.storage.fetch.spans import Part, spans
+from shardstream.storage.spans import Part, spans
 from shardstream.storage.store import Store
 from tests.proxy import Proxy
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.errors import StorageError
-from shardstream.storage.fetch.spans import Part, extent, fill, spans
+from shardstream.storage.spans import Part, extent, fill, spans
 
 OBJECT = bytes(range(251)) * 20
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from shardstream.errors import CommitError, OptionError, SourceError, StorageError
-from shardstream.storage.local.reads import read_at
+from shardstream.storage.fetch.spans import Part, extent, fill, spans
+from shardstream.storage.local.reads import read_exactly, read_parts, version_of
+from shardstream.storage.local.writes import flat, write_parts
 from shardstream.storage.options import Options, split_options
 from shardstream.storage.secrets import redact
 from shardstream.storage.transport.backends import Data
@@ -83,6 +84,22 @@ class Store:
         """Exactly `size` bytes from `start`."""
         raise NotImplementedError
 
+    def read_into(self, path: str, parts: Sequence[Part]) -> None:
+        """Fill memory with parts of one object, in this thread; `read_ranges` does it with many.
+
+        Args:
+            path: The object.
+            parts: (start, view) pairs: where the bytes begin, and a writable, contiguous view of single bytes
+                that is filled. They may lie in any order, overlap, or be empty.
+
+        Raises:
+            StorageError: A part lies outside of the object, it has changed since this store has read it, or
+                it cannot be read. The views then hold anything.
+        """
+        for span in spans(parts):
+            start, end = extent(span)
+            fill(span, start, self.read_range(path, start, end - start))
+
     def size(self, path: str) -> int:
         """The object's size in bytes."""
         raise NotImplementedError
@@ -96,7 +113,11 @@ class Store:
         raise NotImplementedError
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
-        """Put an object of these parts, atomically: readers see the old one or the new one."""
+        """Put an object of these parts, atomically: readers see the old one or the new one.
+
+        The parts are not joined where the store's package can do without. No thread may change them before
+        this method returns. Up to 256 MiB are one request to a store, which is tried again as a whole.
+        """
         raise NotImplementedError
 
     def create(self, path: str, data: bytes) -> None:
@@ -147,7 +168,18 @@ class LocalStore(Store):
 
     def read_range(self, path: str, start: int, size: int) -> Data:
         with named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
-            return _exactly(file, start, size, self.where(path))
+            return read_exactly(file.fileno(), start, size, self.where(path))
+
+    def read_into(self, path: str, parts: Sequence[Part]) -> None:
+        where = self.where(path)
+        with named(where):
+            file = os.open(self._root / path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self.session.check(where, *version_of(file))
+                read_parts(file, parts, where)
+                self.session.check(where, *version_of(file))  # it may have been written to meanwhile
+            finally:
+                os.close(file)
 
     def size(self, path: str) -> int:
         with named(self.where(path)):
@@ -166,6 +198,7 @@ class LocalStore(Store):
             )
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
+        self.session.forget(self.where(path))
         with self._temporary(path, *parts) as temporary:
             os.replace(temporary, self._root / path)
 
@@ -190,9 +223,8 @@ class LocalStore(Store):
             folder.mkdir(parents=True, exist_ok=True)
             temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
             try:
-                with open(temporary, "xb") as file:
-                    file.writelines(parts)
-                    file.flush()
+                with open(temporary, "xb", buffering=0) as file:
+                    write_parts(file.fileno(), parts)
                     os.fsync(file.fileno())
                 yield temporary
             finally:
@@ -240,7 +272,7 @@ class RemoteStore(Store):
         return self._client.list()
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
-        self._client.put(path, b"".join(parts))
+        self._client.put(path, flat(parts))
 
     def create(self, path: str, data: bytes) -> None:
         self._client.create(path, data)
@@ -264,13 +296,3 @@ def sync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _exactly(file: Any, start: int, size: int, where: str) -> Data:
-    end = os.fstat(file.fileno()).st_size
-    if min(start, size) < 0 or start + size > end:
-        raise StorageError(f"{where}: bytes {start} to {start + size} of {end} do not exist")
-    data = read_at(file.fileno(), start, size)
-    if len(data) < size:
-        raise StorageError(f"{where}: it ends at byte {start + len(data)}, not at {start + size}")
-    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import pickle
 import threading
 from collections.abc import Callable
@@ -54,6 +55,44 @@ class ReadOnlyStoreContract:
                     with pytest.raises(StorageError, match="a: "):
                         store.read_range("a", start, size)
         assert store.read_range("a", 5, 0) == b""
+
+    def test_parts_go_to_the_memory_that_was_given(self, store: Store, put: Put) -> None:
+        data = bytes(range(256)) * (40 << 10)  # 10 MiB: more than one range
+        put("sub/a", data)
+        memory = bytearray(len(data))
+        whole = memoryview(memory)
+        store.read_into("sub/a", [(0, whole)])
+        assert memory == data
+        places = [(7, 5), (0, 3), (12, 0), (12, 1 << 20), (len(data) - 1, 1), (5 << 20, 4 << 20), (2, 9)]
+        room = bytearray(sum(size for _, size in places) + len(places))  # a byte between two of them
+        parts, at = [], 0
+        for start, size in places:
+            parts.append((start, memoryview(room)[at : at + size]))
+            at += size + 1
+        store.read_into("sub/a", parts)
+        assert [bytes(view) for _, view in parts] == [data[start : start + size] for start, size in places]
+        at = -1
+        for _, size in places:
+            at += size + 1
+            assert room[at] == 0  # nothing is written beside the views
+        store.read_into("sub/a", [])
+
+    def test_parts_that_do_not_exist_are_errors(self, store: Store, put: Put) -> None:
+        put("a", bytes(100))
+        room = memoryview(bytearray(50))
+        for start in (51, 100, 1 << 40, -1):
+            with pytest.raises(StorageError):
+                store.read_into("a", [(0, room[:1]), (start, room)])
+        with pytest.raises(StorageError, match=r"no/such"):
+            store.read_into("no/such", [(0, room)])
+
+    def test_an_object_that_gets_shorter_is_an_error(self, store: Store, put: Put) -> None:
+        put("a", bytes(100))
+        room = memoryview(bytearray(50))
+        store.read_into("a", [(50, room)])
+        put("a", bytes(90))
+        with pytest.raises(StorageError, match=r"a: "):
+            store.read_into("a", [(50, room)])
 
     def test_a_missing_object_is_an_error_that_names_it(self, store: Store, put: Put) -> None:
         put("other", b"x")
@@ -125,6 +164,16 @@ class StoreContract(ReadOnlyStoreContract):
         assert seen
         assert seen <= set(versions)
         assert store.list() == ["a"]
+
+    def test_parts_are_written_as_they_are(self, store: Store) -> None:
+        numbers = memoryview(array.array("B", [1, 2]))
+        big = bytes(9 << 20)
+        parts: list[bytes | bytearray | memoryview] = [numbers, bytearray(b"xy"), b"", memoryview(big)]
+        store.write("a", *parts)
+        assert store.read("a") == b"".join(bytes(part) for part in parts)
+        many = [b"%d," % each for each in range(3000)]
+        store.write("a", *many)
+        assert store.read("a") == b"".join(many)
 
     def test_create_succeeds_once(self, store: Store) -> None:
         store.create("m", b"first")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardstream.storage.fetch.in_flight import BlockRequest
+from shardstream.storage.fetch.spans import LARGEST
 
 __all__ = ["LARGEST", "ranges"]
-
-LARGEST = 8 << 20  # bytes of a range
 
 
 def ranges(requests: Sequence[BlockRequest], most: int = LARGEST) -> list[list[BlockRequest]]:

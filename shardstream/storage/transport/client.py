@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -197,11 +197,11 @@ class Client:
         below = (name.rstrip("/") for name in names if name.strip("/") != root.strip("/"))
         return sorted(name.rpartition("/")[2] for name in below)
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write an object as a whole."""
+    def put(self, path: str, parts: Sequence[Data]) -> None:
+        """Write an object of these parts as a whole."""
         full, where = self.path(path), self.where(path)
         self.session.forget(where)
-        self._run(f"writing {where}", lambda store: store.put(full, data), len(data))
+        self._run(f"writing {where}", lambda store: store.put(full, parts), sum(map(len, parts)))
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object that must not exist yet, else CommitError."""

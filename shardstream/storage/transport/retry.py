@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from shardstream.storage.options import RequestOptions
-from shardstream.storage.transport.backends import Backend, Content, Wrapper
+from shardstream.storage.transport.backends import Backend, Content, Data, Wrapper
 from shardstream.storage.transport.failures import Failure, failure_of
 from shardstream.storage.transport.session import ReadSession
 
@@ -92,8 +92,8 @@ class Retrying(Wrapper):
     async def head(self, path: str) -> tuple[int | None, str]:
         return await self._retried(partial(self._inner.head, path))
 
-    async def put(self, path: str, data: bytes) -> None:
-        await self._retried(partial(self._inner.put, path, data), len(data))
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
+        await self._retried(partial(self._inner.put, path, parts), sum(map(len, parts)))
 
     async def create(self, path: str, data: bytes) -> None:
         attempts = 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from shardstream.storage.options import RequestOptions, Retry
-from shardstream.storage.transport.backends import Content
+from shardstream.storage.transport.backends import Content, Data
 from shardstream.storage.transport.concurrency import AdaptiveLimit, Measured
 from shardstream.storage.transport.failures import Failure, of_status
 from shardstream.storage.transport.hedging import Hedged, HedgePolicy
@@ -50,9 +50,9 @@ class Objects:
         await self._request()
         return len(self.objects[path]), ""
 
-    async def put(self, path: str, data: bytes) -> None:
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
         number = await self._request()
-        self.objects[path] = data
+        self.objects[path] = b"".join(parts)
         self.after(number)
 
     async def create(self, path: str, data: bytes) -> None:
@@ -86,7 +86,7 @@ def test_every_request_is_tried_again() -> None:
     store = Retrying(objects, OPTIONS, session)
 
     async def use() -> None:
-        await store.put("a", b"data")
+        await store.put("a", [b"da", b"ta"])
         assert (await store.get("a", None)).data == b"data"
         assert (await store.get_range("a", 1, 2)).data == b"at"
         assert await store.head("a") == (4, "")

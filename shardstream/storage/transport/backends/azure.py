@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import complete, too_large
-from shardstream.storage.transport.backends.base import Content
-from shardstream.storage.transport.backends.fsspec import Fsspec
+from shardstream.storage.transport.backends.base import Content, Data
+from shardstream.storage.transport.backends.fsspec import Fsspec, joined
 from shardstream.storage.transport.failures import Failure, failure_of
 
 __all__ = ["Azure"]
@@ -61,9 +61,9 @@ class Azure(Fsspec):
             found = await blob.get_blob_properties(**self._limits())
         return int(found.size), str(found.etag or "")
 
-    async def put(self, path: str, data: bytes) -> None:
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
         async with self._blob(path) as blob:
-            await blob.upload_blob(data, overwrite=True, max_concurrency=1, **self._limits())
+            await blob.upload_blob(joined(parts), overwrite=True, max_concurrency=1, **self._limits())
 
     async def create(self, path: str, data: bytes) -> None:
         async with self._blob(path) as blob:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-__all__ = ["Backend", "Content", "Data", "Wrapper"]
+__all__ = ["LARGEST_PUT", "Backend", "Content", "Data", "Wrapper"]
 
+LARGEST_PUT = 256 << 20  # bytes that are written by one request
 Data = bytes | memoryview
 
 
@@ -33,8 +35,8 @@ class Backend(Protocol):
     async def head(self, path: str) -> tuple[int | None, str]:
         """(size, version) of an object."""
 
-    async def put(self, path: str, data: bytes) -> None:
-        """Write an object as a whole."""
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
+        """Write an object of these parts as a whole."""
 
     async def create(self, path: str, data: bytes) -> None:
         """Write an object that must not exist yet, else FileExistsError."""
@@ -62,8 +64,8 @@ class Wrapper:
     async def head(self, path: str) -> tuple[int | None, str]:
         return await self._inner.head(path)
 
-    async def put(self, path: str, data: bytes) -> None:
-        await self._inner.put(path, data)
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
+        await self._inner.put(path, parts)
 
     async def create(self, path: str, data: bytes) -> None:
         await self._inner.create(path, data)

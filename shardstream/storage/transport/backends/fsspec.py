@@ -7,23 +7,28 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from shardstream.errors import OptionError, StorageError
 from shardstream.storage.options import Timeouts
 from shardstream.storage.secrets import redact
 from shardstream.storage.transport.backends.answers import too_large, wrong_length
-from shardstream.storage.transport.backends.base import Content
+from shardstream.storage.transport.backends.base import Content, Data
 from shardstream.storage.transport.failures import failure_of
 
-__all__ = ["SCHEME", "Fsspec", "opened"]
+__all__ = ["SCHEME", "Fsspec", "joined", "opened"]
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _EXTRAS = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
     "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure",
 }  # fmt: skip
+
+
+def joined(parts: Sequence[Data]) -> bytes:
+    """The parts as one object, for packages that take nothing else."""
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
 def opened(url: str, scheme: str, open_it: Callable[[], tuple[Any, str]]) -> tuple[Any, str]:
@@ -94,8 +99,8 @@ class Fsspec:
         size = found.get("size")
         return None if size is None else int(size), ""
 
-    async def put(self, path: str, data: bytes) -> None:
-        await self.call("pipe_file", path, data)
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
+        await self.call("pipe_file", path, joined(parts))
 
     async def create(self, path: str, data: bytes) -> None:
         try:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import Answer
-from shardstream.storage.transport.backends.base import Content
-from shardstream.storage.transport.backends.fsspec import Fsspec
+from shardstream.storage.transport.backends.base import Content, Data
+from shardstream.storage.transport.backends.fsspec import Fsspec, joined
 from shardstream.storage.transport.backends.http import PLAIN, answer_of, range_header, timeouts_of
 from shardstream.storage.transport.failures import Failure, of_status
 
@@ -62,8 +62,8 @@ class Google(Fsspec):
             found = json.loads(await response.read())
         return int(found["size"]), str(found.get("generation", ""))
 
-    async def put(self, path: str, data: bytes) -> None:
-        await self._upload(path, data, {})
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
+        await self._upload(path, joined(parts), {})
 
     async def create(self, path: str, data: bytes) -> None:
         await self._upload(path, data, {"ifGenerationMatch": "0"})

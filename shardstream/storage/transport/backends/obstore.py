@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache, partial
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import Any
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import MOST_IGNORED, complete, no_ranges, too_large
-from shardstream.storage.transport.backends.base import Content
+from shardstream.storage.transport.backends.base import LARGEST_PUT, Content, Data
 from shardstream.storage.transport.backends.obstore_config import translated
 from shardstream.storage.transport.credentials import AwsCredentials
 from shardstream.storage.transport.failures import Failure, failure_of
@@ -151,24 +151,26 @@ class Obstore:
         meta = await _sent(obstore.head_async(self._store, path))
         return int(meta["size"]), _version(meta)
 
-    async def put(self, path: str, data: bytes) -> None:
-        await self._put(path, data, "overwrite")
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
+        await self._put(path, parts, "overwrite")
 
     async def create(self, path: str, data: bytes) -> None:
         import obstore
 
         try:
-            await self._put(path, data, "create")
+            await self._put(path, [data], "create")
         except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
             raise FileExistsError(path) from None
 
-    async def _put(self, path: str, data: bytes, mode: Any) -> None:
+    async def _put(self, path: str, parts: Sequence[Data], mode: Any) -> None:
         import obstore
 
         # A server says nothing while it is sent something: the timeout of a try must be enough.
         # The client is made only now, for that takes as long as a small request: it reads certificates.
         writing = self._made(_LONGEST.total_seconds(), self._connect)
-        await _sent(obstore.put_async(writing, path, data, mode=mode))
+        # The parts are sent as they are. An upload in several requests could be left half-way, and is billed.
+        one = False if sum(map(len, parts)) <= LARGEST_PUT else None
+        await _sent(obstore.put_async(writing, path, list(parts), mode=mode, use_multipart=one))
 
     async def delete(self, path: str) -> None:
         import obstore

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import Answer
-from shardstream.storage.transport.backends.base import Content
-from shardstream.storage.transport.backends.fsspec import Fsspec
+from shardstream.storage.transport.backends.base import LARGEST_PUT, Content, Data
+from shardstream.storage.transport.backends.fsspec import Fsspec, joined
 from shardstream.storage.transport.backends.http import range_header
 from shardstream.storage.transport.failures import failure_of
 
@@ -56,6 +57,10 @@ class S3(Fsspec):
     async def head(self, path: str) -> tuple[int | None, str]:
         found = await self._request("head_object", path)
         return int(found["ContentLength"]), str(found.get("ETag", ""))
+
+    async def put(self, path: str, parts: Sequence[Data]) -> None:
+        # One request: an upload in several could be left half-way, and is billed.
+        await self.call("pipe_file", path, joined(parts), chunksize=LARGEST_PUT // 2 + 1)
 
     async def _request(self, method: str, path: str, **more: Any) -> Any:
         """A request by the client of s3fs, with what a user's options of s3fs add to it."""

@@ -1,0 +1,140 @@
+"""Ranges of objects, read by many threads into memory that the caller gives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+
+from shardstream.errors import StorageError
+from shardstream.storage.cancellation import Cancelled, CancelScope, current, working_for
+from shardstream.storage.fetch.pool import ElasticPool
+from shardstream.storage.fetch.spans import Part, spans
+from shardstream.storage.store import Store
+
+__all__ = ["RangeReader", "read_ranges"]
+
+_REMOTE = 32  # ranges on their way: 256 MiB
+_LOCAL = 4, 32  # threads, at least and at most: a parallel file system wants more than there are processors
+
+Done = Callable[[BaseException | None], None]
+
+
+def _threads(store: Store) -> int:
+    return _REMOTE if store.backend != "local" else min(max(_LOCAL[0], 2 * (os.cpu_count() or 1)), _LOCAL[1])
+
+
+class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
+    """Reads ranges of objects by threads that end by themselves. Leave it as a context manager, or close it.
+
+    Args:
+        store: Where the objects are.
+        threads: How many ranges are on their way at most; by default 32 to a remote store, fewer while its
+            adaptive limit is lower, and twice the processors for local files.
+    """
+
+    def __init__(self, store: Store, threads: int | None = None) -> None:
+        self._store = store
+        self._scope = CancelScope()
+        most = threads or _threads(store)
+        self._pool = ElasticPool(most)
+        self._pool.most = lambda: max(1, min(most, store.concurrency))
+        self._open = 0
+        self._ended = threading.Condition()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def submit(self, path: str, span: Sequence[Part], done: Done) -> None:
+        """Read one range soon, as `spans` makes them.
+
+        Args:
+            path: The object.
+            span: Its parts.
+            done: It is called once, by the thread that has read the range, with None or with the error.
+        """
+        with self._ended:
+            self._open += 1
+
+        def work() -> None:
+            error: BaseException | None = None
+            try:
+                if self._scope.over:
+                    raise Cancelled
+                self._store.read_into(path, span)
+            except BaseException as caught:  # noqa: BLE001 - the caller is told
+                error = caught
+            try:
+                done(error)
+            finally:
+                with self._ended:
+                    self._open -= 1
+                    self._ended.notify_all()
+
+        with working_for(self._scope):
+            self._pool.submit(work)
+
+    def close(self) -> None:
+        """Give up the ranges that are on their way. After it, no thread writes to their memory."""
+        self._scope.end()
+        with self._ended:
+            self._ended.wait_for(lambda: not self._open)
+
+
+def read_ranges(
+    store: Store,
+    wanted: Iterable[tuple[str, int, memoryview]],
+    arrived: Callable[[str, Sequence[Part]], None] | None = None,
+    threads: int | None = None,
+) -> None:
+    """Fill memory with ranges of objects, by many threads; returns when all is there.
+
+    Parts with at most 256 KiB between them come in one request, and a request is for at most 8 MiB. Requests
+    are tried again, limited and sent twice as all requests are.
+
+    Args:
+        store: Where the objects are.
+        wanted: (path, start, view) triples: a writable, contiguous view of single bytes is filled with the
+            object's bytes from `start`.
+        arrived: It is called in the threads that read, with an object and the parts of it that have come. An
+            error that it raises is raised here.
+        threads: How many ranges are on their way at most; see `RangeReader`.
+
+    Raises:
+        StorageError: A range cannot be read. The first error ends the others. When this function returns or
+            raises, no thread writes to the views any more.
+    """
+    by_path: dict[str, list[Part]] = {}
+    for path, start, view in wanted:
+        by_path.setdefault(path, []).append((start, view))
+    tasks = [(path, span) for path, parts in by_path.items() for span in spans(parts)]
+    if not tasks:
+        return
+    finished: Future[None] = Future()
+    lock, left = threading.Lock(), len(tasks)
+
+    def done(path: str, span: Sequence[Part], error: BaseException | None) -> None:
+        nonlocal left
+        try:
+            if error is None and arrived is not None and not finished.done():
+                arrived(path, span)
+        except BaseException as caught:  # noqa: BLE001 - it is raised in the thread that waits
+            error = caught
+        with lock:
+            left -= 1
+            if finished.done():
+                return
+            if error is not None:
+                finished.set_exception(error)
+            elif not left:
+                finished.set_result(None)
+
+    with RangeReader(store, threads) as reader:
+        for path, span in tasks:
+            reader.submit(path, span, lambda error, path=path, span=span: done(path, span, error))  # type: ignore[misc]
+        try:
+            current().result(finished, threading.TIMEOUT_MAX)
+        except CancelledError:
+            raise StorageError(f"{store.url}: given up: what it was for has ended") from None

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "State", "is_module", "is_optimizer", "is_stateful", "optimizer_template", "put_back", "state_of", "tied",
+    "State", "is_module", "is_optimizer", "is_sharded", "is_stateful", "optimizer_template", "put_back",
+    "state_of", "tied",
 ]  # fmt: skip
 
 # What wrappers put into the names of parameters: DDP, torch.compile, activation checkpointing.
@@ -189,7 +190,8 @@ def _names_of(optimizer: Any, everything: Mapping[str, Any]) -> list[str] | None
     return None
 
 
-def _sharded(optimizer: Any) -> bool:
+def is_sharded(optimizer: Any) -> bool:
+    """Whether an optimizer has parameters that are DTensors."""
     return any(hasattr(value, "placements") for group in optimizer.param_groups for value in group["params"])
 
 
@@ -210,7 +212,7 @@ def _optimizer_state(optimizer: Any, everything: Mapping[str, Any]) -> dict[str,
     state: dict[str, Any] = optimizer.state_dict()
     names = _names_of(optimizer, everything)
     if names is None:
-        if _sharded(optimizer):
+        if is_sharded(optimizer):
             raise StateError("an optimizer of sharded parameters is saved together with its model: give both")
         return state
     groups = [{**group, "params": [names[n] for n in group["params"]]} for group in state["param_groups"]]
@@ -230,9 +232,8 @@ def _set_optimizer(optimizer: Any, loaded: dict[str, Any], everything: Mapping[s
         if set(stored) != set(names):
             odd = sorted(set(stored) ^ set(names))
             raise StateError(f"the optimizer has other parameters than the checkpoint: {', '.join(odd[:5])}")
-        groups = []
-        for group in loaded["param_groups"]:
-            groups.append({**group, "params": [numbers[name] for name in group["params"]]})
+        stored_groups = loaded["param_groups"]
+        groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in stored_groups]
         state = {numbers[name]: each for name, each in loaded["state"].items()}
         loaded = {"state": state, "param_groups": groups}
         _check_groups(optimizer, groups)

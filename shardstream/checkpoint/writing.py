@@ -69,16 +69,17 @@ class PartWriter:
             store alone.
         then: Called in the background with the receipt, once it is stored; its errors are errors of the
             attempt.
+        failed: Called in the background with the error, if the attempt has failed.
     """
 
     def __init__(
         self, store: Store, attempt: str, rank: int, pool: BlockPool, local: Store | None = None,
-        then: Callable[[Receipt], None] | None = None,
+        then: Callable[[Receipt], None] | None = None, failed: Callable[[BaseException], None] | None = None,
     ) -> None:  # fmt: skip
         self.attempt, self.rank = attempt, rank
         self.error: BaseException | None = None
         self.local_failed = ""  # why the local disk was not used for some file; "" if it was
-        self._store, self._pool, self._then = store, pool, then
+        self._store, self._pool, self._then, self._tell = store, pool, then, failed
         target = local if local is not None else store
         self._disk = target.local_path(attempt)  # None: no file is written on this machine
         self._sends = store.local_path(attempt) is None or local is not None
@@ -116,6 +117,7 @@ class PartWriter:
                 self._pool.give(block)
                 raise
             self._queue.put((file, block))
+        file.plan = plan.staged()
 
     def close(self) -> None:
         """Say that no more files come."""
@@ -285,6 +287,8 @@ class PartWriter:
                 self._pool.give(block)
             file.blocks = []
         if self.error is not None:
+            if self._tell is not None:
+                self._tell(self.error)
             with contextlib.suppress(Exception):  # the others wait for this rank only for a time
                 self._store.write(f"{self.attempt}/{failure_name(self.rank)}", b"{}")
 

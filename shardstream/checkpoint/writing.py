@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import queue
@@ -22,8 +21,6 @@ from shardstream.storage.store import Store, sync_folder
 __all__ = ["PartWriter", "failure_name", "receipt_of"]
 
 _SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
-# A local disk that cannot take a file. The store still can.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV}
 
 
 def failure_name(rank: int) -> str:
@@ -232,7 +229,7 @@ class PartWriter:
                 file.descriptor = -1
                 with contextlib.suppress(OSError):
                     os.unlink(path)
-            if not self._sends or error.errno not in _FULL or file.plan.size > self._pool.limit:
+            if not self._sends or file.plan.size > self._pool.limit:
                 raise StorageError(f"writing {path}: {error.strerror}") from error
             self.local_failed = f"{path}: {error.strerror}"
             return False

@@ -179,8 +179,9 @@ def failing(url: str) -> dict[str, str]:
             mine.unlink()
             mine.write_text("a file where a folder should be")
         found["second"] = outcome(lambda: saves.save(2, state))
-        saves._flight.writer.wait()  # type: ignore[union-attr]
-        dist.barrier()
+        if rank == size - 1:
+            saves._flight.writer.wait()  # type: ignore[union-attr]
+        dist.barrier()  # the first rank still waits for the part that cannot come
         found["third"] = outcome(lambda: saves.save(3, state))
         mine.unlink()
         mine.symlink_to(run)

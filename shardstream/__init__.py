@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardstream.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from shardstream.checkpoint.checkpoints import Checkpoints as Checkpoints
     from shardstream.dali.loader import DaliLoader as DaliLoader
     from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "shardstream.read.samples.batch",
     "Cache": "shardstream.storage.cache.options",
+    "Checkpoints": "shardstream.checkpoint.checkpoints",
     "CommitError": "shardstream.errors",
     "CorruptionError": "shardstream.errors",
     "DaliLoader": "shardstream.dali.loader",
@@ -87,6 +89,7 @@ _HOMES = {
 __all__ = [
     "Batch",
     "Cache",
+    "Checkpoints",
     "CommitError",
     "CorruptionError",
     "DaliLoader",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardstream.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from shardstream.checkpoint import dcp as dcp
     from shardstream.dali.loader import DaliLoader as DaliLoader
     from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
@@ -73,6 +74,9 @@ _HOMES = {
     "warm": "shardstream.maintain.warm",
 }
 
+# Modules that are public as a whole.
+_MODULES = {"dcp": "shardstream.checkpoint.dcp"}
+
 # `to_tf` is a name for users of TensorFlow alone, and so not among those that everybody sees.
 __all__ = [
     "Batch",
@@ -98,6 +102,7 @@ __all__ = [
     "Topology",
     "Writer",
     "commit",
+    "dcp",
     "decoder",
     "index",
     "pack",
@@ -110,6 +115,8 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return importlib.import_module(_MODULES[name])
         if name not in _HOMES:
             raise AttributeError(f"module 'shardstream' has no attribute {name!r}")
         return getattr(importlib.import_module(_HOMES[name]), name)

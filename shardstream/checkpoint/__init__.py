@@ -1,0 +1,1 @@
+"""Checkpoints of models and optimizers, written so that they can be loaded again."""

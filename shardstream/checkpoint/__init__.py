@@ -1,1 +1,1 @@
-"""Checkpoints of models and optimizers, written so that they can be loaded again."""
+"""Checkpoints: safetensors files under a random name, with checksums, committed by one manifest."""

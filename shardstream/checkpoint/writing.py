@@ -1,0 +1,316 @@
+"""Writes one rank's part of a checkpoint in the background: local files first, the store behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import xxhash
+
+from shardstream.checkpoint.layout import BLOCK, FilePlan, Placed, receipt_name
+from shardstream.checkpoint.manifest import Chunk, FileInfo, Receipt, TensorInfo, encode
+from shardstream.checkpoint.staging import BlockPool
+from shardstream.errors import OptionError, StorageError
+from shardstream.storage.store import Store, sync_folder
+
+__all__ = ["PartWriter", "failure_name", "receipt_of"]
+
+_SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
+# A local disk that cannot take a file. The store still can.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV}
+
+
+def failure_name(rank: int) -> str:
+    """The name of the object by which a rank tells the others that its part will not come."""
+    return f"failed-{rank:05d}.json"
+
+
+@dataclass
+class _File:
+    """A file on its way."""
+
+    plan: FilePlan
+    blocks: list[memoryview] = field(default_factory=list)  # that no disk has taken
+    digests: list[str] = field(default_factory=list)
+    descriptor: int = -1
+    path: str | None = None  # where it lies on this machine
+
+    @property
+    def info(self) -> FileInfo:
+        return FileInfo(self.plan.name, self.plan.size, self.digests)
+
+
+class PartWriter:
+    """The part that one rank writes of one attempt. Files are staged by one thread, in turn.
+
+    The thread that stages returns as soon as the bytes are copied. A thread of the writer writes and syncs
+    them; it is no daemon, so that the program waits for it at its end. An error of any thread ends the
+    attempt: nothing of it is committed, and `error` has it.
+
+    Args:
+        store: The folder of the checkpoint. Errors of its requests are tried again by the store itself.
+        attempt: The folder of the files in it.
+        rank: Which rank writes.
+        pool: Memory to stage into. It must have room for a whole file if there is no local disk.
+        local: The folder of the checkpoint on a local disk, which is written first; None writes to the
+            store alone.
+        then: Called in the background with the receipt, once it is stored; its errors are errors of the
+            attempt.
+    """
+
+    def __init__(
+        self, store: Store, attempt: str, rank: int, pool: BlockPool, local: Store | None = None,
+        then: Callable[[Receipt], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.attempt, self.rank = attempt, rank
+        self.error: BaseException | None = None
+        self.local_failed = ""  # why the local disk was not used for some file; "" if it was
+        self._store, self._pool, self._then = store, pool, then
+        target = local if local is not None else store
+        self._disk = target.local_path(attempt)  # None: no file is written on this machine
+        self._sends = store.local_path(attempt) is None or local is not None
+        self._files: list[_File] = []
+        self._failed = threading.Event()
+        self._done = threading.Event()
+        self._queue: queue.SimpleQueue[tuple[_File, memoryview] | None] = queue.SimpleQueue()
+        self._uploads: queue.SimpleQueue[_File | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)
+        self._thread.start()
+
+    def stage(self, plan: FilePlan) -> None:
+        """Copy the bytes of a file. Returns once the tensors may change; waits while all memory is in use.
+
+        Raises:
+            OptionError: Without a local disk: the file has more bytes than the memory.
+            Exception: What a background thread has met.
+        """
+        if self._disk is None and plan.size > self._pool.limit:
+            raise OptionError(
+                f"{plan.name} has {plan.size} bytes, since one of its tensors is that large, and "
+                f"memory={self._pool.limit} is less: give more memory=, or a local disk by local="
+            )
+        file = _File(plan)
+        self._files.append(file)
+        for start in range(0, plan.size, BLOCK):
+            block = self._pool.take(self._failed.is_set)
+            if block is None:
+                assert self.error is not None
+                raise self.error
+            try:
+                plan.fill(start, block[: plan.size - start])
+            except BaseException:
+                self._pool.give(block)
+                raise
+            self._queue.put((file, block))
+
+    def close(self) -> None:
+        """Say that no more files come."""
+        self._queue.put(None)
+
+    def abort(self, error: BaseException) -> None:
+        """End the attempt, which will not be committed."""
+        self._fail(error)
+        self.close()
+
+    @property
+    def done(self) -> bool:
+        """Whether the background has ended, with or without an error."""
+        return self._done.is_set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the background has ended; whether it has."""
+        return self._done.wait(seconds)
+
+    def stopped(self, seconds: float = 0.0) -> bool:
+        """Whether the attempt has failed; waits so long for that."""
+        return self._failed.wait(seconds)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+        self._failed.set()
+        self._pool.wake()
+
+    def _run(self) -> None:
+        senders = [
+            threading.Thread(target=self._send_all, name=f"upload-{self.attempt}", daemon=False)
+            for _ in range(_SENDERS if self._sends else 0)
+        ]
+        try:
+            for sender in senders:
+                sender.start()
+            while (taken := self._queue.get()) is not None:
+                self._take(*taken)
+            if self._disk is not None and not self._failed.is_set():
+                self._sync()
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
+            self._fail(error)
+        for _ in senders:
+            self._uploads.put(None)
+        for sender in senders:
+            if sender.ident is not None:
+                sender.join()
+        try:
+            if not self._failed.is_set():
+                self._finish()
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
+            self._fail(error)
+        try:
+            self._clean()
+        finally:
+            self._done.set()
+
+    def _take(self, file: _File, block: memoryview) -> None:
+        """Write a block, or keep it until its file is whole and can be sent."""
+        try:
+            if not self._failed.is_set() and not self._write(file, block):
+                file.blocks.append(block)
+                if len(file.blocks) * BLOCK >= file.plan.size:
+                    self._uploads.put(file)
+                return
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
+            self._fail(error)
+        self._pool.give(block)
+
+    def _write(self, file: _File, block: memoryview) -> bool:
+        """Write a block to the disk; False if no disk takes the file, and the store will."""
+        start = len(file.digests) * BLOCK
+        if self._disk is None or (start == 0 and (file.blocks or not self._opened(file))):
+            return False
+        data = block[: file.plan.size - start]
+        file.digests.append(xxhash.xxh3_64_hexdigest(data))
+        with _named(f"writing {file.path}"):
+            _write_at(file.descriptor, data, start)
+            if start + len(data) == file.plan.size:
+                os.fsync(file.descriptor)
+                os.close(file.descriptor)
+                file.descriptor = -1
+                if self._sends:
+                    self._uploads.put(file)
+        return True
+
+    def _opened(self, file: _File) -> bool:
+        """Make the file and reserve its bytes; False if there is no room, and it can go to the store."""
+        assert self._disk is not None
+        path = os.path.join(self._disk, file.plan.name)
+        try:
+            os.makedirs(self._disk, exist_ok=True)
+            file.descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            # A full disk says so now, while the bytes are still in memory.
+            os.posix_fallocate(file.descriptor, 0, file.plan.size)
+        except OSError as error:
+            if file.descriptor >= 0:
+                os.close(file.descriptor)
+                file.descriptor = -1
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            if not self._sends or error.errno not in _FULL or file.plan.size > self._pool.limit:
+                raise StorageError(f"writing {path}: {error.strerror}") from error
+            self.local_failed = f"{path}: {error.strerror}"
+            return False
+        file.path = path
+        return True
+
+    def _sync(self) -> None:
+        """Make the names of the files durable."""
+        assert self._disk is not None
+        for folder in (self._disk, os.path.dirname(self._disk), os.path.dirname(os.path.dirname(self._disk))):
+            if os.path.isdir(folder):
+                with _named(f"writing {folder}"):
+                    sync_folder(folder)
+
+    def _send_all(self) -> None:
+        while (file := self._uploads.get()) is not None:
+            try:
+                if not self._failed.is_set():
+                    self._send(file)
+            except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
+                self._fail(error)
+            for block in file.blocks:
+                self._pool.give(block)
+            file.blocks = []
+
+    def _send(self, file: _File) -> None:
+        path = f"{self.attempt}/{file.plan.name}"
+        if file.path is not None:
+            with _mapped(file.path, file.plan.size) as data:
+                self._store.write(path, data)
+            return
+        parts = [block[: file.plan.size - number * BLOCK] for number, block in enumerate(file.blocks)]
+        file.digests = [xxhash.xxh3_64_hexdigest(part) for part in parts]
+        self._store.write(path, *parts)
+
+    def _finish(self) -> None:
+        receipt = receipt_of(self.rank, [(file.plan, file.info) for file in self._files])
+        self._store.write(f"{self.attempt}/{receipt_name(self.rank)}", encode(receipt))
+        if self._then is not None:
+            self._then(receipt)
+
+    def _clean(self) -> None:
+        """After an error: give back what is left, and tell the other ranks."""
+        for file in self._files:
+            if file.descriptor >= 0:
+                os.close(file.descriptor)
+                file.descriptor = -1
+            for block in file.blocks:
+                self._pool.give(block)
+            file.blocks = []
+        if self.error is not None:
+            with contextlib.suppress(Exception):  # the others wait for this rank only for a time
+                self._store.write(f"{self.attempt}/{failure_name(self.rank)}", b"{}")
+
+
+def receipt_of(rank: int, files: Sequence[tuple[FilePlan, FileInfo]]) -> Receipt:
+    """What a rank has written.
+
+    Args:
+        rank: Which rank.
+        files: Its files, in order, with their checksums.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for number, (plan, _) in enumerate(files):
+        for placed in plan.items:
+            _add(tensors, number, placed)
+    return Receipt(rank, [info for _, info in files], tensors)
+
+
+def _add(tensors: dict[str, TensorInfo], file: int, placed: Placed) -> None:
+    item = placed.item
+    chunk = Chunk(file, placed.start, item.shape, item.offsets)
+    known = tensors.get(item.tensor)
+    if known is None:
+        tensors[item.tensor] = TensorInfo(item.dtype, item.whole or item.shape, [chunk])
+    else:
+        known.chunks.append(chunk)
+
+
+def _write_at(descriptor: int, data: memoryview, start: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, start)
+        data, start = data[count:], start + count
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _mapped(path: str, size: int) -> Iterator[memoryview]:
+    """The bytes of a file."""
+    if not size:
+        yield memoryview(b"")
+        return
+    with _named(f"reading {path}"), open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    yield memoryview(mapped)
+    # Not closed: a request that was given up may still hold the memory. It goes with its last user.

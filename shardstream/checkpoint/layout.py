@@ -2,6 +2,7 @@
 
     RUN/step-500/manifest.json                  the commit, put once
     RUN/step-500/ATTEMPT/*.safetensors          the tensors, written by all ranks
+    RUN/step-500/ATTEMPT/*.sums                 xxh3_64 of every 64 KiB of such a file, 8 bytes each
     RUN/step-500/ATTEMPT/rank-00000.json        what a rank has written: its receipt
 
 The format of the files: https://huggingface.co/docs/safetensors
@@ -17,12 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
-    "BLOCK", "ITEM_BITS", "MANIFEST", "MAX_FILE", "FilePlan", "Item", "Placed", "byte_size", "new_attempt",
-    "plan_files", "receipt_name", "step_folder", "step_of",
+    "BLOCK", "CELL", "ITEM_BITS", "MANIFEST", "MAX_FILE", "FilePlan", "Item", "Placed", "byte_size",
+    "new_attempt", "plan_files", "receipt_name", "step_folder", "step_of", "sums_name",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
 BLOCK = 8 << 20  # bytes that have one checksum
+CELL = 64 << 10  # bytes that have one more, so that a small slice need not read its block
 MAX_FILE = 256 << 20  # bytes of a file, unless one tensor that must stay whole has more
 ALIGN = 64  # bytes
 
@@ -56,6 +58,11 @@ def new_attempt() -> str:
 def receipt_name(rank: int) -> str:
     """The name of a rank's receipt, in the folder of the attempt."""
     return f"rank-{rank:05d}.json"
+
+
+def sums_name(name: str) -> str:
+    """The name of the object with the checksums of a file's cells."""
+    return f"{name}.sums"
 
 
 def byte_size(dtype: str, shape: Sequence[int]) -> int:

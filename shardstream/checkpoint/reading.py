@@ -1,4 +1,8 @@
-"""Reads parts of a checkpoint's files into memory. Every block that a part touches is verified as a whole."""
+"""Reads parts of a checkpoint's files into memory. Every byte that is read is verified.
+
+A block of 8 MiB is read as a whole if most of it is wanted. Else its cells of 64 KiB are read,
+whose checksums lie beside the file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import NamedTuple
 import xxhash
 
 from shardstream.checkpoint.commit import in_threads
-from shardstream.checkpoint.layout import BLOCK, byte_size
+from shardstream.checkpoint.layout import BLOCK, CELL, byte_size, sums_name
 from shardstream.checkpoint.manifest import FileInfo, Manifest, TensorInfo
 from shardstream.checkpoint.slices import Box, intersection, runs
 from shardstream.errors import CorruptionError, StorageError
@@ -23,6 +27,7 @@ __all__ = ["Files", "Request", "read", "requests_of", "verify_file"]
 _THREADS = {True: 4, False: 16}  # by whether the files are local
 _TOGETHER = 4  # blocks that one thread reads in turn
 _SMALL_RUN = 16 << 10  # bytes: shorter runs are copied out of whole rows
+_GAP = 4  # cells between two runs of cells that are read with them
 _ROWS = 8 << 20  # bytes of such rows at a time
 
 
@@ -94,6 +99,8 @@ class Files:
         self.damaged: list[str] = []  # local files with damaged blocks
         self._local = local
         self._descriptors: dict[int, tuple[int, str] | None] = {}
+        self._sums: dict[int, bytes] = {}
+        self._reading_sums: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
 
     def __enter__(self) -> Files:  # noqa: PYI034, Self came with Python 3.11
@@ -145,6 +152,68 @@ class Files:
                 return
         raise self._damaged(self.store.where(path), number, names())
 
+    def cells(self, file: int, number: int, wanted: Sequence[tuple[int, memoryview]]) -> bool:
+        """Read and verify those cells of a block that have wanted bytes.
+
+        Args:
+            file: The number of the file.
+            number: The number of the block.
+            wanted: (first byte of the file, memory) of what is wanted in the block.
+
+        Returns:
+            False if it is better to read the whole block: most of it is wanted, or its cells cannot be
+            verified. The memory may then have been written to.
+        """
+        begin, total = number * BLOCK, self.manifest.files[file].bytes
+        touched = {
+            cell for start, into in wanted for cell in range(start // CELL, -(-(start + len(into)) // CELL))
+        }
+        found = _runs(sorted(touched))
+        size = min(BLOCK, total - begin)
+        if 4 * sum((last - first) * CELL for first, last in found) > 3 * size:
+            return False
+        sums = self._cell_sums(file)
+        if len(sums) != 8 * -(-total // CELL):
+            return False
+        for first, last in found:
+            start = first * CELL
+            memory = memoryview(bytearray(min(last * CELL, total) - start))
+            with self._lock:
+                self.bytes_read += len(memory)
+            opened = self._opened(file)
+            if opened is None:
+                path = self.manifest.path(self.manifest.files[file])
+                memory[:] = self.store.read_range(path, start, len(memory))
+            elif not _read_at(opened[0], memory, start):
+                return False
+            for cell in range(first, last):
+                place = (cell - first) * CELL
+                if xxhash.xxh3_64_digest(memory[place : place + CELL]) != sums[8 * cell : 8 * cell + 8]:
+                    return False
+            for at, into in wanted:
+                if start <= at < start + len(memory):
+                    into[:] = memory[at - start : at - start + len(into)]
+        return True
+
+    def _cell_sums(self, file: int) -> bytes:
+        """The checksums of a file's cells; b"" if they are not there."""
+        with self._lock:
+            lock = self._reading_sums[file]
+        with lock:
+            if file not in self._sums:
+                path = sums_name(self.manifest.path(self.manifest.files[file]))
+                for store in (self._local, self.store):
+                    if store is None or (store is self._local and not store.exists(path)):
+                        continue
+                    try:
+                        self._sums[file] = bytes(store.read(path, 8 * BLOCK))
+                        break
+                    except StorageError:
+                        self._sums[file] = b""  # blocks are read as a whole
+                with self._lock:
+                    self.bytes_read += len(self._sums[file])
+            return self._sums[file]
+
     def _damaged(self, where: str, number: int, names: str) -> CorruptionError:
         return CorruptionError(
             f"{where}: bytes {number * BLOCK} to {(number + 1) * BLOCK} are not those that were written; "
@@ -191,6 +260,17 @@ def _read_at(descriptor: int, into: memoryview, start: int) -> bool:
     return True
 
 
+def _runs(cells: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, behind the last) of cells that are read together."""
+    found: list[tuple[int, int]] = []
+    for cell in cells:
+        if found and cell - found[-1][1] <= _GAP:
+            found[-1] = found[-1][0], cell + 1
+        else:
+            found.append((cell, cell + 1))
+    return found
+
+
 def read(files: Files, requests: Sequence[Request], threads: int | None = None) -> None:
     """Read what is requested, in threads.
 
@@ -224,7 +304,7 @@ def read(files: Files, requests: Sequence[Request], threads: int | None = None) 
             names = functools.partial(_listed, [pending.request.name for pending in wanted])
             if len(parts) == 1 and len(parts[0][1]) == size:
                 files.block(file, number, parts[0][1], names)
-            else:
+            elif not files.cells(file, number, parts):
                 if not hasattr(kept, "memory"):
                     kept.memory = memoryview(bytearray(BLOCK))
                 memory = kept.memory[:size]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from shardstream.checkpoint.layout import BLOCK, FilePlan, Placed, receipt_name
+from shardstream.checkpoint.layout import BLOCK, CELL, FilePlan, Placed, receipt_name, sums_name
 from shardstream.checkpoint.manifest import Chunk, FileInfo, Receipt, TensorInfo, encode
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.errors import OptionError, StorageError
@@ -38,8 +38,15 @@ class _File:
     plan: FilePlan
     blocks: list[memoryview] = field(default_factory=list)  # that no disk has taken
     digests: list[str] = field(default_factory=list)
+    sums: bytearray = field(default_factory=bytearray)  # of its cells
     descriptor: int = -1
     path: str | None = None  # where it lies on this machine
+
+    def digest(self, block: memoryview) -> None:
+        """Add the checksums of the next block."""
+        self.digests.append(xxhash.xxh3_64_hexdigest(block))
+        for start in range(0, len(block), CELL):
+            self.sums += xxhash.xxh3_64_digest(block[start : start + CELL])
 
     @property
     def info(self) -> FileInfo:
@@ -78,6 +85,7 @@ class PartWriter:
         self._files: list[_File] = []
         self._failed = threading.Event()
         self._done = threading.Event()
+        self._stored = threading.Event()
         self._queue: queue.SimpleQueue[tuple[_File, memoryview] | None] = queue.SimpleQueue()
         self._uploads: queue.SimpleQueue[_File | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)
@@ -127,6 +135,13 @@ class PartWriter:
         """Wait until the background has ended; whether it has."""
         return self._done.wait(seconds)
 
+    def stored(self, seconds: float | None = None) -> bool:
+        """Wait until all files lie on the disk and are synced, or the background has ended; whether so.
+
+        Files that the disk did not take are not waited for: `local_failed` says if there are any.
+        """
+        return self._stored.wait(seconds)
+
     def stopped(self, seconds: float = 0.0) -> bool:
         """Whether the attempt has failed; waits so long for that."""
         return self._failed.wait(seconds)
@@ -149,6 +164,7 @@ class PartWriter:
                 self._take(*taken)
             if self._disk is not None and not self._failed.is_set():
                 self._sync()
+                self._stored.set()
         except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
             self._fail(error)
         for _ in senders:
@@ -164,6 +180,7 @@ class PartWriter:
         try:
             self._clean()
         finally:
+            self._stored.set()
             self._done.set()
 
     def _take(self, file: _File, block: memoryview) -> None:
@@ -184,13 +201,16 @@ class PartWriter:
         if self._disk is None or (start == 0 and (file.blocks or not self._opened(file))):
             return False
         data = block[: file.plan.size - start]
-        file.digests.append(xxhash.xxh3_64_hexdigest(data))
+        file.digest(data)
         with _named(f"writing {file.path}"):
             _write_at(file.descriptor, data, start)
             if start + len(data) == file.plan.size:
                 os.fsync(file.descriptor)
                 os.close(file.descriptor)
                 file.descriptor = -1
+                # Not synced: whoever does not find it reads whole blocks.
+                with open(sums_name(file.path or ""), "xb") as sums:
+                    sums.write(file.sums)
                 if self._sends:
                     self._uploads.put(file)
         return True
@@ -241,10 +261,13 @@ class PartWriter:
         if file.path is not None:
             with _mapped(file.path, file.plan.size) as data:
                 self._store.write(path, data)
+            self._store.write(sums_name(path), file.sums)
             return
         parts = [block[: file.plan.size - number * BLOCK] for number, block in enumerate(file.blocks)]
-        file.digests = [xxhash.xxh3_64_hexdigest(part) for part in parts]
+        for part in parts:
+            file.digest(part)
         self._store.write(path, *parts)
+        self._store.write(sums_name(path), file.sums)
 
     def _finish(self) -> None:
         receipt = receipt_of(self.rank, [(file.plan, file.info) for file in self._files])

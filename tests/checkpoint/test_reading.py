@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardstream.checkpoint import reading
+from shardstream.checkpoint import layout
 from shardstream.checkpoint.commit import collect, commit, read_manifest
 from shardstream.checkpoint.layout import Item, plan_files
 from shardstream.checkpoint.manifest import Manifest
@@ -120,7 +120,8 @@ def test_large_tensors_are_read_over_blocks_and_files_and_only_blocks_that_are_n
     with Files(store, manifest) as files:
         out = memoryview(bytearray(1 << 10))
         read(files, requests_of("big", manifest.tensors["big"], (0, 0), (1, 1 << 10), out))
-        assert files.bytes_read == reading.BLOCK
+        # A cell of it, and the checksums of all cells.
+        assert files.bytes_read <= layout.CELL + 8 * (22 << 20) // layout.CELL
 
 
 def test_every_flipped_bit_is_an_error_that_names_file_and_tensor(tmp_path: Path) -> None:
@@ -173,3 +174,27 @@ def test_the_files_are_safetensors_and_tensors_are_aligned(tmp_path: Path) -> No
     }
     assert manifest.tensors["big"].chunks[0].start % 64 == 0
     assert all(chunk.start % 4 == 0 for tensor in manifest.tensors.values() for chunk in tensor.chunks)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "flipped"])
+def test_cells_whose_checksums_are_damaged_come_with_their_block(tmp_path: Path, damage: str) -> None:
+    big = np.random.default_rng(0).integers(0, 255, (20 << 10, 1 << 10)).astype(np.uint8)
+    save(tmp_path, [[item("big", big, (0, 0), big.shape)]], limit=64 << 20)
+    (sums,) = tmp_path.glob("attempt/*.sums")
+    good = sums.read_bytes()
+    sums.write_bytes({"missing": b"", "short": good[:-1], "flipped": bytes(b ^ 1 for b in good)}[damage])
+    if damage == "missing":
+        sums.unlink()
+    assert np.array_equal(fetched(tmp_path, "big", (9000, 0), (3, 1 << 10), "uint8"), big[9000:9003])
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
+    big = np.random.default_rng(0).integers(0, 255, (20 << 10, 1 << 10)).astype(np.uint8)
+    save(tmp_path, [[item("big", big, (0, 0), big.shape)]], limit=64 << 20)
+    (file,) = tmp_path.glob("attempt/*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 4
+    file.write_bytes(data)
+    assert np.array_equal(fetched(tmp_path, "big", (9000, 0), (3, 1 << 10), "uint8"), big[9000:9003])
+    with pytest.raises(CorruptionError, match="big"):
+        fetched(tmp_path, "big", (big.shape[0] - 1, 0), (1, 1 << 10), "uint8")

@@ -6,6 +6,8 @@ from shardstream.errors import require
 
 require("torch", "torch")
 
-from shardstream.checkpoint.dcp_reader import Reader  # noqa: E402, what needs torch comes after the check for it
+# What needs torch comes after the check for it.
+from shardstream.checkpoint.dcp_reader import Reader  # noqa: E402
+from shardstream.checkpoint.dcp_writer import Writer  # noqa: E402
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "Writer"]

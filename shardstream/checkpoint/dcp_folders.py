@@ -53,21 +53,18 @@ class TorchFolder:
     def __init__(self, store: Store, verify: bool, name: str = METADATA) -> None:
         self._store, self._verify, self._where = store, verify, store.where(name)
         self.metadata: Metadata
+        self.bytes_read = 0
         self.metadata, self._places = read_metadata(store.read(name, _MOST_METADATA), self._where)
 
-    def objects(self, indexes: Sequence[MetadataIndex]) -> list[bytes]:
-        """What torch.save wrote for items that are no tensors."""
+    def objects(self, indexes: Sequence[MetadataIndex]) -> Iterator[tuple[bool, bytes]]:
+        """For each object: whether its bytes are made here (they are not), and the bytes of torch.save."""
         places = [self._place(index) for index in indexes]
         found = [bytearray(place.length) for place in places]
-        read_ranges(
-            self._store,
-            [
-                (place.path, place.offset, memoryview(data))
-                for place, data in zip(places, found, strict=True)
-                if data
-            ],
+        self._read(
+            [(place.path, place.offset, memoryview(data)) for place, data in zip(places, found, strict=True)]
         )
-        return [bytes(data) for data in found]
+        for data in found:
+            yield False, bytes(data)
 
     def fill(self, requests: Sequence[Request]) -> None:
         """Read the boxes of tensors into their targets.
@@ -90,16 +87,20 @@ class TorchFolder:
     def _fill(self, requests: list[Request]) -> None:
         """Two rounds: the ends of all archives, then the elements."""
         archives = [_Archive(self._store, self._place(request.index)) for request in requests]
-        read_ranges(self._store, [part for archive in archives for part in archive.ends])
+        self._read([part for archive in archives for part in archive.ends])
         reads: list[_Read] = []
         for request, archive in zip(requests, archives, strict=True):
             what = self._what(request)
             with _named(what):
                 reads += self._elements(request, archive, what)
-        read_ranges(self._store, [(read.path, read.start, read.view) for read in reads])
+        self._read([(read.path, read.start, read.view) for read in reads])
         with ThreadPoolExecutor(_THREADS, "shardstream-dcp-check") as pool:
             for _ in pool.map(self._finish, reads):
                 pass
+
+    def _read(self, parts: list[tuple[str, int, memoryview]]) -> None:
+        self.bytes_read += sum(len(view) for _, _, view in parts)
+        read_ranges(self._store, [part for part in parts if len(part[2])])
 
     def _elements(self, request: Request, archive: _Archive, what: str) -> Iterator[_Read]:
         """Where the elements of a box lie."""

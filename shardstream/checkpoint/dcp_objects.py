@@ -16,14 +16,16 @@ from shardstream.errors import CorruptionError, SourceError, reason
 
 __all__ = ["is_json", "load_object", "pickled", "resolve_object"]
 
-_DEEPEST = 50
+_DEEPEST = 50  # containers in containers
 
 
 def is_json(value: object, depth: int = 0) -> bool:
     """Whether `value` comes back from JSON as it is: its types, too, so that tuples and NaN are not JSON."""
     kind = type(value)
-    if value is None or kind is bool or kind is int:
+    if value is None or kind is bool:
         return True
+    if kind is int:
+        return -(2**63) <= value < 2**63  # type: ignore[operator]
     if kind is str:
         return _encodes(value)  # type: ignore[arg-type]
     if kind is float:

@@ -14,9 +14,14 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from shardstream.checkpoint.commit import read_manifest
 from shardstream.checkpoint.dcp_folders import METADATA, TorchFolder
+from shardstream.checkpoint.dcp_manifest import url_of
 from shardstream.checkpoint.dcp_objects import load_object, pickled
+from shardstream.checkpoint.dcp_own import OwnFolder
+from shardstream.checkpoint.dcp_places import local_folder
 from shardstream.checkpoint.dcp_requests import Request
+from shardstream.checkpoint.layout import MANIFEST
 from shardstream.errors import StateError, StorageError
 from shardstream.storage.store import Options, Store
 
@@ -63,7 +68,7 @@ class Reader(StorageReader):
         self._options = storage_options
         self._weights_only, self._convert, self._verify = weights_only, convert, verify
         self._metadata: Metadata | None = None
-        self._folder: TorchFolder
+        self._folder: TorchFolder | OwnFolder
 
     @property
     def checkpoint_id(self) -> str:
@@ -85,10 +90,11 @@ class Reader(StorageReader):
         """
         store = Store.open(self.url, self._options)
         rank = kwargs.get("rank")
+        folder = self._own(store) if rank is None else None
         name = METADATA if rank is None else f"__{rank}{METADATA}"
-        if not store.exists(name):
-            raise StorageError(f"{store.where(name)} does not exist: there is no checkpoint")
-        self._folder = TorchFolder(store, self._verify, name)
+        if folder is None and not store.exists(name):
+            raise StorageError(f"{store.url}: there is no checkpoint: neither {MANIFEST} nor {name} is there")
+        self._folder = folder or TorchFolder(store, self._verify, name)
         self._metadata = self._folder.metadata
         if self._metadata.storage_meta is None:
             self._metadata.storage_meta = StorageMeta(checkpoint_id=self.url)
@@ -135,13 +141,28 @@ class Reader(StorageReader):
         """Part of the protocol of torch: any path or URL will do."""
         return bool(os.fspath(checkpoint_id))
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of files that were read since `read_metadata`."""
+        return self._folder.bytes_read
+
+    def _own(self, store: Store) -> OwnFolder | None:
+        """The checkpoint if `Writer` has written it: at the URL, or so far on this machine alone."""
+        local = None if self.local is None else Store.open(local_folder(self.local, self.url))
+        manifest = read_manifest(store)
+        if manifest is None and local is not None:
+            manifest = read_manifest(local)
+            if manifest is not None and url_of(manifest) != store.url:
+                manifest = None
+        return None if manifest is None else OwnFolder(store, manifest, local)
+
     def _objects(self, items: list[ReadItem]) -> Iterator[io.BytesIO]:
-        for item, data in zip(
-            items, self._folder.objects([item.storage_index for item in items]), strict=True
-        ):
+        found = self._folder.objects([item.storage_index for item in items])
+        for item, (ours, data) in zip(items, found, strict=True):
             # A planner loads these bytes with weights_only=False, so they must be ours.
             what = f"{self.url}: {item.storage_index.fqn}"
-            yield pickled(load_object(data, what)) if self._weights_only else io.BytesIO(data)
+            trusted = ours or not self._weights_only
+            yield io.BytesIO(data) if trusted else pickled(load_object(data, what))
 
     def _request(self, item: ReadItem, planner: LoadPlanner) -> Request:
         assert self._metadata is not None

@@ -28,7 +28,8 @@ def test_pieces_are_the_box(box: tuple[list[int], list[int], list[int]], most: i
     found = np.full(lengths, -1, np.int16)
     read = 0
     for piece in pieces(shape, offsets, lengths, 2, most, bounced):
-        assert 0 <= piece.start and piece.start + piece.size <= len(data)
+        assert piece.start >= 0
+        assert piece.start + piece.size <= len(data)
         held = np.frombuffer(data, np.int16, piece.size // 2, piece.start).reshape(piece.shape)
         inside = tuple(slice(start, start + n) for start, n in zip(piece.offsets, piece.lengths, strict=True))
         target = tuple(slice(start, start + n) for start, n in zip(piece.target, piece.lengths, strict=True))

@@ -30,7 +30,7 @@ def odd_state(seed: int = 0) -> dict[str, Any]:
         "empty": torch.zeros(0, 3),
         "nested": {
             "lr": 0.1 + seed, "betas": (0.9, 0.999), "names": ["a", "ä\n", ""], "none": None, "big": 2**70,
-            "inf": float("inf"), "list": [some(3), "x", {"deep": some(2, 2)}], "bytes": b"\x00\xff", 
+            "inf": float("inf"), "list": [some(3), "x", {"deep": some(2, 2)}], "bytes": b"\x00\xff",
             "empty": {},
         },
     }  # fmt: skip

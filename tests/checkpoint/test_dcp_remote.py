@@ -1,4 +1,4 @@
-"""Saving to and loading from a store that fails: SeaweedFS behind a proxy that answers 503, resets and flips bits."""
+"""Saving to and loading from a store that fails: SeaweedFS behind a proxy with 503, resets and flips."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from shardstream.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from shardstream.checkpoint import dcp as dcp
+    from shardstream.checkpoint.checkpoints import Checkpoints as Checkpoints
     from shardstream.dali.loader import DaliLoader as DaliLoader
     from shardstream.dataset import Mixture as Mixture
     from shardstream.dataset import StreamingDataset as StreamingDataset
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "shardstream.read.samples.batch",
     "Cache": "shardstream.storage.cache.options",
+    "Checkpoints": "shardstream.checkpoint.checkpoints",
     "CommitError": "shardstream.errors",
     "CorruptionError": "shardstream.errors",
     "DaliLoader": "shardstream.dali.loader",
@@ -81,6 +83,7 @@ _MODULES = {"dcp": "shardstream.checkpoint.dcp"}
 __all__ = [
     "Batch",
     "Cache",
+    "Checkpoints",
     "CommitError",
     "CorruptionError",
     "DaliLoader",

@@ -15,7 +15,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = [
     "BLOCK", "CELL", "ITEM_BITS", "MANIFEST", "MAX_FILE", "FilePlan", "Item", "Placed", "byte_size",
@@ -155,6 +155,11 @@ class FilePlan:
         placed = tuple(Placed(item, len(header) + start) for item, start in zip(ordered, starts, strict=True))
         return cls(name, header, placed, len(header) + place)
 
+    def staged(self) -> FilePlan:
+        """The same without the functions that copy, which hold the tensors."""
+        items = tuple(replace(placed, item=replace(placed.item, copy=_gone)) for placed in self.items)
+        return replace(self, items=items)
+
     def fill(self, start: int, into: memoryview) -> None:
         """Copy the bytes of the file from `start` into memory, as many as it has."""
         end = start + len(into)
@@ -179,6 +184,10 @@ class FilePlan:
             else:
                 high = middle
         return low
+
+
+def _gone(start: int, into: memoryview) -> None:
+    raise AssertionError("the file was staged, and its tensors may have changed")
 
 
 def _alignment(size: int) -> int:

@@ -65,11 +65,9 @@ class _Pending:
         with self.lock:
             if self.memory is None:
                 self.memory = memoryview(bytearray(self.request.size))
-            start = max(begin, self.request.start)
-            place = start - self.request.start
-            return start, self.memory[
-                place : place + min(end, self.request.start + self.request.size) - start
-            ]
+            first, size = self.request.start, self.request.size
+            start = max(begin, first)
+            return start, self.memory[start - first : min(end, first + size) - first]
 
     def finish(self) -> None:
         """A block of it is there."""
@@ -141,13 +139,13 @@ class Files:
             descriptor, path = opened
             if _read_at(descriptor, into, number * BLOCK) and xxhash.xxh3_64_hexdigest(into) == digest:
                 return
-            if self.is_local:
+            if path == self.store.local_path(self.manifest.path(self.manifest.files[file])):
                 raise self._damaged(path, number, names())
             if path not in self.damaged:
                 self.damaged.append(path)
         path = self.manifest.path(self.manifest.files[file])
         for _ in range(2):  # the first time, the bytes may have changed on their way
-            into[:] = self.store.read_range(path, number * BLOCK, len(into))
+            self.store.read_into(path, [(number * BLOCK, into)])
             if xxhash.xxh3_64_hexdigest(into) == digest:
                 return
         raise self._damaged(self.store.where(path), number, names())
@@ -183,7 +181,7 @@ class Files:
             opened = self._opened(file)
             if opened is None:
                 path = self.manifest.path(self.manifest.files[file])
-                memory[:] = self.store.read_range(path, start, len(memory))
+                self.store.read_into(path, [(start, memory)])
             elif not _read_at(opened[0], memory, start):
                 return False
             for cell in range(first, last):

@@ -1,4 +1,4 @@
-"""Torch's tensors as bytes: names of dtypes, the parts that a rank holds, copies out of them and into them."""
+"""Torch's tensors as bytes: names of dtypes, the parts that a rank holds, copies out of and into them."""
 
 from __future__ import annotations
 
@@ -162,10 +162,12 @@ def bytes_of(tensor: torch.Tensor) -> memoryview | None:
     """The memory of a plain tensor, to write into; None if it is not contiguous memory of the CPU."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         return None
-    return memoryview(_flat(tensor.detach()).numpy())
+    found: memoryview = _flat(tensor.detach()).numpy().data
+    return found
 
 
 def pinned(size: int) -> memoryview:
     """Memory that a GPU can copy into without help of the CPU."""
     torch = require("torch", "torch")
-    return memoryview(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy())
+    found: memoryview = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import queue
@@ -22,8 +21,6 @@ from shardstream.storage.store import Store, sync_folder
 __all__ = ["PartWriter", "failure_name", "receipt_of"]
 
 _SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
-# A local disk that cannot take a file. The store still can.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV}
 
 
 def failure_name(rank: int) -> str:
@@ -69,16 +66,17 @@ class PartWriter:
             store alone.
         then: Called in the background with the receipt, once it is stored; its errors are errors of the
             attempt.
+        failed: Called in the background with the error, if the attempt has failed.
     """
 
     def __init__(
         self, store: Store, attempt: str, rank: int, pool: BlockPool, local: Store | None = None,
-        then: Callable[[Receipt], None] | None = None,
+        then: Callable[[Receipt], None] | None = None, failed: Callable[[BaseException], None] | None = None,
     ) -> None:  # fmt: skip
         self.attempt, self.rank = attempt, rank
         self.error: BaseException | None = None
         self.local_failed = ""  # why the local disk was not used for some file; "" if it was
-        self._store, self._pool, self._then = store, pool, then
+        self._store, self._pool, self._then, self._tell = store, pool, then, failed
         target = local if local is not None else store
         self._disk = target.local_path(attempt)  # None: no file is written on this machine
         self._sends = store.local_path(attempt) is None or local is not None
@@ -116,6 +114,7 @@ class PartWriter:
                 self._pool.give(block)
                 raise
             self._queue.put((file, block))
+        file.plan = plan.staged()
 
     def close(self) -> None:
         """Say that no more files come."""
@@ -235,7 +234,7 @@ class PartWriter:
                 file.descriptor = -1
                 with contextlib.suppress(OSError):
                     os.unlink(path)
-            if not self._sends or error.errno not in _FULL or file.plan.size > self._pool.limit:
+            if not self._sends or file.plan.size > self._pool.limit:
                 raise StorageError(f"writing {path}: {error.strerror}") from error
             self.local_failed = f"{path}: {error.strerror}"
             return False
@@ -290,6 +289,8 @@ class PartWriter:
                 self._pool.give(block)
             file.blocks = []
         if self.error is not None:
+            if self._tell is not None:
+                self._tell(self.error)
             with contextlib.suppress(Exception):  # the others wait for this rank only for a time
                 self._store.write(f"{self.attempt}/{failure_name(self.rank)}", b"{}")
 

@@ -1,0 +1,202 @@
+"""Loads the state of objects from a committed checkpoint: first a plan, then the bytes, then the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from shardstream.checkpoint.objects import (
+    is_module,
+    is_optimizer,
+    is_sharded,
+    optimizer_template,
+    put_back,
+    state_of,
+)
+from shardstream.checkpoint.reading import Files, Request, read, requests_of
+from shardstream.checkpoint.values import Arrays, decode, encode, joined
+from shardstream.errors import StateError
+
+__all__ = ["Restoring"]
+
+_AT_ONCE = 512 << 20  # bytes of memory beside the tensors, for those that cannot be read into
+
+
+class _Copied(NamedTuple):
+    """A part of a tensor that is read elsewhere first."""
+
+    name: str
+    into: Any  # the tensor
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class Restoring:
+    """What is loaded from one checkpoint.
+
+    Args:
+        files: The checkpoint.
+        state: The objects, by name, as users give them. Their tensors are filled where they lie.
+        stored: The values of the checkpoint in JSON, by the same names.
+        prefix: What the names of the tensors begin with.
+
+    Raises:
+        StateError: An object and the checkpoint do not fit. Nothing has changed then.
+    """
+
+    def __init__(
+        self, files: Files, state: dict[str, Any], stored: Mapping[str, Any], prefix: str = ""
+    ) -> None:
+        self._files, self._state, self._stored, self._prefix = files, state, stored, prefix
+        self._tensors = files.manifest.tensors
+        self._requests: list[Request] = []
+        self._copied: list[_Copied] = []
+        self._got: dict[str, Any] = {}
+        self._read: set[tuple[str, int]] = set()
+        for key in state:
+            if key not in stored:
+                known = ", ".join(sorted(stored)) or "nothing"
+                raise StateError(f"the checkpoint has no {key!r}; it has {known}")
+        for key, value in state.items():
+            self._plan(key, value)
+
+    def _plan(self, key: str, value: Any) -> None:
+        path = joined(self._prefix, key)
+        found = Arrays({}, {})
+        own = state_of(path, value, self._state)
+        encode(own.value, path, found)
+        node = self._stored[key]
+        if is_module(value):
+            _check_keys(path, own.value, node)
+
+        def get(where: str, node: dict[str, Any]) -> Any:
+            if where not in self._got:
+                if node["$"] == "tensor":
+                    target = found.tensors.get(where)
+                    if target is None and is_optimizer(value):
+                        target = self._new_state(path, value, where, node)
+                    self._got[where] = self._want(node, where, target, is_module(value))
+                else:
+                    self._got[where] = self._want_array(node, where)
+            return self._got[where]
+
+        decode(node, path, get)
+
+    def _new_state(self, path: str, optimizer: Any, where: str, node: dict[str, Any]) -> Any:
+        """Memory for a state that the optimizer does not have yet, as it has not taken a step."""
+        from shardstream.checkpoint.tensors import dtype_named
+
+        info = self._tensors[node["name"]]
+        parts = where.removeprefix(f"{path}/state/").split("/")
+        name = parts[0].replace("~1", "/").replace("~0", "~")
+        if parts[-1] == "step":
+            return None
+        made = optimizer_template(optimizer, self._state, name, info.shape, dtype_named(info.dtype))
+        if made is None and node.get("sharded") and is_sharded(optimizer):
+            raise StateError(
+                f"{where} is sharded, and this optimizer does not have it yet: take a step with gradients of "
+                "zero before loading"
+            )
+        return made
+
+    def _want(self, node: dict[str, Any], where: str, target: Any, module: bool) -> Any:
+        """The tensor that will hold a stored one: `target`, if it is like it, or a new one."""
+        import torch
+
+        from shardstream.checkpoint.tensors import bytes_of, dtype_name, dtype_named, pieces_of
+
+        name = node["name"]
+        info = self._tensors[name]
+        if target is not None:
+            mine = dtype_name(target.dtype, where), tuple(target.shape)
+            if mine != (info.dtype, info.shape):
+                if module:
+                    there = f"{info.dtype}{list(info.shape)}"
+                    raise StateError(f"{where} is {mine[0]}{list(mine[1])}, in the checkpoint {there}")
+                target = None
+        if target is None:
+            target = torch.empty(info.shape, dtype=dtype_named(info.dtype))
+        for data, box in pieces_of(target, where):
+            if not box.elements:
+                continue
+            place = name, data.data_ptr()
+            if place in self._read:
+                continue
+            self._read.add(place)
+            memory = bytes_of(data)
+            if memory is None:
+                self._copied.append(_Copied(name, data, box.offsets, box.shape))
+            else:
+                self._requests += requests_of(name, info, box.offsets, box.shape, memory)
+        return target
+
+    def _want_array(self, node: dict[str, Any], where: str) -> Any:
+        """The array, or the bytes, that a stored tensor holds."""
+        import numpy as np
+
+        info = self._tensors[node["name"]]
+        if node["$"] == "array":
+            made: Any = np.empty(node["shape"], np.dtype(node["dtype"]))
+            memory = made.reshape(-1).view(np.uint8).data if made.nbytes else memoryview(b"")
+        else:
+            made = bytearray(info.shape[0])
+            memory = memoryview(made)
+        self._requests += requests_of(node["name"], info, (0,), info.shape, memory)
+        return made
+
+    def read(self) -> None:
+        """Read all bytes. From here on the tensors of the objects change.
+
+        Raises:
+            CorruptionError: Bytes are not those that were written.
+        """
+        read(self._files, self._requests)
+        waiting: list[_Copied] = []
+        size = 0
+        for copied in self._copied:
+            waiting.append(copied)
+            size += copied.into.nbytes
+            if size >= _AT_ONCE:
+                self._copy(waiting)
+                waiting, size = [], 0
+        self._copy(waiting)
+
+    def _copy(self, parts: list[_Copied]) -> None:
+        """Read parts into memory of the CPU, and copy them to where they belong."""
+        import torch
+
+        from shardstream.checkpoint.tensors import bytes_of
+
+        made = [torch.empty(part.shape, dtype=part.into.dtype) for part in parts]
+        requests = []
+        for part, memory in zip(parts, made, strict=True):
+            into = bytes_of(memory)
+            assert into is not None
+            requests += requests_of(part.name, self._tensors[part.name], part.offsets, part.shape, into)
+        read(self._files, requests)
+        for part, memory in zip(parts, made, strict=True):
+            part.into.copy_(memory)
+
+    def apply(self) -> None:
+        """Give the objects what was read."""
+
+        def get(where: str, node: dict[str, Any]) -> Any:
+            found = self._got[where]
+            return bytes(found) if node["$"] == "bytes" else found
+
+        loaded = {key: decode(self._stored[key], joined(self._prefix, key), get) for key in self._state}
+        for key in list(self._state):
+            self._state[key] = put_back(self._state[key], loaded[key], self._state)
+
+
+def _check_keys(path: str, mine: Mapping[str, Any], node: Any) -> None:
+    stored = node if isinstance(node, dict) and "$" not in node else {}
+    missing = sorted(set(mine) - set(stored))
+    unknown = sorted(set(stored) - set(mine))
+    if missing or unknown:
+        parts = [
+            f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+            for what, names in (("not in the checkpoint", missing), ("only in the checkpoint", unknown))
+            if names
+        ]
+        raise StateError(f"{path} and the checkpoint do not fit; {'; '.join(parts)}")

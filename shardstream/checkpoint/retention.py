@@ -1,0 +1,167 @@
+"""Deletes checkpoints that are no longer kept, and what attempts that were never committed have left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Collection
+from typing import NamedTuple
+
+import msgspec
+import xxhash
+
+from shardstream.checkpoint.commit import committed_steps, in_threads, read_manifest
+from shardstream.checkpoint.layout import MANIFEST, step_folder, step_of
+from shardstream.errors import CorruptionError, StorageError
+from shardstream.storage.store import Options, Store
+
+__all__ = ["ABANDONED", "Run", "delete_step", "prune", "prune_local", "sweep"]
+
+ABANDONED = 24 * 3600.0  # seconds without a new object, after which an attempt is taken for dead
+SEEN = ".attempts.json"
+
+
+class Run(NamedTuple):
+    """The folder of all checkpoints of a run, with its options."""
+
+    url: str
+    options: Options = None
+
+    def open(self, *below: str) -> Store:
+        """The store of the run, or of a folder in it."""
+        return Store.open("/".join([self.url.rstrip("/") or self.url, *below]), self.options)
+
+
+class _Seen(msgspec.Struct):
+    """When the objects of an attempt were first seen as they are."""
+
+    objects: str
+    since: float
+
+
+def _delete_folder(run: Run, *below: str) -> None:
+    """Delete all objects of a folder that has no folders in it."""
+    store = run.open(*below)
+    in_threads(store.delete, store.list())
+    path = store.local_path("")
+    if path is not None:
+        with contextlib.suppress(OSError):  # another process still writes to it, or has deleted it
+            os.rmdir(path)
+
+
+def _delete_if_empty(run: Run, *below: str) -> None:
+    path = run.open(*below).local_path("")
+    if path is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def delete_step(run: Run, step: int) -> None:
+    """Delete a committed checkpoint: its manifest first, so that nobody reads half of it, then its files."""
+    name = step_folder(step)
+    folder = run.open(name)
+    try:
+        manifest = read_manifest(folder)
+    except CorruptionError:
+        manifest = None  # which attempt it was is not known; `sweep` deletes it
+    folder.delete(MANIFEST)
+    if manifest is not None:
+        _delete_folder(run, name, manifest.attempt)
+    _delete_if_empty(run, name)
+
+
+def prune(run: Run, keep: int, unsound: Collection[int] = ()) -> list[int]:
+    """Delete all committed checkpoints but the newest.
+
+    Args:
+        run: The checkpoints.
+        keep: How many stay, 1 or more.
+        unsound: Steps that are known to be damaged. They do not count among those that stay, and they are
+            deleted if they are older than these.
+
+    Returns:
+        The steps that were deleted.
+    """
+    steps = committed_steps(run.open())
+    sound = [step for step in steps if step not in unsound]
+    if len(sound) <= keep:
+        return []
+    first = sound[-keep]
+    old = [step for step in steps if step < first]
+    for step in old:
+        delete_step(run, step)
+    return old
+
+
+def prune_local(run: Run, keep: int) -> None:
+    """Delete the files of all steps but the newest on this machine's disk. Several ranks may do so."""
+    steps = sorted(step for name in run.open().list() if (step := step_of(name)) is not None)
+    for step in steps[:-keep]:
+        name = step_folder(step)
+        for attempt in run.open(name).list():
+            with contextlib.suppress(StorageError):  # it is a file, or another rank has deleted it
+                _delete_folder(run, name, attempt)
+        _delete_if_empty(run, name)
+
+
+def sweep(run: Run, mine: Collection[str] = (), now: float | None = None) -> list[str]:
+    """Delete attempts that were never committed and have had no new object for 24 hours.
+
+    When an object was written is not asked, since stores say it in many ways. What an attempt has is noted in
+    an object, and if it is the same 24 hours later, the attempt is deleted.
+
+    Args:
+        run: The checkpoints.
+        mine: Attempts that are being written by the caller.
+        now: Seconds since 1970; None for the time.
+
+    Returns:
+        The attempts that were deleted, each as STEP/ATTEMPT.
+    """
+    store, time_now = run.open(), time.time() if now is None else now
+    before = _seen(store)
+    after: dict[str, _Seen] = {}
+    deleted: list[str] = []
+    for name in store.list():
+        if step_of(name.rstrip("/")) is None:
+            continue
+        for attempt in _uncommitted(run, name):
+            if attempt in mine:
+                continue
+            place = f"{name}/{attempt}"
+            objects = xxhash.xxh3_64_hexdigest("\n".join(run.open(name, attempt).list()).encode())
+            known = before.get(place)
+            if known is None or known.objects != objects:
+                after[place] = _Seen(objects, time_now)
+            elif time_now - known.since < ABANDONED:
+                after[place] = known
+            else:
+                _delete_folder(run, name, attempt)
+                _delete_if_empty(run, name)
+                deleted.append(place)
+    if after != before:
+        store.write(SEEN, msgspec.json.encode(after))
+    return deleted
+
+
+def _seen(store: Store) -> dict[str, _Seen]:
+    try:
+        return msgspec.json.decode(store.read(SEEN), type=dict[str, _Seen])
+    except msgspec.DecodeError:
+        return {}
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
+
+
+def _uncommitted(run: Run, name: str) -> list[str]:
+    folder = run.open(name)
+    attempts = [each.rstrip("/") for each in folder.list()]
+    try:
+        manifest = read_manifest(folder)
+    except CorruptionError:
+        return []  # one of them was committed, and which is not known
+    taken = {MANIFEST} if manifest is None else {MANIFEST, manifest.attempt}
+    return [attempt for attempt in attempts if attempt not in taken]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -17,7 +18,7 @@ from shardstream.checkpoint.dcp_manifest import OBJECT
 from shardstream.checkpoint.dcp_objects import resolve_object
 from shardstream.checkpoint.layout import Item
 from shardstream.checkpoint.manifest import Receipt
-from shardstream.checkpoint.tensors import copier, dtype_name
+from shardstream.checkpoint.tensors import bytes_of, copier, dtype_name
 from shardstream.errors import StateError
 
 __all__ = ["Part", "Written"]
@@ -95,7 +96,7 @@ class Part:
         offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
         if math.prod(sizes) == 0 and math.prod(whole) > 0:
             return  # a rank with an empty part of a tensor that others have
-        copy = self._copier(item)
+        copy, memory = self._copier(item), self._memory(item)
         rows = sizes[0] if sizes else 1
         row = _bytes(item) // rows if rows else 0
         step = max(1, (self._limit - (1 << 20)) // row) if row and len(sizes) else max(1, rows)
@@ -104,7 +105,15 @@ class Part:
             begin = (offsets[0] + first, *offsets[1:]) if sizes else ()
             shape = (count, *sizes[1:]) if sizes else ()
             named = name if shape == whole else f"{name}[{','.join(map(str, begin))}]"
-            yield Item(named, dtype, shape, _shifted(copy, first * row), name, begin, whole)
+            held = None if memory is None else memory[first * row : (first + count) * row]
+            yield Item(named, dtype, shape, _shifted(copy, first * row), name, begin, whole, held)
+
+    def _memory(self, item: WriteItem) -> memoryview | None:
+        """The memory of a tensor of the state, which nobody changes meanwhile; None if it must be copied."""
+        planner = self._planner
+        if not isinstance(planner, DefaultSavePlanner) or _overrides(planner):
+            return None  # it may make a tensor for each item, all of which would be held at once
+        return bytes_of(self._resolved(item))
 
     def _copier(self, item: WriteItem) -> Callable[[int, memoryview], None]:
         """Resolves the tensor at its first byte, and lets it go after its last one."""
@@ -133,6 +142,11 @@ class Part:
         if tensor.device.type == "cpu" and tensor.nbytes:
             self.addresses.append(tensor.data_ptr())
         return tensor.detach()
+
+
+def _overrides(planner: DefaultSavePlanner) -> bool:
+    kind, names = type(planner), ("resolve_data", "lookup_object", "transform_object")
+    return any(getattr(kind, name) is not getattr(DefaultSavePlanner, name) for name in names)
 
 
 def _shifted(copy: Callable[[int, memoryview], None], by: int) -> Callable[[int, memoryview], None]:

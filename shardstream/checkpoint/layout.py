@@ -88,6 +88,7 @@ class Item:
         tensor: The tensor's name in the manifest.
         offsets: Where in the tensor this part begins; empty for the whole tensor.
         whole: The shape of the tensor; empty for the whole tensor.
+        memory: Its bytes if they can be written as they lie in memory, since nobody changes them meanwhile.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Item:
     tensor: str
     offsets: tuple[int, ...] = ()
     whole: tuple[int, ...] = ()
+    memory: memoryview | None = None
 
     @property
     def size(self) -> int:
@@ -172,6 +174,21 @@ class FilePlan:
                 break
             if first < last:
                 placed.item.copy(first - placed.start, into[first - start : last - start])
+
+    def views(self, start: int, end: int, most: int) -> list[memoryview] | None:
+        """The bytes from `start` to `end` as they lie in memory, in at most `most` parts, or None."""
+        found: list[memoryview] = []
+        if start < len(self.header):
+            found.append(memoryview(self.header)[start:end])
+        for placed in self.items[self._first(start) :]:
+            first, last = max(start, placed.start), min(end, placed.start + placed.item.size)
+            if placed.start >= end:
+                break
+            if first < last:
+                if placed.item.memory is None or len(found) == most:
+                    return None
+                found.append(placed.item.memory[first - placed.start : last - placed.start])
+        return found
 
     def _first(self, start: int) -> int:
         """The number of an item that no item with bytes at or after `start` comes before."""

@@ -20,6 +20,7 @@ from shardstream.storage.store import Store, sync_folder
 
 __all__ = ["PartWriter", "failure_name", "receipt_of"]
 
+_PARTS = 64  # places in memory that a block is written from; what lies in more is copied together
 _SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
 
 
@@ -28,22 +29,42 @@ def failure_name(rank: int) -> str:
     return f"failed-{rank:05d}.json"
 
 
+@dataclass(frozen=True)
+class _Block:
+    """8 MiB of a file, fewer at its end. `taken` is memory of the pool, if the bytes lie in it."""
+
+    parts: list[memoryview]
+    taken: memoryview | None
+
+
 @dataclass
 class _File:
     """A file on its way."""
 
     plan: FilePlan
-    blocks: list[memoryview] = field(default_factory=list)  # that no disk has taken
+    blocks: list[_Block] = field(default_factory=list)  # that no disk has taken
     digests: list[str] = field(default_factory=list)
     sums: bytearray = field(default_factory=bytearray)  # of its cells
     descriptor: int = -1
     path: str | None = None  # where it lies on this machine
 
-    def digest(self, block: memoryview) -> None:
+    def digest(self, parts: Sequence[memoryview]) -> None:
         """Add the checksums of the next block."""
-        self.digests.append(xxhash.xxh3_64_hexdigest(block))
-        for start in range(0, len(block), CELL):
-            self.sums += xxhash.xxh3_64_digest(block[start : start + CELL])
+        whole, cell, room = xxhash.xxh3_64(), xxhash.xxh3_64(), CELL
+        for part in parts:
+            whole.update(part)
+            start = 0
+            while start < len(part):
+                piece = part[start : start + room]
+                cell.update(piece)
+                start, room = start + len(piece), room - len(piece)
+                if not room:
+                    self.sums += cell.digest()
+                    cell.reset()
+                    room = CELL
+        if room < CELL:
+            self.sums += cell.digest()
+        self.digests.append(whole.hexdigest())
 
     @property
     def info(self) -> FileInfo:
@@ -84,7 +105,7 @@ class PartWriter:
         self._failed = threading.Event()
         self._done = threading.Event()
         self._stored = threading.Event()
-        self._queue: queue.SimpleQueue[tuple[_File, memoryview] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[_File, _Block] | None] = queue.SimpleQueue()
         self._uploads: queue.SimpleQueue[_File | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)
         self._thread.start()
@@ -92,11 +113,14 @@ class PartWriter:
     def stage(self, plan: FilePlan) -> None:
         """Copy the bytes of a file. Returns once the tensors may change; waits while all memory is in use.
 
+        Items with `memory` are not copied: theirs must stay as it is until `stored` or `wait` has returned.
+
         Raises:
             OptionError: Without a local disk: the file has more bytes than the memory.
             Exception: What a background thread has met.
         """
-        if self._disk is None and plan.size > self._pool.limit:
+        copied = any(placed.item.memory is None for placed in plan.items)
+        if self._disk is None and copied and plan.size > self._pool.limit:
             raise OptionError(
                 f"{plan.name} has {plan.size} bytes, since one of its tensors is that large, and "
                 f"memory={self._pool.limit} is less: give more memory=, or a local disk by local="
@@ -104,6 +128,12 @@ class PartWriter:
         file = _File(plan)
         self._files.append(file)
         for start in range(0, plan.size, BLOCK):
+            parts = plan.views(start, min(start + BLOCK, plan.size), _PARTS)
+            if parts is not None:
+                if self._failed.is_set() and self.error is not None:
+                    raise self.error
+                self._queue.put((file, _Block(parts, None)))
+                continue
             block = self._pool.take(self._failed.is_set)
             if block is None:
                 assert self.error is not None
@@ -113,7 +143,7 @@ class PartWriter:
             except BaseException:
                 self._pool.give(block)
                 raise
-            self._queue.put((file, block))
+            self._queue.put((file, _Block([block[: plan.size - start]], block)))
         file.plan = plan.staged()
 
     def close(self) -> None:
@@ -187,7 +217,11 @@ class PartWriter:
             self._stored.set()
             self._done.set()
 
-    def _take(self, file: _File, block: memoryview) -> None:
+    def _give(self, block: _Block) -> None:
+        if block.taken is not None:
+            self._pool.give(block.taken)
+
+    def _take(self, file: _File, block: _Block) -> None:
         """Write a block, or keep it until its file is whole and can be sent."""
         try:
             if not self._failed.is_set() and not self._write(file, block):
@@ -197,18 +231,18 @@ class PartWriter:
                 return
         except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
             self._fail(error)
-        self._pool.give(block)
+        self._give(block)
 
-    def _write(self, file: _File, block: memoryview) -> bool:
+    def _write(self, file: _File, block: _Block) -> bool:
         """Write a block to the disk; False if no disk takes the file, and the store will."""
         start = len(file.digests) * BLOCK
         if self._disk is None or (start == 0 and (file.blocks or not self._opened(file))):
             return False
-        data = block[: file.plan.size - start]
-        file.digest(data)
+        file.digest(block.parts)
+        size = sum(len(part) for part in block.parts)
         with _named(f"writing {file.path}"):
-            _write_at(file.descriptor, data, start)
-            if start + len(data) == file.plan.size:
+            _write_at(file.descriptor, block.parts, start)
+            if start + size == file.plan.size:
                 os.fsync(file.descriptor)
                 os.close(file.descriptor)
                 file.descriptor = -1
@@ -257,7 +291,7 @@ class PartWriter:
             except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
                 self._fail(error)
             for block in file.blocks:
-                self._pool.give(block)
+                self._give(block)
             file.blocks = []
 
     def _send(self, file: _File) -> None:
@@ -267,10 +301,9 @@ class PartWriter:
                 self._store.write(path, data)
             self._store.write(sums_name(path), file.sums)
             return
-        parts = [block[: file.plan.size - number * BLOCK] for number, block in enumerate(file.blocks)]
-        for part in parts:
-            file.digest(part)
-        self._store.write(path, *parts)
+        for block in file.blocks:
+            file.digest(block.parts)
+        self._store.write(path, *(part for block in file.blocks for part in block.parts))
         self._store.write(sums_name(path), file.sums)
 
     def _finish(self) -> None:
@@ -286,7 +319,7 @@ class PartWriter:
                 os.close(file.descriptor)
                 file.descriptor = -1
             for block in file.blocks:
-                self._pool.give(block)
+                self._give(block)
             file.blocks = []
         if self.error is not None:
             if self._tell is not None:
@@ -319,10 +352,15 @@ def _add(tensors: dict[str, TensorInfo], file: int, placed: Placed) -> None:
         known.chunks.append(chunk)
 
 
-def _write_at(descriptor: int, data: memoryview, start: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, start)
-        data, start = data[count:], start + count
+def _write_at(descriptor: int, parts: Sequence[memoryview], start: int) -> None:
+    left = [part for part in parts if len(part)]
+    while left:
+        count = os.pwritev(descriptor, left, start)
+        start += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
 
 
 @contextlib.contextmanager

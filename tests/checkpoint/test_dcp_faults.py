@@ -173,7 +173,7 @@ def save_when_told(folder: str, url: str, local: str | None, ready: str) -> None
     writer.wait()
 
 
-CALLS = ["pwrite64", "write", "fsync", "link", "unlink", "rename", "fallocate", "mkdir"]
+CALLS = ["pwritev", "write", "fsync", "link", "unlink", "rename", "fallocate", "mkdir"]
 
 
 def fault(tmp_path: Path, inject: str, local: str | None = None) -> tuple[int, Path]:
@@ -228,7 +228,7 @@ def faults(tmp_path: Path, kind: str, calls: list[str], most: int) -> int:
 
 
 def test_a_kill_in_mid_save_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    assert faults(tmp_path, "signal=SIGKILL", ["pwrite64", "fsync", "link"], 1) == 3
+    assert faults(tmp_path, "signal=SIGKILL", ["pwritev", "fsync", "link"], 1) == 3
 
 
 @pytest.mark.long

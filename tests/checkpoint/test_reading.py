@@ -21,14 +21,22 @@ from shardstream.errors import CorruptionError, StateError
 from shardstream.storage.store import Store
 
 
-def item(tensor: str, array: np.ndarray[Any, Any], offsets: tuple[int, ...], whole: tuple[int, ...]) -> Item:
+def item(
+    tensor: str,
+    array: np.ndarray[Any, Any],
+    offsets: tuple[int, ...],
+    whole: tuple[int, ...],
+    lent: bool = False,
+) -> Item:
     data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     def copy(start: int, into: memoryview) -> None:
         into[:] = data[start : start + len(into)]
 
     dtype = {"float32": "F32", "int16": "I16", "uint8": "U8", "complex128": "C128"}[str(array.dtype)]
-    return Item(f"{tensor}{list(offsets)}", dtype, array.shape, copy, tensor, offsets, whole)
+    return Item(
+        f"{tensor}{list(offsets)}", dtype, array.shape, copy, tensor, offsets, whole, data if lent else None
+    )
 
 
 def save(folder: Path, items: list[list[Item]], step: int = 1, limit: int = 1 << 20) -> Manifest:
@@ -198,3 +206,31 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     assert np.array_equal(fetched(tmp_path, "big", (9000, 0), (3, 1 << 10), "uint8"), big[9000:9003])
     with pytest.raises(CorruptionError, match="big"):
         fetched(tmp_path, "big", (big.shape[0] - 1, 0), (1, 1 << 10), "uint8")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("lent", ["none", "some", "all"])
+def test_files_are_the_same_whether_bytes_are_copied_or_written_as_they_lie(
+    tmp_path: Path, lent: str, remote: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [*([7] * 100), 3 << 20, 1, 9 << 20, 100_003, 0, 65_536]
+    arrays = [rng.integers(0, 255, size).astype(np.uint8) for size in sizes]
+    items = [
+        item(f"t{n}", array, (0,), array.shape, lent == "all" or (lent == "some" and n % 2 == 0))
+        for n, array in enumerate(arrays)
+    ]
+    folder = f"memory://lent-{lent}" if remote else str(tmp_path)
+    manifest = save(folder, [items], limit=64 << 20)  # type: ignore[arg-type]
+    store = Store.open(folder)
+    with Files(store, manifest) as files:
+        for number in range(len(manifest.files)):
+            verify_file(files, number)
+        for n, array in enumerate(arrays):
+            out = np.zeros(array.shape, np.uint8)
+            read(files, requests_of(f"t{n}", manifest.tensors[f"t{n}"], (0,), array.shape, memoryview(out)))
+            assert np.array_equal(out, array)
+            if len(array) > 1000:  # by its cells
+                out = np.zeros(5, np.uint8)
+                read(files, requests_of(f"t{n}", manifest.tensors[f"t{n}"], (990,), (5,), memoryview(out)))
+                assert np.array_equal(out, array[990:995])

@@ -401,6 +401,10 @@ class Checkpoints:
             for candidate in self._candidates(step):
                 if self._loaded(candidate, state, {} if per_rank is None else per_rank):
                     return candidate
+                if step is None:
+                    last = self.skipped[-1]
+                    text = f"{self.url}: step {last.step} is skipped, since it is damaged: {last.reason}"
+                    warnings.warn(text, RuntimeWarning, stacklevel=2)
             if not self.skipped:
                 return None
             why = "; ".join(f"step {each.step}: {each.reason}" for each in self.skipped[:5])
@@ -429,10 +433,9 @@ class Checkpoints:
         damage, error, caught = "", "", None
         parts: list[Restoring] = []
         try:
-            with self._files(step) as files:
-                parts = self._restoring(files, state, per_rank)
-                for part in parts:
-                    part.read()
+            parts = self._restoring(self._files(step), state, per_rank)
+            for part in parts:
+                part.read()
         except CorruptionError as found:
             damage = str(found)
         except Exception as found:  # noqa: BLE001 - raised below, once the other ranks know
@@ -450,7 +453,6 @@ class Checkpoints:
             if other:
                 where = f"rank {rank}: {other}" if self._ranks.size > 1 else other
                 self.skipped.append(Skipped(step, where))
-                warnings.warn(f"step {step} is skipped, since it is damaged: {where}", RuntimeWarning, 4)
                 return False
         for part in parts:
             part.apply()

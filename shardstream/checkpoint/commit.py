@@ -26,7 +26,7 @@ from shardstream.checkpoint.manifest import (
     encode,
 )
 from shardstream.checkpoint.writing import failure_name
-from shardstream.errors import CommitError, StateError, StorageError
+from shardstream.errors import CommitError, CorruptionError, StateError, StorageError
 from shardstream.storage.store import Store
 from shardstream.version import __version__
 
@@ -51,6 +51,7 @@ _PAUSES = (0.02, 1.0)  # seconds between two listings, at first and at most
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S", Manifest, Receipt)
 
 
 class Stopped(Protocol):
@@ -150,8 +151,18 @@ def collect(
 
 
 def _receipt(folder: Store, attempt: str, name: str) -> Receipt:
-    path = f"{attempt}/{name}"
-    return decode(folder.read(path, MAX_BYTES), Receipt, folder.where(path))
+    return _sealed(folder, f"{attempt}/{name}", Receipt)
+
+
+def _sealed(folder: Store, path: str, kind: type[S]) -> S:
+    """A manifest or a receipt. It is read again if it is damaged: the bytes may have changed on their way."""
+    for tries in (2, 1, 0):
+        try:
+            return decode(folder.read(path, MAX_BYTES), kind, folder.where(path))
+        except CorruptionError:
+            if not tries or folder.local_path(path) is not None:
+                raise
+    raise AssertionError
 
 
 def _check_sizes(folder: Store, attempt: str, files: Sequence[FileInfo]) -> None:
@@ -226,12 +237,11 @@ def read_manifest(folder: Store) -> Manifest | None:
         CorruptionError: It is damaged.
     """
     try:
-        data = folder.read(MANIFEST, MAX_BYTES)
+        return _sealed(folder, MANIFEST, Manifest)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
-    return decode(data, Manifest, folder.where(MANIFEST))
 
 
 def committed_steps(run: Store) -> list[int]:

@@ -6,7 +6,6 @@ whose checksums lie beside the file.
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections import defaultdict
@@ -96,19 +95,10 @@ class Files:
         self.bytes_read = 0
         self.damaged: list[str] = []  # local files with damaged blocks
         self._local = local
-        self._descriptors: dict[int, tuple[int, str] | None] = {}
+        self._paths: dict[int, str | None] = {}
         self._sums: dict[int, bytes] = {}
         self._reading_sums: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Files:  # noqa: PYI034, Self came with Python 3.11
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for opened in self._descriptors.values():
-            if opened is not None:
-                os.close(opened[0])
-        self._descriptors.clear()
 
     @property
     def is_local(self) -> bool:
@@ -119,28 +109,27 @@ class Files:
         """A file with its root, for messages."""
         return self.store.where(self.manifest.path(self.manifest.files[file]))
 
-    def block(self, file: int, number: int, into: memoryview, names: Callable[[], str]) -> None:
+    def block(self, file: int, number: int, into: memoryview) -> None:
         """Read and verify a block of a file.
 
         Args:
             file: The number of the file.
             number: The number of the block.
             into: Memory of the block's size.
-            names: Gives the names of the tensors in the block, for messages.
 
         Raises:
-            CorruptionError: The bytes are not those that were written.
+            CorruptionError: The bytes are not those that were written. It names the file, and the tensors
+                that have damaged cells.
         """
         digest = self.manifest.files[file].digests[number]
         with self._lock:
             self.bytes_read += len(into)
-        opened = self._opened(file)
-        if opened is not None:
-            descriptor, path = opened
-            if _read_at(descriptor, into, number * BLOCK) and xxhash.xxh3_64_hexdigest(into) == digest:
+        path = self._path(file)
+        if path is not None:
+            if _read_at(path, into, number * BLOCK) and xxhash.xxh3_64_hexdigest(into) == digest:
                 return
             if path == self.store.local_path(self.manifest.path(self.manifest.files[file])):
-                raise self._damaged(path, number, names())
+                raise self._damaged(path, file, number, into)
             if path not in self.damaged:
                 self.damaged.append(path)
         path = self.manifest.path(self.manifest.files[file])
@@ -148,7 +137,7 @@ class Files:
             self.store.read_into(path, [(number * BLOCK, into)])
             if xxhash.xxh3_64_hexdigest(into) == digest:
                 return
-        raise self._damaged(self.store.where(path), number, names())
+        raise self._damaged(self.store.where(path), file, number, into)
 
     def cells(self, file: int, number: int, wanted: Sequence[tuple[int, memoryview]]) -> bool:
         """Read and verify those cells of a block that have wanted bytes.
@@ -178,11 +167,11 @@ class Files:
             memory = memoryview(bytearray(min(last * CELL, total) - start))
             with self._lock:
                 self.bytes_read += len(memory)
-            opened = self._opened(file)
-            if opened is None:
+            local = self._path(file)
+            if local is None:
                 path = self.manifest.path(self.manifest.files[file])
                 self.store.read_into(path, [(start, memory)])
-            elif not _read_at(opened[0], memory, start):
+            elif not _read_at(local, memory, start):
                 return False
             for cell in range(first, last):
                 place = (cell - first) * CELL
@@ -212,47 +201,61 @@ class Files:
                     self.bytes_read += len(self._sums[file])
             return self._sums[file]
 
-    def _damaged(self, where: str, number: int, names: str) -> CorruptionError:
+    def _damaged(self, where: str, file: int, number: int, got: memoryview) -> CorruptionError:
+        """The error of a block, which names the cells that differ if their checksums are there."""
+        begin = number * BLOCK
+        sums = self._cell_sums(file)
+        cells = [
+            (begin + place, begin + min(place + CELL, len(got)))
+            for place in range(0, len(got), CELL)
+            if xxhash.xxh3_64_digest(got[place : place + CELL])
+            != sums[8 * ((begin + place) // CELL) : 8 * ((begin + place) // CELL) + 8]
+        ]
+        found = cells or [(begin, begin + len(got))]
+        names = [name for start, end in found for name in _within(self.manifest, file, start, end)]
         return CorruptionError(
-            f"{where}: bytes {number * BLOCK} to {(number + 1) * BLOCK} are not those that were written; "
-            f"tensors in them: {names}"
+            f"{where}: bytes {found[0][0]} to {found[-1][1]} are not those that were written; "
+            f"tensors in them: {_listed(names) or 'none'}"
         )
 
-    def _opened(self, file: int) -> tuple[int, str] | None:
-        """(descriptor, path) of a file on this machine, or None."""
+    def _path(self, file: int) -> str | None:
+        """Where a file lies on this machine, or None."""
         with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = self._open(file)
-            return self._descriptors[file]
+            if file not in self._paths:
+                self._paths[file] = self._found(file)
+            return self._paths[file]
 
-    def _open(self, file: int) -> tuple[int, str] | None:
+    def _found(self, file: int) -> str | None:
         info = self.manifest.files[file]
         for store in (self._local, self.store):
             path = None if store is None else store.local_path(self.manifest.path(info))
             if path is None:
                 continue
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                size = os.stat(path).st_size
             except OSError as error:
                 if store is self.store:
                     raise StorageError(f"{path}: {error.strerror}") from error
                 continue
-            if os.fstat(descriptor).st_size == info.bytes:
-                return descriptor, path
-            os.close(descriptor)
+            if size == info.bytes:
+                return path
             if store is self.store:
-                raise CorruptionError(f"{path} does not have the {info.bytes} bytes that were written")
+                raise CorruptionError(f"{path} has {size} bytes, {info.bytes} were written")
         return None
 
 
-def _read_at(descriptor: int, into: memoryview, start: int) -> bool:
-    """Fill memory from an open file; whether there were enough bytes."""
+def _read_at(path: str, into: memoryview, start: int) -> bool:
+    """Fill memory from a file, which is opened for that: there may be thousands. Whether it could be."""
     try:
-        while into:
-            count = os.preadv(descriptor, [into], start)
-            if not count:
-                return False
-            into, start = into[count:], start + count
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while into:
+                count = os.preadv(descriptor, [into], start)
+                if not count:
+                    return False
+                into, start = into[count:], start + count
+        finally:
+            os.close(descriptor)
     except OSError:
         return False
     return True
@@ -299,14 +302,13 @@ def read(files: Files, requests: Sequence[Request], threads: int | None = None) 
             begin = number * BLOCK
             size = min(BLOCK, files.manifest.files[file].bytes - begin)
             parts = [pending.part(begin, begin + size) for pending in wanted]
-            names = functools.partial(_listed, [pending.request.name for pending in wanted])
             if len(parts) == 1 and len(parts[0][1]) == size:
-                files.block(file, number, parts[0][1], names)
+                files.block(file, number, parts[0][1])
             elif not files.cells(file, number, parts):
                 if not hasattr(kept, "memory"):
                     kept.memory = memoryview(bytearray(BLOCK))
                 memory = kept.memory[:size]
-                files.block(file, number, memory, names)
+                files.block(file, number, memory)
                 for start, into in parts:
                     into[:] = memory[start - begin : start - begin + len(into)]
             for pending in wanted:
@@ -402,19 +404,18 @@ def verify_file(files: Files, file: int) -> None:
     for number in range(len(info.digests)):
         begin = number * BLOCK
         size = min(BLOCK, info.bytes - begin)
-        files.block(file, number, memory[:size], lambda: _within(files.manifest, file, begin, begin + size))  # noqa: B023
+        files.block(file, number, memory[:size])
 
 
-def _within(manifest: Manifest, file: int, start: int, end: int) -> str:
+def _within(manifest: Manifest, file: int, start: int, end: int) -> list[str]:
     """The names of the tensors that have bytes there."""
-    found = [
+    return [
         name
         for name, tensor in manifest.tensors.items()
         for chunk in tensor.chunks
         if chunk.file == file and chunk.start < end
         and chunk.start + byte_size(tensor.dtype, chunk.shape) > start
     ]  # fmt: skip
-    return _listed(found) or "no tensor"
 
 
 def _listed(names: Sequence[str]) -> str:

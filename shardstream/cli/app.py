@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shardstream.cli import adopt, cache, export, inspect, pack, rebuild, show, verify, warm
+from shardstream.cli import adopt, cache, checkpoint, export, inspect, pack, rebuild, show, verify, warm
 from shardstream.errors import OptionError, ShardstreamError
 from shardstream.version import __version__
 
@@ -35,6 +35,7 @@ app.command()(export.export)
 app.command()(rebuild.rebuild)
 app.command()(warm.warm)
 app.command()(cache.cache)
+app.command()(checkpoint.checkpoint)
 app.command()(show.show)
 
 

@@ -67,9 +67,8 @@ def fetched(folder: Path, name: str, offsets: tuple[int, ...], shape: tuple[int,
     manifest = read_manifest(store)
     assert manifest is not None
     out = np.zeros(shape, dtype)
-    with Files(store, manifest) as files:
-        memory = memoryview(out.reshape(-1).view(np.uint8))
-        read(files, requests_of(name, manifest.tensors[name], offsets, shape, memory))
+    memory = memoryview(out.reshape(-1).view(np.uint8))
+    read(Files(store, manifest), requests_of(name, manifest.tensors[name], offsets, shape, memory))
     return out
 
 
@@ -125,11 +124,11 @@ def test_large_tensors_are_read_over_blocks_and_files_and_only_blocks_that_are_n
     for number, each in enumerate(small):
         assert np.array_equal(fetched(tmp_path, f"s{number}", (0, 0), each.shape, "float32"), each)
     store = Store.open(str(tmp_path))
-    with Files(store, manifest) as files:
-        out = memoryview(bytearray(1 << 10))
-        read(files, requests_of("big", manifest.tensors["big"], (0, 0), (1, 1 << 10), out))
-        # A cell of it, and the checksums of all cells.
-        assert files.bytes_read <= layout.CELL + 8 * (22 << 20) // layout.CELL
+    files = Files(store, manifest)
+    out = memoryview(bytearray(1 << 10))
+    read(files, requests_of("big", manifest.tensors["big"], (0, 0), (1, 1 << 10), out))
+    # A cell of it, and the checksums of all cells.
+    assert files.bytes_read <= layout.CELL + 8 * (22 << 20) // layout.CELL
 
 
 def test_every_flipped_bit_is_an_error_that_names_file_and_tensor(tmp_path: Path) -> None:
@@ -145,8 +144,8 @@ def test_every_flipped_bit_is_an_error_that_names_file_and_tensor(tmp_path: Path
         damaged = bytearray(sound)
         damaged[rng.integers(len(sound))] ^= 1 << int(rng.integers(8))
         paths[number].write_bytes(damaged)
-        with Files(store, manifest) as files, pytest.raises(CorruptionError) as caught:
-            verify_file(files, number)
+        with pytest.raises(CorruptionError) as caught:
+            verify_file(Files(store, manifest), number)
         assert paths[number].name in str(caught.value)
         assert "t" in str(caught.value).rpartition("tensors in them: ")[2]
         paths[number].write_bytes(sound)

@@ -2,13 +2,15 @@
 
     python -m benchmarks.dcp --data /tmp/dcp --size 1GB --rounds 3 --out benchmarks/results/dcp
 
-Each way runs in a process of its own, in turn with the others, after the machine's dirty pages are written. Seconds
-are wall time; CPU seconds are those of the process, kernel included. Memory is the peak above what the process had.
+Each way runs in a process of its own, in turn with the others, after the machine's dirty pages are written.
+Seconds are wall time; CPU seconds are those of the process, kernel included. Memory is the peak above what
+the process had.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -84,8 +86,9 @@ def save(way: str, folder: str, state: dict[str, Any]) -> None:
     os.makedirs(folder, exist_ok=True)
     if way == "raw write + fsync":
         with open(f"{folder}/all", "wb") as file:
-            for tensor in state.values():
-                file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            file.writelines(
+                memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) for tensor in state.values()
+            )
             file.flush()
             os.fsync(file.fileno())
     elif way == "torch.save + fsync":
@@ -152,7 +155,7 @@ def _preadv(path: str, arrays: list[Any]) -> None:
 
 
 def stall(way: str, folder: str, state: dict[str, Any], saves: int = 4) -> dict[str, float]:
-    """Medians over saves but the first: how long the call takes, and what steps of training lose until all is durable."""
+    """Medians over saves but the first: how long the call takes, and what steps lose until all is durable."""
     import torch
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -213,12 +216,9 @@ def one(what: str, way: str, folder: str, size: int) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     threading.excepthook = lambda error: os._exit(3)
     state = state_of(size, filled=what != "load")
-    import torch.distributed.checkpoint  # noqa: F401, not part of what is measured
-    import torch.distributed.tensor  # noqa: F401
-
-    import shardstream as ss
-
-    _ = ss.dcp.Writer
+    # Imports are not part of what is measured.
+    for module in ("torch.distributed.checkpoint", "torch.distributed.tensor", "shardstream.checkpoint.dcp"):
+        importlib.import_module(module)
     if what == "stall":
         return stall(way, folder, state)
     os.sync()

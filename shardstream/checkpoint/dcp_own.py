@@ -98,11 +98,11 @@ class OwnFolder:
         return requests_of(name, self._manifest.tensors[name], offsets, lengths, view)
 
     def _read(self, requests: list[Any]) -> None:
-        with Files(self._store, self._manifest, self._local) as files:
-            try:
-                read(files, requests)
-            finally:
-                self.bytes_read += files.bytes_read
+        files = Files(self._store, self._manifest, self._local)
+        try:
+            read(files, requests)
+        finally:
+            self.bytes_read += files.bytes_read
 
 
 def _parts(request: Request) -> Iterator[Request]:

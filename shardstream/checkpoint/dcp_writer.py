@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Sequence
@@ -17,14 +18,12 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from shardstream.checkpoint import dcp_behind
-from shardstream.checkpoint.commit import PATIENCE, collect, commit, conditional_put
-from shardstream.checkpoint.dcp_folders import METADATA
-from shardstream.checkpoint.dcp_items import Part, Written
-from shardstream.checkpoint.dcp_manifest import OBJECT, extra_of
+from shardstream.checkpoint.commit import PATIENCE
+from shardstream.checkpoint.dcp_commit import Attempt, Gathered, check_conditional, refuse_to_overwrite
+from shardstream.checkpoint.dcp_items import Part
 from shardstream.checkpoint.dcp_places import local_folder, step_in
 from shardstream.checkpoint.dcp_staging import Stager
 from shardstream.checkpoint.layout import (
-    MANIFEST,
     MAX_FILE,
     FilePlan,
     new_attempt,
@@ -32,10 +31,9 @@ from shardstream.checkpoint.layout import (
     receipt_name,
     sums_name,
 )
-from shardstream.checkpoint.manifest import Receipt
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter, receipt_of
-from shardstream.errors import CorruptionError, OptionError, StateError
+from shardstream.errors import OptionError, StateError
 from shardstream.format.sizes import parse_size
 from shardstream.storage.store import Options, Store
 
@@ -228,14 +226,9 @@ class Writer(StorageWriter, AsyncStager):
         save = self._save
         if save.is_coordinator:
             folder, local = self._folders(save)
-            for store in (folder, local):
-                for name in (MANIFEST, METADATA):
-                    if store is not None and store.exists(name):
-                        raise StateError(
-                            f"{store.where(name)} exists: a checkpoint is never overwritten. Save to "
-                            "another folder, or delete this one first"
-                        )
-            self._check_conditional(folder)
+            refuse_to_overwrite([folder] if local is None else [folder, local])
+            if folder.url not in self._conditional:
+                self._conditional[folder.url] = check_conditional(folder, self._single_writer)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -306,38 +299,20 @@ class Writer(StorageWriter, AsyncStager):
             CorruptionError: Something that the plan names was not written.
             StorageError: A disk or a store has failed.
         """
-        save = self._save
-        folder, local = self._folders(save)
-        told = [each.storage_data for rank in results for each in rank]
-        assert all(isinstance(each, Written) for each in told)
-        receipts = sorted((each.receipt for each in told if each.receipt), key=lambda receipt: receipt.rank)
-        values = {name: value for each in told for name, value in each.values.items()}
-        _check_complete(metadata, receipts, values, folder.url, save.world)
-        extra = extra_of(folder.url, metadata, values)
-        step, attempt, world = step_in(save.url), save.attempt, save.world
-
-        def at(store: Store, parts: Sequence[Receipt]) -> None:
-            commit(
-                store, step, attempt, parts, extra=extra, conditional=self._conditional.get(store.url, True)
-            )
-
-        part = save.part
+        save, part = self._save, self._save.part
         assert part is not None
+        folder, local = self._folders(save)
+        gathered = Gathered.of(metadata, results, folder.url, save.world)
+        conditional = self._conditional.get(folder.url, False)
+        attempt = Attempt(save.url, self._options, save.attempt, save.world, conditional, self._patience)
         if local is None:
-            at(folder, receipts)
-            return
-
-        def behind() -> None:
-            part.wait()
-            if part.error is None:
-                inside = Store.open(f"{save.url.rstrip('/')}/{attempt}", self._options)
-                at(folder, collect(folder, inside, attempt, world, part.stopped, self._patience))
-
-        if all(each.on_disk for each in told if each.receipt):
-            at(local, receipts)
-            self._remember(dcp_behind.Committing(behind, f"commit-{attempt}"), folder.url)
+            attempt.put(folder, gathered.receipts, metadata, gathered)
+        elif gathered.on_disk:
+            attempt.put(local, gathered.receipts, metadata, gathered)
+            work = functools.partial(attempt.put_behind, folder, part, metadata, gathered)
+            self._remember(dcp_behind.Committing(work, f"commit-{save.attempt}"), folder.url)
         else:
-            behind()
+            attempt.put_behind(folder, part, metadata, gathered)
             if part.error is not None:
                 raise part.error
 
@@ -366,15 +341,6 @@ class Writer(StorageWriter, AsyncStager):
         self._behind.append(background)
         dcp_behind.add(background, url)
 
-    def _check_conditional(self, folder: Store) -> None:
-        if folder.url not in self._conditional:
-            self._conditional[folder.url] = not self._single_writer and conditional_put(folder)
-        if not self._conditional[folder.url] and not self._single_writer:
-            raise OptionError(
-                f"{folder.url}: this store cannot refuse to overwrite an object, so two jobs could "
-                "overwrite each other's checkpoints: use single_writer=True if there is only one"
-            )
-
     def _undo(self, part: PartWriter, folder: Store, local: Store | None, files: Sequence[FilePlan]) -> None:
         """Delete what this rank has written: a full disk would stay full."""
         part.wait()
@@ -383,19 +349,3 @@ class Writer(StorageWriter, AsyncStager):
             for name in (*names, receipt_name(part.rank)):
                 with contextlib.suppress(Exception):  # the error that is being raised says more
                     store.delete(f"{part.attempt}/{name}")
-
-
-def _check_complete(
-    metadata: Metadata, receipts: Sequence[Receipt], values: dict[str, Any], url: str, world: int
-) -> None:
-    """All that the plan names was written: that its parts are whole, the commit itself checks."""
-    written = {name for receipt in receipts for name in receipt.tensors}
-    lost = [
-        name
-        for name in metadata.state_dict_metadata
-        if name not in values and name not in written and OBJECT + name not in written
-    ]
-    if lost or len(receipts) != world:
-        raise CorruptionError(
-            f"{url}: not committed: {', '.join(lost[:8]) or 'parts of ranks'} were not written"
-        )

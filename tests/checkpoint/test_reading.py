@@ -222,14 +222,14 @@ def test_files_are_the_same_whether_bytes_are_copied_or_written_as_they_lie(
     folder = f"memory://lent-{lent}" if remote else str(tmp_path)
     manifest = save(folder, [items], limit=64 << 20)  # type: ignore[arg-type]
     store = Store.open(folder)
-    with Files(store, manifest) as files:
-        for number in range(len(manifest.files)):
-            verify_file(files, number)
-        for n, array in enumerate(arrays):
-            out = np.zeros(array.shape, np.uint8)
-            read(files, requests_of(f"t{n}", manifest.tensors[f"t{n}"], (0,), array.shape, memoryview(out)))
-            assert np.array_equal(out, array)
-            if len(array) > 1000:  # by its cells
-                out = np.zeros(5, np.uint8)
-                read(files, requests_of(f"t{n}", manifest.tensors[f"t{n}"], (990,), (5,), memoryview(out)))
-                assert np.array_equal(out, array[990:995])
+    files = Files(store, manifest)
+    for number in range(len(manifest.files)):
+        verify_file(files, number)
+    for n, array in enumerate(arrays):
+        out = np.zeros(array.shape, np.uint8)
+        read(files, requests_of(f"t{n}", manifest.tensors[f"t{n}"], (0,), array.shape, memoryview(out)))
+        assert np.array_equal(out, array)
+        if len(array) > 1000:  # by its cells
+            out = np.zeros(5, np.uint8)
+            read(files, requests_of(f"t{n}", manifest.tensors[f"t{n}"], (990,), (5,), memoryview(out)))
+            assert np.array_equal(out, array[990:995])

@@ -1,4 +1,4 @@
-"""The moment of commit of a save by torch: what may be overwritten (nothing), what must be there, and the put."""
+"""The commit of a save by torch: what may be overwritten (nothing), what must be there, and the put."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from shardstream.checkpoint.agreement import Told, again, first_failure, raise_errors
 from shardstream.checkpoint.commit import PATIENCE, committed_steps, conditional_put, read_manifest
 from shardstream.checkpoint.layout import MANIFEST, new_attempt, step_folder
+from shardstream.checkpoint.loading import Loading, candidates
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.reading import Files
-from shardstream.checkpoint.restoring import Restoring
 from shardstream.checkpoint.retention import Run, prune, prune_local, sweep
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, finish, merge_values, rank_prefix
 from shardstream.checkpoint.staging import BlockPool
@@ -39,19 +39,6 @@ class Skipped(NamedTuple):
 
     step: int
     reason: str
-
-
-class _Told(NamedTuple):
-    """What a rank tells the others when a save begins."""
-
-    step: int
-    attempt: str
-    failure: str  # of an earlier save
-    error: str  # of this one
-    busy: bool
-    changed: bool
-    checksum: str
-    own: dict[str, Any]
 
 
 class _Flight(NamedTuple):
@@ -112,6 +99,7 @@ class Checkpoints:
         self._pool = BlockPool(parse_size(memory, "Checkpoints: memory"))
         self._ranks = Ranks(group)
         self._plans = Plans(self._ranks, self._pool)
+        self._loading = Loading(self._run, self._local, self._ranks)
         self._flight: _Flight | None = None
         self._conditional: bool | None = None
         self._committed: set[int] = set()
@@ -154,7 +142,7 @@ class Checkpoints:
             step = whole_number("Checkpoints.save: step", step, 0, (1 << 63) - 1)
             part, told = self._told(step, state, per_rank or {}, choice)
             self._raise_failures(told)
-            self._raise_errors(told)
+            raise_errors(self.url, told)
             if any(each.busy for each in told):
                 if choice == "raise":
                     raise StateError(f"{self.url}: an earlier checkpoint is not committed yet")
@@ -175,7 +163,7 @@ class Checkpoints:
 
     def _told(
         self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], choice: str
-    ) -> tuple[Part | None, list[_Told]]:
+    ) -> tuple[Part | None, list[Told]]:
         """What this rank has to save, and what all ranks say."""
         if choice == "wait" and self._flight is not None:
             self._flight.writer.wait()
@@ -195,7 +183,7 @@ class Checkpoints:
             log.debug("a rank cannot save", exc_info=True)
         changed = part is not None and self._plans.changed(part)
         own = {} if part is None else part.own
-        mine = _Told(step, new_attempt(), failure, error, busy, changed, check, own)
+        mine = Told(step, new_attempt(), failure, error, busy, changed, check, own)
         return part, self._ranks.gather(mine)
 
     def _check_step(self, step: int) -> None:
@@ -211,7 +199,7 @@ class Checkpoints:
         if step in self._committed:
             raise StateError(f"{self.url}: step {step} is committed already, and is never overwritten")
 
-    def _begin(self, step: int, part: Part, told: list[_Told]) -> None:
+    def _begin(self, step: int, part: Part, told: list[Told]) -> None:
         if any(each.changed for each in told):
             self._plans.agree(part)
         values = merge_values(self._ranks, part, [each.checksum for each in told])
@@ -275,11 +263,11 @@ class Checkpoints:
         error = self._flight.writer.error
         return f"step {self._flight.step}: {type(error).__name__}: {error}"
 
-    def _raise_failures(self, told: list[_Told]) -> None:
-        failed = [(rank, each.failure) for rank, each in enumerate(told) if each.failure]
-        if not failed:
+    def _raise_failures(self, told: list[Told]) -> None:
+        failed = first_failure(told)
+        if failed is None:
             return
-        rank, text = failed[0]
+        rank, text = failed
         flight, self._flight = self._flight, None
         mine = None if flight is None else flight.writer.error
         if flight is not None and not flight.writer.done:
@@ -290,16 +278,7 @@ class Checkpoints:
         if self._errors == "warn":
             warnings.warn(where, RuntimeWarning, stacklevel=4)
             return
-        raise _again(mine, where) from mine
-
-    def _raise_errors(self, told: list[_Told]) -> None:
-        for rank, each in enumerate(told):
-            if each.error:
-                raise StateError(f"{self.url}: rank {rank} cannot save step {each.step}: {each.error}")
-            if each.step != told[0].step:
-                raise StateError(
-                    f"{self.url}: rank {rank} saves step {each.step}, and rank 0 step {told[0].step}"
-                )
+        raise again(mine, where) from mine
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the last save is committed. No other rank needs to call it.
@@ -330,7 +309,7 @@ class Checkpoints:
             if self._errors == "warn":
                 warnings.warn(f"{self.url}: a save has failed, {failure}", RuntimeWarning, stacklevel=2)
                 return True
-            raise _again(writer.error, f"{self.url}: a save has failed, {failure}") from writer.error
+            raise again(writer.error, f"{self.url}: a save has failed, {failure}") from writer.error
 
     def _wait_for_commit(self, step: int, writer: PartWriter, limit: float | None) -> bool:
         """On ranks but the first: ask the store until the manifest is there."""
@@ -398,101 +377,23 @@ class Checkpoints:
             if self._flight is not None:
                 self._flight.writer.wait()
             self.skipped = []
-            for candidate in self._candidates(step):
-                if self._loaded(candidate, state, {} if per_rank is None else per_rank):
+            for candidate in candidates(self._run, self._ranks, step):
+                damage = self._loading.load(candidate, state, {} if per_rank is None else per_rank)
+                if not damage:
                     return candidate
+                self.skipped.append(Skipped(candidate, damage))
                 if step is None:
-                    last = self.skipped[-1]
-                    text = f"{self.url}: step {last.step} is skipped, since it is damaged: {last.reason}"
+                    text = f"{self.url}: step {candidate} is skipped, since it is damaged: {damage}"
                     warnings.warn(text, RuntimeWarning, stacklevel=2)
             if not self.skipped:
                 return None
             why = "; ".join(f"step {each.step}: {each.reason}" for each in self.skipped[:5])
             raise CorruptionError(f"{self.url}: no checkpoint is sound: {why}")
 
-    def _candidates(self, step: int | None) -> list[int]:
-        steps: list[int] = []
-        error = ""
-        if self._ranks.rank == 0:
-            try:
-                steps = committed_steps(self._run.open())
-                if step is not None and step not in steps:
-                    error = f"{self.url}: step {step} is not committed; there are {steps}"
-            except Exception as caught:
-                if self._ranks.size == 1:
-                    raise
-                error = f"{type(caught).__name__}: {caught}"
-        told = self._ranks.gather((steps, error))
-        if told[0][1]:
-            raise StateError(told[0][1])
-        found: list[int] = told[0][0]
-        return found[::-1] if step is None else [step]
-
-    def _loaded(self, step: int, state: dict[str, Any], per_rank: dict[str, Any]) -> bool:
-        """Whether all ranks have loaded a step; False if it is damaged."""
-        damage, error, caught = "", "", None
-        parts: list[Restoring] = []
-        try:
-            parts = self._restoring(self._files(step), state, per_rank)
-            for part in parts:
-                part.read()
-        except CorruptionError as found:
-            damage = str(found)
-        except Exception as found:  # noqa: BLE001 - raised below, once the other ranks know
-            if isinstance(found.__cause__, FileNotFoundError):
-                damage = str(found)
-            else:
-                error, caught = f"{type(found).__name__}: {found}", found
-        told = self._ranks.gather((damage, error))
-        if caught is not None:
-            raise caught
-        for rank, (_, other) in enumerate(told):
-            if other:
-                raise StateError(f"{self.url}: rank {rank} cannot load step {step}: {other}")
-        for rank, (other, _) in enumerate(told):
-            if other:
-                where = f"rank {rank}: {other}" if self._ranks.size > 1 else other
-                self.skipped.append(Skipped(step, where))
-                return False
-        for part in parts:
-            part.apply()
-        return True
-
-    def _files(self, step: int) -> Files:
-        name = step_folder(step)
-        folder = self._run.open(name)
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise CorruptionError(f"{folder.where(MANIFEST)} is no longer there")
-        return Files(folder, manifest, None if self._local is None else self._local.open(name))
-
-    def _restoring(self, files: Files, state: dict[str, Any], per_rank: dict[str, Any]) -> list[Restoring]:
-        stored = files.manifest.values
-        if not isinstance(stored, dict):
-            raise StateError(
-                f"{files.store.url}: it was written by ss.dcp.Writer: load it with ss.dcp.Reader"
-            )
-        parts = [Restoring(files, state, stored)]
-        prefix = rank_prefix(self._ranks.rank)
-        if per_rank and prefix in stored:
-            parts.append(Restoring(files, per_rank, stored[prefix], prefix))
-        elif per_rank:
-            log.warning("%s: rank %d did not save, and keeps %s", self.url, self._ranks.rank, list(per_rank))
-        return parts
-
 
 def _tell(what: str, error: BaseException) -> None:
     """Say at once what the next call will raise: there may be none."""
     log.error("%s: %s: %s", what, type(error).__name__, error)
-
-
-def _again(error: BaseException | None, text: str) -> ShardstreamError:
-    """The error to raise for what a background thread has met: of its type, if that is one of ours."""
-    kind = type(error)
-    if kind in (StateError, StorageError, CorruptionError, OptionError):
-        made: ShardstreamError = kind(text)
-        return made
-    return StorageError(text)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -133,10 +133,8 @@ def _export(run: Run, step: int | None, dest: str, module: str, file_size: str, 
     if json:
         options.print_json({"step": manifest.step, **done._asdict()})
         return
-    size = human_size(done.bytes)
-    print(
-        f"step {manifest.step}: {done.tensors:,} tensors, {size}, in {len(done.files):,} files at {target.url}"
-    )
+    what = f"{done.tensors:,} tensors, {human_size(done.bytes)}, in {len(done.files):,} files"
+    print(f"step {manifest.step}: {what} at {target.url}")
 
 
 def _prune(run: Run, keep: int, json: bool) -> None:

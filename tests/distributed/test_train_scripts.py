@@ -99,7 +99,7 @@ def killed(url: Path, out: Path, steps: int, kills: int, seed: int) -> int:
         before = place()
         with start("ddp.py", 2, url, out, steps, "--save-every", "3") as ranks:
             # Mostly some steps after what is saved; now and then at any moment of the start.
-            saved = max((int(path.parent.name[5:]) for path in out.glob("step-*/.metadata")), default=0)
+            saved = max((int(path.parent.name[5:]) for path in out.glob("step-*/manifest.json")), default=0)
             reach = saved + numbers.randrange(1, 9)
             if numbers.random() < 0.8:
 
@@ -125,7 +125,7 @@ def test_killed_and_continued_is_the_same_run_bit_for_bit(tokens: Path, tmp_path
     assert [row["batches"] for row in whole] == expected(tokens, steps, 2)
     assert whole[-1]["loss"] < whole[0]["loss"]
     # Old checkpoints go, the log has each step once.
-    assert len(list((tmp_path / "killed").glob("step-*/.metadata"))) == 2
+    assert len(list((tmp_path / "killed").glob("step-*/manifest.json"))) == 2
 
 
 @pytest.mark.long

@@ -1,7 +1,7 @@
 """The loop that the training scripts share: mixed precision, checkpoints, and what each step was.
 
-A checkpoint holds model, optimizer and the place in the data, of one and the same step. It is written in
-the background (`async_save`), and counts once its last file, `.metadata`, is there.
+A checkpoint holds model, optimizer, scaler and the place in the data, of one and the same step. It is written
+in the background, and counts once its last file, `manifest.json`, is there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import json
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,9 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import shardstream as ss
 
@@ -35,6 +32,8 @@ def arguments(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="a packed dataset, a path or URL")
     parser.add_argument("--cache", help="directory for what is downloaded")
     parser.add_argument("--out", type=Path, required=True, help="directory of checkpoints and of log.jsonl")
+    parser.add_argument("--checkpoints", help="path or URL of the checkpoints; --out by default")
+    parser.add_argument("--disk", help="a folder on a disk of this machine, which is written first")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps in all")
     parser.add_argument("--save-every", type=int, default=0, help="steps between checkpoints; 0: at the end")
     parser.add_argument("--batch", type=int, default=16, help="samples of a step, over all ranks")
@@ -95,70 +94,6 @@ def tokens(options: argparse.Namespace, topology: ss.Topology, broadcast: Any = 
     return ss.StreamingLoader(ds, each, engine=options.engine, broadcast=broadcast)
 
 
-class Progress:
-    """Model, optimizer, scaler and step as one part of a checkpoint (a `Stateful`)."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.step = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        rest = json.dumps({"step": self.step, "scaler": self.scaler.state_dict()})
-        return {"model": model, "optimizer": optimizer, "rest": rest}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-        )
-        rest = json.loads(state["rest"])
-        self.step = rest["step"]
-        self.scaler.load_state_dict(rest["scaler"])
-
-
-class Checkpoints:
-    """The checkpoints of a run, and its log, of which a resumed run keeps what belongs to its checkpoint."""
-
-    def __init__(self, run: Path, progress: Progress, loader: ss.StreamingLoader | ss.DaliLoader) -> None:
-        self._run, self._progress = run, progress
-        # The loader is itself a Stateful: its state is the same on all ranks, for any number of them.
-        self._parts = {"progress": progress, "data": loader}
-        # Not the group of the model: saving goes on while that one reduces gradients, and two threads in
-        # one group would meet each other's messages.
-        self._group = dist.new_group(backend="gloo")
-        self._saving: Any = None
-
-    def save(self) -> None:
-        """Copy the state now, and write it while training goes on."""
-        self.wait()
-        path = self._run / f"step-{self._progress.step:08d}"
-        self._saving = dcp.async_save(self._parts, checkpoint_id=path, process_group=self._group)
-
-    def wait(self) -> None:
-        """Until the last one is whole; then the older ones may go."""
-        if self._saving is not None:
-            self._saving.result()
-            self._saving = None
-            if dist.get_rank() == 0:
-                for old in self._whole()[:-KEEP]:
-                    # The mark first: half a checkpoint must not look like one.
-                    (old / ".metadata").unlink()
-                    shutil.rmtree(old)
-
-    def resume(self) -> None:
-        """Go on from the last whole checkpoint, if there is one."""
-        found = [self._whole()[-1:]]
-        dist.broadcast_object_list(found, 0)  # one rank looks: all must take the same
-        for path in found[0]:
-            dcp.load(self._parts, checkpoint_id=path, process_group=self._group)
-
-    def _whole(self) -> list[Path]:
-        return sorted(path.parent for path in self._run.glob("step-*/.metadata"))
-
-
 def train(
     options: argparse.Namespace,
     device: torch.device,
@@ -176,12 +111,14 @@ def train(
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[options.precision]
     # fp16 has few exponents: small gradients would be lost without a scale. The others need none.
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    progress = Progress(model, optimizer, scaler)
-    checkpoints = Checkpoints(options.out, progress, loader)
-    checkpoints.resume()
-    log = Log(options.out / "log.jsonl", progress.step) if dist.get_rank() == 0 else None
+    saves = ss.Checkpoints(
+        options.checkpoints or str(options.out), keep=KEEP, local=options.disk, busy="wait"
+    )
+    state = {"model": model, "optim": optimizer, "scaler": scaler, "data": loader}
+    step = saves.load(state) or 0
+    log = Log(options.out / "log.jsonl", step) if dist.get_rank() == 0 else None
     batches = forever(loader)
-    while progress.step < options.steps:
+    while step < options.steps:
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
@@ -191,16 +128,14 @@ def train(
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        progress.step += 1
+        step += 1
         mine = [loss.item(), time.perf_counter() - started, waited, count(batch), fingerprint(batch)]
         everyone = gathered(mine, device)
         if log is not None:
-            log.write(progress.step, everyone)
-        if options.save_every and progress.step % options.save_every == 0:
-            checkpoints.save()
-    if not options.save_every or progress.step % options.save_every:
-        checkpoints.save()
-    checkpoints.wait()
+            log.write(step, everyone)
+        if step == options.steps or (options.save_every and step % options.save_every == 0):
+            saves.save(step, state)
+    saves.wait()
     if log is not None:
         log.close(unit, len(loader))
         if options.plot:

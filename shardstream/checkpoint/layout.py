@@ -10,6 +10,7 @@ The format of the files: https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -100,7 +101,7 @@ class Item:
     whole: tuple[int, ...] = ()
     memory: memoryview | None = None
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Its bytes."""
         return byte_size(self.dtype, self.shape)

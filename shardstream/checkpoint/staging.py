@@ -67,6 +67,12 @@ class BlockPool:
                 self._changed.notify()
             raise
 
+    @property
+    def empty(self) -> bool:
+        """Whether `take` would wait."""
+        with self._changed:
+            return not self._free and self._made >= self._count
+
     def give(self, block: memoryview) -> None:
         """Give back a block that was taken."""
         with self._changed:

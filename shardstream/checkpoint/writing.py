@@ -103,6 +103,7 @@ class PartWriter:
         self._sends = store.local_path(attempt) is None or local is not None
         self._files: list[_File] = []
         self._failed = threading.Event()
+        self._begin = threading.Event()  # not earlier: the copies that the caller waits for come first
         self._done = threading.Event()
         self._stored = threading.Event()
         self._queue: queue.SimpleQueue[tuple[_File, _Block] | None] = queue.SimpleQueue()
@@ -133,7 +134,10 @@ class PartWriter:
                 if self._failed.is_set() and self.error is not None:
                     raise self.error
                 self._queue.put((file, _Block(parts, None)))
+                self._begin.set()
                 continue
+            if self._pool.empty:
+                self._begin.set()
             block = self._pool.take(self._failed.is_set)
             if block is None:
                 assert self.error is not None
@@ -149,6 +153,7 @@ class PartWriter:
     def close(self) -> None:
         """Say that no more files come."""
         self._queue.put(None)
+        self._begin.set()
 
     def abort(self, error: BaseException) -> None:
         """End the attempt, which will not be committed."""
@@ -194,6 +199,7 @@ class PartWriter:
         try:
             for sender in senders:
                 sender.start()
+            self._begin.wait()
             while (taken := self._queue.get()) is not None:
                 self._take(*taken)
             if self._disk is not None and not self._failed.is_set():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import shardstream as ss
+from shardstream.cli.app import run
 from shardstream.errors import CorruptionError, OptionError, StateError, StorageError
 from tests.checkpoint.models import Model, equal, stepped, trained
 
@@ -346,6 +347,71 @@ def test_what_a_rank_has_of_its_own(saves: ss.Checkpoints) -> None:
     assert saves.load({"x": 0}, per_rank=own) == 1
     assert torch.equal(own["rng"], generator.get_state())
     assert own["seen"] == [1, 2]
+
+
+def test_the_place_in_the_data_is_of_the_same_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        "".join(json.dumps({"id": f"k{n}", "text": f"line {n} " * 20}) + "\n" for n in range(60))
+    )
+    ss.pack(corpus, tmp_path / "packed", tokenizer="bytes", eos=256, workers=1)
+
+    def loader(batch: int) -> ss.StreamingLoader[Any]:
+        ds = ss.TokenDataset(str(tmp_path / "packed"), seq_len=16, shuffle=ss.Shuffle(seed=0))
+        return ss.StreamingLoader(ds, batch)
+
+    first = loader(4)
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    url = str(tmp_path / "run")
+    saves = ss.Checkpoints(url)
+    saves.save(5, {"data": first, "w": torch.ones(1)})
+    rest = torch.cat([next(batches)["tokens"] for _ in range(4)])
+    saves.wait()
+    manifest = saves.manifest(5)
+    assert manifest.data["data"]["position"] == 20
+    assert manifest.data["data"]["fingerprint"]
+    other = loader(8)
+    assert saves.load({"data": other}) == 5
+    again = iter(other)
+    assert torch.equal(torch.cat([next(again)["tokens"] for _ in range(2)]), rest)
+    assert run(["checkpoint", url, "show"]) == 0
+    assert "data: epoch 0, position 20" in capsys.readouterr().out
+
+
+def test_a_fork_has_none_of_the_threads(saves: ss.Checkpoints, tmp_path: Path) -> None:
+    saves.save(1, {"x": torch.rand(1000)})
+    child = os.fork()
+    if not child:
+        try:
+            saves.save(2, {"x": torch.rand(1000)}, busy="wait")
+            os._exit(0 if saves.wait(30) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    saves.wait()
+    assert saves.steps() == [1, 2]
+
+
+def test_a_save_that_fails_half_way_leaves_the_handle_as_it_was(saves: ss.Checkpoints) -> None:
+    class Broken(torch.Tensor):
+        """A tensor whose bytes cannot be copied."""
+
+        def contiguous(self) -> torch.Tensor:  # type: ignore[override]
+            raise RuntimeError("the device is gone")
+
+    saves.save(1, {"x": 1})
+    saves.wait()
+    state = {"a": torch.rand(3 << 20), "b": torch.rand(1 << 20).as_subclass(Broken)}
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        saves.save(2, state)
+    assert threading.active_count() < 20
+    assert saves.save(2, {"x": 2})
+    saves.wait()
+    assert saves.steps() == [1, 2]
 
 
 def test_threads_may_save_at_once(saves: ss.Checkpoints) -> None:

@@ -51,16 +51,28 @@ def goes_on(folder: Path, after: int) -> None:
     assert saves.steps() == [after + 1, after + 2]
 
 
-CALLS = ["pwrite64", "write", "fsync", "rename", "link", "unlink", "rmdir", "mkdir", "openat", "fallocate"]
+PWRITE = "pwrite64,pwritev,pwritev2"
+CALLS = [
+    PWRITE,
+    "write",
+    "fsync",
+    "rename",
+    "link",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "openat",
+    "fallocate",
+]
 
 
 def crash(tmp_path: Path, call: str, fault: str, numbers: range, local: bool) -> int:
     """Hit the n-th call of a job that saves steps 1 to 3, for each n, until none is left; how often."""
     hits = 0
     for when in numbers:
-        folder = tmp_path / f"{call}-{when}"
+        folder = tmp_path / f"run-{when}"
         ss.Checkpoints(str(folder)).save(0, state(0))
-        arguments = [folder, 1, 4, *(("--local", tmp_path / f"local-{call}-{when}") if local else ())]
+        arguments = [folder, 1, 4, *(("--local", tmp_path / f"local-{when}") if local else ())]
         done = run(command(*arguments), f"{call}:{fault}:when={when}{'+' if 'error' in fault else ''}")
         if done.returncode == 0 and "error" not in done.stderr.lower() and "not saved" not in done.stderr:
             break
@@ -77,7 +89,7 @@ def test_a_job_that_is_killed_leaves_the_last_checkpoint(tmp_path: Path, call: s
     assert crash(tmp_path, call, "signal=SIGKILL", range(1, 60, 5), local=False) >= 1
 
 
-@pytest.mark.parametrize("call", ["pwrite64", "fsync"])
+@pytest.mark.parametrize("call", [PWRITE, "fsync"])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, call: str) -> None:
     assert crash(tmp_path, call, "error=ENOSPC", range(1, 30, 4), local=False) >= 1
 
@@ -92,7 +104,7 @@ def test_a_job_that_is_killed_at_any_call(tmp_path: Path, call: str, local: bool
 
 @pytest.mark.long
 @pytest.mark.parametrize("local", [False, True])
-@pytest.mark.parametrize("call", ["pwrite64", "fsync", "rename", "link", "fallocate", "writev"])
+@pytest.mark.parametrize("call", [PWRITE, "fsync", "rename", "link", "fallocate", "writev"])
 def test_a_disk_that_is_full_from_any_call_on(tmp_path: Path, call: str, local: bool) -> None:
     crash(tmp_path, call, "error=ENOSPC", range(1, 500), local)
 

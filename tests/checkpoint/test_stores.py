@@ -119,6 +119,26 @@ def test_a_store_that_goes_away_is_no_damage(weed: Any, proxy_to: Callable[..., 
     assert saves.load({"w": torch.rand(10)}) == 2
 
 
+def test_a_save_while_one_is_on_its_way_is_skipped_refused_or_waits(
+    weed: Any, proxy_to: Callable[..., Any]
+) -> None:
+    proxy = proxy_to(weed)
+    timeouts = {"connect": 1.0, "read": 1.0, "slowest": "64MiB"}
+    options = weed.options(proxy.url) | {"timeouts": timeouts, "retry": {"attempts": 50, "pause": 0.1}}
+    saves = ss.Checkpoints(f"{weed.bucket()}/run", storage_options=options)
+    proxy.set(dead=True, only=lambda method, path: "state-" in path)
+    assert saves.save(1, {"w": torch.rand(1000)})
+    assert not saves.wait(0.1)
+    assert saves.save(2, {"w": torch.rand(1000)}) is False
+    assert saves.skips == 1
+    with pytest.raises(StateError, match="an earlier checkpoint is not committed yet"):
+        saves.save(2, {"w": torch.rand(1000)}, busy="raise")
+    proxy.set()
+    assert saves.save(2, {"w": torch.rand(1000)}, busy="wait")
+    assert saves.wait()
+    assert saves.steps() == [1, 2]
+
+
 class Careless(fsspec.implementations.memory.MemoryFileSystem):  # type: ignore[misc]
     """A store that cannot refuse to overwrite."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardstream.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from shardstream.checkpoint import dcp as dcp
     from shardstream.checkpoint.checkpoints import Checkpoints as Checkpoints
     from shardstream.dali.loader import DaliLoader as DaliLoader
     from shardstream.dataset import Mixture as Mixture
@@ -85,6 +86,9 @@ _HOMES = {
     "warm": "shardstream.maintain.warm",
 }
 
+# Modules that are public as a whole.
+_MODULES = {"dcp": "shardstream.checkpoint.dcp"}
+
 # `to_tf` is a name for users of TensorFlow alone, and so not among those that everybody sees.
 __all__ = [
     "Batch",
@@ -112,6 +116,7 @@ __all__ = [
     "Topology",
     "Writer",
     "commit",
+    "dcp",
     "decoder",
     "fetch_weights",
     "index",
@@ -128,6 +133,8 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return importlib.import_module(_MODULES[name])
         if name not in _HOMES:
             raise AttributeError(f"module 'shardstream' has no attribute {name!r}")
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -41,6 +41,8 @@ def examples(text: str) -> list[Example]:
 
 # As everywhere: pyproject.toml.
 WARNINGS = ["-W", "error", "-W", "ignore:'set_vital' is deprecated:UserWarning"]
+# torch.distributed.checkpoint says so of every save and load by one process.
+WARNINGS += ["-W", "ignore:torch.distributed is disabled:UserWarning"]
 # As a reader would: in a fresh interpreter, one block after the other.
 RUN = """
 import json, subprocess, sys

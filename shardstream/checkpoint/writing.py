@@ -161,6 +161,11 @@ class PartWriter:
         self.close()
 
     @property
+    def written(self) -> list[tuple[FilePlan, FileInfo]]:
+        """The files, with their checksums, which are whole once `stored` or `wait` has returned."""
+        return [(file.plan, file.info) for file in self._files]
+
+    @property
     def done(self) -> bool:
         """Whether the background has ended, with or without an error."""
         return self._done.is_set()
@@ -308,7 +313,7 @@ class PartWriter:
         self._store.write(sums_name(path), file.sums)
 
     def _finish(self) -> None:
-        receipt = receipt_of(self.rank, [(file.plan, file.info) for file in self._files])
+        receipt = receipt_of(self.rank, self.written)
         self._store.write(f"{self.attempt}/{receipt_name(self.rank)}", encode(receipt))
         if self._then is not None:
             self._then(receipt)

@@ -7,6 +7,7 @@ memory. All compress with zstd 3, except images, which none compresses.
 """
 
 import glob
+import importlib
 import json
 import multiprocessing
 import os
@@ -75,11 +76,23 @@ def without_torchvision() -> None:
         sys.modules[name] = module
 
 
+def load(peer: str) -> None:
+    """Import a peer before the time begins, as the package itself is."""
+    if peer == "mds":
+        without_torchvision()
+        importlib.import_module("streaming")
+    elif peer == "wds":
+        importlib.import_module("webdataset")
+        importlib.import_module("zstandard")
+    else:
+        importlib.import_module("litdata")
+    importlib.import_module("pyarrow.parquet")
+
+
 class Mds:
     """MDSWriter. Texts and numbers as its own types, images as bytes."""
 
     def __init__(self, dest: str, worker: int, images: bool) -> None:
-        without_torchvision()
         from streaming import MDSWriter
 
         columns = {"key": "str", "jpg": "bytes"} if images else {"id": "str", "text": "str", "bytes": "int"}
@@ -192,6 +205,7 @@ if __name__ == "__main__":
     peer, question, source, dest, workers = [*sys.argv[1:5], int(sys.argv[5])]
     os.makedirs(dest, exist_ok=True)
     samples = in_memory(source) if question == "writer" else []
+    load(peer)
     started, used = time.perf_counter(), time.process_time()
     if question == "writer":
         write(peer, dest, samples)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
 from shardstream.errors import SourceError
 from shardstream.format import frames
+from shardstream.format.cells import Cells
 from shardstream.format.columns import ColumnValue, encode
 from shardstream.format.manifest import ShardInfo
 from shardstream.format.names import check_field, check_key
 from shardstream.format.rows import index_parts, is_sparse
-from shardstream.format.tar import BLOCK, TRAILER, member_header, padding
+from shardstream.format.tar import BLOCK, TRAILER, header_parts, member_header, padding
 from shardstream.packing.columns import check_values
 from shardstream.packing.layout import Codec, Layout
 from shardstream.packing.tally import Tally
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 _NONE: Mapping[str, ColumnValue] = MappingProxyType({})
 _SUFFIX: dict[Codec, str] = {"zstd": ".tar.zst", "none": ".tar"}
+_HEADER_PARTS = 3  # of a usual header, which has BLOCK bytes
+
+
+class _Fields(NamedTuple):
+    """What is the same for all samples of a shard that have the same fields.
+
+    Args:
+        ends: The end of the name of each field's member, in UTF-8: a dot and the field.
+        columns: The column of each field.
+    """
+
+    ends: tuple[bytes, ...]
+    columns: tuple[int, ...]
 
 
 class _Shard:
@@ -39,21 +52,30 @@ class _Shard:
         self.frames: list[tuple[int, int, int, int, int, int]] = []
         self.seek: list[tuple[int, int, bytes]] = []
         self.columns: dict[str, int] = {}
-        self.cells: list[tuple[int, int, int, int]] = []  # sample, column, offset, size
+        self.fields: dict[tuple[str, ...], _Fields] = {}
+        self.cells = Cells()
         self.keys: list[bytes] = []
         self.seen: set[str] = set()
         self.values: dict[str, list[ColumnValue | None]] = {}  # of the columns; the last may be missing
         self.payload = 0
         self.begun = 0  # frames of tokens so far
 
-    def add_key(self, key: str, columns: Mapping[str, ColumnValue]) -> None:
+    def add_key(self, key: str, raw: bytes, columns: Mapping[str, ColumnValue]) -> None:
         """Add the key of a sample and its values; the sample before has all its cells."""
         for name, value in columns.items():
             known = self.values.setdefault(name, [])
             known += [None] * (len(self.keys) - len(known))
             known.append(value)
         self.seen.add(key)
-        self.keys.append(key.encode())
+        self.keys.append(raw)
+
+    def named(self, names: tuple[str, ...]) -> _Fields:
+        """What these fields have, which get columns. Raises SourceError if one has no good name."""
+        ends = tuple(f".{check_field(name)}".encode() for name in names)
+        known = self.columns
+        return self.fields.setdefault(
+            names, _Fields(ends, tuple(known.setdefault(name, len(known)) for name in names))
+        )
 
 
 class SampleWriter:
@@ -76,8 +98,7 @@ class SampleWriter:
         self._before = first
         self._compress = frames.compressor(layout.codec, layout.level)
         self._shard = _Shard()
-        # One buffer for all frames, since new memory costs a page fault for each 4 KiB.
-        self._frame = io.BytesIO()
+        self._parts: list[bytes | memoryview] = []  # of the open frame
         self._used = 0
         self._first = 0
         # A slice of the input becomes one shard. Its last line may exceed the size without a second shard.
@@ -85,7 +106,6 @@ class SampleWriter:
         self.shards: list[ShardInfo] = []
         self.sample_bytes = 0  # that the fields of all samples hold
         self.stored = Tally()  # of the samples in frames, as a reader will find them
-        self._tallied = 0  # cells of the open shard that are in it
 
     def add(self, key: str, fields: dict[str, bytes], columns: Mapping[str, ColumnValue] = _NONE) -> None:
         """Add one sample.
@@ -99,36 +119,49 @@ class SampleWriter:
             SourceError: A name or a value of a column cannot be stored, the key occurs twice, or there is no
                 field.
         """
-        shard = self._shard
-        check_key(key)
-        check_values(columns)
-        if key in shard.seen:
-            raise SourceError(f"the key {key!r} occurs twice")
-        if not fields:
+        raw_key = self._checked(key, columns)
+        names = tuple(fields)
+        if not names:
             raise SourceError(f"sample {key!r} has no field")
-        parts: list[bytes] = []
-        cells: list[tuple[str, int, int]] = []
+        shard = self._shard
+        known = shard.fields.get(names)
+        ends = known.ends if known else tuple(f".{check_field(name)}".encode() for name in names)
+        parts: list[bytes | memoryview] = []
+        offsets, sizes = [], []
         total = payload = 0
-        for name, data in fields.items():
+        for end, data in zip(ends, fields.values(), strict=True):
             size = len(data)
-            header = member_header(f"{key}.{check_field(name)}", size)
-            zeros = padding(size)
-            parts += (header, data, zeros)
-            cells.append((name, total + len(header), size))
-            total += len(header) + size + len(zeros)
+            header = header_parts(raw_key + end, size)
+            begin = total + (BLOCK if len(header) == _HEADER_PARTS else sum(map(len, header)))
+            parts += (*header, data, padding(size))
+            offsets.append(begin)
+            sizes.append(size)
+            total = begin + size + -size % BLOCK
             payload += size
         if self._used and self._used + total > self._layout.frame_size:
             self._end_frame()
             if shard.payload >= self._limit:
                 self._end_shard()
                 shard = self._shard
-        row, known = len(shard.keys), shard.columns
-        for name, at, size in cells:
-            shard.cells.append((row, known.setdefault(name, len(known)), self._used + at, size))
-        self._frame.writelines(parts)
+            known = shard.fields.get(names)
+        cells, used = shard.cells, self._used
+        cells.begin(len(shard.keys), (known or shard.named(names)).columns)
+        for begin, size in zip(offsets, sizes, strict=True):
+            cells.offsets.append(used + begin)
+            cells.sizes.append(size)
+        self._parts += parts
         self._used += total
-        shard.add_key(key, columns)
+        shard.add_key(key, raw_key, columns)
         shard.payload += payload
+
+    def _checked(self, key: str, columns: Mapping[str, ColumnValue]) -> bytes:
+        """The key in UTF-8. Raises SourceError if it cannot be stored, or one of the values."""
+        check_key(key)
+        if columns:
+            check_values(columns)
+        if key in self._shard.seen:
+            raise SourceError(f"the key {key!r} occurs twice")
+        return key.encode()
 
     def close(self) -> list[ShardInfo]:
         """Write the last shard; returns all shards."""
@@ -138,22 +171,15 @@ class SampleWriter:
 
     def _end_frame(self) -> None:
         if self._used:
-            with self._frame.getbuffer() as buffer:
-                self._put_frame(buffer[: self._used], self._first)
-                usual = len(buffer) <= 2 * self._layout.frame_size
-            if usual:
-                self._frame.seek(0)
-            else:  # free the memory of a huge sample
-                self._frame = io.BytesIO()
+            parts, self._parts = self._parts, []
+            self._put_frame(parts[0] if len(parts) == 1 else b"".join(parts), self._first)
             self._first = len(self._shard.keys)
             self._used = 0
 
     def _put_frame(self, raw: bytes | memoryview, first: int, listed: bool = True) -> None:
         if listed:
             shard = self._shard
-            self._tallied = self.stored.add_frame(
-                raw, shard.keys[first:], tuple(shard.columns), shard.cells, self._tallied
-            )
+            self.stored.add_frame(raw, shard.keys[first:], tuple(shard.columns), shard.cells, first)
         self._store_frame(self._compress(raw), len(raw), first, listed)
 
     def _store_frame(
@@ -210,7 +236,7 @@ class SampleWriter:
             )
         )
         self._shard = _Shard()
-        self._first = self._tallied = 0
+        self._first = 0
 
     def _tokens(self, shard: _Shard) -> int:
         return 0
@@ -249,20 +275,18 @@ class TokenWriter(SampleWriter):
         Raises:
             SourceError: The key or a value of a column cannot be stored, or the key occurs twice.
         """
-        shard = self._shard
-        check_key(key)
-        check_values(columns)
-        if key in shard.seen:
-            raise SourceError(f"the key {key!r} occurs twice")
+        raw_key, shard = self._checked(key, columns), self._shard
         data = tokens.astype(self._dtype, copy=False).tobytes()
         if self._documents and self._open_bytes + len(data) > self._layout.frame_size:
             self._end_frame()
             if shard.payload >= self._limit:
                 self._end_shard()
                 shard = self._shard
-        column = shard.columns.setdefault(self.FIELD, 0)
-        shard.cells.append((len(shard.keys), column, BLOCK + self._open_bytes, len(data)))
-        shard.add_key(key, columns)
+        shard.columns.setdefault(self.FIELD, 0)
+        shard.cells.begin(len(shard.keys), (0,))
+        shard.cells.offsets.append(BLOCK + self._open_bytes)
+        shard.cells.sizes.append(len(data))
+        shard.add_key(key, raw_key, columns)
         self._documents.append(data)
         self._open_bytes += len(data)
         shard.payload += len(data)
@@ -275,9 +299,9 @@ class TokenWriter(SampleWriter):
         header = member_header(f"{stem}.{self.FIELD}", self._open_bytes)
         if len(header) != BLOCK:  # a frame of 8 GiB: its header needs a pax record
             shift = len(header) - BLOCK
-            cells = self._shard.cells
-            count = len(self._documents)
-            cells[-count:] = [(row, column, at + shift, size) for row, column, at, size in cells[-count:]]
+            offsets = self._shard.cells.offsets
+            for at in range(len(offsets) - len(self._documents), len(offsets)):
+                offsets[at] += shift
         raw = b"".join((header, *self._documents, padding(self._open_bytes)))
         self._put_frame(raw, self._first)
         self._first = len(self._shard.keys)
@@ -285,4 +309,4 @@ class TokenWriter(SampleWriter):
         self._documents, self._open_bytes = [], 0
 
     def _tokens(self, shard: _Shard) -> int:
-        return sum(size for _, _, _, size in shard.cells) // self._dtype.itemsize
+        return sum(shard.cells.sizes) // self._dtype.itemsize

@@ -17,7 +17,8 @@ from shardstream.errors import SourceError
 from shardstream.format.names import check_member_name, plain_name, shorten, split_name
 
 __all__ = [
-    "BLOCK", "TRAILER", "Member", "header_parts", "member_header", "padding", "scan", "split_name",
+    "BLOCK", "TRAILER", "Member", "header_end", "header_middle", "header_parts", "member_header", "padding",
+    "scan", "split_name",
 ]  # fmt: skip
 
 BLOCK = 512
@@ -47,22 +48,21 @@ def padding(size: int) -> bytes:
 
 
 def _header(name: bytes, size: int, kind: bytes) -> tuple[bytes, bytes, bytes]:
-    middle, known = _middle(size)
+    middle, known = header_middle(size)
     # The low half of an Adler-32 is 1 + the sum of the bytes, modulo 65521. The sum of 100 bytes of ASCII is
     # less than that. To sum in Python would be a third of the time of a small sample.
-    return name.ljust(100, b"\0"), middle, _end((adler32(name) & 0xFFFF) - 1 + known, kind)
+    return name.ljust(100, b"\0"), middle, header_end((adler32(name) & 0xFFFF) - 1 + known, kind)
 
 
-# Most members have one of few sizes, and few sums. To format a number takes as long as all else of a header.
-@functools.lru_cache(1 << 14)
-def _middle(size: int) -> tuple[bytes, int]:
+@functools.lru_cache(1 << 10)
+def header_middle(size: int) -> tuple[bytes, int]:
     """What stands between the name and the checksum, and the sum of all bytes but the name and the kind."""
     text = b"%011o\0" % size
     return _AFTER_NAME + text + _AFTER_SIZE, _FIXED_SUM + sum(text)
 
 
-@functools.lru_cache(1 << 13)
-def _end(total: int, kind: bytes) -> bytes:
+@functools.lru_cache(1 << 10)
+def header_end(total: int, kind: bytes) -> bytes:
     """What stands behind the name and the size. `total` is the sum of all bytes but the kind."""
     return b"%06o\0 %b%b" % (total + kind[0], kind, _TAIL)
 

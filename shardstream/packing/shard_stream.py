@@ -129,7 +129,7 @@ class _Deferred(SampleWriter):
         """Write the sealed shard. This may run in another thread."""
         while self._pending:
             stored, size, first, listed = self._pending.popleft()
-            self._store_frame(stored.result(), size, first, listed)
+            self._shard.store_frame(stored.result(), size, first, listed)
         (info,) = self.close()
         return info
 

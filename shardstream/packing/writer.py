@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
-
-import xxhash
+from typing import TYPE_CHECKING
 
 from shardstream.errors import SourceError
 from shardstream.format import frames
-from shardstream.format.cells import Cells
-from shardstream.format.columns import ColumnValue, encode
+from shardstream.format.columns import ColumnValue
 from shardstream.format.manifest import ShardInfo
-from shardstream.format.names import check_field, check_key
-from shardstream.format.rows import index_parts, is_sparse
-from shardstream.format.tar import BLOCK, TRAILER, header_parts, member_header, padding
+from shardstream.format.members import MAX_SIZE, member_bytes, odd_size
+from shardstream.format.names import check_key
+from shardstream.format.tar import BLOCK, TRAILER, member_header, padding
 from shardstream.packing.columns import check_values
-from shardstream.packing.layout import Codec, Layout
+from shardstream.packing.layout import Layout
+from shardstream.packing.open_frame import OpenFrame, fields_of
+from shardstream.packing.open_shard import OpenShard
 from shardstream.packing.tally import Tally
 from shardstream.storage.store import Store
 
@@ -26,56 +25,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _NONE: Mapping[str, ColumnValue] = MappingProxyType({})
-_SUFFIX: dict[Codec, str] = {"zstd": ".tar.zst", "none": ".tar"}
-_HEADER_PARTS = 3  # of a usual header, which has BLOCK bytes
-
-
-class _Fields(NamedTuple):
-    """What is the same for all samples of a shard that have the same fields.
-
-    Args:
-        ends: The end of the name of each field's member, in UTF-8: a dot and the field.
-        columns: The column of each field.
-    """
-
-    ends: tuple[bytes, ...]
-    columns: tuple[int, ...]
-
-
-class _Shard:
-    """The shard that is being written: its bytes, and the rows of its index."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes | bytearray | memoryview] = []
-        self.stored = 0
-        self.raw = 0
-        self.frames: list[tuple[int, int, int, int, int, int]] = []
-        self.seek: list[tuple[int, int, bytes]] = []
-        self.columns: dict[str, int] = {}
-        self.fields: dict[tuple[str, ...], _Fields] = {}
-        self.cells = Cells()
-        self.keys: list[bytes] = []
-        self.seen: set[str] = set()
-        self.values: dict[str, list[ColumnValue | None]] = {}  # of the columns; the last may be missing
-        self.payload = 0
-        self.begun = 0  # frames of tokens so far
-
-    def add_key(self, key: str, raw: bytes, columns: Mapping[str, ColumnValue]) -> None:
-        """Add the key of a sample and its values; the sample before has all its cells."""
-        for name, value in columns.items():
-            known = self.values.setdefault(name, [])
-            known += [None] * (len(self.keys) - len(known))
-            known.append(value)
-        self.seen.add(key)
-        self.keys.append(raw)
-
-    def named(self, names: tuple[str, ...]) -> _Fields:
-        """What these fields have, which get columns. Raises SourceError if one has no good name."""
-        ends = tuple(f".{check_field(name)}".encode() for name in names)
-        known = self.columns
-        return self.fields.setdefault(
-            names, _Fields(ends, tuple(known.setdefault(name, len(known)) for name in names))
-        )
 
 
 class SampleWriter:
@@ -97,15 +46,20 @@ class SampleWriter:
         self._layout = layout
         self._before = first
         self._compress = frames.compressor(layout.codec, layout.level)
-        self._shard = _Shard()
-        self._parts: list[bytes | memoryview] = []  # of the open frame
-        self._used = 0
-        self._first = 0
         # A slice of the input becomes one shard. Its last line may exceed the size without a second shard.
         self._limit = layout.shard_size + layout.shard_size // 8
         self.shards: list[ShardInfo] = []
         self.sample_bytes = 0  # that the fields of all samples hold
         self.stored = Tally()  # of the samples in frames, as a reader will find them
+        self._begin_shard()
+
+    def _begin_shard(self) -> None:
+        self._shard = OpenShard()
+        self._begin_frame()
+
+    def _begin_frame(self) -> None:
+        shard = self._shard
+        self._frame = OpenFrame(shard.cells, shard.columns, len(shard.keys))
 
     def add(self, key: str, fields: dict[str, bytes], columns: Mapping[str, ColumnValue] = _NONE) -> None:
         """Add one sample.
@@ -120,39 +74,27 @@ class SampleWriter:
                 field.
         """
         raw_key = self._checked(key, columns)
-        names = tuple(fields)
-        if not names:
+        if not fields:
             raise SourceError(f"sample {key!r} has no field")
-        shard = self._shard
-        known = shard.fields.get(names)
-        ends = known.ends if known else tuple(f".{check_field(name)}".encode() for name in names)
-        parts: list[bytes | memoryview] = []
-        offsets, sizes = [], []
-        total = payload = 0
-        for end, data in zip(ends, fields.values(), strict=True):
-            size = len(data)
-            header = header_parts(raw_key + end, size)
-            begin = total + (BLOCK if len(header) == _HEADER_PARTS else sum(map(len, header)))
-            parts += (*header, data, padding(size))
-            offsets.append(begin)
-            sizes.append(size)
-            total = begin + size + -size % BLOCK
-            payload += size
-        if self._used and self._used + total > self._layout.frame_size:
+        known, data = fields_of(tuple(fields)), fields.values()
+        sizes = list(map(len, data))
+        usual = len(raw_key) <= known.longest and raw_key.isascii() and max(sizes) <= MAX_SIZE
+        total = sum(map(member_bytes, sizes)) if usual else odd_size(raw_key, known.ends, sizes)
+        self._make_room(total)
+        if usual:
+            self._frame.add(raw_key, known, data, sizes, total)
+        else:
+            self._frame.add_odd(raw_key, known, data)
+        self._shard.add_key(key, raw_key, columns)
+        self._shard.payload += sum(sizes)
+
+    def _make_room(self, total: int) -> None:
+        """End the open frame if a sample of so many bytes does not fit; then the shard, if it is full."""
+        size = self._frame.size
+        if size and size + total > self._layout.frame_size:
             self._end_frame()
-            if shard.payload >= self._limit:
+            if self._shard.payload >= self._limit:
                 self._end_shard()
-                shard = self._shard
-            known = shard.fields.get(names)
-        cells, used = shard.cells, self._used
-        cells.begin(len(shard.keys), (known or shard.named(names)).columns)
-        for begin, size in zip(offsets, sizes, strict=True):
-            cells.offsets.append(used + begin)
-            cells.sizes.append(size)
-        self._parts += parts
-        self._used += total
-        shard.add_key(key, raw_key, columns)
-        shard.payload += payload
 
     def _checked(self, key: str, columns: Mapping[str, ColumnValue]) -> bytes:
         """The key in UTF-8. Raises SourceError if it cannot be stored, or one of the values."""
@@ -170,75 +112,28 @@ class SampleWriter:
         return self.shards
 
     def _end_frame(self) -> None:
-        if self._used:
-            parts, self._parts = self._parts, []
-            self._put_frame(parts[0] if len(parts) == 1 else b"".join(parts), self._first)
-            self._first = len(self._shard.keys)
-            self._used = 0
+        if self._frame.size:
+            self._put_frame(self._frame.end(), self._frame.first)
+            self._begin_frame()
 
     def _put_frame(self, raw: bytes | memoryview, first: int, listed: bool = True) -> None:
         if listed:
             shard = self._shard
             self.stored.add_frame(raw, shard.keys[first:], tuple(shard.columns), shard.cells, first)
-        self._store_frame(self._compress(raw), len(raw), first, listed)
-
-    def _store_frame(
-        self, stored: bytes | bytearray | memoryview, size: int, first: int, listed: bool
-    ) -> None:
-        shard = self._shard
-        if listed:
-            shard.frames.append((shard.stored, len(stored), shard.raw, size, first, frames.checksum(stored)))
-        shard.seek.append((len(stored), size, bytes(stored[-4:])))
-        shard.parts.append(stored)
-        shard.stored += len(stored)
-        shard.raw += size
+        self._shard.store_frame(self._compress(raw), len(raw), first, listed)
 
     def _end_shard(self) -> None:
         shard = self._shard
         if not shard.keys:
             return
         self._put_frame(TRAILER, len(shard.keys), listed=False)
-        if self._layout.codec == "zstd":
-            shard.parts.append(frames.seek_table(shard.seek))
         self.sample_bytes += shard.payload
-        digest = xxhash.xxh3_128()
-        for part in shard.parts:
-            digest.update(part)
-        for values in shard.values.values():
-            values += [None] * (len(shard.keys) - len(values))
-        columns, tensors = encode(shard.values)
-        head, tail = index_parts(shard.frames, shard.cells, shard.keys, len(shard.columns), tensors)
-        index = head + tail
         count = self._before + len(self.shards)
         stem = f"shard-{self._number:06d}" + (f"-{count}" if count else "")
-        name = stem + _SUFFIX[self._layout.codec]
-        # The index first, so that there is never a shard without its index.
-        self._store.write(f"{stem}.index", index)
-        self._store.write(name, *shard.parts)
-        self.shards.append(
-            ShardInfo(
-                url=name,
-                codec=self._layout.codec,
-                fields=tuple(shard.columns),
-                bytes=sum(map(len, shard.parts)),
-                raw_bytes=shard.raw,
-                samples=len(shard.keys),
-                tokens=self._tokens(shard),
-                frames=len(shard.frames),
-                checksum=digest.hexdigest(),
-                index_url=f"{stem}.index",
-                index_bytes=len(index),
-                index_checksum=xxhash.xxh3_128_hexdigest(index),
-                columns=tuple(columns),
-                index_head=len(head) if columns else 0,
-                index_head_checksum=xxhash.xxh3_128_hexdigest(head) if columns else "",
-                sparse=is_sparse(len(shard.keys), len(shard.columns), len(shard.cells)),
-            )
-        )
-        self._shard = _Shard()
-        self._first = 0
+        self.shards.append(shard.write(self._store, stem, self._layout.codec, self._tokens(shard)))
+        self._begin_shard()
 
-    def _tokens(self, shard: _Shard) -> int:
+    def _tokens(self, shard: OpenShard) -> int:
         return 0
 
 
@@ -303,10 +198,9 @@ class TokenWriter(SampleWriter):
             for at in range(len(offsets) - len(self._documents), len(offsets)):
                 offsets[at] += shift
         raw = b"".join((header, *self._documents, padding(self._open_bytes)))
-        self._put_frame(raw, self._first)
-        self._first = len(self._shard.keys)
+        self._put_frame(raw, len(self._shard.keys) - len(self._documents))
         self._shard.begun += 1
         self._documents, self._open_bytes = [], 0
 
-    def _tokens(self, shard: _Shard) -> int:
+    def _tokens(self, shard: OpenShard) -> int:
         return sum(shard.cells.sizes) // self._dtype.itemsize

@@ -1,0 +1,115 @@
+"""The shard that is being made: its stored frames, and the rows of its index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import xxhash
+
+from shardstream.format import frames
+from shardstream.format.cells import Cells
+from shardstream.format.columns import ColumnValue, encode
+from shardstream.format.manifest import ShardInfo
+from shardstream.format.rows import index_parts, is_sparse
+from shardstream.packing.layout import Codec
+from shardstream.storage.store import Store
+
+__all__ = ["OpenShard", "Stored"]
+
+Stored = bytes | bytearray | memoryview
+_SUFFIX: dict[Codec, str] = {"zstd": ".tar.zst", "none": ".tar"}
+
+
+class OpenShard:
+    """A shard in memory. It is written as a whole, so that half a shard is never seen.
+
+    Attributes:
+        columns: The number of each field, by name.
+        cells: Where the fields of the samples lie.
+        keys: The key of each sample, in UTF-8.
+        seen: The same keys.
+        payload: The bytes of the fields of all samples.
+        begun: How many frames of tokens there are.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, int] = {}
+        self.cells = Cells()
+        self.keys: list[bytes] = []
+        self.seen: set[str] = set()
+        self.payload = 0
+        self.begun = 0
+        self._parts: list[Stored] = []
+        self._stored = self._raw = 0  # bytes
+        self._frames: list[tuple[int, int, int, int, int, int]] = []
+        self._seek: list[tuple[int, int, bytes]] = []
+        self._values: dict[str, list[ColumnValue | None]] = {}  # of the columns; the last may be missing
+
+    def add_key(self, key: str, raw: bytes, columns: Mapping[str, ColumnValue]) -> None:
+        """Add the key of a sample, also in UTF-8, and the values that the index keeps of it."""
+        for name, value in columns.items():
+            known = self._values.setdefault(name, [])
+            known += [None] * (len(self.keys) - len(known))
+            known.append(value)
+        self.seen.add(key)
+        self.keys.append(raw)
+
+    def store_frame(self, stored: Stored, size: int, first: int, listed: bool) -> None:
+        """Add a frame.
+
+        Args:
+            stored: Its bytes as they are stored.
+            size: How many bytes it has before compression.
+            first: The number of its first sample.
+            listed: Whether it is a frame of the index. The end of the tar is none.
+        """
+        if listed:
+            checksum = frames.checksum(stored)
+            self._frames.append((self._stored, len(stored), self._raw, size, first, checksum))
+        self._seek.append((len(stored), size, bytes(stored[-4:])))
+        self._parts.append(stored)
+        self._stored += len(stored)
+        self._raw += size
+
+    def write(self, store: Store, stem: str, codec: Codec, tokens: int) -> ShardInfo:
+        """Write the shard, whose frames are all stored, and its index.
+
+        Args:
+            store: Where they are written.
+            stem: Their names without the extension.
+            codec: How the frames are stored.
+            tokens: How many tokens the shard has.
+        """
+        if codec == "zstd":
+            self._parts.append(frames.seek_table(self._seek))
+        digest = xxhash.xxh3_128()
+        for part in self._parts:
+            digest.update(part)
+        samples = len(self.keys)
+        for values in self._values.values():
+            values += [None] * (samples - len(values))
+        columns, tensors = encode(self._values)
+        head, tail = index_parts(self._frames, self.cells, self.keys, len(self.columns), tensors)
+        index = head + tail
+        name = stem + _SUFFIX[codec]
+        # The index first, so that there is never a shard without its index.
+        store.write(f"{stem}.index", index)
+        store.write(name, *self._parts)
+        return ShardInfo(
+            url=name,
+            codec=codec,
+            fields=tuple(self.columns),
+            bytes=sum(map(len, self._parts)),
+            raw_bytes=self._raw,
+            samples=samples,
+            tokens=tokens,
+            frames=len(self._frames),
+            checksum=digest.hexdigest(),
+            index_url=f"{stem}.index",
+            index_bytes=len(index),
+            index_checksum=xxhash.xxh3_128_hexdigest(index),
+            columns=tuple(columns),
+            index_head=len(head) if columns else 0,
+            index_head_checksum=xxhash.xxh3_128_hexdigest(head) if columns else "",
+            sparse=is_sparse(samples, len(self.columns), len(self.cells)),
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import xxhash
 
@@ -53,6 +53,20 @@ class OpenShard:
             known.append(value)
         self.seen.add(key)
         self.keys.append(raw)
+
+    def add_keys(self, keys: Sequence[str], columns: Mapping[str, Sequence[ColumnValue | None]]) -> None:
+        """Add the keys of samples, of ASCII, and of each value that the index keeps those of all samples."""
+        # In the order in which samples would have brought them.
+        first = {
+            name: next((at for at, value in enumerate(values) if value is not None), None)
+            for name, values in columns.items()
+        }
+        for name in sorted((name for name, at in first.items() if at is not None), key=lambda name: first[name] or 0):
+            known = self._values.setdefault(name, [])
+            known += [None] * (len(self.keys) - len(known))
+            known += columns[name]
+        self.seen.update(keys)
+        self.keys += map(str.encode, keys)
 
     def store_frame(self, stored: Stored, size: int, first: int, listed: bool) -> None:
         """Add a frame.

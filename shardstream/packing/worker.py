@@ -7,9 +7,9 @@ used.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from shardstream.errors import CorruptionError, OptionError, SourceError, StorageError
 from shardstream.format.numbers import whole_number
@@ -17,6 +17,7 @@ from shardstream.packing.layout import Layout
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Reject, Sample, Source, Task
 from shardstream.packing.sources.base import TOKENS, TokenDtype, token_dtype
+from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.tally import Tally
 from shardstream.packing.writer import SampleWriter, TokenWriter
 from shardstream.storage.store import Store, redact
@@ -135,14 +136,14 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
         )
         _write(job, samples, result)
         return result
-    accepted = _accepted(job, read_samples(job, task), result)
+    accepted = _accepted(job, read_samples(job, task, _blocks(job)), result)
     if job.limit is not None:
         accepted = itertools.islice(accepted, job.limit)
     if job.shuffle is not None:
         from shardstream.packing import disk_shuffle
 
         result.samples = disk_shuffle.scatter(
-            accepted, _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
+            _alone(accepted), _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
         )
     else:
         _write(job, accepted, result)
@@ -150,16 +151,30 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
     return result
 
 
-def read_samples(job: Job, task: Task) -> Iterator[Sample | Reject]:
-    """The samples of a task. What cannot be read is a Reject if `job.on_error` is "skip", else an error."""
+def _blocks(job: Job) -> bool:
+    """Whether samples may come many at once: if nobody has to look at each of them."""
+    alone = job.limit is not None or job.shuffle is not None or job.kind == "tokens"
+    return not alone and hasattr(job.source, "read_blocks")
+
+
+def read_samples(job: Job, task: Task, blocks: bool = False) -> Iterator[RowBlock | Sample | Reject]:
+    """The samples of a task. What cannot be read is a Reject if `job.on_error` is "skip", else an error.
+
+    Args:
+        job: The pack.
+        task: A slice of the input.
+        blocks: Whether to call the source's `read_blocks`, which gives many samples at once.
+    """
+    read: Callable[[Task], Iterable[RowBlock | Sample | Reject]]
+    read = getattr(job.source, "read_blocks") if blocks else job.source.read
     if job.on_error == "raise":
-        yield from job.source.read(task)
+        yield from read(task)
         return
     # Files that make samples together have the same base.
     for _, together in itertools.groupby(task.files, key=lambda span: span.key_base):
         spans = tuple(together)
         try:
-            yield from job.source.read(replace(task, files=spans))
+            yield from read(replace(task, files=spans))
         except (SourceError, StorageError, CorruptionError) as error:
             if is_unreachable(error):  # the store is at fault, not the file
                 raise
@@ -171,10 +186,16 @@ def _spill_dir(job: Job) -> str:
     return job.spill_dir
 
 
-def _accepted(job: Job, found: Iterable[Sample | Reject], result: Result) -> Iterator[Sample]:
+def _accepted(
+    job: Job, found: Iterable[RowBlock | Sample | Reject], result: Result
+) -> Iterator[RowBlock | Sample]:
     given = _given(result)
     for item in found:
-        if isinstance(item, Reject) and item.harmless:
+        if isinstance(item, RowBlock):
+            result.unknown = []
+            given.add_joined(*item.joined())
+            yield item
+        elif isinstance(item, Reject) and item.harmless:
             result.skipped[item.reason] = result.skipped.get(item.reason, 0) + 1
             if len(result.skips) < _MAX_REJECTS_LISTED:
                 result.skips.append((item.where, item.reason))
@@ -207,7 +228,7 @@ def _reject(
         _given(result).remove(item.key, item.fields)
 
 
-def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
+def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> None:
     store = Store.open(job.dest, job.storage_options)
     number = job.first_shard + result.number
     writer: SampleWriter
@@ -217,7 +238,7 @@ def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
 
         there = TokenWriter(store, number, job.layout, np.dtype(dtype))
         writer = there
-        for sample in samples:
+        for sample in _alone(samples):
             try:
                 ids = np.frombuffer(sample.fields[TOKENS], np.dtype(dtype).newbyteorder("<"))
                 there.add_tokens(sample.key, ids, sample.columns)
@@ -225,7 +246,7 @@ def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
                 _reject(job, sample, str(error), result, error)
     elif job.tokenizer is None:
         writer = SampleWriter(store, number, job.layout)
-        for sample in samples:
+        for sample in _one_by_one(writer, samples) if _blocks(job) else _alone(samples):
             try:
                 writer.add(sample.key, sample.fields, sample.columns)
             except SourceError as error:
@@ -236,11 +257,27 @@ def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
         tokenizer = load_tokenizer(job.tokenizer)
         token_writer = TokenWriter(store, number, job.layout, tokenizer.dtype(job.eos))
         writer = token_writer
-        _write_tokens(job, tokenizer, token_writer, iter(samples), result)
+        _write_tokens(job, tokenizer, token_writer, iter(_alone(samples)), result)
     result.shards = writer.close()
     result.sample_bytes = writer.sample_bytes
     result.stored = writer.stored
     result.samples = sum(shard.samples for shard in result.shards)
+
+
+def _alone(samples: Iterable[RowBlock | Sample]) -> Iterable[Sample]:
+    """The same samples, of which none is a block: see `_blocks`."""
+    return cast("Iterable[Sample]", samples)
+
+
+def _one_by_one(writer: SampleWriter, samples: Iterable[RowBlock | Sample]) -> Iterator[Sample]:
+    """Write blocks of samples. Returns the samples that have to be written one by one."""
+    for item in samples:
+        if isinstance(item, Sample):
+            yield item
+        elif not writer.add_rows(item):
+            for sample in item.samples():
+                assert isinstance(sample, Sample)  # else there would be no block
+                yield sample
 
 
 def _write_tokens(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from shardstream.storage.store import Store
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from shardstream.packing.sources.row_block import RowBlock
 
 _NONE: Mapping[str, ColumnValue] = MappingProxyType({})
 
@@ -87,6 +90,26 @@ class SampleWriter:
             self._frame.add_odd(raw_key, known, data)
         self._shard.add_key(key, raw_key, columns)
         self._shard.payload += sum(sizes)
+
+    def add_rows(self, block: RowBlock) -> bool:
+        """Add samples that came together. False: a key occurs twice, so that they have to be added one by one."""
+        keys = block.keys
+        if len(set(keys)) < len(keys) or not self._shard.seen.isdisjoint(keys):
+            return False
+        layout, fields = block.lay_out(), fields_of(tuple(block.fields))
+        ends, begin = layout.ends, 0
+        while begin < len(keys):
+            start = ends[begin - 1] if begin else 0
+            self._make_room(ends[begin] - start)
+            room = self._layout.frame_size - self._frame.size
+            end = max(begin + 1, bisect.bisect_right(ends, start + room, begin))
+            raw, offsets, sizes = layout.rows(begin, end)
+            self._frame.add_rows(fields, end - begin, raw, offsets.tolist(), sizes.tolist())
+            values = {name: column[begin:end] for name, column in block.columns.items()}
+            self._shard.add_keys(keys[begin:end], values)
+            self._shard.payload += int(sizes.sum())
+            begin = end
+        return True
 
     def _make_room(self, total: int) -> None:
         """End the open frame if a sample of so many bytes does not fit; then the shard, if it is full."""

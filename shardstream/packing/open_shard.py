@@ -45,14 +45,12 @@ class OpenShard:
         self._seek: list[tuple[int, int, bytes]] = []
         self._values: dict[str, list[ColumnValue | None]] = {}  # of the columns; the last may be missing
 
-    def add_key(self, key: str, raw: bytes, columns: Mapping[str, ColumnValue]) -> None:
-        """Add the key of a sample, also in UTF-8, and the values that the index keeps of it."""
+    def add_values(self, columns: Mapping[str, ColumnValue]) -> None:
+        """Add the values that the index keeps of the next sample, whose key is added after them."""
         for name, value in columns.items():
             known = self._values.setdefault(name, [])
             known += [None] * (len(self.keys) - len(known))
             known.append(value)
-        self.seen.add(key)
-        self.keys.append(raw)
 
     def add_keys(self, keys: Sequence[str], columns: Mapping[str, Sequence[ColumnValue | None]]) -> None:
         """Add the keys of samples, of ASCII, and of each value that the index keeps those of all samples."""
@@ -61,7 +59,9 @@ class OpenShard:
             name: next((at for at, value in enumerate(values) if value is not None), None)
             for name, values in columns.items()
         }
-        for name in sorted((name for name, at in first.items() if at is not None), key=lambda name: first[name] or 0):
+        for name in sorted(
+            (name for name, at in first.items() if at is not None), key=lambda name: first[name] or 0
+        ):
             known = self._values.setdefault(name, [])
             known += [None] * (len(self.keys) - len(known))
             known += columns[name]

@@ -20,8 +20,8 @@ from shardstream.packing.end_of_text import Eos, token_id
 from shardstream.packing.layout import Codec, Layout
 from shardstream.packing.parts import StreamJob
 from shardstream.packing.shard_stream import ShardStream, Threads
-from shardstream.packing.sources.base import Reject, Sample
-from shardstream.packing.sources.calls import Calls, sample_of
+from shardstream.packing.sources.base import Reject
+from shardstream.packing.sources.calls import Calls, key_and_fields, located
 from shardstream.packing.stream_target import StreamTarget, checked_part
 from shardstream.progress import Report, Reporter, shown
 from shardstream.storage.store import Options
@@ -181,19 +181,14 @@ class Writer:
             CommitError: The writer is closed, or belongs to another process.
             StorageError: A shard could not be written. Nothing can be committed any more.
         """
-        self._check_usable()
+        if self._state != "open" or self._owner != os.getpid():
+            self._check_usable()
         with self._write_lock:
             number, self._given = self._given, self._given + 1
-            where = f"sample {number}"
-            key = f"{number:012d}" if self._part is None else f"{self._part[0]:06d}-{number:012d}"
             if self._documents is None:
-                found = sample_of(sample, where, key)
-                if isinstance(found, Reject):
-                    self._reject(found)
-                else:
-                    self._add(found)
+                self._add(sample, number)
             else:
-                bad = self._documents.take(sample, where, key)
+                bad = self._documents.take(sample, f"sample {number}", self._key(number))
                 if bad is not None:
                     self._reject(bad)
                 self._add_documents(self._documents)
@@ -237,13 +232,19 @@ class Writer:
         else:
             self.abort()
 
-    def _add(self, sample: Sample) -> None:
-        if self._stream is None:
-            self._stream = self._begin(_codec(sample.fields) if self._codec is None else self._codec)
+    def _key(self, number: int) -> str:
+        """The key of a sample that names none."""
+        return f"{number:012d}" if self._part is None else f"{self._part[0]:06d}-{number:012d}"
+
+    def _add(self, sample: object, number: int) -> None:
         try:
-            self._stream.add(sample.key, sample.fields)
+            key, fields = key_and_fields(sample)
+            stream = self._stream
+            if stream is None:
+                stream = self._stream = self._begin(self._codec or _codec(fields))
+            stream.add(key or self._key(number), fields)
         except SourceError as error:
-            self._reject(Reject(sample.where, str(error)), error)
+            self._reject(Reject(located(sample, f"sample {number}"), str(error)), error)
 
     def _add_documents(self, documents: Documents, last: bool = False) -> None:
         for document in documents.ready(last):

@@ -109,6 +109,11 @@ class _Deferred(SampleWriter):
         self._sealed = False
 
     @property
+    def full(self) -> bool:
+        """Whether the shard ends here."""
+        return self._shard.payload >= self._layout.shard_size
+
+    @property
     def payload(self) -> int:
         """The bytes of all samples so far."""
         return self._shard.payload
@@ -139,7 +144,8 @@ class _Deferred(SampleWriter):
             return
         self._checksum.update(raw)
         if self.threads is not None:
-            self._pending.append((self.threads.compress(bytes(raw)), len(raw), first, listed))
+            data = raw if isinstance(raw, bytes) else bytes(raw)
+            self._pending.append((self.threads.compress(data), len(data), first, listed))
 
 
 class _DeferredTokens(_Deferred, TokenWriter):
@@ -183,7 +189,10 @@ class ShardStream:
 
     def add(self, key: str, fields: dict[str, bytes]) -> None:
         """Add one sample. Raises SourceError if it cannot be stored; the stream is then as before."""
-        self._writer().add(key, fields)
+        shard = self._open
+        if shard is None or shard.full:
+            shard = self._writer()
+        shard.add(key, fields)
         self.samples += 1
 
     def add_tokens(self, key: str, tokens: npt.NDArray[np.generic]) -> None:
@@ -206,7 +215,7 @@ class ShardStream:
 
     def _writer(self) -> _Deferred:
         """The writer of the open shard, which has room."""
-        if self._open is not None and self._open.payload >= self._layout.shard_size:
+        if self._open is not None and self._open.full:
             self._cut()
         if self._open is None:
             number, before = self._name(len(self._shards))

@@ -11,7 +11,7 @@ from shardstream.errors import SourceError
 from shardstream.format import frames
 from shardstream.format.columns import ColumnValue
 from shardstream.format.manifest import ShardInfo
-from shardstream.format.members import MAX_SIZE, member_bytes, odd_size
+from shardstream.format.members import MAX_SIZE, odd_size
 from shardstream.format.names import check_key
 from shardstream.format.tar import BLOCK, TRAILER, member_header, padding
 from shardstream.packing.columns import check_values
@@ -81,15 +81,24 @@ class SampleWriter:
             raise SourceError(f"sample {key!r} has no field")
         known, data = fields_of(tuple(fields)), fields.values()
         sizes = list(map(len, data))
-        usual = len(raw_key) <= known.longest and raw_key.isascii() and max(sizes) <= MAX_SIZE
-        total = sum(map(member_bytes, sizes)) if usual else odd_size(raw_key, known.ends, sizes)
-        self._make_room(total)
+        payload = sum(sizes)
+        # The sum of `member_bytes`, which is not called: this is the way of every sample.
+        total = sum([(size + 2 * BLOCK - 1) & -BLOCK for size in sizes])
+        usual = len(raw_key) <= known.longest and payload <= MAX_SIZE and raw_key.isascii()
+        if not usual:
+            total = odd_size(raw_key, known.ends, sizes)
+        if self._frame.size + total > self._layout.frame_size:
+            self._make_room(total)
         if usual:
             self._frame.add(raw_key, known, data, sizes, total)
         else:
             self._frame.add_odd(raw_key, known, data)
-        self._shard.add_key(key, raw_key, columns)
-        self._shard.payload += sum(sizes)
+        shard = self._shard
+        if columns:
+            shard.add_values(columns)
+        shard.seen.add(key)
+        shard.keys.append(raw_key)
+        shard.payload += payload
 
     def add_rows(self, block: RowBlock) -> bool:
         """Add samples that came together. False: a key occurs twice, so that they have to be added one by one."""
@@ -204,7 +213,9 @@ class TokenWriter(SampleWriter):
         shard.cells.begin(len(shard.keys), (0,))
         shard.cells.offsets.append(BLOCK + self._open_bytes)
         shard.cells.sizes.append(len(data))
-        shard.add_key(key, raw_key, columns)
+        shard.add_values(columns)
+        shard.seen.add(key)
+        shard.keys.append(raw_key)
         self._documents.append(data)
         self._open_bytes += len(data)
         shard.payload += len(data)

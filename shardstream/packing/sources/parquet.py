@@ -23,7 +23,7 @@ from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import redact
 
 _FOOTERS = 32  # files whose footers are read at the same time
-_BATCH = 4 << 20  # bytes of rows in memory at once
+_BATCH = 2 << 20  # bytes of rows in memory at once
 _ALL = (0, 0)  # all row groups of a file
 Made = TypeVar("Made")
 
@@ -84,7 +84,9 @@ class ParquetSource(RowSource):
         """The same samples, many at once where it can be."""
         return self._rows(task, row_blocks)
 
-    def _rows(self, task: Task, make: Callable[[Rows, Any, FileSpan, int, str], Iterator[Made]]) -> Iterator[Made]:
+    def _rows(
+        self, task: Task, make: Callable[[Rows, Any, FileSpan, int, str], Iterator[Made]]
+    ) -> Iterator[Made]:
         for span in task.files:
             where = redact(span.url)
             with reading(span.url, self.storage_options) as (source, parquet):

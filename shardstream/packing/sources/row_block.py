@@ -148,20 +148,21 @@ def _keys(rows: Rows, table: Mapping[str, Any], span: FileSpan, first: int, coun
     column = table.get(str(named))
     if column is None or column.null_count:
         return None
+    plain = True  # all are letters, digits, "_" and "-"
     if types.is_integer(column.type):
         keys = list(map(str, column.to_pylist()))
     elif types.is_string(column.type) or types.is_large_string(column.type):
         keys = column.to_pylist()
         text = "\n".join(keys) + "\n"
-        if not _PLAIN_KEYS.match(text) or text.count("\n") != count:
-            if "" in keys:
-                return None
-            keys = list(map(escape_key, keys))
+        plain = _PLAIN_KEYS.match(text) is not None and text.count("\n") == count
+        if not plain and "" in keys:
+            return None
+        keys = keys if plain else list(map(escape_key, keys))
     else:
         return None
     if rows.key is None and span.prefix:
         keys = [span.prefix + key for key in keys]
-    for key in keys if span.prefix or types.is_string(column.type) else ():
+    for key in keys[:1] if plain else keys:
         check_key(key)
     text = "".join(keys)
     return keys if text.isascii() and HASHED not in text else None

@@ -7,12 +7,18 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from zlib import adler32
 
-from shardstream.format.tar import BLOCK, header_end, header_middle, header_parts, padding
+from shardstream.format.headers import (
+    BLOCK,
+    MAX_SIZE,
+    header_end,
+    header_middle,
+    header_parts,
+    padding,
+)
 
 __all__ = ["MAX_SIZE", "longest_key", "member_bytes", "odd_parts", "odd_size", "sample_parts"]
 
 _NAME = 100  # bytes of the name in a header of ustar
-MAX_SIZE = 8**11 - 1  # of a member with a usual header, which is one block
 _KNOWN = 1 << 14  # sizes whose headers are kept
 
 

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from shardstream.format.cells import Cells
+from shardstream.format.headers import BLOCK
 from shardstream.format.members import longest_key, member_bytes, odd_parts, sample_parts
 from shardstream.format.names import check_field
-from shardstream.format.tar import BLOCK
 
 __all__ = ["Fields", "OpenFrame", "fields_of"]
 

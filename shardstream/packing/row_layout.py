@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import require
-from shardstream.format.tar import BLOCK, header_parts
+from shardstream.format.headers import BLOCK, header_parts
 from shardstream.packing.tally import FACTOR, first_seed
 
 __all__ = ["RowLayout", "joined"]
@@ -56,7 +56,7 @@ class RowLayout:
         self.offsets = (ends - behind[:, -1])[:, None] + behind - rooms
 
     def rows(self, begin: int, end: int) -> tuple[memoryview, NDArray[np.int64], NDArray[np.int64]]:
-        """The bytes of samples [begin, end), where the data of their fields begins in these, and the sizes."""
+        """The bytes of samples [begin, end), where the data of each field begins in these, and its size."""
         start = self.ends[begin - 1] if begin else 0
         offsets = self.offsets[begin:end].reshape(-1) - start
         return self.raw[start : self.ends[end - 1]], offsets, self.sizes[begin:end].reshape(-1)

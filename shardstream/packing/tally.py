@@ -75,7 +75,8 @@ class Tally(msgspec.Struct):
                 continue
             seeds = [first_seed(shape) + len(key) for key in some]
             for column in range(width):
-                seeds = [seed * FACTOR + size & _MASK for seed, size in zip(seeds, sizes[column::width])]
+                some_sizes = sizes[column::width]
+                seeds = [seed * FACTOR + size & _MASK for seed, size in zip(seeds, some_sizes, strict=True)]
             self.add_joined(map(b"".join, zip(some, *[data] * width, strict=True)), seeds)
 
 

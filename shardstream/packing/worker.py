@@ -7,12 +7,13 @@ used.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from shardstream.errors import CorruptionError, OptionError, SourceError, StorageError
+from shardstream.errors import OptionError, SourceError
 from shardstream.format.numbers import whole_number
+from shardstream.packing.blocks import alone, one_by_one, read_blocks, takes_blocks
 from shardstream.packing.layout import Layout
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Reject, Sample, Source, Task
@@ -20,8 +21,7 @@ from shardstream.packing.sources.base import TOKENS, TokenDtype, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.tally import Tally
 from shardstream.packing.writer import SampleWriter, TokenWriter
-from shardstream.storage.store import Store, redact
-from shardstream.storage.transport.failures import is_unreachable
+from shardstream.storage.store import Store
 
 if TYPE_CHECKING:
     from shardstream.packing.tokenize import Tokenizer, Tokens
@@ -136,49 +136,19 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
         )
         _write(job, samples, result)
         return result
-    accepted = _accepted(job, read_samples(job, task, _blocks(job)), result)
+    accepted = _accepted(job, read_blocks(job, task), result)
     if job.limit is not None:
         accepted = itertools.islice(accepted, job.limit)
     if job.shuffle is not None:
         from shardstream.packing import disk_shuffle
 
         result.samples = disk_shuffle.scatter(
-            _alone(accepted), _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
+            alone(accepted), _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
         )
     else:
         _write(job, accepted, result)
     result.input_bytes = input_bytes(task)
     return result
-
-
-def _blocks(job: Job) -> bool:
-    """Whether samples may come many at once: if nobody has to look at each of them."""
-    alone = job.limit is not None or job.shuffle is not None or job.kind == "tokens"
-    return not alone and hasattr(job.source, "read_blocks")
-
-
-def read_samples(job: Job, task: Task, blocks: bool = False) -> Iterator[RowBlock | Sample | Reject]:
-    """The samples of a task. What cannot be read is a Reject if `job.on_error` is "skip", else an error.
-
-    Args:
-        job: The pack.
-        task: A slice of the input.
-        blocks: Whether to call the source's `read_blocks`, which gives many samples at once.
-    """
-    read: Callable[[Task], Iterable[RowBlock | Sample | Reject]]
-    read = getattr(job.source, "read_blocks") if blocks else job.source.read
-    if job.on_error == "raise":
-        yield from read(task)
-        return
-    # Files that make samples together have the same base.
-    for _, together in itertools.groupby(task.files, key=lambda span: span.key_base):
-        spans = tuple(together)
-        try:
-            yield from read(replace(task, files=spans))
-        except (SourceError, StorageError, CorruptionError) as error:
-            if is_unreachable(error):  # the store is at fault, not the file
-                raise
-            yield Reject(redact(spans[0].url), str(error))
 
 
 def _spill_dir(job: Job) -> str:
@@ -238,7 +208,7 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> No
 
         there = TokenWriter(store, number, job.layout, np.dtype(dtype))
         writer = there
-        for sample in _alone(samples):
+        for sample in alone(samples):
             try:
                 ids = np.frombuffer(sample.fields[TOKENS], np.dtype(dtype).newbyteorder("<"))
                 there.add_tokens(sample.key, ids, sample.columns)
@@ -246,7 +216,7 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> No
                 _reject(job, sample, str(error), result, error)
     elif job.tokenizer is None:
         writer = SampleWriter(store, number, job.layout)
-        for sample in _one_by_one(writer, samples) if _blocks(job) else _alone(samples):
+        for sample in one_by_one(writer, samples) if takes_blocks(job) else alone(samples):
             try:
                 writer.add(sample.key, sample.fields, sample.columns)
             except SourceError as error:
@@ -257,27 +227,11 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> No
         tokenizer = load_tokenizer(job.tokenizer)
         token_writer = TokenWriter(store, number, job.layout, tokenizer.dtype(job.eos))
         writer = token_writer
-        _write_tokens(job, tokenizer, token_writer, iter(_alone(samples)), result)
+        _write_tokens(job, tokenizer, token_writer, iter(alone(samples)), result)
     result.shards = writer.close()
     result.sample_bytes = writer.sample_bytes
     result.stored = writer.stored
     result.samples = sum(shard.samples for shard in result.shards)
-
-
-def _alone(samples: Iterable[RowBlock | Sample]) -> Iterable[Sample]:
-    """The same samples, of which none is a block: see `_blocks`."""
-    return cast("Iterable[Sample]", samples)
-
-
-def _one_by_one(writer: SampleWriter, samples: Iterable[RowBlock | Sample]) -> Iterator[Sample]:
-    """Write blocks of samples. Returns the samples that have to be written one by one."""
-    for item in samples:
-        if isinstance(item, Sample):
-            yield item
-        elif not writer.add_rows(item):
-            for sample in item.samples():
-                assert isinstance(sample, Sample)  # else there would be no block
-                yield sample
 
 
 def _write_tokens(

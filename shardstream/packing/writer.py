@@ -101,7 +101,11 @@ class SampleWriter:
         shard.payload += payload
 
     def add_rows(self, block: RowBlock) -> bool:
-        """Add samples that came together. False: a key occurs twice, so that they have to be added one by one."""
+        """Add samples that came together.
+
+        Returns:
+            False if a key occurs twice, so that they have to be added one by one. Nothing is added then.
+        """
         keys = block.keys
         if len(set(keys)) < len(keys) or not self._shard.seen.isdisjoint(keys):
             return False

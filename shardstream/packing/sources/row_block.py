@@ -107,7 +107,7 @@ def _is_small(batch: Any) -> bool:
 
 
 def _bytes(column: Any) -> Any | None:
-    """A column of text or of bytes as an Arrow array of binary; None if it is another, or a value is missing."""
+    """A column of text or bytes as an Arrow array of binary; None if it is another, or has missing values."""
     arrow = require("pyarrow", "arrow")
     if column is None or column.null_count:
         return None

@@ -1,4 +1,4 @@
-"""Packs with a peer's own writer, in the peers' environment; prints the seconds taken.
+"""Packs with a peer's own writer, in the peers' environment; prints seconds, CPU seconds and samples stored.
 
 Usage: python peers_pack.py PEER QUESTION SOURCE DEST WORKERS. PEER is mds, wds or litdata. QUESTION is
 jsonl or parquet, whose rows are packed by WORKERS processes, each with its share of the lines or row
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tarfile
 import time
 import types
 from importlib.machinery import ModuleSpec
@@ -188,6 +189,25 @@ def write(peer: str, dest: str, samples: list) -> None:
     writer.close()
 
 
+def stored(peer: str, dest: str) -> int:
+    """How many samples lie below a folder, as the peer's own files say."""
+    count = 0
+    if peer == "wds":
+        import zstandard
+
+        for path in glob.glob(f"{dest}/**/*.tar*", recursive=True):
+            opener = zstandard.open if path.endswith(".zst") else open
+            with opener(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r|") as tar:
+                count += len({member.name.partition(".")[0] for member in tar})
+        return count
+    for path in glob.glob(f"{dest}/**/index.json", recursive=True):
+        with open(path) as file:
+            index = json.load(file)
+        count += sum(shard["samples"] for shard in index.get("shards", ()))
+        count += sum(chunk["chunk_size"] for chunk in index.get("chunks", ()))
+    return count
+
+
 def processes(*job: object) -> None:
     workers = int(str(job[-1]))
     started = [
@@ -213,6 +233,6 @@ if __name__ == "__main__":
         litdata_pack(source, dest, workers)
     else:
         processes(peer, question, source, dest, workers)
-    times = os.times()
+    seconds, times = time.perf_counter() - started, os.times()
     cpu = time.process_time() - used + times.children_user + times.children_system
-    print(json.dumps([time.perf_counter() - started, cpu]))
+    print(json.dumps([seconds, cpu, stored(peer, dest)]))

@@ -49,7 +49,7 @@ class RowLayout:
             parts.append(data)
             parts.append(_zeros(rooms[:, number] - self.sizes[:, number]))
         raw = compute.binary_join_element_wise(*parts, b"")
-        self.raw = memoryview(_bytes(raw))
+        self.raw = _bytes(raw).data
         ends = _bounds(raw)[1:].astype(np.int64)
         self.ends: list[int] = ends.tolist()
         behind = np.cumsum(rooms + BLOCK, 1)  # of each member, from the begin of its sample
@@ -72,7 +72,7 @@ def joined(keys: Sequence[str], fields: Mapping[str, Any]) -> tuple[Iterator[mem
     named = arrow.array(keys, arrow.string()).view(arrow.binary())
     whole = compute.binary_join_element_wise(named, *fields.values(), b"")
     bounds = _bounds(whole).tolist()
-    view = memoryview(_bytes(whole))
+    view = _bytes(whole).data
     seeds = np.full(len(keys), first_seed(tuple(fields)), np.uint64) + _sizes(named).astype(np.uint64)
     for data in fields.values():
         seeds = seeds * np.uint64(FACTOR) + _sizes(data).astype(np.uint64)

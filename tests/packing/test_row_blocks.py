@@ -119,6 +119,16 @@ def test_files_of_several_names_put_the_name_before_the_key(tmp_path: Path) -> N
     ]
 
 
+def test_parts_of_large_record_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"id": range(3000), "text": [f"text {n}" for n in range(3000)]})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    ss.pack(tmp_path / "a.arrow", tmp_path / "many", workers=1)
+    monkeypatch.setattr(arrow_rows, "row_block", lambda *_: None)
+    ss.pack(tmp_path / "a.arrow", tmp_path / "single", workers=1)
+    assert files(tmp_path / "many") == files(tmp_path / "single")
+
+
 @pytest.mark.parametrize("fault", ["lost", "changed"])
 def test_what_a_block_loses_ends_the_pack(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,7 +36,8 @@ import zstandard
 CHUNK = 64 << 20
 FRAME = 1 << 20
 SMALL_FILES = 100_000
-Run = Callable[[str, Path, int], "tuple[float, float]"]  # (source, dest, workers) -> seconds, CPU seconds
+# (source, dest, workers) -> seconds, CPU seconds, samples stored; 0 if nothing is stored
+Run = Callable[[str, Path, int], "tuple[float, float, int]"]
 
 
 def ours(question: str, *arguments: str) -> Run:
@@ -53,16 +54,16 @@ def peer(name: str, question: str, python: str) -> Run:
     )
 
 
-def _timed(command: list[str]) -> tuple[float, float]:
+def _timed(command: list[str]) -> tuple[float, float, int]:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, cpu = json.loads(done.stdout.strip().splitlines()[-1])
-    return seconds, cpu
+    seconds, cpu, stored = json.loads(done.stdout.strip().splitlines()[-1])
+    return seconds, cpu, stored
 
 
 def pooled(function: Callable[[Any], object], jobs: Callable[[str], list[Any]]) -> Run:
     """A ceiling: a function over all jobs, in as many processes as there are workers."""
 
-    def run(source: str, _dest: Path, workers: int) -> tuple[float, float]:
+    def run(source: str, _dest: Path, workers: int) -> tuple[float, float, int]:
         todo = jobs(source)
         started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         pool = multiprocessing.get_context("spawn").Pool(workers)
@@ -71,7 +72,7 @@ def pooled(function: Callable[[Any], object], jobs: Callable[[str], list[Any]]) 
         pool.close()
         pool.join()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 0
 
     return run
 
@@ -214,13 +215,20 @@ def questions(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str,
     return found
 
 
-def measure(name: str, source: str, contenders: dict[str, Run], runs: int, workers: int) -> dict[str, Any]:
-    """Seconds and CPU seconds of each contender in each round, the warm-up left out."""
+def measure(
+    name: str, source: str, contenders: dict[str, Run], runs: int, workers: int, count: int
+) -> dict[str, Any]:
+    """Seconds and CPU seconds of each contender in each round, the warm-up left out.
+
+    Whoever stores samples has to store `count` of them in each round.
+    """
     taken: dict[str, Any] = {contender: [] for contender in contenders}
     for number in range(runs + 1):
         for contender, run in contenders.items():
             with tempfile.TemporaryDirectory() as folder:
-                seconds, cpu = run(source, Path(folder) / "out", workers)
+                seconds, cpu, stored = run(source, Path(folder) / "out", workers)
+            if stored not in (0, count):
+                raise SystemExit(f"{name}: {contender} stored {stored} samples of {count}")
             if number:
                 taken[contender].append((seconds, cpu))
             print(f"{name}, round {number}: {contender}: {seconds:.2f} s, CPU {cpu:.2f} s", file=sys.stderr)
@@ -267,14 +275,20 @@ def main() -> None:
     taken, tables = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for name, (source, contenders) in questions(options, Path(folder)).items():
-            size = _bytes(options.images if name == "writer-jpeg" else options.text)
-            taken[name] = measure(name, source, contenders, options.runs, options.workers)
-            tables.append(table(name, taken[name], size))
+            corpus = options.images if name == "writer-jpeg" else options.text
+            taken[name] = measure(name, source, contenders, options.runs, options.workers, _count(corpus))
+            tables.append(table(name, taken[name], _bytes(corpus)))
+            write(options, taken, tables)  # after each question, since all take long
     print("\n".join(tables))
+
+
+def write(options: argparse.Namespace, taken: dict[str, Any], tables: list[str]) -> None:
+    """Write the figures so far."""
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         facts = {
             "corpus_bytes": _bytes(options.text),
+            "corpus_samples": _count(options.text),
             "workers": options.workers,
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -291,6 +305,14 @@ def _bytes(source: str) -> int:
     if os.path.isdir(source):
         return sum(path.stat().st_size for path in Path(source).rglob("*.jpg"))
     return os.path.getsize(source)
+
+
+def _count(source: str) -> int:
+    """The lines of a file, or the JPEGs in a folder."""
+    if os.path.isdir(source):
+        return sum(1 for _ in Path(source).rglob("*.jpg"))
+    with open(source, "rb") as file:
+        return sum(1 for _ in file)
 
 
 def _peer_versions(python: str | None) -> dict[str, str]:

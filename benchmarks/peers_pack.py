@@ -1,4 +1,4 @@
-"""Packs with a peer's own writer, in the peers' environment; prints the seconds taken.
+"""Packs with a peer's own writer, in the peers' environment; prints seconds, CPU seconds and samples stored.
 
 Usage: python peers_pack.py PEER QUESTION SOURCE DEST WORKERS. PEER is mds, wds or litdata. QUESTION is
 jsonl or parquet, whose rows are packed by WORKERS processes, each with its share of the lines or row
@@ -7,10 +7,12 @@ memory. All compress with zstd 3, except images, which none compresses.
 """
 
 import glob
+import importlib
 import json
 import multiprocessing
 import os
 import sys
+import tarfile
 import time
 import types
 from importlib.machinery import ModuleSpec
@@ -75,11 +77,23 @@ def without_torchvision() -> None:
         sys.modules[name] = module
 
 
+def load(peer: str) -> None:
+    """Import a peer before the time begins, as the package itself is."""
+    if peer == "mds":
+        without_torchvision()
+        importlib.import_module("streaming")
+    elif peer == "wds":
+        importlib.import_module("webdataset")
+        importlib.import_module("zstandard")
+    else:
+        importlib.import_module("litdata")
+    importlib.import_module("pyarrow.parquet")
+
+
 class Mds:
     """MDSWriter. Texts and numbers as its own types, images as bytes."""
 
     def __init__(self, dest: str, worker: int, images: bool) -> None:
-        without_torchvision()
         from streaming import MDSWriter
 
         columns = {"key": "str", "jpg": "bytes"} if images else {"id": "str", "text": "str", "bytes": "int"}
@@ -175,6 +189,25 @@ def write(peer: str, dest: str, samples: list) -> None:
     writer.close()
 
 
+def stored(peer: str, dest: str) -> int:
+    """How many samples lie below a folder, as the peer's own files say."""
+    count = 0
+    if peer == "wds":
+        import zstandard
+
+        for path in glob.glob(f"{dest}/**/*.tar*", recursive=True):
+            opener = zstandard.open if path.endswith(".zst") else open
+            with opener(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r|") as tar:
+                count += len({member.name.partition(".")[0] for member in tar})
+        return count
+    for path in glob.glob(f"{dest}/**/index.json", recursive=True):
+        with open(path) as file:
+            index = json.load(file)
+        count += sum(shard["samples"] for shard in index.get("shards", ()))
+        count += sum(chunk["chunk_size"] for chunk in index.get("chunks", ()))
+    return count
+
+
 def processes(*job: object) -> None:
     workers = int(str(job[-1]))
     started = [
@@ -192,6 +225,7 @@ if __name__ == "__main__":
     peer, question, source, dest, workers = [*sys.argv[1:5], int(sys.argv[5])]
     os.makedirs(dest, exist_ok=True)
     samples = in_memory(source) if question == "writer" else []
+    load(peer)
     started, used = time.perf_counter(), time.process_time()
     if question == "writer":
         write(peer, dest, samples)
@@ -199,6 +233,6 @@ if __name__ == "__main__":
         litdata_pack(source, dest, workers)
     else:
         processes(peer, question, source, dest, workers)
-    times = os.times()
+    seconds, times = time.perf_counter() - started, os.times()
     cpu = time.process_time() - used + times.children_user + times.children_system
-    print(json.dumps([time.perf_counter() - started, cpu]))
+    print(json.dumps([seconds, cpu, stored(peer, dest)]))

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from shardstream.cli import adopt, cache, checkpoint, export, inspect, pack, rebuild, show, verify, warm, weights
+from shardstream.cli import (
+    adopt,
+    cache,
+    checkpoint,
+    export,
+    inspect,
+    pack,
+    rebuild,
+    show,
+    verify,
+    warm,
+    weights,
+)
 from shardstream.errors import OptionError, ShardstreamError
 from shardstream.version import __version__
 

@@ -10,12 +10,14 @@ import itertools
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 __all__ = [
     "MAX_STRING",
+    "NO_COLUMNS",
     "ColumnInfo",
     "ColumnValue",
     "Dtype",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 ColumnValue = bool | int | float | str
+NO_COLUMNS: Mapping[str, ColumnValue] = MappingProxyType({})
 Dtype = Literal["bool", "int64", "float64", "str"]
 MAX_STRING = 256  # bytes
 _EXACT = 1 << 53  # up to here each int is a float64

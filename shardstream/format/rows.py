@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from shardstream.format.cells import Cell, Cells
 from shardstream.format.columns import Tensor
 
 FrameRow = tuple[int, int, int, int, int, int]
@@ -20,7 +21,7 @@ _Tensor = tuple[str, str, tuple[int, ...], "array[int]"]
 
 def index_bytes(
     frames: Sequence[FrameRow],
-    cells: Iterable[tuple[int, int, int, int]],
+    cells: Iterable[Cell],
     keys: Sequence[bytes],
     columns: int,
 ) -> bytes:
@@ -29,8 +30,8 @@ def index_bytes(
 
 
 def index_parts(
-    frames: Sequence[tuple[int, int, int, int, int, int]],
-    cells: Iterable[tuple[int, int, int, int]],
+    frames: Sequence[FrameRow],
+    cells: Iterable[Cell],
     keys: Sequence[bytes],
     columns: int,
     values: Sequence[Tensor] = (),
@@ -51,14 +52,13 @@ def index_parts(
     """
     assert sys.byteorder == "little", "shardstream needs a little-endian machine"
     samples = len(keys)
-    cells = list(cells)
-    if is_sparse(samples, columns, len(cells)):
-        return _file(_frame_tensors(frames, keys), _sparse_tensors(cells, samples), keys, values)
-    offsets = [0] * (samples * columns)
-    sizes = [-1] * (samples * columns)
-    for row, column, offset, size in cells:
-        offsets[row * columns + column] = offset
-        sizes[row * columns + column] = size
+    table = cells.table(columns) if isinstance(cells, Cells) else None
+    if table is None:
+        listed = list(cells)
+        if is_sparse(samples, columns, len(listed)):
+            return _file(_frame_tensors(frames, keys), _sparse_tensors(listed, samples), keys, values)
+        table = _table(listed, samples, columns)
+    offsets, sizes = table
     small = max(max(offsets, default=0), max(sizes, default=0)) <= _INT32_MAX
     kind = "I32" if small else "I64"
     fields: tuple[_Tensor, ...] = (
@@ -66,6 +66,15 @@ def index_parts(
         ("field_size", kind, (samples, columns), array("i" if small else "q", sizes)),
     )
     return _file(_frame_tensors(frames, keys), fields, keys, values)
+
+
+def _table(cells: Iterable[Cell], samples: int, columns: int) -> tuple[list[int], list[int]]:
+    offsets = [0] * (samples * columns)
+    sizes = [-1] * (samples * columns)
+    for row, column, offset, size in cells:
+        offsets[row * columns + column] = offset
+        sizes[row * columns + column] = size
+    return offsets, sizes
 
 
 def is_sparse(samples: int, columns: int, cells: int) -> bool:
@@ -78,7 +87,7 @@ def is_sparse(samples: int, columns: int, cells: int) -> bool:
     return samples * columns >= _SPARSE_FROM and samples * columns > 4 * cells
 
 
-def _sparse_tensors(cells: Sequence[tuple[int, int, int, int]], samples: int) -> tuple[_Tensor, ...]:
+def _sparse_tensors(cells: Sequence[Cell], samples: int) -> tuple[_Tensor, ...]:
     rows = sorted(cells)
     counts = [0] * samples
     for row, _, _, _ in rows:

@@ -1,26 +1,20 @@
-"""Writes the headers of tar members, and lists the members of any tar.
+"""Lists the members of any tar: v7, ustar, pax, and the long names and sizes of GNU.
 
-Members are written as POSIX ustar. They have a pax header (POSIX.1-2017, pax Interchange Format) if the name
-is too long for ustar or not ASCII, or if the size is 8 GiB or more. Headers are deterministic: mode 0644,
-uid, gid and mtime 0, no user or group name. What can be read is v7, ustar, pax, and the long names and sizes
-of GNU.
+The module `headers` makes the headers of members.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
-from zlib import adler32
 
 from shardstream.errors import SourceError
+from shardstream.format.headers import BLOCK, TRAILER, member_header, padding
 from shardstream.format.names import check_member_name, plain_name, shorten, split_name
 
 __all__ = ["BLOCK", "TRAILER", "Member", "member_header", "padding", "scan", "split_name"]
 
-BLOCK = 512
-TRAILER = bytes(2 * BLOCK)
 _ZEROS = bytes(BLOCK)
-_USTAR_MAX_SIZE = 8**11 - 1
 _META_MAX = 1 << 20  # a pax or long-name record larger than this is hostile
 _REGULAR = b"0\x007"
 _DATALESS = b"123456"  # links, devices, directories and FIFOs: what their size says is not there
@@ -29,56 +23,6 @@ _KINDS = {
     b"M": "the rest of a file of another volume", b"D": "a list of GNU's incremental dumps",
     b"V": "a label of a volume",
 }  # fmt: skip
-
-# A header without name, size and checksum. While the checksum is computed, it counts as eight spaces.
-_AFTER_NAME = b"0000644\0" + b"0000000\0" * 2
-_AFTER_SIZE = b"00000000000\0"
-_TAIL = bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
-_FIXED_SUM = sum(_AFTER_NAME) + sum(_AFTER_SIZE) + 8 * 32 + sum(_TAIL)
-
-
-def padding(size: int) -> bytes:
-    """The zero bytes that fill a member of `size` bytes up to whole blocks."""
-    return _ZEROS[: -size % BLOCK]
-
-
-def _header(name: bytes, size: int, kind: bytes) -> bytes:
-    size_text = b"%011o\0" % size
-    # The low half of an Adler-32 is 1 + the sum of the bytes, modulo 65521. The sum of 112 bytes of ASCII is
-    # less than that. To sum in Python would be a third of the time of a small sample.
-    total = _FIXED_SUM + (adler32(name + size_text) & 0xFFFF) - 1 + kind[0]
-    return b"%b%b%b%b%06o\0 %b%b" % (
-        name.ljust(100, b"\0"), _AFTER_NAME, size_text, _AFTER_SIZE, total, kind, _TAIL,
-    )  # fmt: skip
-
-
-def _pax_record(name: bytes, value: bytes) -> bytes:
-    body = b" " + name + b"=" + value + b"\n"
-    length = len(body) + 1
-    while len(str(length)) + len(body) != length:
-        length = len(str(length)) + len(body)
-    return b"%d" % length + body
-
-
-def member_header(name: str, size: int) -> bytes:
-    """The header blocks of a file member: 512 bytes, or 1,536 and more with a pax header."""
-    raw = name.encode()
-    if len(raw) <= 100 and raw.isascii() and size <= _USTAR_MAX_SIZE:
-        return _header(raw, size, b"0")
-    records = b""
-    if len(raw) > 100 or not raw.isascii():
-        records += _pax_record(b"path", raw)
-    if size > _USTAR_MAX_SIZE:
-        records += _pax_record(b"size", b"%d" % size)
-    short = raw.decode("ascii", "replace").encode("ascii", "replace")[:100]
-    return b"".join(
-        (
-            _header(b"PaxHeaders/member", len(records), b"x"),
-            records,
-            padding(len(records)),
-            _header(short, min(size, _USTAR_MAX_SIZE), b"0"),
-        )
-    )
 
 
 class Member(NamedTuple):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shardstream.errors import OptionError
-from shardstream.format.columns import ColumnValue
+from shardstream.format.columns import NO_COLUMNS, ColumnValue
 from shardstream.packing.columns import columns_of_sample
 from shardstream.packing.sources.base import Reject, Sample
 from shardstream.packing.sources.calls import sample_of
@@ -42,7 +41,7 @@ class Document(NamedTuple):
     key: str
     tokens: npt.NDArray[np.generic]
     where: str
-    columns: Mapping[str, ColumnValue] = MappingProxyType({})
+    columns: Mapping[str, ColumnValue] = NO_COLUMNS
     missing: tuple[str, ...] = ()
 
 

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shardstream.errors import CommitError, OptionError, SourceError
 from shardstream.format import frames
+from shardstream.format.columns import NO_COLUMNS, ColumnValue
 from shardstream.format.manifest import Manifest
 from shardstream.format.numbers import whole_number
-from shardstream.packing.documents import Document, Documents
+from shardstream.packing.columns import columns_of_sample
+from shardstream.packing.documents import Documents
 from shardstream.packing.end_of_text import Eos, token_id
 from shardstream.packing.layout import Codec, Layout
 from shardstream.packing.parts import StreamJob
-from shardstream.packing.sources.base import Reject, Sample
-from shardstream.packing.sources.calls import Calls, sample_of
+from shardstream.packing.sources.base import Reject
+from shardstream.packing.sources.calls import Calls, key_and_fields, located
 from shardstream.packing.stream_output import StreamOutput
 from shardstream.packing.stream_target import StreamTarget, checked_part
 from shardstream.progress import Report, Reporter, shown
@@ -191,23 +193,17 @@ class Writer:
             CommitError: The writer is closed, or belongs to another process.
             StorageError: A shard could not be written. Nothing can be committed any more.
         """
-        self._check_usable()
+        if self._state != "open" or self._owner != os.getpid():
+            self._check_usable()
         with self._write_lock:
             number, self._given = self._given, self._given + 1
-            where = f"sample {number}"
-            key = f"{number:012d}" if self._part is None else f"{self._part[0]:06d}-{number:012d}"
             if self._documents is None:
-                found = sample_of(sample, where, key, self._keep)
-                if isinstance(found, Reject):
-                    self._reject(found)
-                else:
-                    self._add(found)
+                self._add(sample, number)
             else:
-                bad = self._documents.take(sample, where, key)
+                bad = self._documents.take(sample, f"sample {number}", self._key(number))
                 if bad is not None:
                     self._reject(bad)
-                for document in self._documents.ready():
-                    self._add(document)
+                self._add_documents(self._documents)
             if self._given % _REPORT_EVERY == 0:
                 self._tell()
 
@@ -248,15 +244,40 @@ class Writer:
         else:
             self.abort()
 
-    def _add(self, item: Sample | Document) -> None:
+    def _key(self, number: int) -> str:
+        """The key of a sample that names none."""
+        return f"{number:012d}" if self._part is None else f"{self._part[0]:06d}-{number:012d}"
+
+    def _add(self, sample: Any, number: int) -> None:
+        where = f"sample {number}"
+        columns: Mapping[str, ColumnValue] = NO_COLUMNS
+        missing: tuple[str, ...] = ()
         try:
-            self._output.add(item, None if self._documents is None else self._documents.dtype)
+            if self._job.shuffle is not None:
+                where = located(sample, where)
+            key, fields = key_and_fields(sample, self._keep)
+            if self._keep:
+                columns, missing = columns_of_sample(sample, self._keep)
+            self._output.add(key or self._key(number), fields, columns, where)
         except SourceError as error:
-            self._reject(Reject(item.where, str(error)), error)
+            self._reject(Reject(located(sample, f"sample {number}"), str(error)), error)
             return
         if self._unknown != []:
-            before = item.missing if self._unknown is None else self._unknown
-            self._unknown = [name for name in before if name in item.missing]
+            self._note_missing(missing)
+
+    def _add_documents(self, documents: Documents, last: bool = False) -> None:
+        for document in documents.ready(last):
+            assert documents.dtype is not None  # there is a document
+            try:
+                self._output.add_document(document, documents.dtype)
+            except SourceError as error:
+                self._reject(Reject(document.where, str(error)), error)
+                continue
+            self._note_missing(document.missing)
+
+    def _note_missing(self, missing: Sequence[str]) -> None:
+        before = missing if self._unknown is None else self._unknown
+        self._unknown = [name for name in before if name in missing]
 
     def _reject(self, bad: Reject, cause: Exception | None = None) -> None:
         if self._job.on_error == "raise":
@@ -269,8 +290,7 @@ class Writer:
 
     def _finish(self) -> None:
         if self._documents is not None:
-            for document in self._documents.ready(last=True):
-                self._add(document)
+            self._add_documents(self._documents, last=True)
         shards = self._output.close(lambda where, error: self._reject(Reject(where, str(error)), error))
         dtype = None if self._documents is None or not shards else self._documents.dtype
         self._manifest = self._target.commit(shards, dtype, self._rejects, self._unknown)

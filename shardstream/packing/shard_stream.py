@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import xxhash
 
 from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
+from shardstream.format.columns import NO_COLUMNS, ColumnValue
 from shardstream.format.manifest import ShardInfo
 from shardstream.packing.layout import Layout
 from shardstream.packing.writer import SampleWriter, TokenWriter
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shardstream.packing.documents import Document
-    from shardstream.packing.sources.base import Sample
 
 RECEIPTS = ".pack-shard-"
 _WRITES = 2  # complete shards that are written while the next one is made
@@ -111,6 +111,11 @@ class _Deferred(SampleWriter):
         self._sealed = False
 
     @property
+    def full(self) -> bool:
+        """Whether the shard ends here."""
+        return self._shard.payload >= self._layout.shard_size
+
+    @property
     def payload(self) -> int:
         """The bytes of all samples so far."""
         return self._shard.payload
@@ -133,7 +138,7 @@ class _Deferred(SampleWriter):
         """Write the sealed shard. This may run in another thread."""
         while self._pending:
             stored, size, first, listed = self._pending.popleft()
-            self._store_frame(stored.result(), size, first, listed)
+            self._shard.store_frame(stored.result(), size, first, listed)
         (info,) = self.close()
         return info
 
@@ -143,7 +148,8 @@ class _Deferred(SampleWriter):
             return
         self._checksum.update(raw)
         if self.threads is not None:
-            self._pending.append((self.threads.compress(bytes(raw)), len(raw), first, listed))
+            data = raw if isinstance(raw, bytes) else bytes(raw)
+            self._pending.append((self.threads.compress(data), len(data), first, listed))
 
 
 class _DeferredTokens(_Deferred, TokenWriter):
@@ -185,9 +191,14 @@ class ShardStream:
         self.samples = 0
         self._closed_bytes = 0  # of the samples of complete shards
 
-    def add(self, sample: Sample) -> None:
+    def add(
+        self, key: str, fields: dict[str, bytes], columns: Mapping[str, ColumnValue] = NO_COLUMNS
+    ) -> None:
         """Add one sample. Raises SourceError if it cannot be stored; the stream is then as before."""
-        self._writer().add(sample.key, sample.fields, sample.columns)
+        shard = self._open
+        if shard is None or shard.full:
+            shard = self._writer()
+        shard.add(key, fields, columns)
         self.samples += 1
 
     def add_tokens(self, document: Document) -> None:
@@ -210,7 +221,7 @@ class ShardStream:
 
     def _writer(self) -> _Deferred:
         """The writer of the open shard, which has room."""
-        if self._open is not None and self._open.payload >= self._layout.shard_size:
+        if self._open is not None and self._open.full:
             self._cut()
         if self._open is None:
             number, before = self._name(len(self._shards))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardstream.errors import SourceError
+from shardstream.format.columns import ColumnValue
 from shardstream.format.kinds import COMPRESSED, extension
 from shardstream.format.manifest import ShardInfo
 from shardstream.packing.documents import Document
@@ -67,27 +68,45 @@ class StreamOutput:
             return self._spill.written.bytes
         return 0 if self._stream is None else self._stream.input_bytes
 
-    def add(self, item: Sample | Document, dtype: Dtype | None = None) -> None:
-        """Add a sample or a document.
+    def add(self, key: str, fields: dict[str, bytes], columns: Mapping[str, ColumnValue], where: str) -> None:
+        """Add a sample.
 
         Args:
-            item: The sample or the document.
-            dtype: How the tokens of a document are stored, the same for all.
+            key: The key of the sample.
+            fields: The bytes of each field, by name.
+            columns: The values that the index keeps, by name.
+            where: Where it came from, for messages.
+
+        Raises:
+            SourceError: It cannot be stored. All is then as before.
+            StorageError: A shard could not be written, or the local disk is full.
+        """
+        if self._spill is not None:
+            self._codec = self._codec or _codec(fields)
+            self._spill.add(Sample(key, fields, where, columns=columns))
+            return
+        stream = self._stream
+        if stream is None:
+            stream = self._open(self._codec or _codec(fields))
+        stream.add(key, fields, columns)
+
+    def add_document(self, document: Document, dtype: Dtype) -> None:
+        """Add a document.
+
+        Args:
+            document: The document.
+            dtype: How its tokens are stored, the same for all.
 
         Raises:
             SourceError: It cannot be stored. All is then as before.
             StorageError: A shard could not be written, or the local disk is full.
         """
         self._dtype = dtype
-        if self._codec is None:
-            self._codec = "zstd" if isinstance(item, Document) else _codec(item.fields)
         if self._spill is None:
-            self._store(item)
-        elif isinstance(item, Document):
-            fields = {TOKENS: item.tokens.tobytes()}
-            self._spill.add(Sample(item.key, fields, item.where, columns=item.columns))
+            (self._stream or self._open(self._codec or "zstd")).add_tokens(document)
         else:
-            self._spill.add(item)
+            fields = {TOKENS: document.tokens.tobytes()}
+            self._spill.add(Sample(document.key, fields, document.where, columns=document.columns))
 
     def close(self, reject: Callable[[str, SourceError], None]) -> list[ShardInfo]:
         """Write what is left; returns all shards in order.
@@ -104,29 +123,31 @@ class StreamOutput:
             for number, span in enumerate(joined(written.bytes, self._layout.shard_size)):
                 for sample in gather(self._folder, self._seed or 0, number, 1, span, part):
                     try:
-                        self._store(sample)
+                        self._add_shuffled(sample)
                     except SourceError as error:
                         reject(sample.where, error)
         return [] if self._stream is None else self._stream.close()
 
-    def _store(self, item: Sample | Document) -> None:
+    def _add_shuffled(self, sample: Sample) -> None:
         import numpy as np
 
-        if self._stream is None:
-            layout = replace(self._layout, codec=self._codec or "zstd")
-            threads = Threads(layout, self._workers)
-            self._target.held.callback(threads.stop)
-            dtype = None if self._dtype is None else np.dtype(self._dtype)
-            target = self._target
-            self._stream = ShardStream(target.store, layout, threads, target.name, dtype, target.resume)
+        stream = self._stream or self._open(self._codec or "zstd")
         if self._dtype is None:
-            assert isinstance(item, Sample)
-            self._stream.add(item)
+            stream.add(sample.key, sample.fields, sample.columns)
             return
-        if isinstance(item, Sample):
-            tokens = np.frombuffer(item.fields[TOKENS], np.dtype(self._dtype).newbyteorder("<"))
-            item = Document(item.key, tokens, item.where, item.columns)
-        self._stream.add_tokens(item)
+        tokens = np.frombuffer(sample.fields[TOKENS], np.dtype(self._dtype).newbyteorder("<"))
+        stream.add_tokens(Document(sample.key, tokens, sample.where, sample.columns))
+
+    def _open(self, codec: Codec) -> ShardStream:
+        import numpy as np
+
+        layout = replace(self._layout, codec=codec)
+        threads = Threads(layout, self._workers)
+        self._target.held.callback(threads.stop)
+        dtype = None if self._dtype is None else np.dtype(self._dtype)
+        target = self._target
+        self._stream = ShardStream(target.store, layout, threads, target.name, dtype, target.resume)
+        return self._stream
 
 
 def _codec(fields: Mapping[str, bytes]) -> Codec:

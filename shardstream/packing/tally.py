@@ -7,17 +7,27 @@ XXH3_64bits_withSeed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import xxhash
 
+from shardstream.format.cells import Cells
+
+__all__ = ["FACTOR", "Tally", "first_seed", "total"]
+
+FACTOR = 0x9E3779B97F4A7C15  # odd, so that no size is lost modulo 2**64
 _MASK = (1 << 64) - 1
+_LARGE = 4 << 20  # bytes of a sample, of which no copy is made
 _hash = xxhash.xxh3_64_intdigest
 
 
 class Tally(msgspec.Struct):
-    """A count of samples, and the sum of their digests modulo 2**64."""
+    """A count of samples, and the sum of their digests modulo 2**64.
+
+    The digest of a sample is that of its key and its fields, joined. Its seed has the names of the fields and
+    all sizes.
+    """
 
     count: int = 0
     digest: int = 0
@@ -25,45 +35,49 @@ class Tally(msgspec.Struct):
     def add(self, key: str, fields: Mapping[str, bytes]) -> None:
         """Count one sample."""
         self.count += 1
-        self.digest = (self.digest + sample_digest(key.encode(), fields.items())) & _MASK
+        self.digest = (self.digest + _digest(key.encode(), tuple(fields), tuple(fields.values()))) & _MASK
 
     def remove(self, key: str, fields: Mapping[str, bytes]) -> None:
         """Take back what `add` counted."""
         self.count -= 1
-        self.digest = (self.digest - sample_digest(key.encode(), fields.items())) & _MASK
+        self.digest = (self.digest - _digest(key.encode(), tuple(fields), tuple(fields.values()))) & _MASK
+
+    def add_joined(self, joined: Iterable[bytes | memoryview], seeds: Iterable[int]) -> None:
+        """Count samples, of which each is its key and its fields, joined, and its seed."""
+        digests = list(map(_hash, joined, seeds))
+        self.count += len(digests)
+        self.digest = (self.digest + sum(digests)) & _MASK
 
     def add_frame(
-        self,
-        raw: bytes | memoryview,
-        keys: Sequence[bytes],
-        names: Sequence[str],
-        cells: Sequence[tuple[int, int, int, int]],
-        at: int,
-    ) -> int:
+        self, raw: bytes | memoryview, keys: Sequence[bytes], names: Sequence[str], cells: Cells, first: int
+    ) -> None:
         """Count the samples of a frame: its bytes and its cells alone, so that a mistake in either shows.
 
         Args:
             raw: The frame before compression.
             keys: The keys of its samples.
             names: The names of the columns of the cells.
-            cells: Row, column, first byte in the frame and bytes of each cell of the shard so far.
-            at: The first cell of the frame.
-
-        Returns:
-            The cell behind its last.
+            cells: The cells of the shard so far.
+            first: The number of the first sample.
         """
-        view, digest = memoryview(raw), self.digest
-        for key in keys:
-            row = cells[at][0]
-            value = _hash(key)
-            while at < len(cells) and cells[at][0] == row:
-                _, column, start, size = cells[at]
-                value = _hash(view[start : start + size], value ^ _name(names[column]))
-                at += 1
-            digest += value
-        self.count += len(keys)
-        self.digest = digest & _MASK
-        return at
+        view = memoryview(raw)
+        for run in cells.runs(first, first + len(keys)):
+            shape, width = tuple(names[column] for column in run.columns), len(run.columns)
+            end = run.first + (run.end - run.begin) * width
+            sizes = cells.sizes[run.first : end]
+            data = _pieces(view, cells.offsets[run.first : end], sizes)
+            some = keys[run.begin - first : run.end - first]
+            if len(view) > _LARGE:
+                for key in some:
+                    values = [next(data) for _ in run.columns]
+                    self.digest = (self.digest + _digest(key, shape, values)) & _MASK
+                self.count += len(some)
+                continue
+            seeds = [first_seed(shape) + len(key) for key in some]
+            for column in range(width):
+                some_sizes = sizes[column::width]
+                seeds = [seed * FACTOR + size & _MASK for seed, size in zip(seeds, some_sizes, strict=True)]
+            self.add_joined(map(b"".join, zip(some, *[data] * width, strict=True)), seeds)
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
@@ -75,15 +89,28 @@ def total(tallies: Iterable[Tally]) -> Tally:
     return found
 
 
-def sample_digest(key: bytes, fields: Iterable[tuple[str, bytes | memoryview]]) -> int:
-    """The digest of one sample, 64 bits: of its key, and of the name and the bytes of each field in order."""
-    value = _hash(key)
-    for name, data in fields:
-        # The digest so far is the seed of the next.
-        value = _hash(data, value ^ _name(name))
-    return value
-
-
 @functools.lru_cache(1 << 12)
-def _name(name: str) -> int:
-    return _hash(name.encode())
+def first_seed(names: tuple[str, ...]) -> int:
+    """The seed of a sample with these fields, to which the sizes of its key and of its fields are added.
+
+    For each field in turn, the seed is multiplied by FACTOR, and the size of the field is added to it.
+    """
+    return _hash("/".join(names).encode())
+
+
+def _digest(key: bytes, names: tuple[str, ...], values: Sequence[bytes | memoryview]) -> int:
+    seed, size = first_seed(names) + len(key), 0
+    for data in values:
+        seed = seed * FACTOR + len(data)
+        size += len(data)
+    if size <= _LARGE:
+        return _hash(b"".join((key, *values)), seed & _MASK)
+    state = xxhash.xxh3_64(key, seed & _MASK)
+    for data in values:
+        state.update(data)
+    return state.intdigest()
+
+
+def _pieces(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
+    ends = map(int.__add__, offsets, sizes)
+    return map(view.__getitem__, map(slice, offsets, ends))

@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -33,7 +33,7 @@ import msgspec
 from shardstream.errors import SourceError, require
 from shardstream.format.kinds import IMAGES, PIXELS, extension
 
-__all__ = ["IMAGE_QUALITY", "value_bytes"]
+__all__ = ["IMAGE_QUALITY", "encoder", "value_bytes"]
 
 IMAGE_QUALITY = 95
 _JSON = ("json", "jsn")
@@ -79,6 +79,29 @@ def value_bytes(field: str, value: Any) -> bytes:
     if _is_picture(value) or (kind in _PICTURES and hasattr(value, "__array__")):
         return _picture(field, kind, value)
     return _number(field, kind, value)
+
+
+def encoder(field: str) -> Callable[[str, Any], bytes]:
+    """The same as `value_bytes`, faster for what this field holds mostly."""
+    kind = _kind(field)
+    return _usual_text if kind not in _NO_TEXT else _usual_json if kind in _JSON else value_bytes
+
+
+def _usual_text(field: str, value: Any) -> bytes:
+    if type(value) is str and value.isascii():
+        return value.encode()
+    return value_bytes(field, value)
+
+
+def _usual_json(field: str, value: Any) -> bytes:
+    if type(value) is dict:
+        try:
+            data = _encode_json(value)
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+            return value_bytes(field, value)  # which says what is wrong
+        if b"null" not in data:
+            return data
+    return value_bytes(field, value)
 
 
 def _text(field: str, kind: str, value: str) -> bytes:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from shardstream.errors import CorruptionError, OptionError, SourceError, StorageError
+from shardstream.errors import OptionError, SourceError
 from shardstream.format.numbers import whole_number
+from shardstream.packing.blocks import alone, one_by_one, read_blocks, takes_blocks
 from shardstream.packing.layout import Layout
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Reject, Sample, Source, Task
 from shardstream.packing.sources.base import TOKENS, TokenDtype, token_dtype
-from shardstream.packing.sources.streams import check_stream
+from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.tally import Tally
 from shardstream.packing.writer import SampleWriter, TokenWriter
-from shardstream.storage.store import Store, redact
-from shardstream.storage.transport.failures import is_unreachable
+from shardstream.storage.store import Store
 
 if TYPE_CHECKING:
     from shardstream.packing.tokenize import Tokenizer, Tokens
@@ -138,14 +138,14 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
         )
         _write(job, samples, result)
         return result
-    accepted = _accepted(job, read_samples(job, task), result)
+    accepted = _accepted(job, read_blocks(job, task), result)
     if job.limit is not None:
         accepted = itertools.islice(accepted, job.limit)
     if job.shuffle is not None:
         from shardstream.packing import disk_shuffle
 
         result.samples, result.sample_bytes = disk_shuffle.scatter(
-            accepted, _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
+            alone(accepted), _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
         )
     else:
         _write(job, accepted, result)
@@ -153,36 +153,21 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
     return result
 
 
-def read_samples(job: Job, task: Task) -> Iterator[Sample | Reject]:
-    """The samples of a task. What cannot be read is a Reject if `job.on_error` is "skip", else an error."""
-    if job.on_error == "raise" or getattr(job.source, "is_database", False):
-        yield from job.source.read(task)
-        return
-    streams = getattr(job.source, "streams", False)
-    # Files that make samples together have the same base.
-    for _, together in itertools.groupby(task.files, key=lambda span: span.key_base):
-        spans = tuple(together)
-        try:
-            for span in spans if streams else ():
-                if span.start == 0:
-                    check_stream(span.url, job.storage_options)
-            yield from job.source.read(replace(task, files=spans))
-        except (SourceError, StorageError, CorruptionError) as error:
-            if is_unreachable(error):  # the store is at fault, not the file
-                raise
-            where = redact(spans[0].url)
-            yield Reject(where, str(error).removeprefix(f"{where}: "))
-
-
 def _spill_dir(job: Job) -> str:
     assert job.spill_dir is not None
     return job.spill_dir
 
 
-def _accepted(job: Job, found: Iterable[Sample | Reject], result: Result) -> Iterator[Sample]:
+def _accepted(
+    job: Job, found: Iterable[RowBlock | Sample | Reject], result: Result
+) -> Iterator[RowBlock | Sample]:
     given = _given(result)
     for item in found:
-        if isinstance(item, Reject) and item.harmless:
+        if isinstance(item, RowBlock):
+            result.unknown = []
+            given.add_joined(*item.joined())
+            yield item
+        elif isinstance(item, Reject) and item.harmless:
             result.skipped[item.reason] = result.skipped.get(item.reason, 0) + 1
             if len(result.skips) < _MAX_REJECTS_LISTED:
                 result.skips.append((item.where, item.reason))
@@ -215,7 +200,7 @@ def _reject(
         _given(result).remove(item.key, item.fields)
 
 
-def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
+def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> None:
     store = Store.open(job.dest, job.storage_options)
     number = job.first_shard + result.number
     writer: SampleWriter
@@ -225,7 +210,7 @@ def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
 
         there = TokenWriter(store, number, job.layout, np.dtype(dtype))
         writer = there
-        for sample in samples:
+        for sample in alone(samples):
             try:
                 ids = np.frombuffer(sample.fields[TOKENS], np.dtype(dtype).newbyteorder("<"))
                 there.add_tokens(sample.key, ids, sample.columns)
@@ -233,7 +218,7 @@ def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
                 _reject(job, sample, str(error), result, error)
     elif job.tokenizer is None:
         writer = SampleWriter(store, number, job.layout)
-        for sample in samples:
+        for sample in one_by_one(writer, samples) if takes_blocks(job) else alone(samples):
             try:
                 writer.add(sample.key, sample.fields, sample.columns)
             except SourceError as error:
@@ -244,7 +229,7 @@ def _write(job: Job, samples: Iterable[Sample], result: Result) -> None:
         tokenizer = load_tokenizer(job.tokenizer)
         token_writer = TokenWriter(store, number, job.layout, tokenizer.dtype(job.eos))
         writer = token_writer
-        _write_tokens(job, tokenizer, token_writer, iter(samples), result)
+        _write_tokens(job, tokenizer, token_writer, iter(alone(samples)), result)
     result.shards = writer.close()
     result.sample_bytes = writer.sample_bytes
     result.stored = writer.stored

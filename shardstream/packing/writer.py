@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import bisect
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
-
-import xxhash
 
 from shardstream.errors import SourceError
 from shardstream.format import frames
-from shardstream.format.columns import ColumnValue, encode
+from shardstream.format.columns import NO_COLUMNS, ColumnValue
 from shardstream.format.manifest import ShardInfo
-from shardstream.format.names import check_field, check_key
-from shardstream.format.rows import index_parts, is_sparse
+from shardstream.format.members import MAX_SIZE, odd_size
+from shardstream.format.names import check_key
 from shardstream.format.tar import BLOCK, TRAILER, member_header, padding
 from shardstream.packing.columns import check_values
-from shardstream.packing.layout import Codec, Layout
+from shardstream.packing.layout import Layout
+from shardstream.packing.open_frame import OpenFrame, fields_of
+from shardstream.packing.open_shard import OpenShard
 from shardstream.packing.tally import Tally
 from shardstream.storage.store import Store
 
@@ -25,35 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-_NONE: Mapping[str, ColumnValue] = MappingProxyType({})
-_SUFFIX: dict[Codec, str] = {"zstd": ".tar.zst", "none": ".tar"}
-
-
-class _Shard:
-    """The shard that is being written: its bytes, and the rows of its index."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes | bytearray | memoryview] = []
-        self.stored = 0
-        self.raw = 0
-        self.frames: list[tuple[int, int, int, int, int, int]] = []
-        self.seek: list[tuple[int, int, bytes]] = []
-        self.columns: dict[str, int] = {}
-        self.cells: list[tuple[int, int, int, int]] = []  # sample, column, offset, size
-        self.keys: list[bytes] = []
-        self.seen: set[str] = set()
-        self.values: dict[str, list[ColumnValue | None]] = {}  # of the columns; the last may be missing
-        self.payload = 0
-        self.begun = 0  # frames of tokens so far
-
-    def add_key(self, key: str, columns: Mapping[str, ColumnValue]) -> None:
-        """Add the key of a sample and its values; the sample before has all its cells."""
-        for name, value in columns.items():
-            known = self.values.setdefault(name, [])
-            known += [None] * (len(self.keys) - len(known))
-            known.append(value)
-        self.seen.add(key)
-        self.keys.append(key.encode())
+    from shardstream.packing.sources.row_block import RowBlock
 
 
 class SampleWriter:
@@ -75,19 +46,24 @@ class SampleWriter:
         self._layout = layout
         self._before = first
         self._compress = frames.compressor(layout.codec, layout.level)
-        self._shard = _Shard()
-        # One buffer for all frames, since new memory costs a page fault for each 4 KiB.
-        self._frame = io.BytesIO()
-        self._used = 0
-        self._first = 0
         # A slice of the input becomes one shard. Its last line may exceed the size without a second shard.
         self._limit = layout.shard_size + layout.shard_size // 8
         self.shards: list[ShardInfo] = []
         self.sample_bytes = 0  # that the fields of all samples hold
         self.stored = Tally()  # of the samples in frames, as a reader will find them
-        self._tallied = 0  # cells of the open shard that are in it
+        self._begin_shard()
 
-    def add(self, key: str, fields: dict[str, bytes], columns: Mapping[str, ColumnValue] = _NONE) -> None:
+    def _begin_shard(self) -> None:
+        self._shard = OpenShard()
+        self._begin_frame()
+
+    def _begin_frame(self) -> None:
+        shard = self._shard
+        self._frame = OpenFrame(shard.cells, shard.columns, len(shard.keys))
+
+    def add(
+        self, key: str, fields: dict[str, bytes], columns: Mapping[str, ColumnValue] = NO_COLUMNS
+    ) -> None:
         """Add one sample.
 
         Args:
@@ -99,36 +75,70 @@ class SampleWriter:
             SourceError: A name or a value of a column cannot be stored, the key occurs twice, or there is no
                 field.
         """
-        shard = self._shard
-        check_key(key)
-        check_values(columns)
-        if key in shard.seen:
-            raise SourceError(f"the key {key!r} occurs twice")
+        raw_key = self._checked(key, columns)
         if not fields:
             raise SourceError(f"sample {key!r} has no field")
-        parts: list[bytes] = []
-        cells: list[tuple[str, int, int]] = []
-        total = payload = 0
-        for name, data in fields.items():
-            size = len(data)
-            header = member_header(f"{key}.{check_field(name)}", size)
-            zeros = padding(size)
-            parts += (header, data, zeros)
-            cells.append((name, total + len(header), size))
-            total += len(header) + size + len(zeros)
-            payload += size
-        if self._used and self._used + total > self._layout.frame_size:
-            self._end_frame()
-            if shard.payload >= self._limit:
-                self._end_shard()
-                shard = self._shard
-        row, known = len(shard.keys), shard.columns
-        for name, at, size in cells:
-            shard.cells.append((row, known.setdefault(name, len(known)), self._used + at, size))
-        self._frame.writelines(parts)
-        self._used += total
-        shard.add_key(key, columns)
+        known, data = fields_of(tuple(fields)), fields.values()
+        sizes = list(map(len, data))
+        payload = sum(sizes)
+        # The sum of `member_bytes`, which is not called: this is the way of every sample.
+        total = sum([(size + 2 * BLOCK - 1) & -BLOCK for size in sizes])
+        usual = len(raw_key) <= known.longest and payload <= MAX_SIZE and raw_key.isascii()
+        if not usual:
+            total = odd_size(raw_key, known.ends, sizes)
+        if self._frame.size + total > self._layout.frame_size:
+            self._make_room(total)
+        if usual:
+            self._frame.add(raw_key, known, data, sizes, total)
+        else:
+            self._frame.add_odd(raw_key, known, data)
+        shard = self._shard
+        if columns:
+            shard.add_values(columns)
+        shard.seen.add(key)
+        shard.keys.append(raw_key)
         shard.payload += payload
+
+    def add_rows(self, block: RowBlock) -> bool:
+        """Add samples that came together.
+
+        Returns:
+            False if a key occurs twice, so that they have to be added one by one. Nothing is added then.
+        """
+        keys = block.keys
+        if len(set(keys)) < len(keys) or not self._shard.seen.isdisjoint(keys):
+            return False
+        layout, fields = block.lay_out(), fields_of(tuple(block.fields))
+        ends, begin = layout.ends, 0
+        while begin < len(keys):
+            start = ends[begin - 1] if begin else 0
+            self._make_room(ends[begin] - start)
+            room = self._layout.frame_size - self._frame.size
+            end = max(begin + 1, bisect.bisect_right(ends, start + room, begin))
+            raw, offsets, sizes = layout.rows(begin, end)
+            self._frame.add_rows(fields, end - begin, raw, offsets.tolist(), sizes.tolist())
+            values = {name: column[begin:end] for name, column in block.columns.items()}
+            self._shard.add_keys(keys[begin:end], values)
+            self._shard.payload += int(sizes.sum())
+            begin = end
+        return True
+
+    def _make_room(self, total: int) -> None:
+        """End the open frame if a sample of so many bytes does not fit; then the shard, if it is full."""
+        size = self._frame.size
+        if size and size + total > self._layout.frame_size:
+            self._end_frame()
+            if self._shard.payload >= self._limit:
+                self._end_shard()
+
+    def _checked(self, key: str, columns: Mapping[str, ColumnValue]) -> bytes:
+        """The key in UTF-8. Raises SourceError if it cannot be stored, or one of the values."""
+        check_key(key)
+        if columns:
+            check_values(columns)
+        if key in self._shard.seen:
+            raise SourceError(f"the key {key!r} occurs twice")
+        return key.encode()
 
     def close(self) -> list[ShardInfo]:
         """Write the last shard; returns all shards."""
@@ -137,82 +147,28 @@ class SampleWriter:
         return self.shards
 
     def _end_frame(self) -> None:
-        if self._used:
-            with self._frame.getbuffer() as buffer:
-                self._put_frame(buffer[: self._used], self._first)
-                usual = len(buffer) <= 2 * self._layout.frame_size
-            if usual:
-                self._frame.seek(0)
-            else:  # free the memory of a huge sample
-                self._frame = io.BytesIO()
-            self._first = len(self._shard.keys)
-            self._used = 0
+        if self._frame.size:
+            self._put_frame(self._frame.end(), self._frame.first)
+            self._begin_frame()
 
     def _put_frame(self, raw: bytes | memoryview, first: int, listed: bool = True) -> None:
         if listed:
             shard = self._shard
-            self._tallied = self.stored.add_frame(
-                raw, shard.keys[first:], tuple(shard.columns), shard.cells, self._tallied
-            )
-        self._store_frame(self._compress(raw), len(raw), first, listed)
-
-    def _store_frame(
-        self, stored: bytes | bytearray | memoryview, size: int, first: int, listed: bool
-    ) -> None:
-        shard = self._shard
-        if listed:
-            shard.frames.append((shard.stored, len(stored), shard.raw, size, first, frames.checksum(stored)))
-        shard.seek.append((len(stored), size, bytes(stored[-4:])))
-        shard.parts.append(stored)
-        shard.stored += len(stored)
-        shard.raw += size
+            self.stored.add_frame(raw, shard.keys[first:], tuple(shard.columns), shard.cells, first)
+        self._shard.store_frame(self._compress(raw), len(raw), first, listed)
 
     def _end_shard(self) -> None:
         shard = self._shard
         if not shard.keys:
             return
         self._put_frame(TRAILER, len(shard.keys), listed=False)
-        if self._layout.codec == "zstd":
-            shard.parts.append(frames.seek_table(shard.seek))
         self.sample_bytes += shard.payload
-        digest = xxhash.xxh3_128()
-        for part in shard.parts:
-            digest.update(part)
-        for values in shard.values.values():
-            values += [None] * (len(shard.keys) - len(values))
-        columns, tensors = encode(shard.values)
-        head, tail = index_parts(shard.frames, shard.cells, shard.keys, len(shard.columns), tensors)
-        index = head + tail
         count = self._before + len(self.shards)
         stem = f"shard-{self._number:06d}" + (f"-{count}" if count else "")
-        name = stem + _SUFFIX[self._layout.codec]
-        # The index first, so that there is never a shard without its index.
-        self._store.write(f"{stem}.index", index)
-        self._store.write(name, *shard.parts)
-        self.shards.append(
-            ShardInfo(
-                url=name,
-                codec=self._layout.codec,
-                fields=tuple(shard.columns),
-                bytes=sum(map(len, shard.parts)),
-                raw_bytes=shard.raw,
-                samples=len(shard.keys),
-                tokens=self._tokens(shard),
-                frames=len(shard.frames),
-                checksum=digest.hexdigest(),
-                index_url=f"{stem}.index",
-                index_bytes=len(index),
-                index_checksum=xxhash.xxh3_128_hexdigest(index),
-                columns=tuple(columns),
-                index_head=len(head) if columns else 0,
-                index_head_checksum=xxhash.xxh3_128_hexdigest(head) if columns else "",
-                sparse=is_sparse(len(shard.keys), len(shard.columns), len(shard.cells)),
-            )
-        )
-        self._shard = _Shard()
-        self._first = self._tallied = 0
+        self.shards.append(shard.write(self._store, stem, self._layout.codec, self._tokens(shard)))
+        self._begin_shard()
 
-    def _tokens(self, shard: _Shard) -> int:
+    def _tokens(self, shard: OpenShard) -> int:
         return 0
 
 
@@ -237,7 +193,7 @@ class TokenWriter(SampleWriter):
         self._open_bytes = 0
 
     def add_tokens(
-        self, key: str, tokens: npt.NDArray[np.generic], columns: Mapping[str, ColumnValue] = _NONE
+        self, key: str, tokens: npt.NDArray[np.generic], columns: Mapping[str, ColumnValue] = NO_COLUMNS
     ) -> None:
         """Add one document.
 
@@ -249,20 +205,20 @@ class TokenWriter(SampleWriter):
         Raises:
             SourceError: The key or a value of a column cannot be stored, or the key occurs twice.
         """
-        shard = self._shard
-        check_key(key)
-        check_values(columns)
-        if key in shard.seen:
-            raise SourceError(f"the key {key!r} occurs twice")
+        raw_key, shard = self._checked(key, columns), self._shard
         data = tokens.astype(self._dtype, copy=False).tobytes()
         if self._documents and self._open_bytes + len(data) > self._layout.frame_size:
             self._end_frame()
             if shard.payload >= self._limit:
                 self._end_shard()
                 shard = self._shard
-        column = shard.columns.setdefault(self.FIELD, 0)
-        shard.cells.append((len(shard.keys), column, BLOCK + self._open_bytes, len(data)))
-        shard.add_key(key, columns)
+        shard.columns.setdefault(self.FIELD, 0)
+        shard.cells.begin(len(shard.keys), (0,))
+        shard.cells.offsets.append(BLOCK + self._open_bytes)
+        shard.cells.sizes.append(len(data))
+        shard.add_values(columns)
+        shard.seen.add(key)
+        shard.keys.append(raw_key)
         self._documents.append(data)
         self._open_bytes += len(data)
         shard.payload += len(data)
@@ -275,14 +231,13 @@ class TokenWriter(SampleWriter):
         header = member_header(f"{stem}.{self.FIELD}", self._open_bytes)
         if len(header) != BLOCK:  # a frame of 8 GiB: its header needs a pax record
             shift = len(header) - BLOCK
-            cells = self._shard.cells
-            count = len(self._documents)
-            cells[-count:] = [(row, column, at + shift, size) for row, column, at, size in cells[-count:]]
+            offsets = self._shard.cells.offsets
+            for at in range(len(offsets) - len(self._documents), len(offsets)):
+                offsets[at] += shift
         raw = b"".join((header, *self._documents, padding(self._open_bytes)))
-        self._put_frame(raw, self._first)
-        self._first = len(self._shard.keys)
+        self._put_frame(raw, len(self._shard.keys) - len(self._documents))
         self._shard.begun += 1
         self._documents, self._open_bytes = [], 0
 
-    def _tokens(self, shard: _Shard) -> int:
-        return sum(size for _, _, _, size in shard.cells) // self._dtype.itemsize
+    def _tokens(self, shard: OpenShard) -> int:
+        return sum(shard.cells.sizes) // self._dtype.itemsize

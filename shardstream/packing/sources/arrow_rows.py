@@ -10,6 +10,7 @@ from shardstream.errors import ShardstreamError, SourceError, require
 from shardstream.format.frames import damaged
 from shardstream.packing.sources.base import FileSpan, Reject, Sample
 from shardstream.packing.sources.content import file_type
+from shardstream.packing.sources.row_block import RowBlock, row_block
 from shardstream.packing.sources.rows import Kind, Rows
 from shardstream.storage.inputs import open_input, read_slice
 from shardstream.storage.store import Options, local_path_of, named, redact
@@ -18,7 +19,7 @@ _WANTED = {
     "pyarrow.parquet": ("a Parquet file",),
     "pyarrow.ipc": ("an Arrow file", "a stream of Arrow"),
 }
-__all__ = ["kind", "reading", "row_samples", "schema_rows"]
+__all__ = ["kind", "reading", "row_blocks", "row_samples", "schema_rows"]
 
 
 @contextlib.contextmanager
@@ -94,6 +95,21 @@ def schema_rows(rows: Rows, schema: Any, where: str) -> tuple[Rows, list[str] | 
     # A name with a dot is that of a column, or of a part of one.
     names = {name if name in schema.names else name.partition(".")[0] for name in needed}
     return found, [name for name in schema.names if name in names]
+
+
+def row_blocks(
+    rows: Rows, batch: Any, span: FileSpan, first: int, where: str
+) -> Iterator[RowBlock | Sample | Reject]:
+    """The samples of a record batch as one block, or one by one where a block cannot be made.
+
+    See `row_samples` for the arguments.
+    """
+    batch.validate(full=True)
+    block = row_block(rows, batch, span, first, lambda: row_samples(rows, batch, span, first, where))
+    if block is not None:
+        yield block
+    else:
+        yield from row_samples(rows, batch, span, first, where)
 
 
 def row_samples(rows: Rows, batch: Any, span: FileSpan, first: int, where: str) -> Iterator[Sample | Reject]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 from shardstream.errors import SourceError
-from shardstream.format.columns import ColumnValue
+from shardstream.format.columns import NO_COLUMNS, ColumnValue
 from shardstream.format.names import SplitKey, escape_key
 from shardstream.packing.resize import Resize
 from shardstream.storage.inputs import FileInfo, read_slice
@@ -116,7 +116,7 @@ class Sample(NamedTuple):
     fields: dict[str, bytes]
     where: str
     counts: Mapping[str, int] = NO_COUNTS
-    columns: Mapping[str, ColumnValue] = MappingProxyType({})
+    columns: Mapping[str, ColumnValue] = NO_COLUMNS
     missing: tuple[str, ...] = ()
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from shardstream.errors import MissingExtraError, OptionError, SourceError
 from shardstream.format.names import escape_key
 from shardstream.packing.columns import columns_of_sample
 from shardstream.packing.sources.base import FileSpan, Reject, Sample, SourceOptions, Task
-from shardstream.packing.values import value_bytes
+from shardstream.packing.values import encoder
 from shardstream.storage.inputs import FileInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Call", "Calls", "sample_of"]
+__all__ = ["Call", "Calls", "key_and_fields", "located", "sample_of"]
 
 Call = Callable[[], Iterable[Mapping[str, Any]]]
 _KEY = "__key__"
@@ -119,30 +119,57 @@ def sample_of(given: object, where: str, key: str, keep: Sequence[str] = ()) -> 
         key: Its key if it names none.
         keep: The names of values that the index keeps. One of them that is None is no field of the sample.
     """
-    if type(given) is not dict and not isinstance(given, Mapping):
-        return Reject(where, f"a sample is a dict of fields, not a value of type {type(given).__qualname__}")
-    named = given.get(_KEY)
-    if named is not None:
-        if type(named) is int or (isinstance(named, str) and named):
-            key = escape_key(str(named))
-        else:
-            return Reject(where, f"{_KEY} is {named!r}; it has to be a str that is not empty, or an int")
-        where = f"{where} ({key})"
-    fields: dict[str, bytes] = {}
     try:
-        for name, value in given.items():
-            if not isinstance(name, str):
-                return Reject(where, f"the name of a field is {name!r}; it has to be a str")
-            if not name.startswith("__") and (value is not None or name not in keep):
-                fields[name] = value if type(value) is bytes else value_bytes(name, value)
-    except MissingExtraError:
-        raise
+        named, fields = key_and_fields(given, keep)
     except SourceError as error:
-        return Reject(where, str(error))
+        return Reject(located(given, where), str(error))
+    where = where if named is None else f"{where} ({named})"
     if not keep:
-        return Sample(key, fields, where)
-    columns, missing = columns_of_sample(given, keep)
-    return Sample(key, fields, where, columns=columns, missing=missing)
+        return Sample(named or key, fields, where)
+    columns, missing = columns_of_sample(cast("Mapping[str, Any]", given), keep)
+    return Sample(named or key, fields, where, columns=columns, missing=missing)
+
+
+def key_and_fields(given: object, keep: Sequence[str] = ()) -> tuple[str | None, dict[str, bytes]]:
+    """The key that a sample names, or None, and the bytes of its fields; see `sample_of`.
+
+    Raises:
+        SourceError: It is no sample, or a value cannot be stored.
+        MissingExtraError: An image needs Pillow, which is not installed.
+    """
+    if type(given) is not dict and not isinstance(given, Mapping):
+        raise SourceError(f"a sample is a dict of fields, not a value of type {type(given).__qualname__}")
+    named = given.get(_KEY)
+    key = None if named is None else _key(named)
+    fields: dict[str, bytes] = {}
+    for name, encode in _fields(tuple(given)):
+        value = given[name]
+        if value is not None or name not in keep:
+            fields[name] = value if type(value) is bytes else encode(name, value)
+    return key, fields
+
+
+def located(given: object, where: str) -> str:
+    """Where a sample came from, for messages: with its key, if it names one."""
+    with contextlib.suppress(SourceError):
+        if isinstance(given, Mapping) and given.get(_KEY) is not None:
+            return f"{where} ({_key(given[_KEY])})"
+    return where
+
+
+def _key(named: object) -> str:
+    if type(named) is int or (isinstance(named, str) and named):
+        return escape_key(str(named))
+    raise SourceError(f"{_KEY} is {named!r}; it has to be a str that is not empty, or an int")
+
+
+@functools.lru_cache(1 << 10)
+def _fields(names: tuple[object, ...]) -> tuple[tuple[str, Callable[[str, Any], bytes]], ...]:
+    """Of the names in a sample those of fields, and what makes their bytes."""
+    odd = next((name for name in names if not isinstance(name, str)), None)
+    if odd is not None:
+        raise SourceError(f"the name of a field is {odd!r}; it has to be a str")
+    return tuple((str(name), encoder(str(name))) for name in names if not str(name).startswith("__"))
 
 
 def _name(call: object) -> str:
@@ -179,7 +206,7 @@ def _iterable(found: object, where: str) -> Iterable[object]:
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
     """Turn what a user's function raises into an error that says where, and that can be sent."""
     try:

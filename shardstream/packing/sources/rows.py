@@ -28,7 +28,7 @@ from shardstream.packing.sources.encoded import field_bytes, text_bytes, to_json
 
 KEYS = ("__key__", "key", "id")
 Kind = Literal["text", "bytes", "other"]  # of a column; bytes also within an object, as HF stores media
-_HASHED = "xxh3-"
+HASHED = "xxh3-"
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ class Rows:
         try:
             key = key_of(row, self.key, span, number)
             if self._dtype is not None:
-                (column,) = (column for name, column in self._columns if name == TOKENS)
+                (column,) = (column for name, column in self.columns if name == TOKENS)
                 ids = _ids(find(row, column), self._dtype, self.eos)
                 return Sample(key, {TOKENS: ids}, where, NO_COUNTS, columns_of(row, self.keep))
-            for name, column in self._columns:
+            for name, column in self.columns:
                 value = row[column] if column in row else find(row, column)
                 if self.chat is not None and name == "txt":
                     value = self.chat.render(value, row)
@@ -149,7 +149,7 @@ class Rows:
                 fields[name] = data
         except SourceError as error:
             return Reject(where, str(error))
-        used = self._used
+        used = self.used
         missing: tuple[str, ...] = ()
         if self.keep is None:
             rest = {name: value for name, value in row.items() if name not in used}
@@ -169,12 +169,14 @@ class Rows:
     # What is the same for all rows, since a row has a few microseconds.
 
     @functools.cached_property
-    def _columns(self) -> tuple[tuple[str, str], ...]:
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of a field and the column that becomes it."""
         return (("txt", self.text_key),) if self.column is None else self.column
 
     @functools.cached_property
-    def _used(self) -> frozenset[str]:
-        return frozenset(column.partition(".")[0] for _, column in self._columns) | {"__key__"}
+    def used(self) -> frozenset[str]:
+        """The columns that are not stored a second time, in field json."""
+        return frozenset(column.partition(".")[0] for _, column in self.columns) | {"__key__"}
 
     @functools.cached_property
     def _dtype(self) -> TokenDtype | None:
@@ -231,7 +233,7 @@ def _short(key: str, prefix: str = "") -> str:
     """The key itself, or a checksum of one that is too long to name a file in a tar."""
     if len(key) + len(prefix) <= MAX_NAME // 4 or len((prefix + key).encode()) <= MAX_NAME:
         return key
-    return _HASHED + xxhash.xxh3_128_hexdigest(key.encode())
+    return HASHED + xxhash.xxh3_128_hexdigest(key.encode())
 
 
 def with_id(kept: dict[str, Any], row: Mapping[str, Any], wanted: str | None, key: str) -> dict[str, Any]:
@@ -243,7 +245,7 @@ def with_id(kept: dict[str, Any], row: Mapping[str, Any], wanted: str | None, ke
         wanted: The option `key`.
         key: The key of the sample.
     """
-    if _HASHED not in key:
+    if HASHED not in key:
         return kept
     names = KEYS if wanted is None else (wanted,)
     name = next((name for name in names if _lookup(row, name) not in (_MISSING, None, "")), None)

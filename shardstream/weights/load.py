@@ -151,7 +151,7 @@ def stream_weights(
         device: Where they go; None for the CPU.
         dtype: See `load_weights`.
         memory: Bytes of tensors that are on their way or wait to be taken: a number, or a text such as
-            "2GB". A tensor that is larger comes alone.
+            "2GB", at least 32 MiB. A tensor that is larger comes alone.
         cache: See `load_weights`.
         storage_options: For the store.
 

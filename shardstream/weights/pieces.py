@@ -16,7 +16,8 @@ from shardstream.weights.digests import BLOCK, digest_of
 
 __all__ = ["Bounce", "Job", "Piece", "Transfer", "landed"]
 
-_BATCH = 64 << 20  # bytes of tensors that are planned together: small ones share requests
+# Bytes of tensors that are planned together: small ones share requests, and a block is read once.
+_LEAST_BATCH, _LARGEST_BATCH = 32 << 20, 256 << 20
 _ALIGN = 64  # bytes
 
 T = TypeVar("T")
@@ -56,12 +57,14 @@ class Piece:
         size: How many.
         view: The memory that they fill; None if they go through a bounce buffer.
         finish: Called with the buffer and where they begin in it: brings them to their place.
+        sliced: Whether only a part of the tensor is wanted.
     """
 
     start: int
     size: int
     view: memoryview | None = None
     finish: Callable[[Any, int], None] | None = None
+    sliced: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def landed(
     """
     ended: queue.SimpleQueue[Transfer[T] | BaseException] = queue.SimpleQueue()
     lock = threading.Lock()
-    waiting, on_way = _batches(jobs), 0
+    waiting, on_way = _batches(jobs, max(_LEAST_BATCH, min(_LARGEST_BATCH, budget // 2))), 0
     with RangeReader(catalog.place.store) as reader:
         batch = next(waiting, None)
         while batch is not None or on_way:
@@ -146,11 +149,11 @@ def landed(
                     break
 
 
-def _batches(jobs: Iterable[Job[T]]) -> Iterator[list[Job[T]]]:
+def _batches(jobs: Iterable[Job[T]], most: int) -> Iterator[list[Job[T]]]:
     batch: list[Job[T]] = []
     size = 0
     for job in jobs:
-        if batch and (job.file != batch[0].file or size + job.size > _BATCH):
+        if batch and (job.file != batch[0].file or size + job.size > most):
             yield batch
             batch, size = [], 0
         batch.append(job)
@@ -231,13 +234,14 @@ def _read(catalog: Catalog, file: str, group: _Group, bounce: Callable[[int], Bo
 
 
 def _checkable(catalog: Catalog, file: str, group: _Group) -> tuple[int, int, str | None]:
-    """The block of a group, and its checksum if most of it is wanted; otherwise the group alone."""
+    """The block of a group, and its checksum; for slices of which little is in the block, the group alone."""
     digests = catalog.digests.get(file)
     if digests is not None:
         number = group.start // BLOCK
         begin, end = number * BLOCK, min((number + 1) * BLOCK, digests.bytes)
         more = (end - begin) - (group.end - group.start)
-        if group.end <= end and more <= max(GAP, (end - begin) // 2):
+        whole = not all(piece.sliced for piece, _ in group.pieces)
+        if group.end <= end and (whole or more <= max(GAP, (end - begin) // 2)):
             return begin, end, digests.blocks[number]
     return group.start, group.end, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -94,6 +95,20 @@ def pieces_of(
         gap: Bytes that are cheaper to read than to leave out.
         checked: Whether blocks of the file have checksums: then no piece crosses the end of one.
     """
+    pieces, end = _pieces_of(info, target, source, offsets, gap, checked)
+    if tuple(target.shape) != shape_of(info):
+        pieces = [dataclasses.replace(piece, sliced=True) for piece in pieces]
+    return pieces, end
+
+
+def _pieces_of(
+    info: TensorInfo,
+    target: torch.Tensor,
+    source: torch.dtype,
+    offsets: Sequence[int],
+    gap: int,
+    checked: bool,
+) -> tuple[list[Piece], Callable[[], None]]:
     item = source.itemsize
     plan = plan_slice(shape_of(info), offsets, target.shape, item, gap)
     if isinstance(plan, Rows):

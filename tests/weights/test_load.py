@@ -145,6 +145,24 @@ def test_many_flipped_bits_are_many_named_errors(tmp_path: Path) -> None:
     assert len(ss.load_weights(tmp_path)) == 40
 
 
+def test_every_block_is_checked_whatever_is_planned_together(tmp_path: Path) -> None:
+    tensors = {f"w{number:02}": torch.zeros(1_600_000) for number in range(24)}  # 154 MB, 6.4 MB each
+    save_file(tensors, tmp_path / "model.safetensors")
+    verify_weights(str(tmp_path), record=True)
+    file = tmp_path / "model.safetensors"
+    for place in range(5_000_000, file.stat().st_size, 9_000_000):
+        with file.open("r+b") as opened:
+            opened.seek(place)
+            opened.write(b"\1")
+            opened.flush()
+            with pytest.raises(CorruptionError, match="damaged"):
+                for _ in ss.stream_weights(tmp_path, memory="1KiB"):
+                    pass
+            opened.seek(place)
+            opened.write(b"\0")
+    assert len(ss.load_weights(tmp_path, names=["w03"])) == 1
+
+
 def test_bits_that_flip_on_their_way_are_read_again(
     weed: Any, proxy_to: Callable[..., Proxy], folder: Path, state: dict[str, torch.Tensor]
 ) -> None:

@@ -18,7 +18,7 @@ from shardstream.storage.store import Store
 
 __all__ = ["RangeReader", "read_ranges"]
 
-_REMOTE = 32  # ranges on their way: 256 MiB
+_REMOTE = 16, 64  # ranges on their way, at least and at most: four for a processor
 _LOCAL = 4, 32  # threads, at least and at most: a parallel file system wants more than there are processors
 
 # Closed at the end of the program: a thread that is in the code of torch then would have it abort.
@@ -28,7 +28,9 @@ Done = Callable[[BaseException | None], None]
 
 
 def _threads(store: Store) -> int:
-    return _REMOTE if store.backend != "local" else min(max(_LOCAL[0], 2 * (os.cpu_count() or 1)), _LOCAL[1])
+    processors = os.cpu_count() or 1
+    (least, most), each = (_LOCAL, 2) if store.backend == "local" else (_REMOTE, 4)
+    return min(max(least, each * processors), most)
 
 
 class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
@@ -36,8 +38,9 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
 
     Args:
         store: Where the objects are.
-        threads: How many ranges are on their way at most; by default 32 to a remote store, fewer while its
-            adaptive limit is lower, and twice the processors for local files.
+        threads: How many ranges are on their way at most. By default: to a remote store four times the
+            processors, 16 to 64, and fewer while its adaptive limit is lower; for local files twice the
+            processors, 4 to 32.
     """
 
     def __init__(self, store: Store, threads: int | None = None) -> None:

@@ -22,6 +22,7 @@ from shardstream.checkpoint.commit import (
 from shardstream.checkpoint.layout import new_attempt, step_folder
 from shardstream.checkpoint.loading import Loading, candidates
 from shardstream.checkpoint.manifest import Manifest
+from shardstream.checkpoint.planning import Tensors
 from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.retention import Run, prune, prune_local, sweep
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, finish, merge_values, rank_prefix
@@ -214,7 +215,9 @@ class Checkpoints:
         then: Any = functools.partial(self._after, step)
         own = {rank_prefix(rank): each.own for rank, each in enumerate(told) if each.own}
         if self._ranks.rank == 0:
-            then = functools.partial(self._commit, step, part, values, own, self._ranks.size)
+            # Without what copies the tensors, which would hold them.
+            rest = part._replace(tensors=Tensors({}, {}))
+            then = functools.partial(self._commit, step, rest, values, own, self._ranks.size)
         writer = PartWriter(
             self._run.open(name), attempt, self._ranks.rank, self._pool, local, lambda _: then(writer),
             functools.partial(_tell, f"{self.url}: step {step} was not saved"),

@@ -34,7 +34,7 @@ class BlockPool:
         allocate: From a size to writable memory.
     """
 
-    def __init__(self, limit: int, allocate: Callable[[int], memoryview] = _allocated) -> None:
+    def __init__(self, limit: int, allocate: Callable[[int], memoryview] = allocated) -> None:
         self._count = max(1, limit // BLOCK)
         self._allocate = allocate
         self._free: list[memoryview] = []

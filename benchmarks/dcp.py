@@ -18,6 +18,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -221,6 +222,12 @@ def one(what: str, way: str, folder: str, size: int) -> dict[str, Any]:
         importlib.import_module(module)
     if what == "stall":
         return stall(way, folder, state)
+    # So are the modules that are imported at the first use.
+    small = state_of(1)
+    with tempfile.TemporaryDirectory() as other:
+        save(LOADS[way] if what == "load" else way, other, small)
+        if what == "load":
+            load(way, other, small)
     os.sync()
     with Watch() as watch:
         (save if what == "save" else load)(way, folder, state)

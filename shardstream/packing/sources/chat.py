@@ -7,7 +7,6 @@ sandbox: templates come from hubs. It can have no time, since the same input mus
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +60,8 @@ class ChatTemplate:
 
     def digest(self) -> str:
         """A checksum of the template and its tokens, for the manifest."""
+        import hashlib  # a worker without a template does not need it
+
         return hashlib.sha256(json.dumps([self.text, self.tokens]).encode()).hexdigest()
 
     def render(self, messages: Any, row: Mapping[str, Any]) -> str:

@@ -244,3 +244,13 @@ def test_a_name_that_is_not_utf8(tmp_path):
         manifest = ss.pack(path, dest, workers=1, on_error="skip", **options)
         assert (manifest.samples, manifest.provenance["rejected"]) == (1, 1)
         assert ss.verify(str(dest), deep=True).sound
+
+
+@pytest.mark.parametrize("depth", [600, 900])
+@pytest.mark.parametrize("value", ["null", "NaN"])
+def test_objects_that_lie_deep_within_one_another_are_packed(tmp_path, depth, value):
+    deep = "[" * depth + value + "]" * depth
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "x": {deep}}}\n')
+    ss.pack(tmp_path / "a.jsonl", tmp_path / "out", workers=1)
+    [(_, fields)] = DatasetReader.open(str(tmp_path / "out")).iter_samples()
+    assert fields["json"] == f'{{"x":{deep}}}'.encode()

@@ -123,3 +123,32 @@ def test_arrays_are_the_files_that_numpy_writes(dtype: str, shape: list[int]) ->
     assert npy(dtype, shape, array.tobytes()) == buffer.getvalue()
     with pytest.raises(SourceError, match="are no array of"):
         npy(dtype, shape, array.tobytes() + b"1")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("str_int", b"1x"),
+        ("str_int", b"1" * 5000),
+        ("str_float", b"."),
+        ("json", b"[" * 3000),
+        ("json", b"{"),
+    ],
+)
+def test_a_value_that_is_none_of_its_encoding_is_a_reject(tmp_path: Path, encoding: str, data: bytes) -> None:
+    head = json.dumps(
+        {"column_names": ["text", "x"], "column_encodings": ["str", encoding], "column_sizes": [None, None]}
+    ).encode()
+    sample = len(b"t").to_bytes(4, "little") + len(data).to_bytes(4, "little") + b"t" + data
+    begin = 12 + len(head)
+    places = begin.to_bytes(4, "little") + (begin + len(sample)).to_bytes(4, "little")
+    shard = (1).to_bytes(4, "little") + places + head + sample
+    (tmp_path / "a.mds").write_bytes(shard)
+    entry = {
+        "version": 2, "format": "mds", "samples": 1, "raw_data": {"basename": "a.mds", "bytes": len(shard)},
+        "column_names": ["text", "x"], "column_encodings": ["str", encoding],
+    }  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [entry]}))
+    (reject,) = read(tmp_path)
+    assert isinstance(reject, Reject)
+    assert reject.where == f"{tmp_path / 'a.mds'}, sample 0"

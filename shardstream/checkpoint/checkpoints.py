@@ -12,15 +12,22 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from shardstream.checkpoint.agreement import Told, again, first_failure, raise_errors
-from shardstream.checkpoint.commit import PATIENCE, committed_steps, conditional_put, read_manifest
-from shardstream.checkpoint.layout import MANIFEST, new_attempt, step_folder
+from shardstream.checkpoint.commit import (
+    PATIENCE,
+    committed_steps,
+    conditional_put,
+    read_manifest,
+    wait_for_manifest,
+)
+from shardstream.checkpoint.layout import new_attempt, step_folder
 from shardstream.checkpoint.loading import Loading, candidates
 from shardstream.checkpoint.manifest import Manifest
+from shardstream.checkpoint.planning import Tensors
 from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.retention import Run, prune, prune_local, sweep
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, finish, merge_values, rank_prefix
 from shardstream.checkpoint.staging import BlockPool
-from shardstream.checkpoint.writing import PartWriter, failure_name
+from shardstream.checkpoint.writing import PartWriter
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StateError, StorageError
 from shardstream.format.numbers import whole_number
 from shardstream.format.sizes import parse_size
@@ -208,7 +215,9 @@ class Checkpoints:
         then: Any = functools.partial(self._after, step)
         own = {rank_prefix(rank): each.own for rank, each in enumerate(told) if each.own}
         if self._ranks.rank == 0:
-            then = functools.partial(self._commit, step, part, values, own, self._ranks.size)
+            # Without what copies the tensors, which would hold them.
+            rest = part._replace(tensors=Tensors({}, {}))
+            then = functools.partial(self._commit, step, rest, values, own, self._ranks.size)
         writer = PartWriter(
             self._run.open(name), attempt, self._ranks.rank, self._pool, local, lambda _: then(writer),
             functools.partial(_tell, f"{self.url}: step {step} was not saved"),
@@ -313,20 +322,18 @@ class Checkpoints:
 
     def _wait_for_commit(self, step: int, writer: PartWriter, limit: float | None) -> bool:
         """On ranks but the first: ask the store until the manifest is there."""
-        folder, inside = self._run.open(step_folder(step)), self._run.open(step_folder(step), writer.attempt)
-        end, pause = time.monotonic() + self._patience, 0.02
-        while not folder.exists(MANIFEST):
-            failed = [name for name in inside.list() if name.startswith(failure_name(0)[:6])]
-            if failed or time.monotonic() > end:
-                self._flight = None
-                why = f"{failed[0]} is there" if failed else "the first rank did not commit it"
-                raise StorageError(f"{self.url}: step {step} was not saved: {why}")
-            if limit is not None and time.monotonic() > limit:
-                return False
-            time.sleep(pause)
-            pause = min(1.0, pause * 1.5)
-        self._flight = None
-        return True
+        name = step_folder(step)
+        try:
+            there = wait_for_manifest(
+                self._run.open(name), self._run.open(name, writer.attempt), self._patience, limit
+            )
+        except StorageError:
+            self._flight = None
+            self.failures += 1
+            raise
+        if there:
+            self._flight = None
+        return there
 
     # Loading
 

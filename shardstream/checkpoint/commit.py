@@ -25,14 +25,14 @@ from shardstream.checkpoint.manifest import (
     decode,
     encode,
 )
-from shardstream.checkpoint.writing import failure_name
+from shardstream.checkpoint.writing import failure_name, is_failure
 from shardstream.errors import CommitError, CorruptionError, StateError, StorageError
 from shardstream.storage.store import Store
 from shardstream.version import __version__
 
 __all__ = [
     "PATIENCE", "collect", "commit", "committed_steps", "conditional_put", "in_threads", "merge", "now",
-    "read_manifest",
+    "read_manifest", "wait_for_manifest",
 ]  # fmt: skip
 
 PATIENCE = 600.0  # seconds without a new object, after which the other ranks are taken for dead
@@ -242,6 +242,34 @@ def read_manifest(folder: Store) -> Manifest | None:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
+
+
+def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: float | None) -> bool:
+    """Ask the store until the manifest is there: how ranks but the first learn of the commit.
+
+    Args:
+        folder: The folder of the checkpoint.
+        inside: The folder of the attempt.
+        patience: Seconds after which it will not come.
+        limit: When to return at the latest, of `time.monotonic`; or None.
+
+    Returns:
+        Whether it is there; False at the limit.
+
+    Raises:
+        StorageError: A rank has failed, or the manifest did not come.
+    """
+    end, pause = time.monotonic() + patience, _PAUSES[0]
+    while not folder.exists(MANIFEST):
+        failed = [name for name in inside.list() if is_failure(name)]
+        if failed or time.monotonic() > end:
+            why = f"{failed[0]} is there" if failed else f"no manifest came in {patience:.0f} s"
+            raise StorageError(f"{folder.url} was not committed: {why}")
+        if limit is not None and time.monotonic() > limit:
+            return False
+        time.sleep(pause)
+        pause = min(_PAUSES[1], pause * 1.5)
+    return True
 
 
 def committed_steps(run: Store) -> list[int]:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable
 from typing import NamedTuple
 
+from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.layout import FilePlan, Item
 from shardstream.checkpoint.manifest import Manifest, TensorInfo
-from shardstream.checkpoint.reading import Files, Request, read, requests_of
+from shardstream.checkpoint.reading import Request, read, requests_of
 from shardstream.errors import OptionError, StorageError
 from shardstream.storage.store import Store
 

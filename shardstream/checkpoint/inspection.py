@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.commit import committed_steps, in_threads, read_manifest
+from shardstream.checkpoint.files import Files, verify_file
 from shardstream.checkpoint.layout import byte_size, step_folder
 from shardstream.checkpoint.manifest import Manifest
-from shardstream.checkpoint.reading import Files, verify_file
 from shardstream.checkpoint.retention import Run
 from shardstream.errors import CorruptionError, StateError, StorageError
 

@@ -6,9 +6,9 @@ import logging
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.commit import committed_steps, read_manifest
+from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.layout import MANIFEST, step_folder
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.reading import Files
 from shardstream.checkpoint.restoring import Restoring
 from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.saving import rank_prefix

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.objects import (
     is_module,
     is_optimizer,
@@ -13,7 +14,7 @@ from shardstream.checkpoint.objects import (
     put_back,
     state_of,
 )
-from shardstream.checkpoint.reading import Files, Request, read, requests_of
+from shardstream.checkpoint.reading import Request, read, requests_of
 from shardstream.checkpoint.values import Arrays, decode, encode, joined
 from shardstream.errors import StateError
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardstream.checkpoint.slices import Box
-from shardstream.errors import StateError, require
+from shardstream.errors import StateError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Piece", "bytes_of", "copier", "dtype_name", "dtype_named", "pieces_of", "pinned"]
+__all__ = ["Piece", "bytes_of", "copier", "dtype_name", "dtype_named", "pieces_of"]
 
 _NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
@@ -163,11 +163,4 @@ def bytes_of(tensor: torch.Tensor) -> memoryview | None:
     if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         return None
     found: memoryview = _flat(tensor.detach()).numpy().data
-    return found
-
-
-def pinned(size: int) -> memoryview:
-    """Memory that a GPU can copy into without help of the CPU."""
-    torch = require("torch", "torch")
-    found: memoryview = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data
     return found

@@ -18,7 +18,7 @@ from shardstream.checkpoint.staging import BlockPool
 from shardstream.errors import OptionError, StorageError
 from shardstream.storage.store import Store, sync_folder
 
-__all__ = ["PartWriter", "failure_name", "receipt_of"]
+__all__ = ["PartWriter", "failure_name", "is_failure", "receipt_of"]
 
 _PARTS = 64  # places in memory that a block is written from; what lies in more is copied together
 _SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
@@ -27,6 +27,11 @@ _SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
 def failure_name(rank: int) -> str:
     """The name of the object by which a rank tells the others that its part will not come."""
     return f"failed-{rank:05d}.json"
+
+
+def is_failure(name: str) -> bool:
+    """Whether this is the name of such an object."""
+    return name.startswith("failed-")
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,9 @@ def _verify(run: Run, step: int | None, everything: bool, json: bool) -> None:
 
 def _export(run: Run, step: int | None, dest: str, module: str, file_size: str, json: bool) -> None:
     from shardstream.checkpoint.export import export
+    from shardstream.checkpoint.files import Files
     from shardstream.checkpoint.inspection import manifest_at
     from shardstream.checkpoint.layout import step_folder
-    from shardstream.checkpoint.reading import Files
     from shardstream.format.sizes import human_size, parse_size
     from shardstream.storage.store import Store
 

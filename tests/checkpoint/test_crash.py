@@ -71,7 +71,9 @@ def crash(tmp_path: Path, call: str, fault: str, numbers: range, local: bool) ->
     hits = 0
     for when in numbers:
         folder = tmp_path / f"run-{when}"
-        ss.Checkpoints(str(folder)).save(0, state(0))
+        before = ss.Checkpoints(str(folder))
+        before.save(0, state(0))
+        before.wait()
         arguments = [folder, 1, 4, *(("--local", tmp_path / f"local-{when}") if local else ())]
         done = run(command(*arguments), f"{call}:{fault}:when={when}{'+' if 'error' in fault else ''}")
         if done.returncode == 0 and "error" not in done.stderr.lower() and "not saved" not in done.stderr:

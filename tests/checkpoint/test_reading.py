@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from shardstream.checkpoint import layout
 from shardstream.checkpoint.commit import collect, commit, read_manifest
+from shardstream.checkpoint.files import Files, verify_file
 from shardstream.checkpoint.layout import Item, plan_files
 from shardstream.checkpoint.manifest import Manifest
-from shardstream.checkpoint.reading import Files, read, requests_of, verify_file
+from shardstream.checkpoint.reading import read, requests_of
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter
 from shardstream.errors import CorruptionError, StateError

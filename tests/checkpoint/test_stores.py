@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import shardstream as ss
-from shardstream.checkpoint.reading import Files, read, requests_of
+from shardstream.checkpoint.files import Files
+from shardstream.checkpoint.reading import read, requests_of
 from shardstream.errors import CorruptionError, OptionError, StateError, StorageError
 from shardstream.storage.store import Store
 from tests.checkpoint.models import equal, stepped, trained

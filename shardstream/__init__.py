@@ -73,6 +73,7 @@ _HOMES = {
     "Topology": "shardstream.distributed",
     "Writer": "shardstream.packing.samples_writer",
     "commit": "shardstream.packing.commit_parts",
+    "dcp": "shardstream.checkpoint",
     "decoder": "shardstream.decode.registry",
     "fetch_weights": "shardstream.weights.fetch",
     "index": "shardstream.packing.adopt",
@@ -87,7 +88,7 @@ _HOMES = {
 }
 
 # Modules that are public as a whole.
-_MODULES = {"dcp": "shardstream.checkpoint.dcp"}
+_MODULES = {"dcp"}
 
 # `to_tf` is a name for users of TensorFlow alone, and so not among those that everybody sees.
 __all__ = [
@@ -133,10 +134,10 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            return importlib.import_module(_MODULES[name])
         if name not in _HOMES:
             raise AttributeError(f"module 'shardstream' has no attribute {name!r}")
+        if name in _MODULES:
+            return importlib.import_module(f"{_HOMES[name]}.{name}")
         return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -10,10 +10,11 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from shardstream.checkpoint.dcp_manifest import OBJECT, metadata_of, objects_of
 from shardstream.checkpoint.dcp_objects import pickled
-from shardstream.checkpoint.dcp_requests import Request, bytes_of
+from shardstream.checkpoint.dcp_requests import Request
 from shardstream.checkpoint.layout import MANIFEST
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.reading import Files, read, requests_of
+from shardstream.checkpoint.tensors import bytes_of
 from shardstream.storage.store import Store
 
 __all__ = ["OwnFolder"]

@@ -46,7 +46,8 @@ class Reader(StorageReader):
             False, whoever can write to the checkpoint can run programs here.
         convert: whether a tensor may be loaded into one of another dtype, as torch's readers do. Else it is
             an error.
-        verify: whether checksums are compared.
+        verify: whether tensors of torch's folders are compared with their CRC-32. What `Writer` has written
+            is always verified.
 
     Raises:
         OptionError: a URL or an option that cannot be.

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from shardstream.checkpoint.dcp_boxes import Piece, pieces
+from shardstream.checkpoint.tensors import bytes_of
 
-__all__ = ["Request", "bytes_of"]
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview | None:
-    """The memory of a tensor as bytes that can be written, or None if it is not one row of memory here."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.layout != torch.strided:
-        return None
-    if tensor.is_neg() or tensor.is_conj():
-        return None  # its memory holds other values than it shows
-    data: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(data)
+__all__ = ["Request"]
 
 
 @dataclass(frozen=True)

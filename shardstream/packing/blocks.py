@@ -16,7 +16,7 @@ from shardstream.storage.store import redact
 from shardstream.storage.transport.failures import is_unreachable
 
 if TYPE_CHECKING:
-    from shardstream.packing.worker import Job
+    from shardstream.packing.job import Job
 
 __all__ = ["alone", "one_by_one", "read_blocks", "read_samples", "takes_blocks"]
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from shardstream.errors import OptionError, StorageError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
+from shardstream.packing.job import Job
 from shardstream.packing.sources import ImagesSource
 from shardstream.packing.sources.base import relative
-from shardstream.packing.worker import Job
 from shardstream.storage.inputs import FileInfo, read_slice
 from shardstream.version import __version__
 

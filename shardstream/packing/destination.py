@@ -17,9 +17,9 @@ from shardstream.errors import CommitError, OptionError, StorageError
 from shardstream.format.manifest import NAME, Manifest
 from shardstream.packing import reservation
 from shardstream.packing.build_manifest import check_append, tool
+from shardstream.packing.job import Job
 from shardstream.packing.result import Result
 from shardstream.packing.version_01 import is_continued
-from shardstream.packing.worker import Job
 from shardstream.storage.store import Options, Store
 
 REJECTS = "rejects.jsonl"

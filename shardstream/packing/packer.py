@@ -22,6 +22,7 @@ from shardstream.packing.from_python import (
     pack_samples,
     samples_or_calls,
 )
+from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.keys import described, key_rule, with_prefixes
 from shardstream.packing.layout import Codec, Layout
 from shardstream.packing.pack_options import PackOptions, Sources
@@ -42,7 +43,6 @@ from shardstream.packing.sources import (
 from shardstream.packing.sources.base import TokenDtype, prepared, sized
 from shardstream.packing.sources.calls import Call, Calls
 from shardstream.packing.version_01 import old_record
-from shardstream.packing.worker import Job, input_bytes
 from shardstream.progress import Report, with_bar
 from shardstream.storage.store import Options, is_private
 

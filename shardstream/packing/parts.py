@@ -14,9 +14,9 @@ from shardstream.errors import CommitError, OptionError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.packing import reservation
 from shardstream.packing.build_manifest import field_infos, tool
+from shardstream.packing.job import Job
 from shardstream.packing.reservation import Reservation
 from shardstream.packing.shard_stream import RECEIPTS
-from shardstream.packing.worker import Job
 from shardstream.storage.store import Store
 
 __all__ = [

@@ -11,12 +11,12 @@ from shardstream.format.manifest import Manifest
 from shardstream.packing.build_manifest import build_manifest, next_number, warn_of_many_fields
 from shardstream.packing.columns import check_columns
 from shardstream.packing.destination import Destination
+from shardstream.packing.job import Bucket, Job, input_bytes
 from shardstream.packing.outcome import Outcome
 from shardstream.packing.result import Result
 from shardstream.packing.runner import Runner
 from shardstream.packing.sources import Task
 from shardstream.packing.sources.calls import Calls
-from shardstream.packing.worker import Bucket, Job, input_bytes
 
 __all__ = ["run_passes"]
 

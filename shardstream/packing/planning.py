@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from shardstream.errors import CorruptionError, SourceError, StorageError
 from shardstream.format.kinds import COMPRESSED, extension
 from shardstream.packing.blocks import read_samples
+from shardstream.packing.job import Job
 from shardstream.packing.layout import Codec
 from shardstream.packing.sources import Reject, Sample, Task
-from shardstream.packing.worker import Job
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import redact
 from shardstream.storage.transport.failures import is_unreachable

@@ -8,9 +8,10 @@ from typing import Any
 
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines.local import run_tasks
+from shardstream.packing.job import Bucket, Job, input_bytes
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
-from shardstream.packing.worker import Bucket, Job, input_bytes, run_task
+from shardstream.packing.worker import run_task
 from shardstream.progress import Report, Reporter
 
 

@@ -14,11 +14,12 @@ from shardstream.errors import SourceError, StorageError
 from shardstream.format.manifest import NAME
 from shardstream.maintain.verify import verify
 from shardstream.packing.build_manifest import build_manifest, provenance
+from shardstream.packing.job import Job
 from shardstream.packing.layout import Layout
 from shardstream.packing.outcome import Outcome
 from shardstream.packing.sources import Reject, Sample, Source, Task
 from shardstream.packing.sources.base import prepared
-from shardstream.packing.worker import Job, run_task
+from shardstream.packing.worker import run_task
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.inputs import FileInfo, expand
 from shardstream.storage.store import Store

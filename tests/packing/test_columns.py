@@ -22,7 +22,7 @@ from shardstream.format.manifest import Manifest
 from shardstream.packing.columns import column_value, columns_of
 from shardstream.packing.destination import identity
 from shardstream.packing.layout import Layout
-from shardstream.packing.worker import Result
+from shardstream.packing.result import Result
 from shardstream.packing.writer import SampleWriter
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.store import Store

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardstream.checkpoint.dcp_boxes import pieces
+from shardstream.checkpoint.dcp.boxes import pieces
 
 
 @st.composite

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import shardstream as ss
-from shardstream.checkpoint import dcp_behind
+from shardstream.checkpoint.dcp import background
 from tests.distributed.launch import call
 from tests.watch import ended
 
@@ -127,8 +127,8 @@ def test_the_next_save_of_any_writer_tells_what_failed(tmp_path: Path) -> None:
     def fail() -> None:
         raise ss.StorageError("the bucket is gone")
 
-    behind = dcp_behind.Committing(fail, "commit-test")
-    dcp_behind.add(behind, "s3://b/run/step-1")
+    behind = background.Committing(fail, "commit-test")
+    background.add(behind, "s3://b/run/step-1")
     assert behind.wait(30)
     with pytest.raises(ss.StorageError, match=r"s3://b/run/step-1: .* not committed.*the bucket is gone"):
         ss.dcp.Writer(tmp_path / "step-2").stage({"w": torch.ones(3)})

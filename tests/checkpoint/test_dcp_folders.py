@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 import shardstream as ss
-from shardstream.checkpoint.dcp_folders import TorchFolder
-from shardstream.checkpoint.dcp_pickles import read_metadata
-from shardstream.checkpoint.dcp_requests import Request
+from shardstream.checkpoint.dcp.folders import TorchFolder
+from shardstream.checkpoint.dcp.pickles import read_metadata
+from shardstream.checkpoint.dcp.requests import Request
 from shardstream.storage.store import LocalStore
 from tests.checkpoint.dcp_states import assert_equal, emptied, odd_state
 

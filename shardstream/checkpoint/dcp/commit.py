@@ -10,10 +10,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
 from shardstream.checkpoint.commit import collect, commit, conditional_put
-from shardstream.checkpoint.dcp_folders import METADATA
-from shardstream.checkpoint.dcp_items import Written
-from shardstream.checkpoint.dcp_manifest import OBJECT, extra_of
-from shardstream.checkpoint.dcp_places import step_in
+from shardstream.checkpoint.dcp.folders import METADATA
+from shardstream.checkpoint.dcp.items import Written
+from shardstream.checkpoint.dcp.manifest import OBJECT, extra_of
+from shardstream.checkpoint.dcp.places import step_in
 from shardstream.checkpoint.layout import MANIFEST
 from shardstream.checkpoint.manifest import Receipt
 from shardstream.checkpoint.writing import PartWriter

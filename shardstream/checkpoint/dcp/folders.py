@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from shardstream.checkpoint.dcp_boxes import Piece
-from shardstream.checkpoint.dcp_pickles import Place, SavedTensor, read_metadata, read_tensor_pickle
-from shardstream.checkpoint.dcp_requests import Request
+from shardstream.checkpoint.dcp.boxes import Piece
+from shardstream.checkpoint.dcp.pickles import Place, SavedTensor, read_metadata, read_tensor_pickle
+from shardstream.checkpoint.dcp.requests import Request
 from shardstream.errors import CorruptionError, ShardstreamError, SourceError, reason
 from shardstream.storage.fetch.ranges import read_ranges
 from shardstream.storage.store import Store

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from shardstream.checkpoint.dcp_boxes import Piece, pieces
+from shardstream.checkpoint.dcp.boxes import Piece, pieces
 from shardstream.checkpoint.tensors import bytes_of
 
 __all__ = ["Request"]

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from shardstream.checkpoint.dcp_objects import load_object, pickled
+from shardstream.checkpoint.dcp.objects import load_object, pickled
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.tensors import dtype_named
 from shardstream.errors import CorruptionError

@@ -17,12 +17,12 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from shardstream.checkpoint import dcp_behind
 from shardstream.checkpoint.commit import PATIENCE
-from shardstream.checkpoint.dcp_commit import Attempt, Gathered, check_conditional, refuse_to_overwrite
-from shardstream.checkpoint.dcp_items import Part
-from shardstream.checkpoint.dcp_places import local_folder, step_in
-from shardstream.checkpoint.dcp_staging import Stager
+from shardstream.checkpoint.dcp import background
+from shardstream.checkpoint.dcp.commit import Attempt, Gathered, check_conditional, refuse_to_overwrite
+from shardstream.checkpoint.dcp.items import Part
+from shardstream.checkpoint.dcp.places import local_folder, step_in
+from shardstream.checkpoint.dcp.staging import Stager
 from shardstream.checkpoint.layout import (
     MAX_FILE,
     FilePlan,
@@ -120,7 +120,7 @@ class Writer(StorageWriter, AsyncStager):
         self._thread = threading.local()
         self._stager = Stager(self._memory, self._patience)
         self._pools: dict[int, BlockPool] = {}
-        self._behind: list[dcp_behind.Background] = []
+        self._behind: list[background.Background] = []
         self._conditional: dict[str, bool] = {}
         self._plans: dict[int, SavePlan] = {}
 
@@ -141,7 +141,7 @@ class Writer(StorageWriter, AsyncStager):
             StorageError: One was not; its cause says why.
         """
         behind, self._behind = self._behind, []
-        dcp_behind.wait_for(behind)
+        background.wait_for(behind)
 
     def close(self) -> None:
         """Wait, as `wait` does, and give memory back."""
@@ -166,7 +166,7 @@ class Writer(StorageWriter, AsyncStager):
             StorageError: What an earlier save has met in the background.
         """
         self._own_process()
-        dcp_behind.raise_untold()
+        background.raise_untold()
         return self._stager.stage(state_dict)
 
     def synchronize_staging(self) -> None:
@@ -212,7 +212,7 @@ class Writer(StorageWriter, AsyncStager):
                 "use_collectives=False is not supported: without collectives no rank knows when all have "
                 "written, and so there is no moment of commit"
             )
-        dcp_behind.raise_untold()
+        background.raise_untold()
         self._thread.save = _Save(getattr(self._thread, "url", self.url), is_coordinator)
         self._thread.__dict__.pop("url", None)
 
@@ -310,7 +310,7 @@ class Writer(StorageWriter, AsyncStager):
         elif gathered.on_disk:
             attempt.put(local, gathered.receipts, metadata, gathered)
             work = functools.partial(attempt.put_behind, folder, part, metadata, gathered)
-            self._remember(dcp_behind.Committing(work, f"commit-{save.attempt}"), folder.url)
+            self._remember(background.Committing(work, f"commit-{save.attempt}"), folder.url)
         else:
             attempt.put_behind(folder, part, metadata, gathered)
             if part.error is not None:
@@ -336,10 +336,10 @@ class Writer(StorageWriter, AsyncStager):
     def _pool(self, limit: int) -> BlockPool:
         return self._pools.setdefault(limit, BlockPool(limit))
 
-    def _remember(self, background: dcp_behind.Background, url: str) -> None:
+    def _remember(self, sending: background.Background, url: str) -> None:
         self._behind = [each for each in self._behind if not each.done]
-        self._behind.append(background)
-        dcp_behind.add(background, url)
+        self._behind.append(sending)
+        background.add(sending, url)
 
     def _undo(self, part: PartWriter, folder: Store, local: Store | None, files: Sequence[FilePlan]) -> None:
         """Delete what this rank has written: a full disk would stay full."""

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
-from shardstream.checkpoint.dcp_manifest import OBJECT
-from shardstream.checkpoint.dcp_objects import resolve_object
+from shardstream.checkpoint.dcp.manifest import OBJECT
+from shardstream.checkpoint.dcp.objects import resolve_object
 from shardstream.checkpoint.layout import Item
 from shardstream.checkpoint.manifest import Receipt
 from shardstream.checkpoint.tensors import bytes_of, copier, dtype_name

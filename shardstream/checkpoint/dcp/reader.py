@@ -15,12 +15,12 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from shardstream.checkpoint.commit import read_manifest
-from shardstream.checkpoint.dcp_folders import METADATA, TorchFolder
-from shardstream.checkpoint.dcp_manifest import url_of
-from shardstream.checkpoint.dcp_objects import load_object, pickled
-from shardstream.checkpoint.dcp_own import OwnFolder
-from shardstream.checkpoint.dcp_places import local_folder
-from shardstream.checkpoint.dcp_requests import Request
+from shardstream.checkpoint.dcp.folders import METADATA, TorchFolder
+from shardstream.checkpoint.dcp.manifest import url_of
+from shardstream.checkpoint.dcp.objects import load_object, pickled
+from shardstream.checkpoint.dcp.own import OwnFolder
+from shardstream.checkpoint.dcp.places import local_folder
+from shardstream.checkpoint.dcp.requests import Request
 from shardstream.checkpoint.layout import MANIFEST
 from shardstream.errors import StateError, StorageError
 from shardstream.storage.store import Options, Store

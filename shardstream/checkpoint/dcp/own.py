@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from shardstream.checkpoint.dcp_manifest import OBJECT, metadata_of, objects_of
-from shardstream.checkpoint.dcp_objects import pickled
-from shardstream.checkpoint.dcp_requests import Request
+from shardstream.checkpoint.dcp.manifest import OBJECT, metadata_of, objects_of
+from shardstream.checkpoint.dcp.objects import pickled
+from shardstream.checkpoint.dcp.requests import Request
 from shardstream.checkpoint.layout import MANIFEST
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.reading import Files, read, requests_of

@@ -73,7 +73,7 @@ def test_memory_is_a_store(tmp_path: Path) -> None:
 
 
 def test_large_tensors_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shardstream.checkpoint import dcp_writer
+    from shardstream.checkpoint.dcp import writer as dcp_writer
 
     monkeypatch.setattr(dcp_writer, "MAX_FILE", 2 << 20)
     state = {"w": torch.randn(1000, 1000), "v": torch.randn(1000, 10).t()}

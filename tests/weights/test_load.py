@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -46,14 +45,6 @@ def test_all_bits_are_those_of_safetensors(folder: Path, state: dict[str, torch.
     model = torch.nn.Linear(1025, 3000, bias=False)
     model.load_state_dict({"weight": found["layer.weight"]}, assign=True)
     assert model.weight.data_ptr() == found["layer.weight"].data_ptr()
-
-
-def test_a_real_model() -> None:
-    spec = importlib.util.find_spec("silero_vad")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package silero-vad, which has a small model, is not installed")
-    [file] = Path(spec.submodule_search_locations[0]).glob("data/*.safetensors")
-    assert same(ss.load_weights(file), load_file(file))
 
 
 @pytest.mark.parametrize("recorded", [False, True])

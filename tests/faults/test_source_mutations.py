@@ -35,7 +35,14 @@ def attempt(name: str, folder: Path, dest: Path, on_error: str) -> bool:
     case = INPUTS[name]
     faulthandler.dump_traceback_later(HANG, exit=True)
     try:
-        ss.pack(folder, dest, format=case.format, workers=1, on_error=on_error, **case.options)  # type: ignore[call-overload]
+        ss.pack(
+            case.url.format(folder=folder),
+            dest,
+            format=case.format,
+            workers=1,
+            on_error=on_error,
+            **case.options,
+        )  # type: ignore[call-overload]
     except ShardstreamError:
         return False
     finally:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
+import sqlite3
 import struct
 import subprocess
 import wave
@@ -32,12 +34,14 @@ class Input:
         format: The format that it is packed as.
         options: How it is packed.
         memory: By how many bytes the memory may grow while damaged files are packed.
+        url: What is packed, with {folder} for the folder.
     """
 
     make: Callable[[Path], object]
     format: str
     options: dict[str, Any] = field(default_factory=dict)
     memory: int = 64 << 20
+    url: str = "{folder}"
 
 
 def jsonl(folder: Path) -> None:
@@ -189,6 +193,23 @@ _LITDATA = {
     "keep": ["n", "half", "more.flag"],
 }
 
+
+def sqlite(folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "rows.sqlite")) as database, database:
+        database.execute("CREATE TABLE rows (id TEXT, text TEXT, n INTEGER, lang TEXT)")
+        database.executemany("INSERT INTO rows VALUES (:id, :text, :n, :lang)", ROWS)
+
+
+def duckdb(folder: Path) -> None:
+    import duckdb
+
+    with duckdb.connect(str(folder / "rows.duckdb")) as database:
+        database.execute("CREATE TABLE rows (id TEXT, text TEXT, n INTEGER, lang TEXT)")
+        rows = [list(row.values()) for row in ROWS]
+        database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+
+
+_SQL = {"query": "SELECT * FROM rows", "key": "id"}
 INPUTS = {
     "jsonl": Input(jsonl, "jsonl"),
     "jsonl-tokens": Input(listed_ids, "jsonl", {"column": {"tokens": "input_ids"}, "eos": 0}),
@@ -209,4 +230,6 @@ INPUTS = {
     "mds": Input(peers("mds"), "mds", _MDS),
     "litdata": Input(peers("litdata"), "litdata", _LITDATA),
     "tfrecord": Input(peers("tfrecord"), "tfrecord", {"keep": ["n", "half", "none"]}),
+    "sqlite": Input(sqlite, "sql", _SQL, url="sqlite:///{folder}/rows.sqlite"),
+    "duckdb": Input(duckdb, "sql", _SQL, url="duckdb:///{folder}/rows.duckdb"),
 }

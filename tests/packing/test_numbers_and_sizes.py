@@ -9,7 +9,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import OptionError
-from shardstream.packing import packer
+from shardstream.packing import passes
 from shardstream.packing.destination import Destination
 from shardstream.packing.layout import Layout
 from tests.corpora import digests, is_clean, lines, sound, texts
@@ -21,7 +21,7 @@ ROWS = [{"id": f"k{n}", "text": f"text {n}"} for n in range(8)]
 def million(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset whose one shard has the number 999,999."""
     with monkeypatch.context() as patch:
-        patch.setattr(packer, "next_number", lambda old: 999_999)
+        patch.setattr(passes, "next_number", lambda old: 999_999)
         ss.pack(lines(tmp_path / "a.jsonl", ROWS[:2]), tmp_path / "out", workers=1)
     return tmp_path / "out"
 

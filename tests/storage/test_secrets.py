@@ -20,7 +20,8 @@ URL = "s3://bucket/x"
 
 @pytest.fixture(autouse=True)
 def opened() -> Iterator[None]:
-    before = secrets._filter.secrets
+    # Other tests of the process have told theirs, which may be words of these records.
+    before, secrets._filter.secrets = secrets._filter.secrets, ()
     logging.getLogger("azure.one"), logging.getLogger("botocore.auth"), logging.getLogger("mine")
     guard_logs(URL, {"secret": SECRET})
     yield

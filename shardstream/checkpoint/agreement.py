@@ -35,9 +35,9 @@ class Told(NamedTuple):
     failure: str
     error: str
     busy: bool
-    changed: bool
-    checksum: str
-    own: dict[str, Any]
+    changed: bool = False
+    checksum: str = ""
+    own: dict[str, Any] | None = None
 
 
 def first_failure(told: Sequence[Told]) -> tuple[int, str] | None:

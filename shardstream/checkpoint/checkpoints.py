@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from shardstream.checkpoint.agreement import Told, again, first_failure, raise_errors
@@ -24,14 +24,14 @@ from shardstream.checkpoint.loading import Loading, candidates
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.planning import Tensors
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.retention import Run, prune, prune_local, sweep
+from shardstream.checkpoint.retention import Run, delete_step, prune, prune_local, sweep
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, finish, merge_values, rank_prefix
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StateError, StorageError
 from shardstream.format.numbers import whole_number
 from shardstream.format.sizes import parse_size
-from shardstream.storage.store import Options, redact
+from shardstream.storage.store import Options, absolute, redact
 
 __all__ = ["Checkpoints", "Skipped"]
 
@@ -94,10 +94,12 @@ class Checkpoints:
         storage_options: Options = None,
     ) -> None:  # fmt: skip
         self.url = redact(str(url))
-        self._run = Run(str(url), storage_options)
-        self._local = None if local is None else Run(str(local))
+        self._run = Run(absolute(str(url)), storage_options)
+        self._local = None if local is None else Run(absolute(str(local)))
         if self._local is not None and self._local.open().local_path("") is None:
             raise OptionError(f"Checkpoints: local={local!r} must be a folder on this machine")
+        if self._local is not None and self._local.url == self._run.url:
+            raise OptionError(f"Checkpoints: local={local!r} is the folder of the checkpoints itself")
         self._run.open()  # a URL that cannot work is refused now
         self._keep = None if keep is None else whole_number("Checkpoints: keep", keep, 1, 1 << 30)
         self._busy = _choice("busy", busy, ("skip", "wait", "raise"))
@@ -147,7 +149,7 @@ class Checkpoints:
             self._after_fork()
             choice = self._busy if busy is None else _choice("busy", busy, ("skip", "wait", "raise"))
             step = whole_number("Checkpoints.save: step", step, 0, (1 << 63) - 1)
-            part, told = self._told(step, state, per_rank or {}, choice)
+            told = self._ask(step, choice)
             self._raise_failures(told)
             raise_errors(self.url, told)
             if any(each.busy for each in told):
@@ -158,6 +160,9 @@ class Checkpoints:
                     "%s: step %d is not saved, since an earlier one is not committed yet", self.url, step
                 )
                 return False
+            # Only now: the states of some objects are made by collectives, which all ranks have to begin.
+            part, told = self._collect(step, state, per_rank or {}, told[0].attempt)
+            raise_errors(self.url, told)
             assert part is not None
             self._begin(step, part, told)
             return True
@@ -168,30 +173,42 @@ class Checkpoints:
             self._process, self._flight = os.getpid(), None
             self._pool = BlockPool(self._pool.limit)
 
-    def _told(
-        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], choice: str
-    ) -> tuple[Part | None, list[Told]]:
-        """What this rank has to save, and what all ranks say."""
+    def _ask(self, step: int, choice: str) -> list[Told]:
+        """Whether the ranks can save, before any of them looks at the state."""
         if choice == "wait" and self._flight is not None:
             self._flight.writer.wait()
-        failure, error, part, check = self._failure(), "", None, ""
+        failure, error = self._failure(), ""
         busy = self._flight is not None and not self._flight.writer.done
-        try:
-            if self._ranks.rank == 0:
-                self._check_step(step)
-            if not busy:
-                part = collected(state, per_rank, self._ranks.rank)
-                check = checksum(part)
-        except Exception as caught:
-            if self._ranks.size == 1:
-                raise
-            # The others wait for this rank: it tells them.
-            error = f"{type(caught).__name__}: {caught}"
-            log.debug("a rank cannot save", exc_info=True)
+        if self._ranks.rank == 0:
+            error = self._alone(functools.partial(self._check_step, step))
+        return self._ranks.gather(Told(step, new_attempt(), failure, error, busy))
+
+    def _collect(
+        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], attempt: str
+    ) -> tuple[Part | None, list[Told]]:
+        """What this rank has to save, and what all ranks say."""
+        part, check = None, ""
+
+        def collect() -> None:
+            nonlocal part, check
+            part = collected(state, per_rank, self._ranks.rank)
+            check = checksum(part)
+
+        error = self._alone(collect)
         changed = part is not None and self._plans.changed(part)
         own = {} if part is None else part.own
-        mine = Told(step, new_attempt(), failure, error, busy, changed, check, own)
-        return part, self._ranks.gather(mine)
+        return part, self._ranks.gather(Told(step, attempt, "", error, False, changed, check, own))
+
+    def _alone(self, work: Callable[[], object]) -> str:
+        """Do what this rank does by itself; returns why it cannot: the others wait until it says so."""
+        try:
+            work()
+        except Exception as error:
+            if self._ranks.size == 1:
+                raise
+            log.debug("a rank cannot save", exc_info=True)
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _check_step(self, step: int) -> None:
         if self._conditional is None:
@@ -203,6 +220,10 @@ class Checkpoints:
                 )
             self._committed.update(committed_steps(self._run.open()))
             self._conditional = found
+        if step in self._committed and step in {each.step for each in self.skipped}:
+            log.warning("%s: step %d, which is damaged, is deleted and saved again", self.url, step)
+            delete_step(self._run, step)
+            self._committed.discard(step)
         if step in self._committed:
             raise StateError(f"{self.url}: step {step} is committed already, and is never overwritten")
 
@@ -242,14 +263,14 @@ class Checkpoints:
             functools.partial(self._committed.add, step),
         )  # fmt: skip
         try:
-            self._tidy(writer.attempt)
+            self._tidy(step, writer.attempt)
         except ShardstreamError as error:
             log.warning("%s: old checkpoints were not deleted: %s", self.url, error)
         self._after(step, writer)
 
-    def _tidy(self, attempt: str) -> None:
+    def _tidy(self, step: int, attempt: str) -> None:
         if self._keep is not None:
-            prune(self._run, self._keep, {skipped.step for skipped in self.skipped})
+            prune(self._run, self._keep, {skipped.step for skipped in self.skipped}, step)
         if time.monotonic() - self._swept > _SWEEP_EVERY or not self._swept:
             self._swept = time.monotonic()
             sweep(self._run, {attempt})
@@ -259,7 +280,7 @@ class Checkpoints:
             log.warning("%s: step %d went straight to the store: %s", self.url, step, writer.local_failed)
         if self._local is not None:
             try:
-                prune_local(self._local, self._keep or _KEEP_LOCAL)
+                prune_local(self._local, self._keep or _KEEP_LOCAL, step)
             except ShardstreamError as error:
                 log.warning("%s: old local files were not deleted: %s", self.url, error)
 
@@ -285,7 +306,7 @@ class Checkpoints:
         self.failures += 1
         where = f"{self.url}: a save has failed{f' on rank {rank}' if self._ranks.size > 1 else ''}, {text}"
         if self._errors == "warn":
-            warnings.warn(where, RuntimeWarning, stacklevel=4)
+            warnings.warn(where, RuntimeWarning, stacklevel=3)
             return
         raise again(mine, where) from mine
 
@@ -296,20 +317,21 @@ class Checkpoints:
             seconds: At most so long; None for as long as it takes.
 
         Returns:
-            Whether it is committed, or there was none.
+            Whether it is committed, or there was none. With errors="warn" False, too, if it has failed.
 
         Raises:
             StorageError: It has failed.
             CorruptionError: The same.
         """
         with self._lock:
+            self._after_fork()
             if self._flight is None:
                 return True
             step, writer = self._flight
             limit = None if seconds is None else time.monotonic() + seconds
             if not writer.wait(seconds):
                 return False
-            if writer.error is None and self._ranks.rank:
+            if writer.error is None and writer.rank:
                 return self._wait_for_commit(step, writer, limit)
             failure, self._flight = self._failure(), None
             if not failure:
@@ -317,7 +339,7 @@ class Checkpoints:
             self.failures += 1
             if self._errors == "warn":
                 warnings.warn(f"{self.url}: a save has failed, {failure}", RuntimeWarning, stacklevel=2)
-                return True
+                return False
             raise again(writer.error, f"{self.url}: a save has failed, {failure}") from writer.error
 
     def _wait_for_commit(self, step: int, writer: PartWriter, limit: float | None) -> bool:
@@ -327,9 +349,12 @@ class Checkpoints:
             there = wait_for_manifest(
                 self._run.open(name), self._run.open(name, writer.attempt), self._patience, limit
             )
-        except StorageError:
+        except StorageError as error:
             self._flight = None
             self.failures += 1
+            if self._errors == "warn":
+                warnings.warn(f"{self.url}: a save has failed: {error}", RuntimeWarning, stacklevel=3)
+                return False
             raise
         if there:
             self._flight = None
@@ -381,6 +406,7 @@ class Checkpoints:
             StorageError: The store failed.
         """
         with self._lock:
+            self._after_fork()
             if self._flight is not None:
                 self._flight.writer.wait()
             self.skipped = []
@@ -395,7 +421,8 @@ class Checkpoints:
             if not self.skipped:
                 return None
             why = "; ".join(f"step {each.step}: {each.reason}" for each in self.skipped[:5])
-            raise CorruptionError(f"{self.url}: no checkpoint is sound: {why}")
+            what = "no checkpoint is sound" if step is None else "it is damaged"
+            raise CorruptionError(f"{self.url}: {what}: {why}")
 
 
 def _tell(what: str, error: BaseException) -> None:

@@ -250,7 +250,7 @@ def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: floa
     Args:
         folder: The folder of the checkpoint.
         inside: The folder of the attempt.
-        patience: Seconds after which it will not come.
+        patience: Seconds without a new object, after which it will not come.
         limit: When to return at the latest, of `time.monotonic`; or None.
 
     Returns:
@@ -259,9 +259,12 @@ def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: floa
     Raises:
         StorageError: A rank has failed, or the manifest did not come.
     """
-    end, pause = time.monotonic() + patience, _PAUSES[0]
+    end, pause, seen = time.monotonic() + patience, _PAUSES[0], 0
     while not folder.exists(MANIFEST):
-        failed = [name for name in inside.list() if is_failure(name)]
+        names = inside.list()
+        failed = [name for name in names if is_failure(name)]
+        if len(names) > seen:
+            seen, end = len(names), time.monotonic() + patience
         if failed or time.monotonic() > end:
             why = f"{failed[0]} is there" if failed else f"no manifest came in {patience:.0f} s"
             raise StorageError(f"{folder.url} was not committed: {why}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 __all__ = [
     "BLOCK", "CELL", "ITEM_BITS", "MANIFEST", "MAX_FILE", "FilePlan", "Item", "Placed", "byte_size",
-    "new_attempt", "plan_files", "receipt_name", "step_folder", "step_of", "sums_name",
+    "is_attempt", "new_attempt", "plan_files", "receipt_name", "step_folder", "step_of", "sums_name",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -30,6 +30,7 @@ MAX_FILE = 256 << 20  # bytes of a file, unless one tensor that must stay whole 
 ALIGN = 64  # bytes
 
 _STEP = re.compile(r"step-(\d+)\Z")
+_ATTEMPT = re.compile(r"[0-9a-f]{16}\Z")
 
 # Bits of an element, by the names that safetensors has for dtypes.
 ITEM_BITS = {
@@ -54,6 +55,11 @@ def step_of(name: str) -> int | None:
 def new_attempt() -> str:
     """A name that no other attempt has."""
     return secrets.token_hex(8)
+
+
+def is_attempt(name: str) -> bool:
+    """Whether a folder has such a name. Others in a checkpoint's folder are those of users."""
+    return _ATTEMPT.match(name) is not None
 
 
 def receipt_name(rank: int) -> str:

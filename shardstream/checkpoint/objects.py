@@ -61,7 +61,8 @@ def state_of(key: str, value: Any, everything: Mapping[str, Any]) -> State:
             the modules there.
     """
     if is_module(value):
-        return State(_module_state(value), tied(value, key))
+        state = _module_state(value)
+        return State(state, tied(value, key, state))
     return State(_plain(value, everything), {})
 
 
@@ -89,6 +90,9 @@ def put_back(value: Any, loaded: Any, everything: Mapping[str, Any]) -> Any:
 
     Returns:
         What takes the place of `value`: itself if it is an object or a dict, else what was loaded.
+
+    Raises:
+        StateError: The checkpoint has nothing for one of the objects.
     """
     if is_optimizer(value):
         _set_optimizer(value, loaded, everything)
@@ -97,15 +101,26 @@ def put_back(value: Any, loaded: Any, everything: Mapping[str, Any]) -> Any:
     elif is_stateful(value):
         value.load_state_dict(loaded)
     elif type(value) is dict and type(loaded) is dict:
+        _refuse_unfilled({key: each for key, each in value.items() if key not in loaded})
         new = {key: put_back(value.get(key), each, everything) for key, each in loaded.items()}
         value.clear()
         value.update(new)
+    elif type(value) is tuple and type(loaded) is tuple and len(value) == len(loaded):
+        return tuple(put_back(one, each, everything) for one, each in zip(value, loaded, strict=True))
     elif type(value) is list and type(loaded) is list:
+        _refuse_unfilled(dict(enumerate(value[len(loaded) :], len(loaded))))
         old = [*value, *[None] * (len(loaded) - len(value))]
         value[:] = [put_back(one, each, everything) for one, each in zip(old, loaded, strict=False)]
     else:
         return loaded
     return value
+
+
+def _refuse_unfilled(left: Mapping[Any, Any]) -> None:
+    """Raise StateError if there is an object among values for which the checkpoint has nothing."""
+    for key, value in left.items():
+        if is_stateful(value):
+            raise StateError(f"{key!r} is a {type(value).__name__}, for which the checkpoint has nothing")
 
 
 def _wrapped(module: Any) -> list[str]:
@@ -163,16 +178,20 @@ def _named(module: Any, duplicates: bool) -> list[tuple[str, Any]]:
     return [(_name(name, wrapped), value) for name, value in found]
 
 
-def tied(module: Any, key: str) -> dict[str, str]:
+def tied(module: Any, key: str, state: Mapping[str, Any]) -> dict[str, str]:
     """Parameters that have several names, as tied weights do: from each further name to the first.
 
     Args:
         module: A module.
         key: The name of the module.
+        state: Its state. Names that it does not have, as those of buffers that are not persistent, do not
+            count.
     """
     first: dict[int, str] = {}
     found: dict[str, str] = {}
     for name, value in _named(module, True):
+        if name not in state:
+            continue
         mine = first.setdefault(id(value), name)
         if mine != name:
             found[f"{key}/{name}"] = f"{key}/{mine}"

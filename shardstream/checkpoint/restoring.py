@@ -164,6 +164,8 @@ class Restoring:
 
     def _copy(self, parts: list[_Copied]) -> None:
         """Read parts into memory of the CPU, and copy them to where they belong."""
+        if not parts:
+            return
         import torch
 
         from shardstream.checkpoint.tensors import bytes_of

@@ -12,7 +12,7 @@ import msgspec
 import xxhash
 
 from shardstream.checkpoint.commit import committed_steps, in_threads, read_manifest
-from shardstream.checkpoint.layout import MANIFEST, step_folder, step_of
+from shardstream.checkpoint.layout import MANIFEST, is_attempt, step_folder, step_of
 from shardstream.errors import CorruptionError, StorageError
 from shardstream.storage.store import Options, Store
 
@@ -71,35 +71,47 @@ def delete_step(run: Run, step: int) -> None:
     _delete_if_empty(run, name)
 
 
-def prune(run: Run, keep: int, unsound: Collection[int] = ()) -> list[int]:
+def prune(run: Run, keep: int, unsound: Collection[int] = (), last: int | None = None) -> list[int]:
     """Delete all committed checkpoints but the newest.
 
     Args:
         run: The checkpoints.
         keep: How many stay, 1 or more.
-        unsound: Steps that are known to be damaged. They do not count among those that stay, and they are
-            deleted if they are older than these.
+        unsound: Steps that are known to be damaged, beside those whose manifest is. They do not count among
+            those that stay, and they are deleted if they are older than these.
+        last: The step that counts as the newest. Later ones stay, such as those of a job that went back to
+            an earlier step.
 
     Returns:
         The steps that were deleted.
     """
-    steps = committed_steps(run.open())
-    sound = [step for step in steps if step not in unsound]
-    if len(sound) <= keep:
-        return []
-    first = sound[-keep]
-    old = [step for step in steps if step < first]
-    for step in old:
+    steps = [step for step in committed_steps(run.open()) if last is None or step <= last]
+    sound = 0
+    while steps and sound < keep:
+        step = steps.pop()
+        sound += step not in unsound and _has_manifest(run, step)
+    for step in steps:
         delete_step(run, step)
-    return old
+    return steps
 
 
-def prune_local(run: Run, keep: int) -> None:
-    """Delete the files of all steps but the newest on this machine's disk. Several ranks may do so."""
-    steps = sorted(step for name in run.open().list() if (step := step_of(name)) is not None)
+def _has_manifest(run: Run, step: int) -> bool:
+    with contextlib.suppress(CorruptionError):
+        return read_manifest(run.open(step_folder(step))) is not None
+    return False
+
+
+def prune_local(run: Run, keep: int, last: int) -> None:
+    """Delete the files of all steps up to `last` but the newest on this machine's disk.
+
+    Several ranks may do so. A folder with a manifest is a checkpoint of its own, which is left alone.
+    """
+    names = run.open().list()
+    steps = sorted(step for name in names if (step := step_of(name)) is not None and step <= last)
     for step in steps[:-keep]:
         name = step_folder(step)
-        for attempt in run.open(name).list():
+        inside = run.open(name).list()
+        for attempt in () if MANIFEST in inside else inside:
             with contextlib.suppress(StorageError):  # it is a file, or another rank has deleted it
                 _delete_folder(run, name, attempt)
         _delete_if_empty(run, name)
@@ -163,5 +175,5 @@ def _uncommitted(run: Run, name: str) -> list[str]:
         manifest = read_manifest(folder)
     except CorruptionError:
         return []  # one of them was committed, and which is not known
-    taken = {MANIFEST} if manifest is None else {MANIFEST, manifest.attempt}
-    return [attempt for attempt in attempts if attempt not in taken]
+    taken = "" if manifest is None else manifest.attempt
+    return [attempt for attempt in attempts if is_attempt(attempt) and attempt != taken]

@@ -131,7 +131,12 @@ def _encode_other(value: Any, path: str) -> Any:
     if kind is complex:
         return {"$": "complex", "value": str(value)}
     if kind in (set, frozenset):
-        items = [encode(each, path, Arrays({}, {})) for each in value]
+        large = Arrays({}, {})
+        items = [encode(each, path, large) for each in value]
+        if large.tensors or large.arrays:
+            raise StateError(
+                f"{path}: a {kind.__name__} of tensors, arrays or long bytes; store a list of them"
+            )
         return {"$": kind.__name__, "items": sorted(items, key=repr)}
     if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):
         return {"$": kind.__name__, "value": str(value).removeprefix("torch.")}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shardstream.cli import options
-from shardstream.errors import OptionError
+from shardstream.errors import OptionError, StateError
 
 if TYPE_CHECKING:
     from shardstream.checkpoint.retention import Run
@@ -105,6 +105,8 @@ def _verify(run: Run, step: int | None, everything: bool, json: bool) -> None:
     steps = (
         committed_steps(run.open()) if everything else [manifest_at(run, None).step if step is None else step]
     )
+    if not steps:
+        raise StateError(f"{run.open().url}: no checkpoint is committed here")
     found = {each: problems(run, each) for each in steps}
     damaged = [text for texts in found.values() for text in texts]
     if json:

@@ -276,19 +276,19 @@ def test_old_checkpoints_are_deleted_and_attempts_after_a_day(saves: ss.Checkpoi
         kept.wait()
     assert kept.steps() == [3, 4]
     assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-3", "step-4"]
-    dead = tmp_path / "run" / "step-9" / "dead"
+    dead = tmp_path / "run" / "step-9" / ("dead" * 4)
     dead.mkdir(parents=True)
     (dead / "state-00000-00001.safetensors").write_bytes(b"x")
-    (tmp_path / "run" / "step-3" / "lost").mkdir()
-    (tmp_path / "run" / "step-3" / "lost" / "rank-00001.json").write_bytes(b"x")
+    (tmp_path / "run" / "step-3" / ("cafe" * 4)).mkdir()
+    (tmp_path / "run" / "step-3" / ("cafe" * 4) / "rank-00001.json").write_bytes(b"x")
     run = Run(str(tmp_path / "run"))
     day = 24 * 3600
     assert sweep(run, now=0.0) == []
     assert sweep(run, now=day - 1.0) == []
     (dead / "state-00000-00002.safetensors").write_bytes(b"x")  # it is alive
-    assert sweep(run, now=day + 1.0) == ["step-3/lost"]
+    assert sweep(run, now=day + 1.0) == ["step-3/cafecafecafecafe"]
     assert sweep(run, now=day + 2.0) == []
-    assert sweep(run, now=2 * day + 2.0) == ["step-9/dead"]
+    assert sweep(run, now=2 * day + 2.0) == ["step-9/deaddeaddeaddead"]
     assert not dead.parent.exists()
     assert kept.steps() == [3, 4]
     # The newest sound ones stay.

@@ -23,7 +23,7 @@ from shardstream.checkpoint.dcp.places import local_folder
 from shardstream.checkpoint.dcp.requests import Request
 from shardstream.checkpoint.layout import MANIFEST
 from shardstream.errors import StateError, StorageError
-from shardstream.storage.store import Options, Store
+from shardstream.storage.store import Options, Store, absolute
 
 __all__ = ["Reader"]
 
@@ -64,8 +64,8 @@ class Reader(StorageReader):
         verify: bool = True,
     ) -> None:
         super().__init__()
-        self.url = os.fspath(url)
-        self.local = None if local is None else os.fspath(local)
+        self.url = absolute(os.fspath(url))
+        self.local = None if local is None else absolute(os.fspath(local))
         self._options = storage_options
         self._weights_only, self._convert, self._verify = weights_only, convert, verify
         self._metadata: Metadata | None = None

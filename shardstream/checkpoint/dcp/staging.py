@@ -169,7 +169,7 @@ class _Plan:
             if key not in done:
                 start = self._places[key]
                 held = memory[start : start + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
-                done[key] = held.copy_(tensor, non_blocking=True)
+                done[key] = held.copy_(tensor.resolve_conj().resolve_neg(), non_blocking=True)
             return done[key]
 
         return _mapped(value, put, name)
@@ -229,10 +229,11 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     local: Any = value.to_local() if isinstance(tensor, DTensor) else value
     if hasattr(local, "wait"):  # a collective is on its way
         local = local.wait()
-    found: torch.Tensor = local.resolve_conj().resolve_neg()
+    found: torch.Tensor = local
     return found
 
 
 def _key(tensor: torch.Tensor) -> Any:
     address = tensor.data_ptr() if tensor.nbytes else None
-    return tensor.device, address, tensor.dtype, tuple(tensor.shape), tensor.stride()
+    seen = tensor.is_conj(), tensor.is_neg()
+    return tensor.device, address, tensor.dtype, tuple(tensor.shape), tensor.stride(), seen

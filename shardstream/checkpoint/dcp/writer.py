@@ -35,7 +35,7 @@ from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter, receipt_of
 from shardstream.errors import OptionError, StateError
 from shardstream.format.sizes import parse_size
-from shardstream.storage.store import Options, Store
+from shardstream.storage.store import Options, Store, absolute
 
 __all__ = ["Writer"]
 
@@ -107,8 +107,8 @@ class Writer(StorageWriter, AsyncStager):
         patience: float = PATIENCE,
     ) -> None:
         super().__init__()
-        self.url = os.fspath(url)
-        self.local = None if local is None else os.fspath(local)
+        self.url = absolute(os.fspath(url))
+        self.local = None if local is None else absolute(os.fspath(local))
         self._memory = None if memory is None else parse_size(memory, "memory")
         self._options, self._single_writer, self._patience = storage_options, single_writer, patience
         step_in(self.url)  # an URL without a name is refused here
@@ -140,6 +140,7 @@ class Writer(StorageWriter, AsyncStager):
         Raises:
             StorageError: One was not; its cause says why.
         """
+        self._own_process()
         behind, self._behind = self._behind, []
         background.wait_for(behind)
 
@@ -193,7 +194,7 @@ class Writer(StorageWriter, AsyncStager):
         if checkpoint_id is not None:
             step_in(os.fspath(checkpoint_id))
             # Another thread may begin another save meanwhile.
-            self.url = self._thread.url = os.fspath(checkpoint_id)
+            self.url = self._thread.url = absolute(os.fspath(checkpoint_id))
 
     def storage_meta(self) -> StorageMeta | None:
         """Where the checkpoint goes, for planners."""

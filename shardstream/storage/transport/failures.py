@@ -198,6 +198,9 @@ def _of_text(text: str) -> Failure | None:
         if not number and code and code[1] in _MISSING:
             number = 404
         return of_status(number, code[1] if code else "")
+    if re.search(r"Invalid\w+Response", text):  # damaged on its way, or not of such a store
+        reason = "the store's answer cannot be read; is this the right endpoint?"
+        return Failure(reason, transient=True, kind=ConnectionError)
     if re.search(r"dns error|lookup address", text, re.IGNORECASE):
         return Failure("the host is not known: check the endpoint", kind=ConnectionError)
     if re.search(r"timed ?out", text, re.IGNORECASE):

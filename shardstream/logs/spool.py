@@ -20,10 +20,11 @@ from shardstream.logs.rows import MARK, encode
 from shardstream.logs.segments import Segment
 from shardstream.storage.store import redact
 
-__all__ = ["Spool", "folders_for"]
+__all__ = ["MOST", "Spool", "folders_for"]
 
 _PAUSE = 1.0  # seconds without a try after no folder has taken a row: each try costs the caller time
-_MOST = 256  # segments of others that are adopted at a time: each is an open file
+MOST = 256  # own segments, and segments of others, at a time: each is an open file
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def folders_for(url: str, spool: str) -> list[str]:
@@ -82,6 +83,7 @@ class Spool:
         self.rows = self.dropped = self.left = self.unsaid = 0
         self.trouble = self._reason = ""
         self._again = 0.0
+        self._error: OSError | None = None
 
     def append(self, line: bytes) -> None:
         """Add a row; whatever happens to it, this returns soon and raises nothing."""
@@ -92,7 +94,8 @@ class Spool:
             if len(line) > self._segment_size:
                 self._count(1, f"a row has {len(line)} bytes, {self._segment_size} are allowed")
             elif not self._added(line):
-                self._count(1, "the spool takes no rows")
+                why = "" if self._error is None else f": {self._error.strerror or self._error}"
+                self._count(1, f"the spool takes no rows{why}")
 
     def _added(self, line: bytes) -> bool:
         if self._own and not self._own[-1].sealed and self._written(line):
@@ -103,7 +106,8 @@ class Spool:
             for folder in self._folders:
                 if self._opened(folder) is None and self._written(line):
                     return True
-            if not self._drop_oldest("the spool's disk is full"):
+            no_files = self._error is not None and self._error.errno in _NO_DESCRIPTORS
+            if no_files or not self._drop_oldest("the spool's disk is full"):
                 self._again = time.monotonic() + _PAUSE
                 return False
 
@@ -115,7 +119,9 @@ class Spool:
             self._seal()
             self._note(os.path.dirname(segment.path), error)
             return False
-        if segment.size >= self._segment_size:
+        # Many small segments would take all descriptors of the process while the store is away.
+        least = self._limit * 2 // MOST if len(self._own) > MOST // 2 else 0
+        if segment.size >= max(self._segment_size, least):
             self._seal()
         return True
 
@@ -138,7 +144,7 @@ class Spool:
         return self._note(folder, failure)
 
     def _note(self, folder: str, error: OSError) -> str:
-        reason = error.strerror or str(error)
+        reason, self._error = error.strerror or str(error), error
         if not self.trouble:
             self.trouble = f"{folder}: {reason}: rows of the log go to another folder, or are dropped"
             self.wakeups.put(None)
@@ -206,7 +212,7 @@ class Spool:
         for folder in self._folders:
             with contextlib.suppress(OSError):
                 for name in sorted(os.listdir(folder), key=lambda name: name.partition(".")[2]):
-                    if len(self._adopted) < _MOST:
+                    if len(self._adopted) < MOST:
                         self._adopt(folder, name)
 
     def _adopt(self, folder: str, name: str) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from shardstream.logs.feeding import Feed
 from shardstream.logs.objects import Objects
+from shardstream.logs.segments import Segment
 from shardstream.logs.sinks import Sink
-from shardstream.logs.spool import Spool
+from shardstream.logs.spool import MOST, Spool
 from shardstream.logs.uploader import Uploader
 
 __all__ = ["Stream"]
@@ -77,12 +78,19 @@ class Stream:
     def flush(self, timeout: float) -> bool:
         """Wait until the rows so far are uploaded; whether they are."""
         deadline = time.monotonic() + timeout
-        dropped = self.spool.dropped
+        dropped, uploader = self.spool.dropped, self._uploader
+        waiting = self.spool.waiting()
+        # Each segment is an open file: while the store takes none, a flush for each row does not make more.
+        if waiting and ((uploader is not None and uploader.error) or len(waiting) >= MOST):
+            if uploader is not None:
+                uploader.hurry()
+            if not all(_finished(waiting, deadline)):
+                return False
         self.spool.seal()
         waiting = self.spool.waiting()
-        self.spool.wakeups.put(None)
-        done = [segment.finished.wait(max(0.0, deadline - time.monotonic())) for segment in waiting]
-        return all(done) and self.spool.dropped == dropped
+        if uploader is not None:
+            uploader.hurry()
+        return all(_finished(waiting, deadline)) and self.spool.dropped == dropped
 
     def leave(self) -> None:
         """Upload what there is, give it to the sinks, and end; returns at once."""
@@ -134,6 +142,11 @@ class Stream:
         self._of_parent += self._feeds
         self._uploader, self._feeds = None, []
         self.spool.after_fork()
+
+
+def _finished(segments: Sequence[Segment], deadline: float) -> list[bool]:
+    """Waits for segments until then; which of them are uploaded or dropped."""
+    return [segment.finished.wait(max(0.0, deadline - time.monotonic())) for segment in segments]
 
 
 _streams: dict[int, Stream] = {}

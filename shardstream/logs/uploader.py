@@ -117,7 +117,7 @@ class Uploader:
                 self._objects.check()
                 self._checked = True
             # While the store takes nothing, a segment grows to its full size.
-            if ending or self._spool.age() >= self._seconds:
+            if ending or (not self._failures and self._spool.age() >= self._seconds):
                 self._spool.seal()
             while not self._given_up:
                 segment = self._spool.next()

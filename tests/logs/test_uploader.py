@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardstream.logs import Log, read, uploader
-from tests.watch import ended
+from tests.watch import descriptors, ended
 
 Maker = Callable[..., Log]
 
@@ -51,3 +51,22 @@ def test_new_segments_do_not_shorten_the_pause(made: Maker, tmp_path: Path) -> N
     assert upload._failures == 6
     (tmp_path / "file").unlink()
     assert log.close()
+
+
+def test_a_flush_for_each_row_takes_few_descriptors_while_the_store_is_away(
+    made: Maker, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    log = made(str(tmp_path / "file" / "log"))
+    log.write(step=0)
+    assert not log.flush(timeout=0)
+    assert ended(lambda: log.stats()["error"])
+    before = descriptors()
+    for number in range(1, 600):
+        log.write(step=number)
+        assert not log.flush(timeout=0)
+    assert descriptors() <= before + 2
+    (tmp_path / "file").unlink()
+    assert log.flush(timeout=60)  # what was not sealed while the store was away is uploaded, too
+    assert [row["step"] for row in read(str(tmp_path / "file" / "log"))] == list(range(600))
+    assert log.dropped == 0

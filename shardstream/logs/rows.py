@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["MARK", "decode", "encode"]
+__all__ = ["MARK", "decode", "encode", "text"]
 
 # A field of the rows that the log itself writes: it says what is missing. Its value is "dropped" or "cut".
 MARK = "shardstream"
@@ -32,10 +32,10 @@ def _plain(value: Any) -> Any:
             return float(value) if type(found) is type(value) else found
     except Exception:  # noqa: BLE001, S110 - a tensor without data, as a sparse or meta one is: its text
         pass
-    return _text(value)
+    return text(value)
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """A text for any value."""
     for write in (str, repr):
         try:
@@ -45,9 +45,9 @@ def _text(value: Any) -> str:
     return f"<{type(value).__name__}>"
 
 
-def _valid(text: str) -> str:
+def _valid(value: str) -> str:
     """The text without halves of characters, as names of files that are not UTF-8 have them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
@@ -79,7 +79,7 @@ def _writable(value: Any) -> Any:
         found = _worded(value)
         _encoder.encode(found)
     except Exception:  # noqa: BLE001 - it is said by its text
-        return _text(value)
+        return text(value)
     return found
 
 
@@ -104,7 +104,7 @@ def _worded(value: Any) -> Any:
     except RecursionError:
         raise
     except Exception:  # noqa: BLE001 - a field or a key that msgspec does not write
-        return _text(value)
+        return text(value)
     return _worded(found)
 
 
@@ -113,7 +113,7 @@ def _key(key: Any) -> str | int | float:
     found = _worded(key)
     if isinstance(found, (str, int, float)) and not isinstance(found, bool):
         return found
-    return _text(key)
+    return text(key)
 
 
 def decode(line: bytes) -> dict[str, Any]:

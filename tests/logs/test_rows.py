@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 import math
 from pathlib import Path
@@ -104,6 +106,11 @@ class NoText:
         return "NoText \udc80"
 
 
+@dataclasses.dataclass
+class Settings:
+    lr: Any
+
+
 def contains_itself() -> list[Any]:
     inside: list[Any] = []
     inside.append(inside)
@@ -121,6 +128,11 @@ def contains_itself() -> list[Any]:
         (np.array([1.5], np.longdouble), [1.5]),
         (np.longdouble("inf"), "Infinity"),
         (torch.empty(2, device="meta"), "tensor(..., device='meta', size=(2,))"),
+        ({float("nan")}, ["NaN"]),
+        (frozenset([2.0]), [2.0]),
+        ([Settings(float("inf")), Settings(np.float32("nan"))], [{"lr": "Infinity"}, {"lr": "NaN"}]),
+        ([Settings({2.0: {float("nan")}}), None], [{"lr": {"2.0": ["NaN"]}}, None]),
+        ([b"abc", datetime.timedelta(seconds=3), None], ["YWJj", "PT3S", None]),
         (contains_itself(), "[[...]]"),
     ],
     ids=lambda value: type(value).__name__,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from shardstream.errors import MissingExtraError, OptionError, require
@@ -13,6 +15,7 @@ from shardstream.logs.rows import MARK
 
 __all__ = ["CSV", "Sink", "TensorBoard", "Wandb"]
 
+_limit_lock = threading.Lock()
 _OWN = frozenset({"time", "rank", "step"})
 
 
@@ -48,6 +51,17 @@ def _step(row: Mapping[str, Any]) -> int | None:
     return int(step) if isinstance(step, (int, float)) else None
 
 
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """Lets the csv module read fields of any length, as it writes them; its limit is one for the process."""
+    with _limit_lock:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
 class CSV:
     """A CSV file, one line for each row. It is continued if it exists.
 
@@ -78,8 +92,9 @@ class CSV:
             self._begin()
         new = dict.fromkeys(name for row in rows for name in row if name not in self._fields)
         if new and not self._fixed:
-            self._fields += new
-            self._rewrite()
+            fields = [*self._fields, *new]
+            self._rewrite(fields)
+            self._fields = fields
         # No buffer: a process that is forked meanwhile would write it a second time.
         with open(self._path, "ab", buffering=0) as file:
             file.write(self._text(rows, header=not file.tell()))
@@ -88,32 +103,37 @@ class CSV:
         """Nothing is open between two writes."""
 
     def _begin(self) -> None:
-        self._begun = True
         if os.path.exists(self._path) and os.path.getsize(self._path):
             with open(self._path, encoding="utf-8", newline="") as file:
                 found = next(csv.reader(file))
             if self._fixed and found != self._fields:
-                self._begun = False
                 raise OptionError(f"{self._path}: its columns are {found}, not fields={self._fields}")
             self._fields = found
             with open(self._path, "rb+") as file:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a process was killed while it wrote
                     file.write(b"\r\n")
+        self._begun = True
 
-    def _rewrite(self) -> None:
-        """The same lines with the columns that there are now."""
+    def _rewrite(self, fields: Sequence[str]) -> None:
+        """The same lines with these columns. If it fails, the file stays as it is."""
         if not os.path.exists(self._path) or not os.path.getsize(self._path):
             return
         new = f"{self._path}.new"
-        with (
-            open(self._path, encoding="utf-8", newline="") as old,
-            open(new, "w", encoding="utf-8", newline="") as file,
-        ):
-            writer = csv.DictWriter(file, self._fields)
-            writer.writeheader()
-            writer.writerows(csv.DictReader(old))
-        os.replace(new, self._path)
+        try:
+            with (
+                _long_fields(),
+                open(self._path, encoding="utf-8", newline="") as old,
+                open(new, "w", encoding="utf-8", newline="") as file,
+            ):
+                writer = csv.DictWriter(file, fields)
+                writer.writeheader()
+                writer.writerows(csv.DictReader(old))
+            os.replace(new, self._path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
 
     def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
         text = io.StringIO(newline="")

@@ -115,6 +115,29 @@ def test_csv_after_a_kill_begins_a_new_line(tmp_path: Path) -> None:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
+def test_csv_gets_a_new_column_after_a_long_text(tmp_path: Path) -> None:
+    path, limit = tmp_path / "rows.csv", csv.field_size_limit()
+    sink = CSV(path)
+    sink.write([{"a": 1, "text": "x" * 200_000}])
+    sink.write([{"a": 2, "b": 3}])
+    assert csv.field_size_limit() == limit
+    assert path.read_text().splitlines()[0] == "a,text,b"
+    assert path.read_text().splitlines()[2] == "2,,3"
+
+
+def test_csv_that_cannot_be_written_anew_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    sink = CSV(path)
+    sink.write([{"a": 1}])
+    path.write_bytes(b"a\r\n\xff\r\n")  # somebody has damaged it
+    for _ in range(2):
+        with pytest.raises(UnicodeDecodeError):
+            sink.write([{"a": 2, "b": 3}])
+        assert sorted(os.listdir(tmp_path)) == ["rows.csv"]
+    sink.write([{"a": 4}])
+    assert path.read_bytes() == b"a\r\n\xff\r\n4\r\n"
+
+
 def scalars(folder: Path) -> list[tuple[str, float, int, float]]:
     """(name, value, step, time) of all scalars in the event files of a folder."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from shardstream.errors import MissingExtraError, OptionError, require
 from shardstream.logs.rows import MARK
 
-__all__ = ["CSV", "Sink", "TensorBoard", "Wandb"]
+__all__ = ["CSV", "RowsError", "Sink", "TensorBoard", "Wandb"]
 
 _limit_lock = threading.Lock()
 _OWN = frozenset({"time", "rank", "step"})
@@ -48,7 +49,33 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _step(row: Mapping[str, Any]) -> int | None:
     step = row.get("step")
-    return int(step) if isinstance(step, (int, float)) else None
+    if isinstance(step, float):
+        return int(step) if math.isfinite(step) else None
+    return int(step) if isinstance(step, int) else None
+
+
+class RowsError(Exception):
+    """A sink has not taken some rows of a batch.
+
+    Args:
+        rows: How many.
+        first: Why it has not taken the first of them.
+    """
+
+    def __init__(self, rows: int, first: Exception) -> None:
+        super().__init__(f"{type(first).__name__}: {first}")
+        self.rows, self.first = rows, first
+
+
+def _each(rows: Sequence[Mapping[str, Any]], write: Callable[[Mapping[str, Any]], object]) -> RowsError | None:
+    """Writes row by row; one that raises does not cost the others."""
+    errors = []
+    for row in rows:
+        try:
+            write(row)
+        except Exception as error:  # noqa: BLE001 - such as a number that the library does not take
+            errors.append(error)
+    return RowsError(len(errors), errors[0]) if errors else None
 
 
 @contextlib.contextmanager
@@ -97,7 +124,10 @@ class CSV:
             self._fields = fields
         # No buffer: a process that is forked meanwhile would write it a second time.
         with open(self._path, "ab", buffering=0) as file:
-            file.write(self._text(rows, header=not file.tell()))
+            text, error = self._text(rows, header=not file.tell())
+            file.write(text)
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Nothing is open between two writes."""
@@ -135,13 +165,13 @@ class CSV:
                 os.unlink(new)
             raise
 
-    def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
+    def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> tuple[bytes, RowsError | None]:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._fields, extrasaction="ignore")
         if header:
             writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().encode()
+        error = _each(rows, writer.writerow)
+        return text.getvalue().encode(), error
 
 
 class TensorBoard:
@@ -171,11 +201,15 @@ class TensorBoard:
         """Add the scalars, and flush them to the file."""
         if self._writer is None:
             self._writer = self._module.SummaryWriter(self._folder)
-        for row in rows:
-            step, time = _step(row), row.get("time")
-            for name, value in _metrics(row).items():
-                self._writer.add_scalar(name, value, step, walltime=time)
+        error = _each(rows, self._add)
         self._writer.flush()
+        if error is not None:
+            raise error
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        step, time = _step(row), row.get("time")
+        for name, value in _metrics(row).items():
+            self._writer.add_scalar(name, value, step, walltime=time)
 
     def close(self) -> None:
         """Close the event file."""
@@ -203,9 +237,12 @@ class Wandb:
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the numbers of each row."""
-        for row in rows:
-            if metrics := _metrics(row):
-                self._run.log(metrics, step=_step(row))
+        if error := _each(rows, self._log):
+            raise error
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if metrics := _metrics(row):
+            self._run.log(metrics, step=_step(row))
 
     def close(self) -> None:
         """Finish the run."""

@@ -91,7 +91,7 @@ class Log:
                 raise OptionError(f"Log: {name}={value!r} must be a number of seconds, greater than 0")
         objects = Objects(where, storage_options)
         store = Spool(folders_for(where, os.fspath(spool)), self._rank, size, limit)
-        self._timeout, self._closed = timeout, False
+        self._timeout, self._closed, self._complete = timeout, False, False
         self._stream = Stream(store, objects, redact(where), seconds, tuple(sinks), timeout)
         when_dropped(self, self._stream.leave)
         # For a process that gets it by pickle. A rank that was detected is detected again there.
@@ -159,19 +159,20 @@ class Log:
         return self._stream.flush(self._timeout if timeout is None else timeout)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Upload what has been written, close the sinks, and end. A second call does nothing.
+        """Upload what has been written, close the sinks, and end.
 
         Args:
             timeout: Seconds to wait at most; None for those of the log. What is not uploaded then stays on
                 this machine for the next process, with a warning.
 
         Returns:
-            Whether the store and all sinks have taken all rows.
+            Whether the store and all sinks have taken all rows: none is left, none was dropped. A row
+            that a kill has cut in an earlier process does not count. A second call returns the same.
         """
-        if self._closed:
-            return True
-        self._closed = True
-        return self._stream.end(self._timeout if timeout is None else timeout)
+        if not self._closed:
+            self._closed = True
+            self._complete = self._stream.end(self._timeout if timeout is None else timeout)
+        return self._complete
 
     def __enter__(self) -> Self:
         return self

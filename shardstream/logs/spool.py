@@ -49,6 +49,7 @@ class Spool:
     Attributes:
         rows: How many rows were added.
         dropped: How many rows are not in the log: the spool was full or took no row, or a row was not whole.
+        cut: How many of the dropped rows were not whole: a kill has cut them in another process.
         unsaid: How many of the dropped rows no row of the log tells yet.
         left: How many rows were left to the next process.
         trouble: Why a folder takes no rows; "" if none is known. It is said elsewhere: whoever adds a row may
@@ -80,7 +81,7 @@ class Spool:
         self.wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._own: deque[Segment] = deque()  # the last one takes rows, unless it is sealed
         self._adopted: deque[Segment] = deque()
-        self.rows = self.dropped = self.left = self.unsaid = 0
+        self.rows = self.dropped = self.cut = self.left = self.unsaid = 0
         self.trouble = self._reason = ""
         self._again = 0.0
         self._error: OSError | None = None
@@ -223,6 +224,7 @@ class Spool:
             with self._lock:
                 if segment.cut:
                     self.dropped += 1  # its own segment says so
+                    self.cut += 1
                 if segment.rows:
                     self._adopted.append(segment)
                     return

@@ -115,7 +115,7 @@ class Stream:
                 "%s: %d rows are not uploaded. The next ss.Log of this URL on this machine uploads them",
                 self.where, left,
             )  # fmt: skip
-        return all(ended)
+        return all(ended) and not left and self.spool.dropped == self.spool.cut
 
     @property
     def ended(self) -> bool:

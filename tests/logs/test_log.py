@@ -96,6 +96,22 @@ def test_a_closed_log_takes_no_rows(made: Maker) -> None:
     handler.handle(logging.makeLogRecord({"msg": "late", "levelno": logging.WARNING}))
 
 
+def test_a_second_close_says_what_the_first_one_said(made: Maker, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    log = made(str(tmp_path / "file" / "log"))
+    log.write(step=1)
+    assert not log.close(timeout=0.1)
+    assert not log.close()
+
+
+def test_close_says_that_rows_were_dropped(made: Maker) -> None:
+    log = made(segment="1KiB")
+    log.write(text="x" * 2000)
+    log.write(step=1)
+    assert not log.close()
+    assert log.dropped == 1
+
+
 def test_threads_share_a_log(made: Maker, tmp_path: Path) -> None:
     with made(segment="4KiB", spool_limit="8MiB") as log:
 
@@ -172,7 +188,8 @@ def test_a_full_spool_drops_the_oldest_and_says_so(made: Maker, tmp_path: Path, 
     assert dropped > 500
     assert sum(path.stat().st_size for path in files(spool)) <= 20 << 10
     (tmp_path / "log").unlink()
-    assert ended(lambda: log.close(timeout=30))
+    assert not log.close(timeout=30)  # rows were dropped
+    assert log.stats()["waiting"]["rows"] == 0
     rows = list(read(str(tmp_path / "log")))
     kept = [row["step"] for row in rows if "step" in row]
     said = [row for row in rows if "shardstream" in row]

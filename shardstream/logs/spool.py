@@ -32,7 +32,7 @@ def folders_for(url: str, spool: str) -> list[str]:
 
     All ranks of a log, and all its later runs, have the same folders on a machine.
     """
-    name = xxhash.xxh3_128_hexdigest(redact(url).encode())
+    name = xxhash.xxh3_128_hexdigest(redact(url).rstrip("/").encode())  # "run" and "run/" are one place
     places = dict.fromkeys(os.path.realpath(place) for place in (spool, tempfile.gettempdir()))
     return [os.path.join(place, f"shardstream-logs-{os.geteuid()}", name) for place in places]
 

@@ -198,3 +198,8 @@ def test_no_free_descriptor_is_not_a_full_disk_and_drops_no_older_row(tmp_path: 
     assert b"Too many open files" in said
     assert row == b"3"
     spool.close()
+
+
+def test_a_slash_at_the_end_makes_no_other_spool() -> None:
+    assert folders_for("s3://b/run/", "/x") == folders_for("s3://b/run", "/x")
+    assert folders_for("s3://b/run/", "/x") != folders_for("s3://b/ru", "/x")

@@ -163,7 +163,7 @@ class Spool:
             return
         last = self._own[-1]
         last.sealed = True
-        if not last.rows:
+        if not last.rows and not last.counted():
             self._forget(last)
             last.delete()
             return

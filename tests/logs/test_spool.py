@@ -203,3 +203,21 @@ def test_no_free_descriptor_is_not_a_full_disk_and_drops_no_older_row(tmp_path: 
 def test_a_slash_at_the_end_makes_no_other_spool() -> None:
     assert folders_for("s3://b/run/", "/x") == folders_for("s3://b/run", "/x")
     assert folders_for("s3://b/run/", "/x") != folders_for("s3://b/ru", "/x")
+
+
+def test_a_row_whose_count_was_interrupted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(folders_for("/log", str(tmp_path)), 0, 1 << 20, 1 << 22)
+    write = os.write
+
+    def interrupted(descriptor: int, line: bytes) -> int:
+        write(descriptor, line)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "write", interrupted)
+        spool.append(b"1\n")
+    spool.seal()
+    [segment] = spool.waiting()
+    assert (segment.read(), segment.rows) == (b"1\n", 1)
+    spool.close()
+    assert spool.left == 1

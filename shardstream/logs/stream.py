@@ -108,14 +108,23 @@ class Stream:
         threads = [each for each in (self._uploader, *self._feeds) if each is not None]
         ended = [each.join(deadline - time.monotonic()) for each in threads]
         _streams.pop(id(self), None)
-        self.spool.close()  # so that others may upload what is left, before this process has ended
-        left = self.stats()["waiting"]["rows"]
+        return self._left() == 0 and all(ended) and self.spool.dropped == self.spool.cut
+
+    def interrupted(self) -> None:
+        """Wait no longer, and say what is left."""
+        _streams.pop(id(self), None)
+        self._left()
+
+    def _left(self) -> int:
+        """Leave the rows that are not uploaded to the next process, and say so; how many these are."""
+        self.spool.close()  # so that others may upload them before this process has ended
+        left: int = self.stats()["waiting"]["rows"]
         if left:
             log.warning(
                 "%s: %d rows are not uploaded. The next ss.Log of this URL on this machine uploads them",
                 self.where, left,
             )  # fmt: skip
-        return all(ended) and not left and self.spool.dropped == self.spool.cut
+        return left
 
     @property
     def ended(self) -> bool:
@@ -154,10 +163,14 @@ _streams: dict[int, Stream] = {}
 
 def _at_exit() -> None:
     limits = [(stream, time.monotonic() + stream._timeout) for stream in _streams.values()]  # noqa: SLF001
-    for stream, _ in limits:
-        stream.leave()
-    for stream, deadline in limits:
-        stream.end(deadline - time.monotonic())
+    try:
+        for stream, _ in limits:
+            stream.leave()
+        for stream, deadline in limits:
+            stream.end(deadline - time.monotonic())
+    except KeyboardInterrupt:  # the user does not want to wait
+        for stream in list(_streams.values()):
+            stream.interrupted()
 
 
 def _after_fork() -> None:

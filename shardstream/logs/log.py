@@ -15,7 +15,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.logs.handler import LogHandler
 from shardstream.logs.objects import Objects
 from shardstream.logs.ranks import detected_rank
-from shardstream.logs.rows import encode
+from shardstream.logs.rows import MARK, encode
 from shardstream.logs.sinks import Sink
 from shardstream.logs.spool import Spool, folders_for
 from shardstream.logs.stream import Stream
@@ -105,16 +105,21 @@ class Log:
 
         Args:
             row: The fields. Numbers, text, lists, dicts, and scalars and arrays of numpy and torch; any
-                other value is written as its `str`. NaN and infinities are written as "NaN", "Infinity" and
-                "-Infinity". The row also gets "time" (seconds since 1970) and "rank", unless it has them. A
+                other value as `docs/logs.md` says, at least as its `str`: no value raises an error. NaN and
+                infinities are written as "NaN", "Infinity" and "-Infinity". The row also gets "time"
+                (seconds since 1970) and "rank", unless it has them. The name "shardstream" is reserved. A
                 tensor on a GPU makes the caller wait for the GPU.
 
         Raises:
-            OptionError: A value cannot be written, such as a list that contains itself.
+            OptionError: A field is named "shardstream": rows with it say what the log has dropped.
             StateError: The log is closed.
         """
         if self._closed:
             raise StateError(f"the log {self._stream.where} is closed")
+        if MARK in row:
+            raise OptionError(
+                f"Log.write: the field {MARK!r} is reserved for rows that say what is missing; rename it"
+            )
         self._stream.put(encode({"time": time.time(), "rank": self._rank, **row}))
 
     def handler(self, level: int | str = logging.NOTSET) -> logging.Handler:

@@ -67,7 +67,9 @@ class RowsError(Exception):
         self.rows, self.first = rows, first
 
 
-def _each(rows: Sequence[Mapping[str, Any]], write: Callable[[Mapping[str, Any]], object]) -> RowsError | None:
+def _each(
+    rows: Sequence[Mapping[str, Any]], write: Callable[[Mapping[str, Any]], object]
+) -> RowsError | None:
     """Writes row by row; one that raises does not cost the others."""
     errors = []
     for row in rows:

@@ -65,9 +65,7 @@ def test_a_wrong_record_ends_nothing(made: Maker, tmp_path: Path, capsys: pytest
     assert [row["message"] for row in read(str(tmp_path / "log"))] == ["%d % ('next',)", "next"]
 
 
-def test_what_extra_has_does_not_cost_the_record(
-    made: Maker, tmp_path: Path, logger: logging.Logger
-) -> None:
+def test_what_extra_has_does_not_cost_the_record(made: Maker, tmp_path: Path, logger: logging.Logger) -> None:
     log = made()
     logger.addHandler(log.handler())
     inside: list[object] = []

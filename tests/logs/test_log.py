@@ -87,6 +87,11 @@ def test_given_fields_count_more_than_those_that_are_added(made: Maker, tmp_path
     assert list(read(str(tmp_path / "log"))) == [{"time": 5.0, "rank": 7, "self": 1, "loss/train": 2}]
 
 
+def test_the_name_of_the_logs_own_rows_is_reserved(made: Maker) -> None:
+    with made() as log, pytest.raises(ss.OptionError, match="'shardstream' is reserved"):
+        log.write(step=1, shardstream="v2")
+
+
 def test_a_closed_log_takes_no_rows(made: Maker) -> None:
     log = made()
     handler = log.handler()

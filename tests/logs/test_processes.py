@@ -167,10 +167,11 @@ def test_an_interrupt_at_the_end_says_how_many_rows_stay(made: Maker, tmp_path: 
 class Sink:
     def write(self, rows): pass
     def close(self):
+        time.sleep(0.5)  # so that the signal comes while it waits, not just before
         os.kill(os.getpid(), signal.SIGINT)  # the program waits for the store and the sinks
 log.close()
 open(url, "w").close()  # in the way of the next log
-log = ss.Log(url, spool=spool, rank=0, seconds=1000, timeout=100, sinks=[Sink()])
+log = ss.Log(url, spool=spool, rank=0, seconds=1000, timeout=20, sinks=[Sink()])
 said(0)
 said(1)
 """

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 
 from shardstream.logs.rows import decode
-from shardstream.logs.sinks import Sink
+from shardstream.logs.sinks import RowsError, Sink
 
 __all__ = ["Feed"]
 
@@ -89,10 +89,21 @@ class Feed:
         return lines
 
     def _give(self, lines: list[bytes]) -> None:
-        rows = [decode(line) for line in lines]
+        rows = []
+        for line in lines:
+            try:
+                rows.append(decode(line))
+            except Exception as error:  # noqa: BLE001 - the thread has to go on
+                self.failed += 1
+                self._warn(f"does not get a row that cannot be read: {error}")
         try:
-            self._sink.write(rows)
+            if rows:
+                self._sink.write(rows)
             self.rows += len(rows)
+        except RowsError as error:
+            self.failed += error.rows
+            self.rows += len(rows) - error.rows
+            self._warn(f"raised {error}")
         except Exception as error:  # noqa: BLE001 - a sink raises what it likes
             self.failed += len(rows)
             self._warn(f"raised {type(error).__name__}: {error}")

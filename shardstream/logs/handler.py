@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from shardstream.logs.rows import MARK, text
 from shardstream.storage.secrets import TALKERS
 
 __all__ = ["LogHandler"]
@@ -32,25 +33,37 @@ class LogHandler(logging.Handler):
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record. An error goes to `logging.Handler.handleError`, as with every handler."""
+        """Write a record. An error goes to `logging.Handler.handleError`, as with every handler.
+
+        A record whose message cannot be formatted is written with its parts.
+        """
         if record.levelno < logging.WARNING and record.name.partition(".")[0] in _OTHERS:
             return
         try:
-            row: dict[str, Any] = {
-                "time": record.created,
-                "level": record.levelname,
-                "logger": record.name,
-                "message": self.format(record) if self.formatter else record.getMessage(),
-            }
+            message = self.format(record) if self.formatter else record.getMessage()
+        except Exception:  # noqa: BLE001 - what a handler raises would end in the user's code
+            self.handleError(record)
+            message = f"{text(record.msg)} % {text(record.args)}"
+        row: dict[str, Any] = {
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": message,
+        }
+        try:
             if record.exc_info:
                 row["exc_info"] = record.exc_text or _FORMATTER.formatException(record.exc_info)
             elif record.exc_text:
                 row["exc_info"] = record.exc_text
-            if record.stack_info:
-                row["stack_info"] = record.stack_info
-            for name, value in vars(record).items():
-                if name not in _STANDARD:
-                    row.setdefault(name, value)
+        except Exception:  # noqa: BLE001
+            row["exc_info"] = text(record.exc_info)
+        if record.stack_info:
+            row["stack_info"] = record.stack_info
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        for name, value in extra.items():
+            # The log has a meaning for this name: a row of its own.
+            row.setdefault(f"{MARK}_" if name == MARK else name, value)
+        try:
             self._write(row)
-        except Exception:  # noqa: BLE001 - what a handler raises would end in the user's code
+        except Exception:  # noqa: BLE001
             self.handleError(record)

@@ -15,7 +15,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.logs.handler import LogHandler
 from shardstream.logs.objects import Objects
 from shardstream.logs.ranks import detected_rank
-from shardstream.logs.rows import encode
+from shardstream.logs.rows import MARK, encode
 from shardstream.logs.sinks import Sink
 from shardstream.logs.spool import Spool, folders_for
 from shardstream.logs.stream import Stream
@@ -91,7 +91,7 @@ class Log:
                 raise OptionError(f"Log: {name}={value!r} must be a number of seconds, greater than 0")
         objects = Objects(where, storage_options)
         store = Spool(folders_for(where, os.fspath(spool)), self._rank, size, limit)
-        self._timeout, self._closed = timeout, False
+        self._timeout, self._closed, self._complete = timeout, False, False
         self._stream = Stream(store, objects, redact(where), seconds, tuple(sinks), timeout)
         when_dropped(self, self._stream.leave)
         # For a process that gets it by pickle. A rank that was detected is detected again there.
@@ -105,16 +105,21 @@ class Log:
 
         Args:
             row: The fields. Numbers, text, lists, dicts, and scalars and arrays of numpy and torch; any
-                other value is written as its `str`. NaN and infinities are written as "NaN", "Infinity" and
-                "-Infinity". The row also gets "time" (seconds since 1970) and "rank", unless it has them. A
+                other value as `docs/logs.md` says, at least as its `str`: no value raises an error. NaN and
+                infinities are written as "NaN", "Infinity" and "-Infinity". The row also gets "time"
+                (seconds since 1970) and "rank", unless it has them. The name "shardstream" is reserved. A
                 tensor on a GPU makes the caller wait for the GPU.
 
         Raises:
-            OptionError: A value cannot be written, such as a list that contains itself.
+            OptionError: A field is named "shardstream": rows with it say what the log has dropped.
             StateError: The log is closed.
         """
         if self._closed:
             raise StateError(f"the log {self._stream.where} is closed")
+        if MARK in row:
+            raise OptionError(
+                f"Log.write: the field {MARK!r} is reserved for rows that say what is missing; rename it"
+            )
         self._stream.put(encode({"time": time.time(), "rank": self._rank, **row}))
 
     def handler(self, level: int | str = logging.NOTSET) -> logging.Handler:
@@ -159,19 +164,20 @@ class Log:
         return self._stream.flush(self._timeout if timeout is None else timeout)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Upload what has been written, close the sinks, and end. A second call does nothing.
+        """Upload what has been written, close the sinks, and end.
 
         Args:
             timeout: Seconds to wait at most; None for those of the log. What is not uploaded then stays on
                 this machine for the next process, with a warning.
 
         Returns:
-            Whether the store and all sinks have taken all rows.
+            Whether the store and all sinks have taken all rows: none is left, none was dropped. A row
+            that a kill has cut in an earlier process does not count. A second call returns the same.
         """
-        if self._closed:
-            return True
-        self._closed = True
-        return self._stream.end(self._timeout if timeout is None else timeout)
+        if not self._closed:
+            self._closed = True
+            self._complete = self._stream.end(self._timeout if timeout is None else timeout)
+        return self._complete
 
     def __enter__(self) -> Self:
         return self

@@ -8,9 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shardstream.errors import OptionError
-
-__all__ = ["MARK", "decode", "encode"]
+__all__ = ["MARK", "decode", "encode", "text"]
 
 # A field of the rows that the log itself writes: it says what is missing. Its value is "dropped" or "cut".
 MARK = "shardstream"
@@ -23,12 +21,33 @@ _TEXTS = frozenset({"level", "logger", "message", "exc_info", "stack_info"})
 
 
 def _plain(value: Any) -> Any:
-    """What a value of another type is written as."""
-    for kind in (bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)  # subclasses, as numpy.float64 is one
-    to_list = getattr(value, "tolist", None)  # scalars and arrays of numpy and torch
-    return str(value) if to_list is None else to_list()
+    """What a value of another type is written as. It raises nothing: one odd value must not cost the row."""
+    try:
+        for kind in (bool, int, float):
+            if isinstance(value, kind):
+                return kind(value)  # subclasses, as numpy.float64 is one
+        if not isinstance(value, type) and hasattr(value, "tolist"):  # scalars and arrays of numpy and torch
+            found = value.tolist()
+            # numpy.longdouble makes itself of itself.
+            return float(value) if type(found) is type(value) else found
+    except Exception:  # noqa: BLE001, S110 - a tensor without data, as a sparse or meta one is: its text
+        pass
+    return text(value)
+
+
+def text(value: Any) -> str:
+    """A text for any value."""
+    for write in (str, repr):
+        try:
+            return _valid(write(value))
+        except Exception:  # noqa: BLE001, S112 - it is the user's code
+            continue
+    return f"<{type(value).__name__}>"
+
+
+def _valid(value: str) -> str:
+    """The text without halves of characters, as names of files that are not UTF-8 have them."""
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
@@ -39,40 +58,62 @@ def encode(row: Mapping[str, Any]) -> bytes:
     """A row as one line, with its end.
 
     Numbers that JSON does not have become the words "NaN", "Infinity" and "-Infinity". Scalars and arrays of
-    numpy and torch become numbers and lists. Any other value becomes the text that `str` makes of it.
-
-    Raises:
-        OptionError: A value cannot be written, such as a list that contains itself.
+    numpy and torch become numbers and lists, sets become lists, dataclasses become dicts, bytes become
+    base64, and times become text of ISO 8601. Any other value becomes the text that `str` makes of it, as
+    does a value that cannot be written, such as a list that contains itself. No value raises an error.
     """
     try:
-        try:
-            line = _encoder.encode(row)
-            if b"null" in line:  # None, or a number that JSON does not have
-                line = _encoder.encode(_worded(row))
-        except UnicodeEncodeError:  # half a character, as in names of files that are not UTF-8
-            line = _encoder.encode(_worded(row))
-    except Exception as error:
-        raise OptionError(f"a row of the log cannot be written: {type(error).__name__}: {error}") from error
-    return line + b"\n"
+        line = _encoder.encode(row)
+        if b"null" not in line:  # None, or a number that JSON does not have
+            return line + b"\n"
+    except Exception:  # noqa: BLE001, S110 - such as half a character, or a key that JSON does not have
+        pass
+    try:
+        return _encoder.encode(_worded(row)) + b"\n"
+    except Exception:  # noqa: BLE001 - a value contains itself
+        return _encoder.encode({_key(name): _writable(value) for name, value in row.items()}) + b"\n"
+
+
+def _writable(value: Any) -> Any:
+    try:
+        found = _worded(value)
+        _encoder.encode(found)
+    except Exception:  # noqa: BLE001 - it is said by its text
+        return text(value)
+    return found
 
 
 def _worded(value: Any) -> Any:
     """The same value, with words in place of numbers that JSON does not have, and valid Unicode."""
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
+        return _valid(value)
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
-        return {_worded(key): _worded(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
+        return {_key(key): _worded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [_worded(each) for each in value]
-    if getattr(value, "tolist", None) is not None:
-        return _worded(value.tolist())
-    return value
+    try:
+        found = msgspec.to_builtins(value, enc_hook=_plain)  # dataclasses, enums, times, bytes
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001 - a field or a key that msgspec does not write
+        return text(value)
+    return _worded(found)
+
+
+def _key(key: Any) -> str | int | float:
+    """What a key of a dict is written as."""
+    found = _worded(key)
+    if isinstance(found, (str, int, float)) and not isinstance(found, bool):
+        return found
+    return text(key)
 
 
 def decode(line: bytes) -> dict[str, Any]:

@@ -112,8 +112,7 @@ class Segment:
             with contextlib.suppress(OSError):
                 os.write(self._descriptor, encode(row))
             self._cut()
-        data = self.read()
-        self.size, self.rows = len(data), data.count(b"\n")
+        self.counted()
 
     @property
     def space(self) -> int:
@@ -139,6 +138,16 @@ class Segment:
             self.began = time.monotonic()
         self.size += written
         self.rows += 1
+
+    def counted(self) -> int:
+        """Count the rows anew, by the file: an interrupt may have come after a row was written.
+
+        Returns:
+            How many rows it has.
+        """
+        data = self.read()
+        self.size, self.rows = len(data), data.count(b"\n")
+        return self.rows
 
     def _cut(self) -> int:
         """Cut what comes after the last whole row; how many bytes that were.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import math
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from shardstream.errors import MissingExtraError, OptionError, require
 from shardstream.logs.rows import MARK
 
-__all__ = ["CSV", "Sink", "TensorBoard", "Wandb"]
+__all__ = ["CSV", "RowsError", "Sink", "TensorBoard", "Wandb"]
 
+_limit_lock = threading.Lock()
 _OWN = frozenset({"time", "rank", "step"})
 
 
@@ -45,7 +49,46 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _step(row: Mapping[str, Any]) -> int | None:
     step = row.get("step")
-    return int(step) if isinstance(step, (int, float)) else None
+    if isinstance(step, float):
+        return int(step) if math.isfinite(step) else None
+    return int(step) if isinstance(step, int) else None
+
+
+class RowsError(Exception):
+    """A sink has not taken some rows of a batch.
+
+    Args:
+        rows: How many.
+        first: Why it has not taken the first of them.
+    """
+
+    def __init__(self, rows: int, first: Exception) -> None:
+        super().__init__(f"{type(first).__name__}: {first}")
+        self.rows, self.first = rows, first
+
+
+def _each(
+    rows: Sequence[Mapping[str, Any]], write: Callable[[Mapping[str, Any]], object]
+) -> RowsError | None:
+    """Writes row by row; one that raises does not cost the others."""
+    errors = []
+    for row in rows:
+        try:
+            write(row)
+        except Exception as error:  # noqa: BLE001 - such as a number that the library does not take
+            errors.append(error)
+    return RowsError(len(errors), errors[0]) if errors else None
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """Lets the csv module read fields of any length, as it writes them; its limit is one for the process."""
+    with _limit_lock:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 class CSV:
@@ -78,50 +121,59 @@ class CSV:
             self._begin()
         new = dict.fromkeys(name for row in rows for name in row if name not in self._fields)
         if new and not self._fixed:
-            self._fields += new
-            self._rewrite()
+            fields = [*self._fields, *new]
+            self._rewrite(fields)
+            self._fields = fields
         # No buffer: a process that is forked meanwhile would write it a second time.
         with open(self._path, "ab", buffering=0) as file:
-            file.write(self._text(rows, header=not file.tell()))
+            text, error = self._text(rows, header=not file.tell())
+            file.write(text)
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Nothing is open between two writes."""
 
     def _begin(self) -> None:
-        self._begun = True
         if os.path.exists(self._path) and os.path.getsize(self._path):
             with open(self._path, encoding="utf-8", newline="") as file:
                 found = next(csv.reader(file))
             if self._fixed and found != self._fields:
-                self._begun = False
                 raise OptionError(f"{self._path}: its columns are {found}, not fields={self._fields}")
             self._fields = found
             with open(self._path, "rb+") as file:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a process was killed while it wrote
                     file.write(b"\r\n")
+        self._begun = True
 
-    def _rewrite(self) -> None:
-        """The same lines with the columns that there are now."""
+    def _rewrite(self, fields: Sequence[str]) -> None:
+        """The same lines with these columns. If it fails, the file stays as it is."""
         if not os.path.exists(self._path) or not os.path.getsize(self._path):
             return
         new = f"{self._path}.new"
-        with (
-            open(self._path, encoding="utf-8", newline="") as old,
-            open(new, "w", encoding="utf-8", newline="") as file,
-        ):
-            writer = csv.DictWriter(file, self._fields)
-            writer.writeheader()
-            writer.writerows(csv.DictReader(old))
-        os.replace(new, self._path)
+        try:
+            with (
+                _long_fields(),
+                open(self._path, encoding="utf-8", newline="") as old,
+                open(new, "w", encoding="utf-8", newline="") as file,
+            ):
+                writer = csv.DictWriter(file, fields)
+                writer.writeheader()
+                writer.writerows(csv.DictReader(old))
+            os.replace(new, self._path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
 
-    def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
+    def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> tuple[bytes, RowsError | None]:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._fields, extrasaction="ignore")
         if header:
             writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().encode()
+        error = _each(rows, writer.writerow)
+        return text.getvalue().encode(), error
 
 
 class TensorBoard:
@@ -151,11 +203,15 @@ class TensorBoard:
         """Add the scalars, and flush them to the file."""
         if self._writer is None:
             self._writer = self._module.SummaryWriter(self._folder)
-        for row in rows:
-            step, time = _step(row), row.get("time")
-            for name, value in _metrics(row).items():
-                self._writer.add_scalar(name, value, step, walltime=time)
+        error = _each(rows, self._add)
         self._writer.flush()
+        if error is not None:
+            raise error
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        step, time = _step(row), row.get("time")
+        for name, value in _metrics(row).items():
+            self._writer.add_scalar(name, value, step, walltime=time)
 
     def close(self) -> None:
         """Close the event file."""
@@ -183,9 +239,12 @@ class Wandb:
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the numbers of each row."""
-        for row in rows:
-            if metrics := _metrics(row):
-                self._run.log(metrics, step=_step(row))
+        if error := _each(rows, self._log):
+            raise error
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if metrics := _metrics(row):
+            self._run.log(metrics, step=_step(row))
 
     def close(self) -> None:
         """Finish the run."""

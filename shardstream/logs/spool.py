@@ -20,10 +20,11 @@ from shardstream.logs.rows import MARK, encode
 from shardstream.logs.segments import Segment
 from shardstream.storage.store import redact
 
-__all__ = ["Spool", "folders_for"]
+__all__ = ["MOST", "Spool", "folders_for"]
 
 _PAUSE = 1.0  # seconds without a try after no folder has taken a row: each try costs the caller time
-_MOST = 256  # segments of others that are adopted at a time: each is an open file
+MOST = 256  # own segments, and segments of others, at a time: each is an open file
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def folders_for(url: str, spool: str) -> list[str]:
@@ -31,7 +32,7 @@ def folders_for(url: str, spool: str) -> list[str]:
 
     All ranks of a log, and all its later runs, have the same folders on a machine.
     """
-    name = xxhash.xxh3_128_hexdigest(redact(url).encode())
+    name = xxhash.xxh3_128_hexdigest(redact(url).rstrip("/").encode())  # "run" and "run/" are one place
     places = dict.fromkeys(os.path.realpath(place) for place in (spool, tempfile.gettempdir()))
     return [os.path.join(place, f"shardstream-logs-{os.geteuid()}", name) for place in places]
 
@@ -48,6 +49,7 @@ class Spool:
     Attributes:
         rows: How many rows were added.
         dropped: How many rows are not in the log: the spool was full or took no row, or a row was not whole.
+        cut: How many of the dropped rows were not whole: a kill has cut them in another process.
         unsaid: How many of the dropped rows no row of the log tells yet.
         left: How many rows were left to the next process.
         trouble: Why a folder takes no rows; "" if none is known. It is said elsewhere: whoever adds a row may
@@ -79,9 +81,10 @@ class Spool:
         self.wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._own: deque[Segment] = deque()  # the last one takes rows, unless it is sealed
         self._adopted: deque[Segment] = deque()
-        self.rows = self.dropped = self.left = self.unsaid = 0
+        self.rows = self.dropped = self.cut = self.left = self.unsaid = 0
         self.trouble = self._reason = ""
         self._again = 0.0
+        self._error: OSError | None = None
 
     def append(self, line: bytes) -> None:
         """Add a row; whatever happens to it, this returns soon and raises nothing."""
@@ -92,7 +95,8 @@ class Spool:
             if len(line) > self._segment_size:
                 self._count(1, f"a row has {len(line)} bytes, {self._segment_size} are allowed")
             elif not self._added(line):
-                self._count(1, "the spool takes no rows")
+                why = "" if self._error is None else f": {self._error.strerror or self._error}"
+                self._count(1, f"the spool takes no rows{why}")
 
     def _added(self, line: bytes) -> bool:
         if self._own and not self._own[-1].sealed and self._written(line):
@@ -103,7 +107,8 @@ class Spool:
             for folder in self._folders:
                 if self._opened(folder) is None and self._written(line):
                     return True
-            if not self._drop_oldest("the spool's disk is full"):
+            no_files = self._error is not None and self._error.errno in _NO_DESCRIPTORS
+            if no_files or not self._drop_oldest("the spool's disk is full"):
                 self._again = time.monotonic() + _PAUSE
                 return False
 
@@ -115,7 +120,9 @@ class Spool:
             self._seal()
             self._note(os.path.dirname(segment.path), error)
             return False
-        if segment.size >= self._segment_size:
+        # Many small segments would take all descriptors of the process while the store is away.
+        least = self._limit * 2 // MOST if len(self._own) > MOST // 2 else 0
+        if segment.size >= max(self._segment_size, least):
             self._seal()
         return True
 
@@ -138,7 +145,7 @@ class Spool:
         return self._note(folder, failure)
 
     def _note(self, folder: str, error: OSError) -> str:
-        reason = error.strerror or str(error)
+        reason, self._error = error.strerror or str(error), error
         if not self.trouble:
             self.trouble = f"{folder}: {reason}: rows of the log go to another folder, or are dropped"
             self.wakeups.put(None)
@@ -156,7 +163,7 @@ class Spool:
             return
         last = self._own[-1]
         last.sealed = True
-        if not last.rows:
+        if not last.rows and not last.counted():
             self._forget(last)
             last.delete()
             return
@@ -206,7 +213,7 @@ class Spool:
         for folder in self._folders:
             with contextlib.suppress(OSError):
                 for name in sorted(os.listdir(folder), key=lambda name: name.partition(".")[2]):
-                    if len(self._adopted) < _MOST:
+                    if len(self._adopted) < MOST:
                         self._adopt(folder, name)
 
     def _adopt(self, folder: str, name: str) -> None:
@@ -217,6 +224,7 @@ class Spool:
             with self._lock:
                 if segment.cut:
                     self.dropped += 1  # its own segment says so
+                    self.cut += 1
                 if segment.rows:
                     self._adopted.append(segment)
                     return

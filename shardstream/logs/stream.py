@@ -13,8 +13,9 @@ from typing import Any
 
 from shardstream.logs.feeding import Feed
 from shardstream.logs.objects import Objects
+from shardstream.logs.segments import Segment
 from shardstream.logs.sinks import Sink
-from shardstream.logs.spool import Spool
+from shardstream.logs.spool import MOST, Spool
 from shardstream.logs.uploader import Uploader
 
 __all__ = ["Stream"]
@@ -77,12 +78,19 @@ class Stream:
     def flush(self, timeout: float) -> bool:
         """Wait until the rows so far are uploaded; whether they are."""
         deadline = time.monotonic() + timeout
-        dropped = self.spool.dropped
+        dropped, uploader = self.spool.dropped, self._uploader
+        waiting = self.spool.waiting()
+        # Each segment is an open file: while the store takes none, a flush for each row does not make more.
+        if waiting and ((uploader is not None and uploader.error) or len(waiting) >= MOST):
+            if uploader is not None:
+                uploader.hurry()
+            if not all(_finished(waiting, deadline)):
+                return False
         self.spool.seal()
         waiting = self.spool.waiting()
-        self.spool.wakeups.put(None)
-        done = [segment.finished.wait(max(0.0, deadline - time.monotonic())) for segment in waiting]
-        return all(done) and self.spool.dropped == dropped
+        if uploader is not None:
+            uploader.hurry()
+        return all(_finished(waiting, deadline)) and self.spool.dropped == dropped
 
     def leave(self) -> None:
         """Upload what there is, give it to the sinks, and end; returns at once."""
@@ -100,14 +108,23 @@ class Stream:
         threads = [each for each in (self._uploader, *self._feeds) if each is not None]
         ended = [each.join(deadline - time.monotonic()) for each in threads]
         _streams.pop(id(self), None)
-        self.spool.close()  # so that others may upload what is left, before this process has ended
-        left = self.stats()["waiting"]["rows"]
+        return self._left() == 0 and all(ended) and self.spool.dropped == self.spool.cut
+
+    def interrupted(self) -> None:
+        """Wait no longer, and say what is left."""
+        _streams.pop(id(self), None)
+        self._left()
+
+    def _left(self) -> int:
+        """Leave the rows that are not uploaded to the next process, and say so; how many these are."""
+        self.spool.close()  # so that others may upload them before this process has ended
+        left: int = self.stats()["waiting"]["rows"]
         if left:
             log.warning(
                 "%s: %d rows are not uploaded. The next ss.Log of this URL on this machine uploads them",
                 self.where, left,
             )  # fmt: skip
-        return all(ended)
+        return left
 
     @property
     def ended(self) -> bool:
@@ -136,15 +153,24 @@ class Stream:
         self.spool.after_fork()
 
 
+def _finished(segments: Sequence[Segment], deadline: float) -> list[bool]:
+    """Waits for segments until then; which of them are uploaded or dropped."""
+    return [segment.finished.wait(max(0.0, deadline - time.monotonic())) for segment in segments]
+
+
 _streams: dict[int, Stream] = {}
 
 
 def _at_exit() -> None:
     limits = [(stream, time.monotonic() + stream._timeout) for stream in _streams.values()]  # noqa: SLF001
-    for stream, _ in limits:
-        stream.leave()
-    for stream, deadline in limits:
-        stream.end(deadline - time.monotonic())
+    try:
+        for stream, _ in limits:
+            stream.leave()
+        for stream, deadline in limits:
+            stream.end(deadline - time.monotonic())
+    except KeyboardInterrupt:  # the user does not want to wait
+        for stream in list(_streams.values()):
+            stream.interrupted()
 
 
 def _after_fork() -> None:

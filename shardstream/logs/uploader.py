@@ -16,7 +16,7 @@ __all__ = ["Uploader"]
 
 log = logging.getLogger("shardstream.logs")
 
-_LONGEST_PAUSE = 30.0  # seconds between rounds that fail
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds between rounds that fail
 
 
 class Uploader:
@@ -37,6 +37,7 @@ class Uploader:
         self._spool, self._objects = spool, objects
         self._where, self._seconds = where, seconds
         self._ending = self._given_up = self._warned = self._told = self._checked = False
+        self._hurried = False
         self._failures = 0
         self._adopted = -float("inf")
         self.uploaded = 0
@@ -50,6 +51,11 @@ class Uploader:
     def end(self) -> None:
         """Upload what there is, and then end; returns at once."""
         self._ending = True
+        self._spool.wakeups.put(None)
+
+    def hurry(self) -> None:
+        """Somebody waits: try again soon, even if the last round has failed; returns at once."""
+        self._hurried = True
         self._spool.wakeups.put(None)
 
     @property
@@ -72,23 +78,34 @@ class Uploader:
             ending = self._ending
             if self._round(ending) and ending:
                 break
-            self._wait()
+            if self._failures:
+                self._pause(ending)
+            else:
+                self._wait(max(0.01, self._seconds - self._spool.age()))
         if self._ending:
             self._spool.close()
 
-    def _wait(self) -> None:
-        """Until a segment is sealed, the current one is due, or it is time to try again."""
-        if self._failures:
-            pause = min(_LONGEST_PAUSE, 2.0 ** (self._failures - 1))
-        else:
-            pause = max(0.01, self._seconds - self._spool.age())
+    def _wait(self, seconds: float) -> None:
+        """Until a segment is sealed, the current one is due, or somebody waits."""
         with contextlib.suppress(queue.Empty):
-            self._spool.wakeups.get(timeout=pause)
+            self._spool.wakeups.get(timeout=seconds)
             while True:
                 self._spool.wakeups.get_nowait()
 
+    def _pause(self, ending: bool) -> None:
+        """Until it is time to try again. New segments do not shorten that: there may be many a second."""
+        now = time.monotonic()
+        # The exponent is bounded: 2.0 ** 1024 is an OverflowError.
+        until = now + min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0 ** min(self._failures - 1, 5))
+        while not self._given_up and self._ending == ending:
+            left = (now + _SHORTEST_PAUSE if self._hurried else until) - time.monotonic()
+            if left <= 0:
+                break
+            self._wait(left)
+
     def _round(self, ending: bool) -> bool:
         segment: Segment | None = None
+        self._hurried = False
         try:
             if self._spool.trouble and not self._told:
                 self._told = True
@@ -100,7 +117,7 @@ class Uploader:
                 self._objects.check()
                 self._checked = True
             # While the store takes nothing, a segment grows to its full size.
-            if ending or self._spool.age() >= self._seconds:
+            if ending or (not self._failures and self._spool.age() >= self._seconds):
                 self._spool.seal()
             while not self._given_up:
                 segment = self._spool.next()

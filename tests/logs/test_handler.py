@@ -62,7 +62,19 @@ def test_a_wrong_record_ends_nothing(made: Maker, tmp_path: Path, capsys: pytest
         handler.handle(logging.LogRecord("x", logging.INFO, "", 0, text, ("next",), None))
     log.close()
     assert "--- Logging error ---" in capsys.readouterr().err
-    assert [row["message"] for row in read(str(tmp_path / "log"))] == ["next"]
+    assert [row["message"] for row in read(str(tmp_path / "log"))] == ["%d % ('next',)", "next"]
+
+
+def test_what_extra_has_does_not_cost_the_record(made: Maker, tmp_path: Path, logger: logging.Logger) -> None:
+    log = made()
+    logger.addHandler(log.handler())
+    inside: list[object] = []
+    inside.append(inside)
+    logger.error("on fire", extra={"dtype": int, "inside": inside, "shardstream": "mine"})
+    log.close()
+    [row] = read(str(tmp_path / "log"))
+    assert (row["message"], row["dtype"], row["inside"]) == ("on fire", "<class 'int'>", "[[...]]")
+    assert (row["shardstream_"], "shardstream" in row) == ("mine", False)
 
 
 def test_what_an_upload_logs_makes_no_new_rows(made: Maker, tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def test_given_fields_count_more_than_those_that_are_added(made: Maker, tmp_path
     assert list(read(str(tmp_path / "log"))) == [{"time": 5.0, "rank": 7, "self": 1, "loss/train": 2}]
 
 
+def test_the_name_of_the_logs_own_rows_is_reserved(made: Maker) -> None:
+    with made() as log, pytest.raises(ss.OptionError, match="'shardstream' is reserved"):
+        log.write(step=1, shardstream="v2")
+
+
 def test_a_closed_log_takes_no_rows(made: Maker) -> None:
     log = made()
     handler = log.handler()
@@ -94,6 +99,22 @@ def test_a_closed_log_takes_no_rows(made: Maker) -> None:
     with pytest.raises(ss.StateError, match="is closed"):
         log.write(step=1)
     handler.handle(logging.makeLogRecord({"msg": "late", "levelno": logging.WARNING}))
+
+
+def test_a_second_close_says_what_the_first_one_said(made: Maker, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    log = made(str(tmp_path / "file" / "log"))
+    log.write(step=1)
+    assert not log.close(timeout=0.1)
+    assert not log.close()
+
+
+def test_close_says_that_rows_were_dropped(made: Maker) -> None:
+    log = made(segment="1KiB")
+    log.write(text="x" * 2000)
+    log.write(step=1)
+    assert not log.close()
+    assert log.dropped == 1
 
 
 def test_threads_share_a_log(made: Maker, tmp_path: Path) -> None:
@@ -172,7 +193,8 @@ def test_a_full_spool_drops_the_oldest_and_says_so(made: Maker, tmp_path: Path, 
     assert dropped > 500
     assert sum(path.stat().st_size for path in files(spool)) <= 20 << 10
     (tmp_path / "log").unlink()
-    assert ended(lambda: log.close(timeout=30))
+    assert not log.close(timeout=30)  # rows were dropped
+    assert log.stats()["waiting"]["rows"] == 0
     rows = list(read(str(tmp_path / "log")))
     kept = [row["step"] for row in rows if "step" in row]
     said = [row for row in rows if "shardstream" in row]

@@ -162,6 +162,26 @@ def test_the_end_of_a_program_uploads_its_rows(tmp_path: Path, how: str) -> None
     assert files(tmp_path / "spool") == []
 
 
+def test_an_interrupt_at_the_end_says_how_many_rows_stay(made: Maker, tmp_path: Path) -> None:
+    code = """
+class Sink:
+    def write(self, rows): pass
+    def close(self):
+        time.sleep(0.5)  # so that the signal comes while it waits, not just before
+        os.kill(os.getpid(), signal.SIGINT)  # the program waits for the store and the sinks
+log.close()
+open(url, "w").close()  # in the way of the next log
+log = ss.Log(url, spool=spool, rank=0, seconds=1000, timeout=20, sinks=[Sink()])
+said(0)
+said(1)
+"""
+    _, _, errors = Program(tmp_path, code).ended()
+    assert "2 rows are not uploaded" in errors
+    assert "Traceback" not in errors
+    (tmp_path / "log").unlink()
+    assert recovered(made, tmp_path) == {0: 1, 1: 1}
+
+
 def test_the_end_of_a_program_does_not_wait_for_a_dead_store(
     made: Maker, tmp_path: Path, weed: Weed, proxy_to: Callable[..., Proxy]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 import math
 from pathlib import Path
@@ -14,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardstream.errors import OptionError
 from shardstream.logs.rows import decode, encode
 
 WORDS = ("NaN", "Infinity", "-Infinity")
@@ -88,18 +89,62 @@ def test_text_of_a_logging_record_stays_text() -> None:
     assert math.isnan(found["loss"])
 
 
-def test_what_cannot_be_written_is_refused() -> None:
+class Odd:
+    """Nothing can be said of it."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class NoText:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __repr__(self) -> str:
+        return "NoText \udc80"
+
+
+@dataclasses.dataclass
+class Settings:
+    lr: Any
+
+
+def contains_itself() -> list[Any]:
     inside: list[Any] = []
     inside.append(inside)
-    with pytest.raises(OptionError, match="RecursionError"):
-        encode({"x": inside})
+    return inside
 
-    class Bad:
-        def __str__(self) -> str:
-            raise RuntimeError("no text")
 
-    with pytest.raises(OptionError, match="no text"):
-        encode({"x": Bad()})
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (np.float32, "<class 'numpy.float32'>"),
+        (torch.Tensor, "<class 'torch.Tensor'>"),
+        ({True: 1, None: 2, (1, 2): 3}, {"True": 1, "None": 2, "(1, 2)": 3}),
+        ({np.int64(1): 2}, {"1": 2}),
+        (np.longdouble(1.5), 1.5),
+        (np.array([1.5], np.longdouble), [1.5]),
+        (np.longdouble("inf"), "Infinity"),
+        (torch.empty(2, device="meta"), "tensor(..., device='meta', size=(2,))"),
+        ({float("nan")}, ["NaN"]),
+        (frozenset([2.0]), [2.0]),
+        ([Settings(float("inf")), Settings(np.float32("nan"))], [{"lr": "Infinity"}, {"lr": "NaN"}]),
+        ([Settings({2.0: {float("nan")}}), None], [{"lr": {"2.0": ["NaN"]}}, None]),
+        ([b"abc", datetime.timedelta(seconds=3), None], ["YWJj", "PT3S", None]),
+        (contains_itself(), "[[...]]"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_odd_value_does_not_cost_the_row(value: Any, written: Any) -> None:
+    assert msgspec.json.decode(encode({"x": value, "step": 1})) == {"x": written, "step": 1}
+
+
+def test_an_object_that_raises_when_it_is_asked_for_its_text() -> None:
+    found = msgspec.json.decode(encode({"x": Odd(), "y": [NoText()], "z": None, "step": 1}))
+    assert found == {"x": "<Odd>", "y": ["NoText \\udc80"], "z": None, "step": 1}
+    assert "indices" in msgspec.json.decode(encode({"x": torch.eye(2).to_sparse()}))["x"]
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[1]\n", b"\xff\n", b'{"a": 1} x\n'])

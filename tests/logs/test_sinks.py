@@ -16,6 +16,7 @@ from shardstream import logs
 from shardstream.errors import MissingExtraError, OptionError
 from shardstream.logs import CSV, Log, TensorBoard, Wandb
 from shardstream.logs.feeding import Feed
+from shardstream.logs.sinks import RowsError
 from tests.logs.conftest import Rows
 from tests.watch import ended, threads
 
@@ -115,6 +116,29 @@ def test_csv_after_a_kill_begins_a_new_line(tmp_path: Path) -> None:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
+def test_csv_gets_a_new_column_after_a_long_text(tmp_path: Path) -> None:
+    path, limit = tmp_path / "rows.csv", csv.field_size_limit()
+    sink = CSV(path)
+    sink.write([{"a": 1, "text": "x" * 200_000}])
+    sink.write([{"a": 2, "b": 3}])
+    assert csv.field_size_limit() == limit
+    assert path.read_text().splitlines()[0] == "a,text,b"
+    assert path.read_text().splitlines()[2] == "2,,3"
+
+
+def test_csv_that_cannot_be_written_anew_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    sink = CSV(path)
+    sink.write([{"a": 1}])
+    path.write_bytes(b"a\r\n\xff\r\n")  # somebody has damaged it
+    for _ in range(2):
+        with pytest.raises(UnicodeDecodeError):
+            sink.write([{"a": 2, "b": 3}])
+        assert sorted(os.listdir(tmp_path)) == ["rows.csv"]
+    sink.write([{"a": 4}])
+    assert path.read_bytes() == b"a\r\n\xff\r\n4\r\n"
+
+
 def scalars(folder: Path) -> list[tuple[str, float, int, float]]:
     """(name, value, step, time) of all scalars in the event files of a folder."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -174,6 +198,39 @@ def test_wandb_gets_numbers_and_steps(made: Maker) -> None:
     assert run.finished
     with pytest.raises(OptionError, match="is no run"):
         Wandb(None)
+
+
+class Picky(Run):
+    """It refuses one number."""
+
+    def log(self, data: dict[str, Any], step: int | None = None) -> None:
+        if data.get("loss") == 13:
+            raise OverflowError("too big")
+        super().log(data, step)
+
+
+def test_a_row_that_cannot_be_taken_does_not_cost_the_others(
+    made: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Picky()
+    with made(sinks=[Wandb(run)]) as log:
+        log.write(step=1, loss=1)
+        log.write(step=2, loss=13)
+        log._stream._feeds[0].put(b"damaged\n")
+        for step in (float("nan"), float("inf"), "three", 4.0, 10**400):
+            log.write(step=step, loss=2)
+    assert [step for _, step in run.logged] == [1, None, None, None, 4, 10**400]
+    assert log.stats()["sinks"] == [{"sink": "Wandb", "rows": 6, "failed": 2, "dropped": 0}]
+    assert "raised OverflowError: too big" in caplog.text
+    assert "cannot be read" in caplog.text
+
+
+def test_csv_leaves_out_a_row_that_has_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with pytest.raises(RowsError, match="ValueError") as caught:
+        CSV(path).write([{"a": 1}, {"a": 10**5000}, {"a": 2}])
+    assert caught.value.rows == 1
+    assert path.read_text().split() == ["a", "1", "2"]
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.logs.segments import Segment
-from shardstream.logs.spool import Spool, folders_for
+from shardstream.logs.spool import MOST, Spool, folders_for
 from tests.logs.conftest import files
 
 
@@ -162,3 +162,63 @@ def test_a_file_system_without_locks_is_no_place_for_a_spool(
     with pytest.raises(OSError, match="No locks"):
         Segment.create(str(tmp_path), 0)
     assert files(tmp_path) == []
+
+
+def test_small_segments_that_wait_are_bounded_and_lose_no_row(tmp_path: Path) -> None:
+    spool = Spool(folders_for("/log", str(tmp_path)), 0, 1 << 10, 64 << 20)
+    line = b"x" * 999 + b"\n"
+    for _ in range(5000):
+        spool.append(line)
+        spool.append(line)
+    assert spool.dropped == 0
+    assert len(files(tmp_path)) <= MOST
+    spool.seal()
+    assert sum(segment.rows for segment in spool.waiting()) == 10_000
+    spool.close()
+
+
+def test_no_free_descriptor_is_not_a_full_disk_and_drops_no_older_row(tmp_path: Path) -> None:
+    spool = Spool(folders_for("/log", str(tmp_path)), 0, 1 << 20, 1 << 22)
+    spool.append(b"1\n")
+    spool.seal()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        spool.append(b"2\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in spool.trouble
+    spool._again = 0.0
+    spool.append(b"3\n")
+    spool.seal()
+    first, second = spool.waiting()
+    assert first.read() == b"1\n"
+    said, row = second.read().splitlines()
+    assert b'"rows":1' in said
+    assert b"Too many open files" in said
+    assert row == b"3"
+    spool.close()
+
+
+def test_a_slash_at_the_end_makes_no_other_spool() -> None:
+    assert folders_for("s3://b/run/", "/x") == folders_for("s3://b/run", "/x")
+    assert folders_for("s3://b/run/", "/x") != folders_for("s3://b/ru", "/x")
+
+
+def test_a_row_whose_count_was_interrupted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(folders_for("/log", str(tmp_path)), 0, 1 << 20, 1 << 22)
+    write = os.write
+
+    def interrupted(descriptor: int, line: bytes) -> int:
+        write(descriptor, line)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            spool.append(b"1\n")
+    spool.seal()
+    [segment] = spool.waiting()
+    assert (segment.read(), segment.rows) == (b"1\n", 1)
+    spool.close()
+    assert spool.left == 1

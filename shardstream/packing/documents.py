@@ -115,7 +115,7 @@ class Documents:
         """The documents that are ready, each once; those that are not asked for stay.
 
         Args:
-            last: Whether no more samples come, so that all documents are made ready.
+            last: Whether not to wait for more samples, so that all documents are made ready.
         """
         if last and self._texts:
             self._tokenize()

@@ -138,6 +138,7 @@ class Writer:
         self._owner = os.getpid()
         self._given = self._rejected = 0  # samples
         self._rejects: list[tuple[str, str]] = []
+        self._max_rejects = 1.0  # the share that may be; `pack` has another
         self._state: Literal["open", "closed", "aborted"] = "open"
         self._manifest: Manifest | None = None
         options: dict[str, object] = {"compression": compression, "tokens": tokens}
@@ -275,6 +276,11 @@ class Writer:
                 continue
             self._note_missing(document.missing)
 
+    def _add_waiting(self) -> None:
+        """Add the texts that wait to be tokenized with others."""
+        if self._documents is not None:
+            self._add_documents(self._documents, last=True)
+
     def _note_missing(self, missing: Sequence[str]) -> None:
         before = missing if self._unknown is None else self._unknown
         self._unknown = [name for name in before if name in missing]
@@ -289,11 +295,12 @@ class Writer:
             self._rejects.append((bad.where, bad.reason))
 
     def _finish(self) -> None:
-        if self._documents is not None:
-            self._add_documents(self._documents, last=True)
+        self._add_waiting()
         shards = self._output.close(lambda where, error: self._reject(Reject(where, str(error)), error))
         dtype = None if self._documents is None or not shards else self._documents.dtype
-        self._manifest = self._target.commit(shards, dtype, self._rejects, self._unknown)
+        self._manifest = self._target.commit(
+            shards, dtype, self._rejects, self._rejected, self._max_rejects, self._unknown
+        )
         self._tell()
 
     def _end(self, state: Literal["closed", "aborted"]) -> None:

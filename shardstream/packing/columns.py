@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from shardstream.errors import OptionError, SourceError
 from shardstream.format.columns import MAX_STRING, ColumnValue
 from shardstream.format.manifest import Manifest
@@ -66,14 +68,19 @@ def columns_of_sample(
     Args:
         sample: The values of its fields by name.
         keep: The names. Each is a value of the sample, or of the object in its field json; "a.b" is also `b`
-            of the object in `a`.
+            of the object in `a`. The field json may be an object, or the text of one.
     """
     found: dict[str, ColumnValue] = {}
     missing: list[str] = []
+    inside: Mapping[str, Any] | None = None  # the object in field json, once it is asked for
     for name in keep:
         value = _lookup(sample, name)
-        if value is _MISSING and isinstance(sample.get("json"), Mapping):
-            value = _lookup(sample["json"], name)
+        if value is _MISSING and "json" in sample:
+            if inside is None:
+                inside = _object(sample["json"])
+            value = _lookup(inside, name)
+            if value is _MISSING and name.startswith("json."):
+                value = _lookup(inside, name[5:])
         if value is _MISSING:
             missing.append(name)
         elif (kept := column_value(value)) is not None:
@@ -82,6 +89,16 @@ def columns_of_sample(
 
 
 _MISSING = object()
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """The object that the value of a field json is, or is the text of; empty if it is none."""
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):  # bytes are stored as they are
+            return {}
+    return value if isinstance(value, Mapping) else {}
 
 
 def _lookup(values: Mapping[str, Any], name: str) -> Any:

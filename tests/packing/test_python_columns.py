@@ -87,6 +87,35 @@ def test_the_same_columns_as_of_a_file(tmp_path: Path) -> None:
         assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
 
 
+@pytest.mark.parametrize("text", [json.dumps, lambda value: json.dumps(value).encode()])
+def test_the_field_json_may_be_text(tmp_path: Path, text: Any) -> None:
+    keep = ["lang", "meta.n", "json.more", "ok"]
+    rows = [{"lang": "en", "meta": {"n": n}, "more": n / 2} for n in range(3)]
+    given = [{"__key__": str(n), "ok": n == 1, "txt": "x", "json": text(row)} for n, row in enumerate(rows)]
+    other = {"__key__": "3", "txt": "x", "json": text([1])}
+    ss.pack([*given, other], tmp_path / "out", keep=keep)
+    assert kept(tmp_path / "out") == {
+        **{str(n): {"lang": "en", "meta.n": n, "json.more": n / 2, "ok": n == 1} for n in range(3)},
+        "3": {},
+    }
+    ss.pack(
+        [{"txt": "x", "json": text(row)} for row in rows],
+        tmp_path / "t",
+        keep=["lang"],
+        tokenizer="bytes",
+        eos=0,
+    )
+    assert [one["lang"] for one in kept(tmp_path / "t").values()] == ["en"] * 3
+
+
+def test_bytes_that_are_no_json_have_no_values(tmp_path: Path) -> None:
+    bad = [b"{", b"\xff", b"[" * 100_000]
+    with ss.Writer(tmp_path / "out", keep="lang") as writer:
+        for data in [b'{"lang": "en"}', *bad]:
+            writer.write({"json": data})
+    assert list(kept(tmp_path / "out").values()) == [{"lang": "en"}, {}, {}, {}]
+
+
 @pytest.mark.parametrize("tokenizer", [None, "bytes"])
 @pytest.mark.parametrize("shuffle", [None, 4])
 def test_documents_of_tokens_have_columns(tmp_path: Path, tokenizer: str | None, shuffle: int | None) -> None:

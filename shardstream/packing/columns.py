@@ -12,9 +12,20 @@ from shardstream.format.columns import MAX_STRING, ColumnValue
 from shardstream.format.manifest import Manifest
 from shardstream.format.names import shorten
 
-__all__ = ["check_columns", "check_known", "check_values", "column_value", "columns_of", "columns_of_sample"]
+__all__ = [
+    "check_columns",
+    "check_known",
+    "check_scalars",
+    "check_values",
+    "column_value",
+    "columns_of",
+    "columns_of_sample",
+]
 
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_KEPT = (
+    f"a number, a bool or a string of at most {MAX_STRING} bytes, and a dataset of tokens keeps nothing else"
+)
 
 
 def column_value(value: Any) -> ColumnValue | None:
@@ -149,7 +160,22 @@ def check_columns(manifest: Manifest, keep: Iterable[str] | None) -> None:
     lost = [name for name in keep or () if name not in known]
     if manifest.kind == "tokens" and lost:
         raise SourceError(
-            f"keep={lost[0]!r}: no document has a value of that name which is a number, a bool or a string "
-            f"of at most {MAX_STRING} bytes, and a dataset of tokens keeps nothing else; leave it out, or "
-            f"name a value inside an object: {lost[0]}.NAME"
+            f"keep={lost[0]!r}: no document has a value of that name which is {_KEPT}; {_advice(lost[0])}"
         )
+
+
+def check_scalars(sample: Mapping[str, Any], keep: Iterable[str]) -> None:
+    """Raise SourceError if `keep` names a list, an array or an object of a document of tokens.
+
+    It is for the first sample, so that a wrong name is not found only at the commit.
+    """
+    for name in keep:
+        value = _lookup(sample, name)
+        if isinstance(value, (Mapping, list, tuple)) or getattr(value, "shape", ()) != ():
+            raise SourceError(
+                f"keep={name!r}: its value is a {type(value).__qualname__}, and not {_KEPT}; {_advice(name)}"
+            )
+
+
+def _advice(name: str) -> str:
+    return f"leave it out, or name a value inside an object: {name}.NAME"

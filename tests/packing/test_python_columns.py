@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,31 @@ def test_a_name_that_no_sample_has_is_an_error_and_nothing_is_committed(tmp_path
         with pytest.raises(OptionError, match="no row has 'lnag'"):
             make(tmp_path / name)
         assert not (tmp_path / name / "manifest.json").exists()
-    with pytest.raises(SourceError, match="keep='list': no document"):
+    with pytest.raises(SourceError, match="keep='list': its value is a list"):
         ss.pack([{"txt": "a", "list": [1]}], tmp_path / "t", tokenizer="bytes", eos=0, keep=["list"])
     assert not (tmp_path / "t" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"),
+    [
+        ("input_ids", {"input_ids": [1, 2]}),
+        ("tokens", {"tokens": np.arange(3)}),
+        ("meta", {"tokens": [1], "meta": {"n": 1}}),
+        ("meta.tags", {"tokens": [1], "meta": {"tags": ["a"]}}),
+    ],
+)
+def test_what_tokens_cannot_keep_is_an_error_of_the_first_sample(
+    tmp_path: Path, name: str, sample: dict[str, Any]
+) -> None:
+    writer = ss.Writer(tmp_path / "out", tokens=True, keep=[name], on_error="skip")
+    with pytest.raises(SourceError, match=f"keep='{name}': its value is a"):
+        writer.write(sample)
+    writer.abort()
+    given = itertools.repeat({"txt": "a", "meta": sample.get("meta")})  # it has no end
+    if "meta" in sample:
+        with pytest.raises(SourceError, match=f"keep='{name}': its value is a"):
+            ss.pack(given, tmp_path / "t", tokenizer="bytes", eos=0, keep=[name])
 
 
 def test_parts_need_the_name_once(tmp_path: Path) -> None:

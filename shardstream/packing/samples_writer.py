@@ -64,8 +64,9 @@ class Writer:
             are glued together. None does the same with a warning.
         keep: The names of values that are columns of the index, too, by which `subset(where=...)` chooses:
             numbers, bools, and strings of at most 256 bytes. A name is that of a value of the sample, or in
-            its field json; "a.b" is also `b` of the object in `a`. A value that is None is left out. Of
-            documents of tokens, these values are columns alone. A name that no sample has is an error.
+            its field json, an object or the text of one; "a.b" is also `b` of the object in `a`. A value
+            that is None is no column, and no field of the sample either. Of documents of tokens, these values
+            are columns alone. A name that no sample has is an error.
         shuffle: A seed, 0 to 2**63 - 1. The samples, of a part those of the part, are permuted by it. They
             wait on a local disk, and are written when the writer is closed. None: they stay in order.
         compression: "zstd" or "none". None: "none" if the first sample is compressed already, else "zstd".

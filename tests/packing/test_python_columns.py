@@ -200,3 +200,11 @@ def test_a_resume_sees_that_a_column_has_changed(tmp_path: Path) -> None:
         write(True, True)
     write(False, True)
     assert kept(tmp_path / "out")["000000000007"] == {"n": 7}
+
+
+def test_a_kept_value_that_is_none_is_no_field(tmp_path: Path) -> None:
+    ss.pack([{"txt": "a", "lang": "en"}, {"txt": "b", "lang": None}], tmp_path / "out", keep=["lang"])
+    assert [sorted(sample) for sample in ss.StreamingDataset(tmp_path / "out")] == [
+        ["__key__", "lang", "txt"],
+        ["__key__", "txt"],
+    ]

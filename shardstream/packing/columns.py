@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from shardstream.errors import OptionError, SourceError
 from shardstream.format.columns import MAX_STRING, ColumnValue
 from shardstream.format.manifest import Manifest
 from shardstream.format.names import shorten
 
-__all__ = ["check_columns", "check_known", "check_values", "column_value", "columns_of", "columns_of_sample"]
+__all__ = [
+    "check_columns",
+    "check_known",
+    "check_scalars",
+    "check_values",
+    "column_value",
+    "columns_of",
+    "columns_of_sample",
+]
 
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_KEPT = (
+    f"a number, a bool or a string of at most {MAX_STRING} bytes, and a dataset of tokens keeps nothing else"
+)
 
 
 def column_value(value: Any) -> ColumnValue | None:
@@ -66,14 +79,19 @@ def columns_of_sample(
     Args:
         sample: The values of its fields by name.
         keep: The names. Each is a value of the sample, or of the object in its field json; "a.b" is also `b`
-            of the object in `a`.
+            of the object in `a`. The field json may be an object, or the text of one.
     """
     found: dict[str, ColumnValue] = {}
     missing: list[str] = []
+    inside: Mapping[str, Any] | None = None  # the object in field json, once it is asked for
     for name in keep:
         value = _lookup(sample, name)
-        if value is _MISSING and isinstance(sample.get("json"), Mapping):
-            value = _lookup(sample["json"], name)
+        if value is _MISSING and "json" in sample:
+            if inside is None:
+                inside = _object(sample["json"])
+            value = _lookup(inside, name)
+            if value is _MISSING and name.startswith("json."):
+                value = _lookup(inside, name[5:])
         if value is _MISSING:
             missing.append(name)
         elif (kept := column_value(value)) is not None:
@@ -82,6 +100,16 @@ def columns_of_sample(
 
 
 _MISSING = object()
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """The object that the value of a field json is, or is the text of; empty if it is none."""
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):  # bytes are stored as they are
+            return {}
+    return value if isinstance(value, Mapping) else {}
 
 
 def _lookup(values: Mapping[str, Any], name: str) -> Any:
@@ -132,7 +160,22 @@ def check_columns(manifest: Manifest, keep: Iterable[str] | None) -> None:
     lost = [name for name in keep or () if name not in known]
     if manifest.kind == "tokens" and lost:
         raise SourceError(
-            f"keep={lost[0]!r}: no document has a value of that name which is a number, a bool or a string "
-            f"of at most {MAX_STRING} bytes, and a dataset of tokens keeps nothing else; leave it out, or "
-            f"name a value inside an object: {lost[0]}.NAME"
+            f"keep={lost[0]!r}: no document has a value of that name which is {_KEPT}; {_advice(lost[0])}"
         )
+
+
+def check_scalars(sample: Mapping[str, Any], keep: Iterable[str]) -> None:
+    """Raise SourceError if `keep` names a list, an array or an object of a document of tokens.
+
+    It is for the first sample, so that a wrong name is not found only at the commit.
+    """
+    for name in keep:
+        value = _lookup(sample, name)
+        if isinstance(value, (Mapping, list, tuple)) or getattr(value, "shape", ()) != ():
+            raise SourceError(
+                f"keep={name!r}: its value is a {type(value).__qualname__}, and not {_KEPT}; {_advice(name)}"
+            )
+
+
+def _advice(name: str) -> str:
+    return f"leave it out, or name a value inside an object: {name}.NAME"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shardstream.errors import OptionError
 from shardstream.format.columns import NO_COLUMNS, ColumnValue
-from shardstream.packing.columns import columns_of_sample
+from shardstream.packing.columns import check_scalars, columns_of_sample
 from shardstream.packing.sources.base import Reject, Sample
 from shardstream.packing.sources.calls import sample_of
 
@@ -65,6 +65,7 @@ class Documents:
     ) -> None:
         self.dtype = dtype
         self._keep = keep
+        self._first = True  # whether no sample has been looked at for what is kept
         # What is kept, or holds it, is no field of the document, but may be the text or the tokens too.
         named = {part for name in keep for part in (name, name.partition(".")[0])}
         self._beside = named - {"__key__", *_IDS, *_TEXTS}
@@ -88,7 +89,11 @@ class Documents:
         self.dtype = before
 
     def take(self, sample: object, where: str, key: str) -> Reject | None:
-        """Take a sample; see `sample_of`. Returns a Reject if it is no document, else None."""
+        """Take a sample; see `sample_of`. Returns a Reject if it is no document, else None.
+
+        Raises:
+            SourceError: It is the first one, and what `keep` names in it is no value of a column.
+        """
         if self._tokenizer is None:
             found = self._document(sample, where, key)
             if isinstance(found, Reject):
@@ -115,7 +120,7 @@ class Documents:
         """The documents that are ready, each once; those that are not asked for stay.
 
         Args:
-            last: Whether no more samples come, so that all documents are made ready.
+            last: Whether not to wait for more samples, so that all documents are made ready.
         """
         if last and self._texts:
             self._tokenize()
@@ -143,6 +148,9 @@ class Documents:
     def _columns(self, sample: object) -> tuple[Mapping[str, ColumnValue], tuple[str, ...]]:
         if not self._keep:
             return {}, ()
+        if self._first and isinstance(sample, Mapping):
+            check_scalars(sample, self._keep)
+            self._first = False
         return columns_of_sample(sample if isinstance(sample, Mapping) else {}, self._keep)
 
     def _document(self, sample: object, where: str, key: str) -> Document | Reject:

@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast
 
-from shardstream.errors import OptionError, SourceError, noted
+from shardstream.errors import OptionError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.format.numbers import whole_number
 from shardstream.packing.end_of_text import Eos
 from shardstream.packing.layout import Codec
+from shardstream.packing.samples_writer import Writer
 from shardstream.packing.sources.calls import Calls
 from shardstream.progress import Report
 from shardstream.storage.store import Options
@@ -117,25 +118,40 @@ def pack_samples(
         dest: Where the dataset is written.
         options: What `check_options` returned.
     """
-    from shardstream.packing.samples_writer import Writer
-
     limit, most = options.pop("limit"), options.pop("max_rejects")
     if limit is not None:
         limit = whole_number("limit", limit, 1)
-    with Writer(dest, **options) as writer:
-        number = 0
+    with _PackWriter(dest, **options) as writer:
+        writer.write_all(samples, limit, most)
+    return writer.manifest
+
+
+class _PackWriter(Writer):
+    """The Writer of one `pack`."""
+
+    def write_all(self, samples: Iterable[object], limit: int | None, most: float) -> None:
+        """Write samples until there are no more, or the limit is reached.
+
+        Args:
+            samples: The samples.
+            limit: How many are packed at most, without those that are rejected. None: all.
+            most: The share that may be rejected, 0 to 1. It is checked before the commit.
+        """
+        self._max_rejects = most
         source = iter(samples)
-        while limit is None or number - writer.rejected < limit:
+        number = 0
+        while limit is None or not self._holds(limit):
             with noted(f"shardstream: raised where pack asked for sample {number}"):
                 sample: Any = next(source, _END)
             if sample is _END:
-                break
-            writer.write(sample)
+                return
+            self.write(sample)
             number += 1
-        if writer.rejected > most * number:
-            first = "; ".join(f"{where}: {reason}" for where, reason in writer.rejects[:3])
-            raise SourceError(
-                f"{writer.rejected:,} of {number:,} samples were rejected, more than max_rejects={most:g} "
-                f"allows; nothing was committed. The first: {first}"
-            )
-    return writer.manifest
+
+    def _holds(self, count: int) -> bool:
+        """Whether so many samples are accepted. Some of the texts that wait may still be rejected."""
+        if self._given - self._rejected < count:
+            return False
+        with self._write_lock:
+            self._add_waiting()
+        return self._given - self._rejected >= count

@@ -159,7 +159,8 @@ def pack(
             cut into documents behind it. "none": texts are glued together. None does the same with a
             warning, and will be an error in the next version.
         dtype: Only for files of tokens: "uint16" or "uint32". None: as the files show.
-        limit: How many samples are packed at most, from the beginning of the input. None: all.
+        limit: How many samples are packed at most, from the beginning of the input. There may be fewer if
+            some are rejected when they are written, such as those whose key comes twice. None: all.
         on_error: "raise" ends the pack at the first bad sample. "skip" leaves out bad samples, and files
             that cannot be read, and lists them in rejects.jsonl beside the manifest, the first million of
             each task.
@@ -197,6 +198,8 @@ def pack(
         MissingExtraError: The package for `tokenizer` or `resize` is not installed.
     """
     arguments = dict(locals())
+    if not (isinstance(max_rejects, (int, float)) and 0 <= max_rejects <= 1):
+        raise OptionError(f"max_rejects={max_rejects!r} must be a share of the samples, from 0 to 1")
     given = samples_or_calls(sources)
     unread: list[tuple[str, str]] = []  # what on_error="skip" leaves out before there are tasks
     beside: list[tuple[str, str]] = []  # what is harmless to leave out
@@ -216,8 +219,6 @@ def pack(
         raise OptionError("quality needs resize: images that are not resized stay the bytes they are")
     if key is not None and not (isinstance(key, str) and key):
         raise OptionError(f"key={key!r} must be the name of a key or column, or 'none'")
-    if not (isinstance(max_rejects, (int, float)) and 0 <= max_rejects <= 1):
-        raise OptionError(f"max_rejects={max_rejects!r} must be a share of the samples, from 0 to 1")
     chosen = format or recognise(files, storage_options)
     takes = source_class(chosen).takes if isinstance(chosen, str) else getattr(chosen, "takes", ())
     if isinstance(chosen, str):

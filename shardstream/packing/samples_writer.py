@@ -64,8 +64,9 @@ class Writer:
             are glued together. None does the same with a warning.
         keep: The names of values that are columns of the index, too, by which `subset(where=...)` chooses:
             numbers, bools, and strings of at most 256 bytes. A name is that of a value of the sample, or in
-            its field json; "a.b" is also `b` of the object in `a`. A value that is None is left out. Of
-            documents of tokens, these values are columns alone. A name that no sample has is an error.
+            its field json, an object or the text of one; "a.b" is also `b` of the object in `a`. A value
+            that is None is no column, and no field of the sample either. Of documents of tokens, these values
+            are columns alone. A name that no sample has is an error.
         shuffle: A seed, 0 to 2**63 - 1. The samples, of a part those of the part, are permuted by it. They
             wait on a local disk, and are written when the writer is closed. None: they stay in order.
         compression: "zstd" or "none". None: "none" if the first sample is compressed already, else "zstd".
@@ -138,6 +139,7 @@ class Writer:
         self._owner = os.getpid()
         self._given = self._rejected = 0  # samples
         self._rejects: list[tuple[str, str]] = []
+        self._max_rejects = 1.0  # the share that may be; `pack` has another
         self._state: Literal["open", "closed", "aborted"] = "open"
         self._manifest: Manifest | None = None
         options: dict[str, object] = {"compression": compression, "tokens": tokens}
@@ -275,6 +277,11 @@ class Writer:
                 continue
             self._note_missing(document.missing)
 
+    def _add_waiting(self) -> None:
+        """Add the texts that wait to be tokenized with others."""
+        if self._documents is not None:
+            self._add_documents(self._documents, last=True)
+
     def _note_missing(self, missing: Sequence[str]) -> None:
         before = missing if self._unknown is None else self._unknown
         self._unknown = [name for name in before if name in missing]
@@ -289,11 +296,12 @@ class Writer:
             self._rejects.append((bad.where, bad.reason))
 
     def _finish(self) -> None:
-        if self._documents is not None:
-            self._add_documents(self._documents, last=True)
+        self._add_waiting()
         shards = self._output.close(lambda where, error: self._reject(Reject(where, str(error)), error))
         dtype = None if self._documents is None or not shards else self._documents.dtype
-        self._manifest = self._target.commit(shards, dtype, self._rejects, self._unknown)
+        self._manifest = self._target.commit(
+            shards, dtype, self._rejects, self._rejected, self._max_rejects, self._unknown
+        )
         self._tell()
 
     def _end(self, state: Literal["closed", "aborted"]) -> None:

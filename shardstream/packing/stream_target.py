@@ -101,6 +101,8 @@ class StreamTarget:
         shards: list[ShardInfo],
         dtype: parts.Dtype | None,
         rejects: list[tuple[str, str]],
+        rejected: int,
+        max_rejects: float,
         unknown: list[str] | None,
     ) -> Manifest | None:
         """Commit the shards; returns the manifest. A part leaves its receipt, and None is returned.
@@ -108,26 +110,41 @@ class StreamTarget:
         Args:
             shards: The shards in order.
             dtype: How tokens are stored; None for samples.
-            rejects: Where the bad samples are, and why they are bad.
+            rejects: Where the bad samples are, and why they are bad; the first of very many.
+            rejected: How many bad samples there are.
+            max_rejects: The share of all samples that may be bad, 0 to 1. A part does not check it.
             unknown: The names in `keep` that no sample has; None if there was none.
 
         Raises:
-            SourceError: There is no sample; or no document has a value that `keep` named.
+            SourceError: There is no sample, or more are bad than may be; or no document has a value that
+                `keep` named.
             OptionError: No sample has a name in `keep`.
             CommitError: The dataset has changed since the claim.
         """
         if self._part is not None:
             parts.write_part(self.store, parts.PartReceipt(self._part[0], shards, dtype, rejects, unknown))
             return None
+        self._destination.write_rejects(rejects, rejected - len(rejects))
+        first = "; ".join(f"{where}: {reason}" for where, reason in rejects[:3])
+        reasons = f"The first: {first}; all are in {self._destination.rejects}"
         if not shards and self.old is None:
             self._destination.clean()
-            raise SourceError(f"{self.store.url}: no samples were given; nothing was packed")
+            what = f"all {rejected:,} samples were rejected" if rejected else "no samples were given"
+            raise SourceError(
+                f"{self.store.url}: {what}; nothing was packed{f'. {reasons}' if rejected else ''}"
+            )
         check_known([unknown])
+        given = sum(shard.samples for shard in shards) + rejected
+        if rejected > max_rejects * given:
+            raise SourceError(
+                f"{rejected:,} of {given:,} samples were rejected, more than max_rejects={max_rejects:g} "
+                f"allows; nothing was committed. {reasons}. If they may be left out, the same pack with "
+                "resume=True and a larger max_rejects commits the others"
+            )
         fields = parts.fields_of(self._job.kind, dtype, tuple(shards), self.old)
-        record = {**self._record, "rejected": len(rejects)}
+        record = {**self._record, "rejected": rejected}
         manifest = assemble(self._job.kind, fields, self.old, tuple(shards), record)
         check_columns(manifest, record["options"].get("keep"))
-        self._destination.write_rejects(rejects)
         self._destination.commit(self.old, manifest)
         self._destination.clean()
         return manifest

@@ -159,6 +159,40 @@ def test_skip_and_limit(tmp_path: Path) -> None:
     assert manifest.provenance["rejected"] == 6
 
 
+REPEATED = [{"__key__": str(row % 7), "txt": "a"} for row in range(20)]
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": 3}, {"tokenizer": "bytes", "eos": 0}])
+def test_what_is_rejected_at_the_end_counts(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ss.SourceError, match=r"13 of 20 .* max_rejects=0.5 .*The first: .*twice.*resume"):
+        ss.pack(REPEATED, tmp_path / "out", on_error="skip", **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert (tmp_path / "out" / "rejects.jsonl").read_text().count("occurs twice") == 13
+    manifest = ss.pack(REPEATED, tmp_path / "out", on_error="skip", max_rejects=0.65, resume=True, **options)
+    assert (manifest.samples, manifest.provenance["rejected"]) == (7, 13)
+    assert not ss.verify(str(tmp_path / "out"), deep=True).problems
+
+
+def test_a_limit_counts_what_a_batch_of_texts_has_rejected(tmp_path: Path) -> None:
+    more = iter([*REPEATED, *rows(100)])
+    options: dict[str, Any] = {"limit": 20, "on_error": "skip", "max_rejects": 1}
+    assert ss.pack(more, tmp_path / "out", tokenizer="bytes", eos=0, **options).samples == 20
+    assert next(more)["__key__"] == "20"
+
+
+def test_all_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ss.SourceError, match="all 2 samples were rejected"):
+        ss.pack([{"txt": None}, {"txt": None}], tmp_path / "out", on_error="skip", max_rejects=1)
+    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("share", [-3, 1.5, "a"])
+def test_a_bad_share_of_rejects_is_refused(tmp_path: Path, share: Any) -> None:
+    with pytest.raises(ss.OptionError, match="max_rejects="):
+        ss.pack(rows(3), tmp_path / "out", max_rejects=share)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer(tmp_path: Path) -> None:
     manifest = ss.pack(rows(100), tmp_path / "out", tokenizer="bytes", eos=0, **SMALL)
     (tmp_path / "in.jsonl").write_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,35 @@ def test_the_same_columns_as_of_a_file(tmp_path: Path) -> None:
         assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
 
 
+@pytest.mark.parametrize("text", [json.dumps, lambda value: json.dumps(value).encode()])
+def test_the_field_json_may_be_text(tmp_path: Path, text: Any) -> None:
+    keep = ["lang", "meta.n", "json.more", "ok"]
+    rows = [{"lang": "en", "meta": {"n": n}, "more": n / 2} for n in range(3)]
+    given = [{"__key__": str(n), "ok": n == 1, "txt": "x", "json": text(row)} for n, row in enumerate(rows)]
+    other = {"__key__": "3", "txt": "x", "json": text([1])}
+    ss.pack([*given, other], tmp_path / "out", keep=keep)
+    assert kept(tmp_path / "out") == {
+        **{str(n): {"lang": "en", "meta.n": n, "json.more": n / 2, "ok": n == 1} for n in range(3)},
+        "3": {},
+    }
+    ss.pack(
+        [{"txt": "x", "json": text(row)} for row in rows],
+        tmp_path / "t",
+        keep=["lang"],
+        tokenizer="bytes",
+        eos=0,
+    )
+    assert [one["lang"] for one in kept(tmp_path / "t").values()] == ["en"] * 3
+
+
+def test_bytes_that_are_no_json_have_no_values(tmp_path: Path) -> None:
+    bad = [b"{", b"\xff", b"[" * 100_000]
+    with ss.Writer(tmp_path / "out", keep="lang") as writer:
+        for data in [b'{"lang": "en"}', *bad]:
+            writer.write({"json": data})
+    assert list(kept(tmp_path / "out").values()) == [{"lang": "en"}, {}, {}, {}]
+
+
 @pytest.mark.parametrize("tokenizer", [None, "bytes"])
 @pytest.mark.parametrize("shuffle", [None, 4])
 def test_documents_of_tokens_have_columns(tmp_path: Path, tokenizer: str | None, shuffle: int | None) -> None:
@@ -114,9 +144,31 @@ def test_a_name_that_no_sample_has_is_an_error_and_nothing_is_committed(tmp_path
         with pytest.raises(OptionError, match="no row has 'lnag'"):
             make(tmp_path / name)
         assert not (tmp_path / name / "manifest.json").exists()
-    with pytest.raises(SourceError, match="keep='list': no document"):
+    with pytest.raises(SourceError, match="keep='list': its value is a list"):
         ss.pack([{"txt": "a", "list": [1]}], tmp_path / "t", tokenizer="bytes", eos=0, keep=["list"])
     assert not (tmp_path / "t" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"),
+    [
+        ("input_ids", {"input_ids": [1, 2]}),
+        ("tokens", {"tokens": np.arange(3)}),
+        ("meta", {"tokens": [1], "meta": {"n": 1}}),
+        ("meta.tags", {"tokens": [1], "meta": {"tags": ["a"]}}),
+    ],
+)
+def test_what_tokens_cannot_keep_is_an_error_of_the_first_sample(
+    tmp_path: Path, name: str, sample: dict[str, Any]
+) -> None:
+    writer = ss.Writer(tmp_path / "out", tokens=True, keep=[name], on_error="skip")
+    with pytest.raises(SourceError, match=f"keep='{name}': its value is a"):
+        writer.write(sample)
+    writer.abort()
+    given = itertools.repeat({"txt": "a", "meta": sample.get("meta")})  # it has no end
+    if "meta" in sample:
+        with pytest.raises(SourceError, match=f"keep='{name}': its value is a"):
+            ss.pack(given, tmp_path / "t", tokenizer="bytes", eos=0, keep=[name])
 
 
 def test_parts_need_the_name_once(tmp_path: Path) -> None:
@@ -148,3 +200,11 @@ def test_a_resume_sees_that_a_column_has_changed(tmp_path: Path) -> None:
         write(True, True)
     write(False, True)
     assert kept(tmp_path / "out")["000000000007"] == {"n": 7}
+
+
+def test_a_kept_value_that_is_none_is_no_field(tmp_path: Path) -> None:
+    ss.pack([{"txt": "a", "lang": "en"}, {"txt": "b", "lang": None}], tmp_path / "out", keep=["lang"])
+    assert [sorted(sample) for sample in ss.StreamingDataset(tmp_path / "out")] == [
+        ["__key__", "lang", "txt"],
+        ["__key__", "txt"],
+    ]

@@ -130,6 +130,7 @@ def read_blocks(
                 raise found
             size = next(size for path, size, _ in files if path == found)
             yield found, Digests(size, blocks[found])
+            reader.check_process("fetch_weights")
 
 
 def digests_of_file(store: Store, path: str) -> Digests:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 
-from shardstream.errors import StorageError
+from shardstream.errors import StateError, StorageError
 from shardstream.storage.cancellation import Cancelled, CancelScope, current, working_for
 from shardstream.storage.fetch.pool import ElasticPool
 from shardstream.storage.spans import Part, spans
@@ -105,6 +105,15 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
                 calls.clear()
                 self._close_call(call)
             raise
+
+    def check_process(self, again: str) -> None:
+        """Raise StateError in a forked process: the threads that read are not in it.
+
+        Args:
+            again: What makes another one, for the message.
+        """
+        if self._process != os.getpid():
+            raise StateError(f"{self._store.url}: this was made in another process: call {again} again here")
 
     def _close_call(self, call: object) -> None:
         with self._lock:

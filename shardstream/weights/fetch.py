@@ -23,7 +23,7 @@ from shardstream.storage.secrets import redact
 from shardstream.storage.store import LocalStore, Store, absolute, named
 from shardstream.storage.transport.failures import is_unreachable
 from shardstream.weights import digests
-from shardstream.weights.catalog import Catalog, open_catalog, optional
+from shardstream.weights.catalog import INDEX, Catalog, open_catalog, optional
 from shardstream.weights.digests import Digests
 from shardstream.weights.download import Wanted, digests_of_file, download
 from shardstream.weights.urls import Place, open_place
@@ -62,11 +62,19 @@ class _Fetched(msgspec.Struct, frozen=True):
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What was fetched of a URL; `whole` is missing while a download is under way, or after it was killed."""
+    """What was fetched of a URL.
+
+    Args:
+        url: It, without what is secret.
+        files: The files by their names in the folder.
+        whole: False while a download is under way, and after it was killed.
+        listing: The files that the store listed, of those that could be wanted; None for web servers.
+    """
 
     url: str
     files: dict[str, _Fetched]
     whole: bool = False
+    listing: list[str] | None = None
 
 
 def fetch_weights(
@@ -145,14 +153,15 @@ def _fetch(url: str, folder: str, options: Options) -> None:
     state = _read_state(local, url)
     try:
         if state is not None and state.whole:
-            place = _place_of(url, options)
-            if _is_current(place, state):
+            if _is_current(open_place(url, options), state):
                 changed = _changed(local, state)
                 if not changed:
                     # What was only touched has another time now: it is not read again for that.
                     again = {name: _as_now(local, name, file) for name, file in state.files.items()}
                     if again != state.files:
-                        local.write(_STATE, msgspec.json.encode(_State(state.url, again, True)))
+                        local.write(
+                            _STATE, msgspec.json.encode(msgspec.structs.replace(state, files=again))
+                        )
                     return
                 log.warning(
                     "%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed)
@@ -169,11 +178,8 @@ def _fetch(url: str, folder: str, options: Options) -> None:
     for name in set(state.files if state else ()) - fetched.keys():
         local.delete(name)  # it was here because of us
     local.write(digests.NAME, digests.encode({name: file.digests for name, file in fetched.items()}))
-    local.write(_STATE, msgspec.json.encode(_State(redact(url), fetched, True)))
-
-
-def _place_of(url: str, options: Options) -> Store:
-    return open_place(url, options).store
+    done = _State(redact(url), fetched, True, _listing(catalog.place))
+    local.write(_STATE, msgspec.json.encode(done))
 
 
 def _read_state(local: Store, url: str) -> _State | None:
@@ -184,12 +190,28 @@ def _read_state(local: Store, url: str) -> _State | None:
     return found if found.url == redact(url) else None
 
 
-def _is_current(store: Store, state: _State) -> bool:
-    """Whether the store has what was fetched."""
+def _listing(place: Place) -> list[str] | None:
+    """The names of the files in the store that may be weights or lie beside them."""
+    if place.names is None:
+        return None
+    return sorted(
+        name for name in place.names if name.endswith(".safetensors") or not _OTHERS.match(name)
+    )
+
+
+def _is_current(place: Place, state: _State) -> bool:
+    """Whether the store has what was fetched, and nothing more."""
+    if _listing(place) != state.listing:
+        return False
     paths = [file.path for file in state.files.values()]
-    with ThreadPoolExecutor(min(_REQUESTS, len(paths)), "shardstream-weights") as pool:
+    more: set[str] = set()  # what a web server, which does not list, may have by now
+    if place.names is None and place.file != "":
+        more = {INDEX, *_BESIDE} - set(paths)
+    with ThreadPoolExecutor(_REQUESTS, "shardstream-weights") as pool:
         try:
-            found = list(pool.map(store.version, paths))
+            found = list(pool.map(place.store.version, paths))
+            if any(data is not None for data in pool.map(lambda name: optional(place, name), more)):
+                return False
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return False

@@ -202,3 +202,33 @@ def test_web_servers_and_the_hub(nginx: Any, hub: Any, tmp_path: Path) -> None: 
     url = hub.publish(dict.fromkeys(shas, "0" * 64))
     with pytest.raises(CorruptionError, match="its SHA-256 is not that of the Hub"):
         ss.fetch_weights(url, tmp_path / "other")
+
+
+def test_files_that_are_added_are_fetched(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    first, second = {"p": torch.ones(3)}, {"q": torch.ones(4)}
+    save_file(first, model / "a.safetensors")
+    assert same(ss.load_weights(model, cache=tmp_path / "cache"), first)
+    save_file(second, model / "b.safetensors")
+    (model / "config.json").write_text("{}")
+    assert same(ss.load_weights(model, cache=tmp_path / "cache"), first | second)
+    folder = Path(ss.fetch_weights(model, tmp_path / "cache"))
+    assert (folder / "config.json").read_text() == "{}"
+    before = os.stat(folder / "shardstream.digests.json").st_mtime_ns
+    (model / "pytorch_model.bin").write_bytes(b"the same once more")
+    ss.fetch_weights(model, tmp_path / "cache")
+    assert os.stat(folder / "shardstream.digests.json").st_mtime_ns == before  # nothing was fetched
+
+
+def test_files_that_are_added_to_a_web_server_are_fetched(nginx: Any, tmp_path: Path) -> None:
+    model = nginx.root / "grown-weights"
+    model.mkdir()
+    save_file({"p": torch.ones(3)}, model / "model.safetensors")
+    folder = Path(ss.fetch_weights(f"{nginx.url}/grown-weights", tmp_path / "cache"))
+    (model / "config.json").write_text("{}")
+    ss.fetch_weights(f"{nginx.url}/grown-weights", tmp_path / "cache")
+    assert (folder / "config.json").read_text() == "{}"
+    state = of_all_kinds(6)
+    save_sharded(state, model)
+    assert same(ss.load_weights(f"{nginx.url}/grown-weights", cache=tmp_path / "cache"), state)

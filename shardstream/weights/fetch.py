@@ -13,20 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import msgspec
-import xxhash
 
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StorageError
 from shardstream.storage.cache.locks import FetchLocks
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.options import Options
 from shardstream.storage.secrets import redact
-from shardstream.storage.store import LocalStore, Store, absolute, named
+from shardstream.storage.store import LocalStore, Store, absolute, local_path_of, named
 from shardstream.storage.transport.failures import is_unreachable
 from shardstream.weights import digests
 from shardstream.weights.catalog import INDEX, Catalog, open_catalog, optional
 from shardstream.weights.digests import Digests
 from shardstream.weights.download import Wanted, digests_of_file, download
-from shardstream.weights.urls import Place, open_place
+from shardstream.weights.urls import Place, folder_name, open_place
 
 __all__ = ["fetch_weights"]
 
@@ -107,7 +106,7 @@ def fetch_weights(
         StorageError: The weights cannot be read, or there is no room.
     """
     url, root = absolute(os.fspath(url)), _root(cache)
-    name = _folder_name(url)
+    name = folder_name(url)
     folder = os.path.join(root, name)
     with named(f"making {folder}"):
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -121,12 +120,6 @@ def _root(cache: Cache | str | os.PathLike[str]) -> str:
     if found is None or "://" in os.fspath(found):
         raise OptionError(f"cache={cache!r} must be a folder on a local disk, such as /nvme/cache")
     return os.path.join(os.path.abspath(os.path.expanduser(os.fspath(found))), "weights")
-
-
-def _folder_name(url: str) -> str:
-    plain = redact(url).partition("?")[0].rstrip("/")
-    last = re.sub(r"[^\w.-]+", "-", "-".join(plain.split("/")[-2:]))[-60:].strip(".-")
-    return f"{last or 'model'}-{xxhash.xxh3_64_hexdigest(plain.encode())}"
 
 
 @contextlib.contextmanager
@@ -159,9 +152,7 @@ def _fetch(url: str, folder: str, options: Options) -> None:
                     # What was only touched has another time now: it is not read again for that.
                     again = {name: _as_now(local, name, file) for name, file in state.files.items()}
                     if again != state.files:
-                        local.write(
-                            _STATE, msgspec.json.encode(msgspec.structs.replace(state, files=again))
-                        )
+                        local.write(_STATE, msgspec.json.encode(msgspec.structs.replace(state, files=again)))
                     return
                 log.warning(
                     "%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed)
@@ -194,9 +185,7 @@ def _listing(place: Place) -> list[str] | None:
     """The names of the files in the store that may be weights or lie beside them."""
     if place.names is None:
         return None
-    return sorted(
-        name for name in place.names if name.endswith(".safetensors") or not _OTHERS.match(name)
-    )
+    return sorted(name for name in place.names if name.endswith(".safetensors") or not _OTHERS.match(name))
 
 
 def _is_current(place: Place, state: _State) -> bool:
@@ -241,7 +230,9 @@ def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
     prefix = index[: index.rfind("/") + 1]
     found = []
     for file, header in catalog.files.items():
-        name = file.removeprefix(prefix) or os.path.basename(urlsplit(url).path)
+        name = file.removeprefix(prefix) or os.path.basename(
+            url if local_path_of(url) is not None else urlsplit(url).path
+        )
         known = place.hub.get(file)
         found.append(
             Wanted(name, file, header.bytes, catalog.digests.get(file), known.sha256 if known else None)
@@ -261,13 +252,8 @@ def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
 
 
 def _is_file(place: Place, name: str) -> bool:
-    try:
-        path = place.store.local_path(name)
-        if path is not None:
-            return os.path.isfile(path)
-        return place.store.exists(name)
-    except StorageError:
-        return False
+    path = place.store.local_path(name)
+    return os.path.isfile(path) if path is not None else place.store.exists(name)
 
 
 def _download(
@@ -299,15 +285,8 @@ def _as_now(local: LocalStore, name: str, file: _Fetched) -> _Fetched:
 
 
 def _sha256(local: LocalStore, name: str) -> str:
+    hasher = hashlib.sha256()  # by hand: Python 3.10 has no file_digest
     with open(str(local.local_path(name)), "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _old(file)
-        )
-
-
-def _old(file: object) -> str:
-    """For Python 3.10."""
-    hasher = hashlib.sha256()
-    while data := file.read(1 << 20):  # type: ignore[attr-defined]
-        hasher.update(data)
+        while data := file.read(1 << 20):
+            hasher.update(data)
     return hasher.hexdigest()

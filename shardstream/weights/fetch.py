@@ -145,22 +145,19 @@ def _fetch(url: str, folder: str, options: Options) -> None:
     local = LocalStore(folder)
     state = _read_state(local, url)
     try:
-        if state is not None and state.whole:
-            if _is_current(open_place(url, options), state):
-                changed = _changed(local, state)
-                if not changed:
-                    # What was only touched has another time now: it is not read again for that.
-                    again = {name: _as_now(local, name, file) for name, file in state.files.items()}
-                    if again != state.files:
-                        local.write(_STATE, msgspec.json.encode(msgspec.structs.replace(state, files=again)))
-                    return
-                log.warning(
-                    "%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed)
-                )
+        if state is not None and state.whole and _is_current(open_place(url, options), state):
+            changed = _changed(local, state)
+            if not changed:
+                # What was only touched has another time now: it is not read again for that.
+                again = {name: _as_now(local, name, file) for name, file in state.files.items()}
+                if again != state.files:
+                    local.write(_STATE, msgspec.json.encode(msgspec.structs.replace(state, files=again)))
+                return
+            log.warning("%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed))
         local.clear_temporary()  # of a download that was killed
         catalog = open_catalog(url, options)
         wanted = _wanted(catalog, url)
-        fetched = _download(catalog.place, wanted, local, state or _State(redact(url), {}))
+        fetched = _download(catalog, wanted, local, state or _State(redact(url), {}))
     except StorageError as error:
         if state is None or not state.whole or not is_unreachable(error) or _changed(local, state):
             raise
@@ -257,9 +254,10 @@ def _is_file(place: Place, name: str) -> bool:
 
 
 def _download(
-    place: Place, wanted: Sequence[Wanted], local: LocalStore, state: _State
+    catalog: Catalog, wanted: Sequence[Wanted], local: LocalStore, state: _State
 ) -> dict[str, _Fetched]:
     """Fetch the files that are not here as they are in the store. What is finished is noted at once."""
+    place = catalog.place
     versions: Mapping[str, tuple[str, int]] = {file.path: place.store.version(file.path) for file in wanted}
     fetched = {
         file.name: state.files[file.name]
@@ -270,7 +268,7 @@ def _download(
         del fetched[name]
     fetched = {name: _as_now(local, name, file) for name, file in fetched.items()}
     fresh = {file.name: file for file in wanted if file.name not in fetched}
-    for name, found in download(place, list(fresh.values()), local):
+    for name, found in download(place, list(fresh.values()), local, catalog.anew):
         file = fresh[name]
         if file.sha256 is not None and _sha256(local, name) != file.sha256:
             local.delete(name)

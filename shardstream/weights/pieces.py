@@ -270,5 +270,5 @@ def _damaged(catalog: Catalog, file: str, group: _Group, start: int, end: int) -
     )
     return (
         f"{catalog.where(file)}: bytes {start} to {end} are damaged: their checksum differs; "
-        f"they belong to {shown or 'the header'}: fetch the file again"
+        f"they belong to {shown or 'the header'}: fetch the file again{catalog.anew}"
     )

@@ -14,7 +14,7 @@ from shardstream.storage.options import Options
 from shardstream.weights import digests
 from shardstream.weights.digests import Digests
 from shardstream.weights.header import FileHeader, TensorInfo, read_header
-from shardstream.weights.urls import Place, open_place
+from shardstream.weights.urls import PICKLES, Place, open_place
 
 __all__ = ["INDEX", "SINGLE", "Catalog", "open_catalog", "optional"]
 
@@ -192,6 +192,11 @@ def _without_index(place: Place) -> list[str]:
     if place.names is None or SINGLE in place.names:
         return [SINGLE]
     files = [name for name in place.names if name.endswith(".safetensors")]
+    if not files and any(name.endswith(PICKLES) for name in place.names):
+        raise StorageError(
+            f"{place.store.url}: only pickles (.bin, .pt) are here, which are never loaded: "
+            "convert them to safetensors"
+        )
     if not files:
         raise StorageError(f"{place.store.url}: there is no .safetensors file here, and no {INDEX}")
     return files
@@ -214,6 +219,11 @@ def _joined(
                 continue
             if tensor.name in found:
                 other = place.where(found[tensor.name].file)
+                if names is None:
+                    raise OptionError(
+                        f"{place.where(file)}: tensor {tensor.name!r} is in {other}, too: several variants "
+                        "are in this folder, without an index: give the URL of one file"
+                    )
                 raise CorruptionError(f"{place.where(file)}: tensor {tensor.name!r} is in {other}, too")
             found[tensor.name] = tensor
     for name, file in (names or {}).items():

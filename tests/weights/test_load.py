@@ -78,6 +78,8 @@ def test_conversion_of_bytes_that_lie_at_odd_places(tmp_path: Path) -> None:
 def test_options_that_cannot_be(folder: Path) -> None:
     with pytest.raises(OptionError, match=r"dtype=torch\.int8 must be"):
         ss.load_weights(folder, dtype=torch.int8)
+    with pytest.raises(OptionError, match=r"dtype='float16' must be .* torch\.float16"):
+        ss.load_weights(folder, dtype="float16")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="meta"):
         ss.load_weights(folder, device="meta")
     with pytest.raises(OptionError, match="no tensor 'x'"):

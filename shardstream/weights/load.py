@@ -160,6 +160,7 @@ def stream_weights(
 
     Raises:
         CorruptionError, MissingExtraError, OptionError, StorageError: As `load_weights`.
+        StateError: A forked process goes on with what its parent began.
     """
     torch = require("torch", "torch")
     budget = parse_size(memory, "memory")

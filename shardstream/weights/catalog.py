@@ -14,7 +14,7 @@ from shardstream.storage.options import Options
 from shardstream.weights import digests
 from shardstream.weights.digests import Digests
 from shardstream.weights.header import FileHeader, TensorInfo, read_header
-from shardstream.weights.urls import Place, open_place
+from shardstream.weights.urls import PICKLES, Place, open_place
 
 __all__ = ["INDEX", "SINGLE", "Catalog", "open_catalog", "optional"]
 
@@ -35,6 +35,7 @@ class Catalog:
         tensors: All tensors by name, in the order of the files and of the bytes in them.
         digests: The checksums of the files that have some.
         index: The path of the index, or None.
+        anew: What messages add if the checksums are those of `shardstream.digests.json`.
     """
 
     place: Place
@@ -42,6 +43,7 @@ class Catalog:
     tensors: Mapping[str, TensorInfo]
     digests: Mapping[str, Digests]
     index: str | None
+    anew: str = ""
 
     @property
     def bytes(self) -> int:
@@ -75,8 +77,13 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(known[:5]) + (f" and {len(known) - 5:,} more" if len(known) > 5 else "")
 
 
-def open_catalog(url: str, options: Options = None) -> Catalog:
+def open_catalog(url: str, options: Options = None, recorded: bool = True) -> Catalog:
     """Read the index and all headers at a URL.
+
+    Args:
+        url: See `load_weights`.
+        options: For the store.
+        recorded: Whether `shardstream.digests.json` is of use.
 
     Raises:
         CorruptionError: A file is damaged, or files contradict each other.
@@ -85,14 +92,15 @@ def open_catalog(url: str, options: Options = None) -> Catalog:
     """
     place = open_place(url, options)
     prefix, known = "", dict[str, Digests]()
-    index: str | None = None
+    anew, index = "", None
     names: dict[str, str] | None = None
     if place.file is None:
         texts = _texts(place)
         if (manifest := texts[_MANIFEST]) is not None:
             prefix, known = _of_checkpoint(manifest, place.where(_MANIFEST))
             texts[INDEX] = optional(place, prefix + INDEX)
-        if (listed := texts[digests.NAME]) is not None:
+        if recorded and (listed := texts[digests.NAME]) is not None:
+            anew = digests.ANEW
             known = digests.decode(listed, place.where(digests.NAME))
         if texts[INDEX] is not None:
             index = prefix + INDEX
@@ -112,10 +120,11 @@ def open_catalog(url: str, options: Options = None) -> Catalog:
         }
         for size in sizes - {None, header.bytes}:
             raise CorruptionError(
-                f"{place.where(file)}: {header.bytes} bytes here, {size} when it was recorded"
+                f"{place.where(file)}: {header.bytes} bytes here, {size} when it was recorded{anew}"
             )
     tensors = _joined(place, headers, names)
-    return Catalog(place, headers, tensors, {file: known[file] for file in files if file in known}, index)
+    used = {file: known[file] for file in files if file in known}
+    return Catalog(place, headers, tensors, used, index, anew)
 
 
 def optional(place: Place, name: str, most: int = _MOST) -> bytes | None:
@@ -183,6 +192,11 @@ def _without_index(place: Place) -> list[str]:
     if place.names is None or SINGLE in place.names:
         return [SINGLE]
     files = [name for name in place.names if name.endswith(".safetensors")]
+    if not files and any(name.endswith(PICKLES) for name in place.names):
+        raise StorageError(
+            f"{place.store.url}: only pickles (.bin, .pt) are here, which are never loaded: "
+            "convert them to safetensors"
+        )
     if not files:
         raise StorageError(f"{place.store.url}: there is no .safetensors file here, and no {INDEX}")
     return files
@@ -205,6 +219,11 @@ def _joined(
                 continue
             if tensor.name in found:
                 other = place.where(found[tensor.name].file)
+                if names is None:
+                    raise OptionError(
+                        f"{place.where(file)}: tensor {tensor.name!r} is in {other}, too: several variants "
+                        "are in this folder, without an index: give the URL of one file"
+                    )
                 raise CorruptionError(f"{place.where(file)}: tensor {tensor.name!r} is in {other}, too")
             found[tensor.name] = tensor
     for name, file in (names or {}).items():

@@ -99,19 +99,20 @@ def verify_weights(url: str, options: Options = None, record: bool = False) -> V
     Args:
         url: See `load_weights`.
         options: For the store.
-        record: Whether to write the checksums of all files beside them, for later checks.
+        record: Whether to write the checksums of all files beside them, for later checks. Those that were
+            recorded before are replaced; they are not compared.
 
     Raises:
         CorruptionError: Bytes differ from their checksum, or a header is damaged.
         OptionError, StorageError: As `load_weights`.
     """
-    catalog = open_catalog(url, options)
+    catalog = open_catalog(url, options, recorded=not record)
     store = catalog.place.store
+    if record and list(catalog.files) == [""]:
+        raise OptionError(f"{store.url}: checksums are recorded of a folder: give its URL")
     files = [(file, header.bytes, catalog.digests.get(file)) for file, header in catalog.files.items()]
-    found: dict[str, Digests] = dict(read_blocks(store, files, lambda *_: None, catalog.where))
+    found: dict[str, Digests] = dict(read_blocks(store, files, lambda *_: None, catalog.where, catalog.anew))
     if record:
-        if list(catalog.files) == [""]:
-            raise OptionError(f"{store.url}: checksums are recorded of a folder: give its URL")
         store.write(digests.NAME, digests.encode({file: found[file] for file in catalog.files}))
     return Verified(
         store.url,

@@ -11,9 +11,14 @@ import xxhash
 from shardstream.errors import CorruptionError
 from shardstream.storage.spans import LARGEST, Part
 
-__all__ = ["BLOCK", "NAME", "Digests", "decode", "digest_of", "encode"]
+__all__ = ["ANEW", "BLOCK", "NAME", "Digests", "decode", "digest_of", "encode"]
 
 NAME = "shardstream.digests.json"
+# For messages: what else it may be when bytes differ from those of this file.
+ANEW = (
+    ", or the file was written anew: then record its checksums again "
+    f"(shardstream weights URL verify --record), or delete {NAME}"
+)
 BLOCK = LARGEST  # bytes that have one checksum
 _FORMAT = "shardstream-digests"
 

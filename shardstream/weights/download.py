@@ -69,6 +69,7 @@ def read_blocks(
     files: Sequence[tuple[str, int, Digests | None]],
     use: Callable[[str, int, memoryview], None],
     where: Callable[[str], str],
+    anew: str = "",
 ) -> Iterator[tuple[str, Digests]]:
     """Read files by blocks, with many threads, and check them.
 
@@ -77,6 +78,7 @@ def read_blocks(
         files: (path, size, checksums if they are known) of each.
         use: Called with a path, where a block begins, and its bytes, in the thread that has read it.
         where: Names a file for messages.
+        anew: What messages add if checksums differ.
 
     Yields:
         (path, checksums) of each file, when all its blocks were used.
@@ -101,7 +103,7 @@ def read_blocks(
                 if digest != known.blocks[number]:
                     end = start + len(room)
                     raise CorruptionError(
-                        f"{where(path)}: bytes {start} to {end} are damaged: their checksum differs"
+                        f"{where(path)}: bytes {start} to {end} are damaged: their checksum differs{anew}"
                     )
             use(path, start, room)
             blocks[path][number] = digest
@@ -116,7 +118,9 @@ def read_blocks(
     with RangeReader(store) as reader:
         for path, size, known in files:
             if known is not None and known.bytes != size:
-                raise CorruptionError(f"{where(path)}: {size} bytes, {known.bytes} when it was recorded")
+                raise CorruptionError(
+                    f"{where(path)}: {size} bytes, {known.bytes} when it was recorded{anew}"
+                )
             for number in range(len(blocks[path])):
                 reader.run(
                     lambda path=path, number=number, size=size, known=known: read(path, number, size, known),  # type: ignore[misc]
@@ -130,6 +134,7 @@ def read_blocks(
                 raise found
             size = next(size for path, size, _ in files if path == found)
             yield found, Digests(size, blocks[found])
+            reader.check_process("fetch_weights")
 
 
 def digests_of_file(store: Store, path: str) -> Digests:
@@ -164,7 +169,9 @@ class _Open:
             self.file = -1
 
 
-def download(place: Place, wanted: Sequence[Wanted], local: LocalStore) -> Iterator[tuple[str, Digests]]:
+def download(
+    place: Place, wanted: Sequence[Wanted], local: LocalStore, anew: str = ""
+) -> Iterator[tuple[str, Digests]]:
     """Fetch files into a folder. A file is at its name when it is whole and on the disk.
 
     Yields:
@@ -187,7 +194,7 @@ def download(place: Place, wanted: Sequence[Wanted], local: LocalStore) -> Itera
 
     try:
         files = [(file.path, file.bytes, file.digests) for file in wanted]
-        for path, digests in read_blocks(place.store, files, use, place.where):
+        for path, digests in read_blocks(place.store, files, use, place.where, anew):
             each = opened[path]
             with named(f"writing {local.where(each.wanted.name)}"):
                 each.write(0, memoryview(b""))  # an empty file has no block

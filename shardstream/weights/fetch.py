@@ -13,20 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import msgspec
-import xxhash
 
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StorageError
 from shardstream.storage.cache.locks import FetchLocks
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.options import Options
 from shardstream.storage.secrets import redact
-from shardstream.storage.store import LocalStore, Store, absolute, named
+from shardstream.storage.store import LocalStore, Store, absolute, local_path_of, named
 from shardstream.storage.transport.failures import is_unreachable
 from shardstream.weights import digests
-from shardstream.weights.catalog import Catalog, open_catalog, optional
+from shardstream.weights.catalog import INDEX, Catalog, open_catalog, optional
 from shardstream.weights.digests import Digests
 from shardstream.weights.download import Wanted, digests_of_file, download
-from shardstream.weights.urls import Place, open_place
+from shardstream.weights.urls import Place, folder_name, open_place
 
 __all__ = ["fetch_weights"]
 
@@ -62,11 +61,19 @@ class _Fetched(msgspec.Struct, frozen=True):
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What was fetched of a URL; `whole` is missing while a download is under way, or after it was killed."""
+    """What was fetched of a URL.
+
+    Args:
+        url: It, without what is secret.
+        files: The files by their names in the folder.
+        whole: False while a download is under way, and after it was killed.
+        listing: The files that the store listed, of those that could be wanted; None for web servers.
+    """
 
     url: str
     files: dict[str, _Fetched]
     whole: bool = False
+    listing: list[str] | None = None
 
 
 def fetch_weights(
@@ -99,7 +106,7 @@ def fetch_weights(
         StorageError: The weights cannot be read, or there is no room.
     """
     url, root = absolute(os.fspath(url)), _root(cache)
-    name = _folder_name(url)
+    name = folder_name(url)
     folder = os.path.join(root, name)
     with named(f"making {folder}"):
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -113,12 +120,6 @@ def _root(cache: Cache | str | os.PathLike[str]) -> str:
     if found is None or "://" in os.fspath(found):
         raise OptionError(f"cache={cache!r} must be a folder on a local disk, such as /nvme/cache")
     return os.path.join(os.path.abspath(os.path.expanduser(os.fspath(found))), "weights")
-
-
-def _folder_name(url: str) -> str:
-    plain = redact(url).partition("?")[0].rstrip("/")
-    last = re.sub(r"[^\w.-]+", "-", "-".join(plain.split("/")[-2:]))[-60:].strip(".-")
-    return f"{last or 'model'}-{xxhash.xxh3_64_hexdigest(plain.encode())}"
 
 
 @contextlib.contextmanager
@@ -144,23 +145,19 @@ def _fetch(url: str, folder: str, options: Options) -> None:
     local = LocalStore(folder)
     state = _read_state(local, url)
     try:
-        if state is not None and state.whole:
-            place = _place_of(url, options)
-            if _is_current(place, state):
-                changed = _changed(local, state)
-                if not changed:
-                    # What was only touched has another time now: it is not read again for that.
-                    again = {name: _as_now(local, name, file) for name, file in state.files.items()}
-                    if again != state.files:
-                        local.write(_STATE, msgspec.json.encode(_State(state.url, again, True)))
-                    return
-                log.warning(
-                    "%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed)
-                )
+        if state is not None and state.whole and _is_current(open_place(url, options), state):
+            changed = _changed(local, state)
+            if not changed:
+                # What was only touched has another time now: it is not read again for that.
+                again = {name: _as_now(local, name, file) for name, file in state.files.items()}
+                if again != state.files:
+                    local.write(_STATE, msgspec.json.encode(msgspec.structs.replace(state, files=again)))
+                return
+            log.warning("%s: fetched again, since they are not as they were: %s", folder, ", ".join(changed))
         local.clear_temporary()  # of a download that was killed
         catalog = open_catalog(url, options)
         wanted = _wanted(catalog, url)
-        fetched = _download(catalog.place, wanted, local, state or _State(redact(url), {}))
+        fetched = _download(catalog, wanted, local, state or _State(redact(url), {}))
     except StorageError as error:
         if state is None or not state.whole or not is_unreachable(error) or _changed(local, state):
             raise
@@ -169,11 +166,8 @@ def _fetch(url: str, folder: str, options: Options) -> None:
     for name in set(state.files if state else ()) - fetched.keys():
         local.delete(name)  # it was here because of us
     local.write(digests.NAME, digests.encode({name: file.digests for name, file in fetched.items()}))
-    local.write(_STATE, msgspec.json.encode(_State(redact(url), fetched, True)))
-
-
-def _place_of(url: str, options: Options) -> Store:
-    return open_place(url, options).store
+    done = _State(redact(url), fetched, True, _listing(catalog.place))
+    local.write(_STATE, msgspec.json.encode(done))
 
 
 def _read_state(local: Store, url: str) -> _State | None:
@@ -184,12 +178,26 @@ def _read_state(local: Store, url: str) -> _State | None:
     return found if found.url == redact(url) else None
 
 
-def _is_current(store: Store, state: _State) -> bool:
-    """Whether the store has what was fetched."""
+def _listing(place: Place) -> list[str] | None:
+    """The names of the files in the store that may be weights or lie beside them."""
+    if place.names is None:
+        return None
+    return sorted(name for name in place.names if name.endswith(".safetensors") or not _OTHERS.match(name))
+
+
+def _is_current(place: Place, state: _State) -> bool:
+    """Whether the store has what was fetched, and nothing more."""
+    if _listing(place) != state.listing:
+        return False
     paths = [file.path for file in state.files.values()]
-    with ThreadPoolExecutor(min(_REQUESTS, len(paths)), "shardstream-weights") as pool:
+    more: set[str] = set()  # what a web server, which does not list, may have by now
+    if place.names is None and place.file != "":
+        more = {INDEX, *_BESIDE} - set(paths)
+    with ThreadPoolExecutor(_REQUESTS, "shardstream-weights") as pool:
         try:
-            found = list(pool.map(store.version, paths))
+            found = list(pool.map(place.store.version, paths))
+            if any(data is not None for data in pool.map(lambda name: optional(place, name), more)):
+                return False
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return False
@@ -219,7 +227,9 @@ def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
     prefix = index[: index.rfind("/") + 1]
     found = []
     for file, header in catalog.files.items():
-        name = file.removeprefix(prefix) or os.path.basename(urlsplit(url).path)
+        name = file.removeprefix(prefix) or os.path.basename(
+            url if local_path_of(url) is not None else urlsplit(url).path
+        )
         known = place.hub.get(file)
         found.append(
             Wanted(name, file, header.bytes, catalog.digests.get(file), known.sha256 if known else None)
@@ -239,19 +249,15 @@ def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
 
 
 def _is_file(place: Place, name: str) -> bool:
-    try:
-        path = place.store.local_path(name)
-        if path is not None:
-            return os.path.isfile(path)
-        return place.store.exists(name)
-    except StorageError:
-        return False
+    path = place.store.local_path(name)
+    return os.path.isfile(path) if path is not None else place.store.exists(name)
 
 
 def _download(
-    place: Place, wanted: Sequence[Wanted], local: LocalStore, state: _State
+    catalog: Catalog, wanted: Sequence[Wanted], local: LocalStore, state: _State
 ) -> dict[str, _Fetched]:
     """Fetch the files that are not here as they are in the store. What is finished is noted at once."""
+    place = catalog.place
     versions: Mapping[str, tuple[str, int]] = {file.path: place.store.version(file.path) for file in wanted}
     fetched = {
         file.name: state.files[file.name]
@@ -262,7 +268,7 @@ def _download(
         del fetched[name]
     fetched = {name: _as_now(local, name, file) for name, file in fetched.items()}
     fresh = {file.name: file for file in wanted if file.name not in fetched}
-    for name, found in download(place, list(fresh.values()), local):
+    for name, found in download(place, list(fresh.values()), local, catalog.anew):
         file = fresh[name]
         if file.sha256 is not None and _sha256(local, name) != file.sha256:
             local.delete(name)
@@ -277,15 +283,8 @@ def _as_now(local: LocalStore, name: str, file: _Fetched) -> _Fetched:
 
 
 def _sha256(local: LocalStore, name: str) -> str:
+    hasher = hashlib.sha256()  # by hand: Python 3.10 has no file_digest
     with open(str(local.local_path(name)), "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _old(file)
-        )
-
-
-def _old(file: object) -> str:
-    """For Python 3.10."""
-    hasher = hashlib.sha256()
-    while data := file.read(1 << 20):  # type: ignore[attr-defined]
-        hasher.update(data)
+        while data := file.read(1 << 20):
+            hasher.update(data)
     return hasher.hexdigest()

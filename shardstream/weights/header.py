@@ -73,6 +73,10 @@ def read_header(store: Store, file: str, where: str) -> FileHeader:
     if total < 8:
         raise CorruptionError(f"{where}: {total} bytes are no safetensors file")
     data = bytes(first)
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise CorruptionError(
+            f"{where}: a pointer of Git LFS is here, not the file itself: get it by git lfs pull"
+        )
     length = int.from_bytes(data[:8], "little")
     if length > min(LARGEST, total - 8):
         raise CorruptionError(

@@ -160,6 +160,7 @@ def stream_weights(
 
     Raises:
         CorruptionError, MissingExtraError, OptionError, StorageError: As `load_weights`.
+        StateError: A forked process goes on with what its parent began.
     """
     torch = require("torch", "torch")
     budget = parse_size(memory, "memory")
@@ -179,7 +180,9 @@ def _tensors(
     from shardstream.weights.tensors import convertible, dtype_of, empty, pieces_of, shape_of
 
     if dtype is not None and not convertible(dtype):
-        raise OptionError(f"dtype={dtype} must be float64, float32, float16 or bfloat16")
+        raise OptionError(
+            f"dtype={dtype!r} must be torch.float64, torch.float32, torch.float16 or torch.bfloat16"
+        )
     if device.type == "meta":
         raise OptionError("device='meta' has no memory for weights")
     if can_prefetch(catalog, device):

@@ -127,6 +127,7 @@ def landed(
 
     Raises:
         CorruptionError: Bytes are not those that their checksum is of, even after they were read again.
+        StateError: This is a forked process, and the first tensors were read before the fork.
         StorageError: They cannot be read.
     """
     ended: queue.SimpleQueue[Transfer[T] | BaseException] = queue.SimpleQueue()
@@ -144,6 +145,7 @@ def landed(
                     raise found
                 found.end()
                 yield found.job
+                reader.check_process("stream_weights")
                 on_way -= found.size
                 if batch is not None and on_way + sum(job.size for job in batch) <= budget:
                     break
@@ -268,5 +270,5 @@ def _damaged(catalog: Catalog, file: str, group: _Group, start: int, end: int) -
     )
     return (
         f"{catalog.where(file)}: bytes {start} to {end} are damaged: their checksum differs; "
-        f"they belong to {shown or 'the header'}: fetch the file again"
+        f"they belong to {shown or 'the header'}: fetch the file again{catalog.anew}"
     )

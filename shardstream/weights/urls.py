@@ -7,17 +7,27 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
+import xxhash
 
-from shardstream.errors import CorruptionError, OptionError
+from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.storage.options import Options
+from shardstream.storage.secrets import redact
 from shardstream.storage.store import Store, local_path_of
 
-__all__ = ["HubFile", "Place", "open_place"]
+__all__ = ["PICKLES", "HubFile", "Place", "folder_name", "open_place"]
 
 _HUB = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?\Z")
+_MODEL = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Keys of a query that sign a request or say how long it is good: of S3, GCS, Azure and others.
+_SIGNS = re.compile(
+    "x-(amz|goog|oss|cos|ms)-.*|.*(sign|token|expire|auth|key|credential|secret|passw|policy|access).*|"
+    "sig|se|sp|sr|sv|st|ss|srt|sip|spr|skoid|sktid|skt|ske|sks|skv|saoid|suoid|scid",
+    re.IGNORECASE,
+)
 
 
 class HubFile(NamedTuple):
@@ -62,15 +72,39 @@ def open_place(url: str | os.PathLike[str], options: Options = None) -> Place:
     url = os.fspath(url)
     if url.startswith("hf://"):
         return _open_hub(url, dict(options or {}))
-    path = url if local_path_of(url) is not None else urlsplit(url).path
+    local = local_path_of(url)
+    path = url if local is not None else urlsplit(url).path
     if path.endswith(".safetensors"):
         return Place(Store.open(url, options), "")
     if path.endswith(".index.json"):
         folder, _, name = url.rpartition("/")
         return Place(Store.open(folder or ".", options), name)
+    if local is not None and not os.path.isdir(local):
+        raise _no_folder(url, local)
     store = Store.open(url, options)
     lists = not url.lower().startswith(("http://", "https://"))
     return Place(store, names=store.list() if lists else None)
+
+
+def _no_folder(url: str, path: str) -> StorageError:
+    if path.endswith(PICKLES):
+        return StorageError(f"{url}: pickles are never loaded: convert it to safetensors")
+    if os.path.exists(path):
+        return StorageError(f"{url}: this is no folder, and no .safetensors file")
+    below = os.path.relpath(path)
+    hint = f"; a model of the Hugging Face Hub is hf://{below}" if _MODEL.fullmatch(below) else ""
+    return StorageError(f"{url}: no such folder{hint}")
+
+
+def folder_name(url: str) -> str:
+    """The name of the folder that a URL is fetched to: the same however the URL is signed."""
+    plain = redact(url).rstrip("/")
+    last = re.sub(r"[^\w.-]+", "-", "-".join(plain.split("/")[-2:]))[-60:].strip(".-")
+    if local_path_of(url) is None:
+        # Such as a version. What signs the request is another one every time, for the same object.
+        asked = sorted(pair for pair in parse_qsl(urlsplit(url).query, True) if not _SIGNS.fullmatch(pair[0]))
+        plain += f"?{urlencode(asked)}" if asked else ""
+    return f"{last or 'model'}-{xxhash.xxh3_64_hexdigest(plain.encode())}"
 
 
 def _open_hub(url: str, options: dict[str, Any]) -> Place:

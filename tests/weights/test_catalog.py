@@ -37,9 +37,13 @@ def test_folders_files_and_indexes(tmp_path: Path, state: dict[str, torch.Tensor
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(StorageError, match=r"there is no \.safetensors file here"):
         open_catalog(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(StorageError, match=r"only pickles .* convert them to safetensors"):
+        open_catalog(str(tmp_path))
+    with pytest.raises(StorageError, match=r"pickles are never loaded"):
+        open_catalog(str(tmp_path / "pytorch_model.bin"))
     with pytest.raises(StorageError, match=r"[Nn]o such"):
         open_catalog(str(tmp_path / "none.safetensors"))
 
@@ -62,10 +66,30 @@ def test_damaged_indexes(tmp_path: Path, index: bytes, message: str) -> None:
         open_catalog(str(tmp_path))
 
 
+def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(StorageError, match=r"no such folder; a model .* is hf://org/model-7\.b$"):
+            ss.load_weights("org/model-7.b", cache=cache)
+        with pytest.raises(StorageError, match=r"no such folder$"):
+            ss.load_weights("/nowhere/at/all", cache=cache)
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(StorageError, match="this is no folder"):
+        open_catalog("file.txt")
+
+
+def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    (tmp_path / "model.safetensors").write_text(text)
+    with pytest.raises(CorruptionError, match=r"model\.safetensors: a pointer of Git LFS .* git lfs pull"):
+        open_catalog(str(tmp_path))
+
+
 def test_a_name_in_two_files(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "m1.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "m2.safetensors")
-    with pytest.raises(CorruptionError, match=r"m2.safetensors: tensor 'a' is in .*m1.safetensors, too"):
+    message = r"m2.safetensors: tensor 'a' is in .*m1.safetensors, too: .*give the URL of one file"
+    with pytest.raises(OptionError, match=message):
         open_catalog(str(tmp_path))
     index = {"weight_map": {"a": "m2.safetensors", "b": "m1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

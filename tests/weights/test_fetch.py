@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import shardstream as ss
 from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.storage.store import Store
+from shardstream.weights.urls import folder_name
 from tests.proxy import Proxy
 from tests.weights.models import of_all_kinds, same, save_sharded
 from tests.weights.test_catalog import hub  # noqa: F401 - a fixture
@@ -202,3 +203,63 @@ def test_web_servers_and_the_hub(nginx: Any, hub: Any, tmp_path: Path) -> None: 
     url = hub.publish(dict.fromkeys(shas, "0" * 64))
     with pytest.raises(CorruptionError, match="its SHA-256 is not that of the Hub"):
         ss.fetch_weights(url, tmp_path / "other")
+
+
+def test_files_that_are_added_are_fetched(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    first, second = {"p": torch.ones(3)}, {"q": torch.ones(4)}
+    save_file(first, model / "a.safetensors")
+    assert same(ss.load_weights(model, cache=tmp_path / "cache"), first)
+    save_file(second, model / "b.safetensors")
+    (model / "config.json").write_text("{}")
+    assert same(ss.load_weights(model, cache=tmp_path / "cache"), first | second)
+    folder = Path(ss.fetch_weights(model, tmp_path / "cache"))
+    assert (folder / "config.json").read_text() == "{}"
+    before = os.stat(folder / "shardstream.digests.json").st_mtime_ns
+    (model / "pytorch_model.bin").write_bytes(b"the same once more")
+    ss.fetch_weights(model, tmp_path / "cache")
+    assert os.stat(folder / "shardstream.digests.json").st_mtime_ns == before  # nothing was fetched
+
+
+def test_files_that_are_added_to_a_web_server_are_fetched(nginx: Any, tmp_path: Path) -> None:
+    model = nginx.root / "grown-weights"
+    model.mkdir()
+    save_file({"p": torch.ones(3)}, model / "model.safetensors")
+    folder = Path(ss.fetch_weights(f"{nginx.url}/grown-weights", tmp_path / "cache"))
+    (model / "config.json").write_text("{}")
+    ss.fetch_weights(f"{nginx.url}/grown-weights", tmp_path / "cache")
+    assert (folder / "config.json").read_text() == "{}"
+    state = of_all_kinds(6)
+    save_sharded(state, model)
+    assert same(ss.load_weights(f"{nginx.url}/grown-weights", cache=tmp_path / "cache"), state)
+
+
+def test_a_store_that_fails_is_no_file_that_is_missing(
+    weed: Any, proxy_to: Callable[..., Proxy], bucket: str, tmp_path: Path
+) -> None:
+    proxy = proxy_to(weed, status=(503,), share=1.0, only=lambda method, path: path.endswith("config.json"))
+    options = weed.options(proxy.url) | {"retry": ss.Retry(attempts=1)}
+    with pytest.raises(StorageError, match=r"config\.json"):
+        ss.fetch_weights(bucket, tmp_path / "cache", storage_options=options)
+    proxy.set()
+    assert "config.json" in os.listdir(ss.fetch_weights(bucket, tmp_path / "cache", storage_options=options))
+
+
+def test_folders_of_other_urls_are_others(tmp_path: Path) -> None:
+    folders = set()
+    for number, name in enumerate(["m", "m?1", "m?2", "m#1", "m#1.safetensors", "m?1.safetensors"]):
+        file = tmp_path / name
+        if not name.endswith("safetensors"):
+            file.mkdir()
+            file = file / "model.safetensors"
+        save_file({"w": torch.full((2,), float(number))}, file)
+        folder = Path(ss.fetch_weights(tmp_path / name, tmp_path / "cache"))
+        folders.add(folder)
+        assert name in ("m", "m?1", "m?2", "m#1") or (folder / name).exists()
+        assert same(ss.load_weights(tmp_path / name, cache=tmp_path / "cache"), load_file(file))
+    assert len(folders) == 6
+    url = "https://host/m.safetensors"
+    names = {folder_name(f"{url}{query}") for query in ("", "?X-Amz-Signature=1", "?sig=b&se=3#x")}
+    assert len(names) == 1
+    assert len({folder_name(f"{url}?versionId={number}&sig=x") for number in (1, 2)} | names) == 3

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import shardstream as ss
-from shardstream.errors import CorruptionError, OptionError, StorageError
+from shardstream.errors import CorruptionError, OptionError, StateError, StorageError
 from shardstream.storage.store import Store
 from shardstream.weights.check import verify_weights
 from tests.proxy import Proxy
@@ -78,6 +78,8 @@ def test_conversion_of_bytes_that_lie_at_odd_places(tmp_path: Path) -> None:
 def test_options_that_cannot_be(folder: Path) -> None:
     with pytest.raises(OptionError, match=r"dtype=torch\.int8 must be"):
         ss.load_weights(folder, dtype=torch.int8)
+    with pytest.raises(OptionError, match=r"dtype='float16' must be .* torch\.float16"):
+        ss.load_weights(folder, dtype="float16")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="meta"):
         ss.load_weights(folder, device="meta")
     with pytest.raises(OptionError, match="no tensor 'x'"):
@@ -249,6 +251,20 @@ def test_a_forked_process_loads_by_itself(folder: Path, state: dict[str, torch.T
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert len(list(begun)) == len(state) - 1
+
+
+def test_a_forked_process_cannot_go_on_with_what_its_parent_began(folder: Path) -> None:
+    begun = ss.stream_weights(folder, memory="1KiB")
+    next(begun)
+    child = os.fork()
+    if not child:
+        try:
+            next(begun)
+        except StateError as error:
+            os._exit(0 if "call stream_weights again" in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_memory_is_that_of_the_model(tmp_path: Path) -> None:

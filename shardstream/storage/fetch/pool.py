@@ -31,11 +31,13 @@ class ElasticPool:
         self.most: Callable[[], int] = lambda: most
         self._running = self._idle = 0
         self._tasks: deque[tuple[CancelScope, Callable[[], None]]] = deque()
-        self._more = threading.Condition(threading.Lock())
+        # The lock is taken itself, not by its condition: that one keeps it if Ctrl-C comes meanwhile.
+        self._lock = threading.Lock()
+        self._more = threading.Condition(self._lock)
 
     def submit(self, task: Callable[[], None]) -> None:
         """Run a task soon."""
-        with self._more:
+        with self._lock:
             self._tasks.append((current(), task))
             if self._idle >= len(self._tasks):
                 self._more.notify()
@@ -60,7 +62,7 @@ class ElasticPool:
 
     def _next(self) -> tuple[CancelScope, Callable[[], None]] | None:
         """The next task; None for a thread that is to end."""
-        with self._more:
+        with self._lock:
             found = None
             try:
                 if not self._tasks:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 
-from shardstream.errors import StorageError
+from shardstream.errors import StateError, StorageError
 from shardstream.storage.cancellation import Cancelled, CancelScope, current, working_for
 from shardstream.storage.fetch.pool import ElasticPool
 from shardstream.storage.spans import Part, spans
@@ -33,6 +33,15 @@ def _threads(store: Store) -> int:
     return min(max(least, each * processors), most)
 
 
+def _take(turn: list[None]) -> bool:
+    """Whether the caller is the first one who takes it."""
+    try:
+        turn.pop()
+    except IndexError:
+        return False
+    return True
+
+
 class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
     """Reads ranges of objects by threads that end by themselves. Leave it as a context manager, or close it.
 
@@ -49,8 +58,10 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
         most = threads or _threads(store)
         self._pool = ElasticPool(most)
         self._pool.most = lambda: max(1, min(most, store.concurrency))
-        self._open = 0
-        self._ended = threading.Condition()
+        self._open: set[object] = set()  # of calls that are not done
+        # The lock is taken itself, not by its condition: that one keeps it if Ctrl-C comes meanwhile.
+        self._lock = threading.RLock()
+        self._ended = threading.Condition(self._lock)
         self._process = os.getpid()
         _readers.add(self)
 
@@ -74,21 +85,40 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
             read: It calls `read_into` of the store.
             done: It is called once, by the same thread, with None or with the error.
         """
-        with self._ended:
-            self._open += 1
-        calls = [(read, done)]
+        calls, call, turn = [(read, done)], object(), [None]
         del read, done
 
         def work() -> None:
+            if not _take(turn):
+                return  # `run` has raised
             try:
                 self._call(*calls.pop())  # which then holds what they refer to alone, and lets go of it
             finally:
-                with self._ended:
-                    self._open -= 1
-                    self._ended.notify_all()
+                self._close_call(call)
 
-        with working_for(self._scope):
-            self._pool.submit(work)
+        try:
+            self._open.add(call)
+            with working_for(self._scope):
+                self._pool.submit(work)
+        except BaseException:  # Ctrl-C may come anywhere: nobody may wait for a call that nobody makes
+            if _take(turn):
+                calls.clear()
+                self._close_call(call)
+            raise
+
+    def check_process(self, again: str) -> None:
+        """Raise StateError in a forked process: the threads that read are not in it.
+
+        Args:
+            again: What makes another one, for the message.
+        """
+        if self._process != os.getpid():
+            raise StateError(f"{self._store.url}: this was made in another process: call {again} again here")
+
+    def _close_call(self, call: object) -> None:
+        with self._lock:
+            self._open.discard(call)
+            self._ended.notify_all()
 
     def _call(self, read: Callable[[], None], done: Done) -> None:
         error: BaseException | None = None
@@ -105,7 +135,7 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
         if self._process != os.getpid():  # after a fork: the threads are the parent's
             return
         self._scope.end()
-        with self._ended:
+        with self._lock:
             self._ended.wait_for(lambda: not self._open)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from shardstream.errors import StorageError
 from shardstream.storage.cancellation import CancelScope, working_for
+from shardstream.storage.fetch.pool import ElasticPool
 from shardstream.storage.fetch.ranges import RangeReader, read_ranges
 from shardstream.storage.spans import Part, spans
 from shardstream.storage.store import Store
@@ -133,3 +134,24 @@ def test_servers_without_ranges(nginx: Any, proxy_to: Callable[..., Proxy], limi
     memory, parts = wanted("a", 4)
     read_ranges(Store.open(f"{proxy.url}/whole"), parts)
     assert memory == DATA
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_an_interrupt_while_a_range_is_submitted(
+    folder: Store, monkeypatch: pytest.MonkeyPatch, queued: bool
+) -> None:
+    submit = ElasticPool.submit
+
+    def interrupted(pool: ElasticPool, task: Callable[[], None]) -> None:
+        if queued:
+            submit(pool, task)
+        raise KeyboardInterrupt
+
+    calls: list[BaseException | None] = []
+    memory = memoryview(bytearray(10))
+    with RangeReader(folder) as reader:
+        reader.submit("a", [(0, memory)], calls.append)
+        monkeypatch.setattr(ElasticPool, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reader.submit("b", [(0, memory)], calls.append)
+    assert 1 <= len(calls) <= 1 + queued  # closed, which waits for both

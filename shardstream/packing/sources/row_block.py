@@ -17,6 +17,7 @@ from shardstream.format.columns import ColumnValue
 from shardstream.format.members import longest_key
 from shardstream.format.names import check_field, check_key, escape_key
 from shardstream.packing.columns import column_value
+from shardstream.packing.sources.arrow_values import values
 from shardstream.packing.sources.base import FileSpan, Reject, Sample
 from shardstream.packing.sources.encoded import to_json
 from shardstream.packing.sources.rows import HASHED, KEYS, Rows
@@ -86,12 +87,12 @@ def row_block(
     rest = [name for name in table if name not in rows.used] if rows.keep is None else list(rows.keep)
     columns: dict[str, list[ColumnValue | None]] = {}
     if rest:
-        values = {name: table[name].to_pylist() for name in rest}
-        json = None if "json" in fields else _json(values)
+        found_values = {name: values(table[name]) for name in rest}
+        json = None if "json" in fields else _json(found_values)
         if json is None:
             return None
         fields["json"] = json
-        columns = {name: list(map(column_value, values[name])) for name in rows.keep or ()}
+        columns = {name: list(map(column_value, found_values[name])) for name in rows.keep or ()}
     try:
         ends = [f".{check_field(name)}".encode() for name in fields]
         keys = _keys(rows, table, span, first, batch.num_rows)
@@ -120,10 +121,10 @@ def _bytes(column: Any) -> Any | None:
     return None
 
 
-def _json(values: Mapping[str, list[Any]]) -> Any | None:
-    """The values of each row as JSON; None if one has none."""
+def _json(columns: Mapping[str, list[Any]]) -> Any | None:
+    """The values of each row as JSON; None if one has none, as a NoValue has not."""
     arrow = require("pyarrow", "arrow")
-    objects = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    objects = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     try:
         lines = _encode_lines(objects)
         # The encoder writes null for NaN; JSON has no line break.

@@ -84,12 +84,12 @@ def schema_rows(rows: Rows, schema: Any, where: str) -> tuple[Rows, list[str] | 
     """The rows of a table, and the columns that have to be read for them; None for all.
 
     Raises:
-        SourceError: A column that was asked for is not there, or no column can be a field.
+        SourceError: A column that becomes a field or the key is not there, or no column can be a field.
     """
     if len(set(schema.names)) != len(schema.names):
         twice = next(name for name in schema.names if schema.names.count(name) > 1)
         raise SourceError(f"{where}: two columns are called {twice!r}; rename one of them")
-    found = rows.of_table({field.name: kind(field.type) for field in schema}, where)
+    found = rows.of_table({field.name: kind(field.type) for field in schema}, where, one_of_many=True)
     needed = found.needed()
     if needed is None:
         return found, None

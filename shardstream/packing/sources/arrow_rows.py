@@ -11,7 +11,7 @@ from shardstream.format.frames import damaged
 from shardstream.packing.sources.arrow_values import NoValue, values
 from shardstream.packing.sources.base import FileSpan, Reject, Sample
 from shardstream.packing.sources.content import file_type
-from shardstream.packing.sources.row_block import RowBlock, row_block
+from shardstream.packing.sources.row_block import RowBlock, most_rows, row_block
 from shardstream.packing.sources.rows import Kind, Rows
 from shardstream.storage.inputs import open_input, read_slice
 from shardstream.storage.store import Options, local_path_of, named, redact
@@ -101,16 +101,23 @@ def schema_rows(rows: Rows, schema: Any, where: str) -> tuple[Rows, list[str] | 
 def row_blocks(
     rows: Rows, batch: Any, span: FileSpan, first: int, where: str
 ) -> Iterator[RowBlock | Sample | Reject]:
-    """The samples of a record batch as one block, or one by one where a block cannot be made.
+    """The samples of a record batch as blocks of rows, or one by one where a block cannot be made.
 
     See `row_samples` for the arguments.
     """
     batch.validate(full=True)
-    block = row_block(rows, batch, span, first, lambda: row_samples(rows, batch, span, first, where))
-    if block is not None:
-        yield block
-    else:
-        yield from row_samples(rows, batch, span, first, where)
+    most = most_rows(rows, batch)
+    for begin in range(0, batch.num_rows, most):
+        part, number = batch.slice(begin, most), first + begin
+
+        def samples(part: Any = part, number: int = number) -> Iterator[Sample | Reject]:
+            return row_samples(rows, part, span, number, where)
+
+        block = row_block(rows, part, span, number, samples)
+        if block is not None:
+            yield block
+        else:
+            yield from samples()
 
 
 def row_samples(rows: Rows, batch: Any, span: FileSpan, first: int, where: str) -> Iterator[Sample | Reject]:

@@ -14,6 +14,7 @@ import msgspec
 
 from shardstream.errors import SourceError, require
 from shardstream.format.columns import ColumnValue
+from shardstream.format.headers import BLOCK
 from shardstream.format.members import longest_key
 from shardstream.format.names import check_field, check_key, escape_key
 from shardstream.packing.columns import column_value
@@ -25,9 +26,10 @@ from shardstream.packing.sources.rows import HASHED, KEYS, Rows
 if TYPE_CHECKING:
     from shardstream.packing.row_layout import RowLayout
 
-__all__ = ["RowBlock", "row_block"]
+__all__ = ["RowBlock", "most_rows", "row_block"]
 
 _MOST = 32 << 20  # bytes of a block
+_LAID_OUT = 64 << 20  # bytes of a block in a tar, with the headers of its members
 _LARGE = 64 << 10  # bytes of a row, of which the time for an object is no matter
 _PLAIN_KEYS = re.compile(r"(?:[A-Za-z0-9_\-]+\n)+\Z")
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -75,7 +77,7 @@ def row_block(
         samples: Gives the samples of these rows one by one.
     """
     table = {name: batch.column(number) for number, name in enumerate(batch.schema.names)}
-    if rows.chat is not None or rows.token_dtype is not None or not _is_small(batch):
+    if rows.chat is not None or rows.token_dtype is not None or not _is_small(rows, batch):
         return None
     names = [name for name, _ in rows.columns]
     found = [_bytes(table.get(column)) for _, column in rows.columns]
@@ -103,8 +105,20 @@ def row_block(
     return RowBlock(keys, fields, columns, samples)
 
 
-def _is_small(batch: Any) -> bool:
-    return bool(batch.num_rows and batch.nbytes <= min(_MOST, _LARGE * batch.num_rows))
+def most_rows(rows: Rows, batch: Any) -> int:
+    """How many rows of a record batch one block takes, at least 1: a wide table has many headers."""
+    each = batch.nbytes / max(1, batch.num_rows) + _around(rows)
+    return max(1, int(_LAID_OUT / each))
+
+
+def _around(rows: Rows) -> int:
+    """The most bytes of the headers of a row, and of the zeros behind its fields and its json."""
+    return 2 * BLOCK * (len(rows.columns) + 1)
+
+
+def _is_small(rows: Rows, batch: Any) -> bool:
+    count, size = batch.num_rows, batch.nbytes
+    return bool(count and size <= min(_MOST, _LARGE * count) and size + _around(rows) * count <= _LAID_OUT)
 
 
 def _bytes(column: Any) -> Any | None:

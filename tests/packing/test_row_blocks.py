@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import shardstream as ss
 from shardstream.errors import CorruptionError
-from shardstream.packing.sources import arrow_rows
+from shardstream.packing.sources import SourceOptions, arrow_rows, make_source, row_block
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.writer import SampleWriter
+from shardstream.storage.inputs import expand
 
 SMALL: dict[str, Any] = {"frame_size": "4KiB", "shard_size": "16KiB", "workers": 1, "on_error": "skip"}
 KEYS = st.one_of(
@@ -127,6 +128,24 @@ def test_parts_of_large_record_batches(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(arrow_rows, "row_block", lambda *_: None)
     ss.pack(tmp_path / "a.arrow", tmp_path / "single", workers=1)
     assert files(tmp_path / "many") == files(tmp_path / "single")
+
+
+def test_blocks_of_wide_tables_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, wide = 8192, 260  # 2 GiB of headers
+    table = pa.table({"id": range(count), **{f"c{n}": ["x"] * count for n in range(wide)}})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    options = SourceOptions(column=tuple((f"c{n}", f"c{n}") for n in range(wide)), keep=())
+    source, found = make_source("parquet", options), expand([str(tmp_path / "a.parquet")])
+    blocks = [block for task in source.plan(found, 1 << 30) for block in source.read_blocks(task)]
+    assert len(blocks) > 20
+    assert all(isinstance(block, RowBlock) for block in blocks)
+    assert [key for block in blocks for key in block.keys] == [str(number) for number in range(count)]
+    layout = blocks[0].lay_out()
+    assert 1 << 20 < len(layout.raw) <= 64 << 20
+    assert len(layout.raw) == layout.ends[-1]
+    monkeypatch.setattr(row_block, "_LAID_OUT", 1 << 14)
+    small = pa.table({"id": range(300), "text": ["t" * n for n in range(300)]})
+    assert both(small, tmp_path / "in", monkeypatch, keep=["text"]) > 40
 
 
 @pytest.mark.parametrize("fault", ["lost", "changed"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -234,6 +237,36 @@ def test_a_compressed_file_that_is_cut_off_is_never_taken_for_a_short_one(tmp_pa
     path.write_bytes(whole[:50] + bytes(9) + whole[59:])
     with pytest.raises(SourceError):
         read(source, path, 1)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz", ".lz4"])
+def test_the_beginning_of_a_compressed_file_that_is_cut_off_is_packed(tmp_path, suffix):
+    pack = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".lz4": lambda data: pytest.importorskip("lz4.frame").compress(data),
+    }[suffix]
+    lines = [b'{"text":"%s"}' % random.Random(n).randbytes(20).hex().encode() for n in range(30_000)]
+    whole = pack(b"\n".join(lines))
+    path = tmp_path / f"in.jsonl{suffix}"
+    path.write_bytes(whole[: len(whole) - 30])
+    manifest = ss.pack(path, tmp_path / "out", workers=1, on_error="skip")
+    assert manifest.samples > 9_000  # a block of bzip2 has 900 KB
+    assert manifest.provenance["rejected"] == 1
+    texts = [fields["txt"] for _, fields in DatasetReader.open(str(tmp_path / "out")).iter_samples()]
+    assert texts == [line[9:-2] for line in lines[: len(texts)]]
+    with pytest.raises(SourceError, match="is it cut off"):
+        ss.pack(path, tmp_path / "raise", workers=1)
+
+
+def test_a_file_that_is_cut_off_in_the_header_of_its_second_stream_is_an_error(tmp_path):
+    path = tmp_path / "in.jsonl.gz"
+    one = gzip.compress(b'{"text":"x"}\n')
+    path.write_bytes(one + one[:5])
+    with pytest.raises(SourceError, match="is it cut off"):
+        read(make_source("jsonl"), path, 1)
 
 
 def test_a_name_that_is_not_utf8(tmp_path):

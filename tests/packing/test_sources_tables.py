@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 import shardstream as ss
-from shardstream.errors import SourceError
+from shardstream.errors import OptionError, SourceError
 from shardstream.packing.sources import Reject, SourceOptions, make_source
 from shardstream.storage.inputs import expand
 from shardstream.testing.sources import read_source
@@ -95,7 +95,6 @@ class TestColumns:
         ("options", "message"),
         [
             ({"column": {"jpg": "nope.bytes"}}, "there is no column 'nope.bytes'; there are 'id', 'text'"),
-            ({"keep": ["zz"]}, "there is no column 'zz'"),
             ({"key": "zz"}, "there is no column 'zz'"),
             ({"text_key": "zz"}, "there is no column 'zz' of text"),
         ],
@@ -105,6 +104,17 @@ class TestColumns:
         with pytest.raises(SourceError, match=re.escape(message)):
             ss.pack(path, tmp_path / "out", workers=1, **options)
         assert not (tmp_path / "out" / "manifest.json").exists()
+
+    def test_a_file_may_lack_a_column_that_others_have(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        parquet(tmp_path / "in" / "a.parquet", [{"id": "a", "text": "t", "lang": "de"}])
+        parquet(tmp_path / "in" / "b.parquet", [{"id": f"b{n}", "text": "t"} for n in range(50)])
+        ss.pack(tmp_path / "in", tmp_path / "out", workers=1, keep=["lang"], max_rejects=0)
+        ds = ss.StreamingDataset(str(tmp_path / "out"), shuffle=False)
+        assert [sample.get("json") for sample in ds] == [{"lang": "de"}] + [None] * 50
+        with pytest.raises(OptionError, match="no row has 'zz'; nothing was committed"):
+            ss.pack(tmp_path / "in", tmp_path / "none", workers=1, keep=["lang", "zz"], on_error="skip")
+        assert not (tmp_path / "none" / "manifest.json").exists()
 
     def test_a_value_that_is_missing_is_a_reject_that_names_the_row(self, tmp_path: Path) -> None:
         rows = [{"id": "a", "text": "t"}, {"id": "b", "text": None}]

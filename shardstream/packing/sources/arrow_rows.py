@@ -8,9 +8,10 @@ from typing import Any
 
 from shardstream.errors import ShardstreamError, SourceError, require
 from shardstream.format.frames import damaged
+from shardstream.packing.sources.arrow_values import NoValue, values
 from shardstream.packing.sources.base import FileSpan, Reject, Sample
 from shardstream.packing.sources.content import file_type
-from shardstream.packing.sources.row_block import RowBlock, row_block
+from shardstream.packing.sources.row_block import RowBlock, most_rows, row_block
 from shardstream.packing.sources.rows import Kind, Rows
 from shardstream.storage.inputs import open_input, read_slice
 from shardstream.storage.store import Options, local_path_of, named, redact
@@ -83,12 +84,12 @@ def schema_rows(rows: Rows, schema: Any, where: str) -> tuple[Rows, list[str] | 
     """The rows of a table, and the columns that have to be read for them; None for all.
 
     Raises:
-        SourceError: A column that was asked for is not there, or no column can be a field.
+        SourceError: A column that becomes a field or the key is not there, or no column can be a field.
     """
     if len(set(schema.names)) != len(schema.names):
         twice = next(name for name in schema.names if schema.names.count(name) > 1)
         raise SourceError(f"{where}: two columns are called {twice!r}; rename one of them")
-    found = rows.of_table({field.name: kind(field.type) for field in schema}, where)
+    found = rows.of_table({field.name: kind(field.type) for field in schema}, where, one_of_many=True)
     needed = found.needed()
     if needed is None:
         return found, None
@@ -100,16 +101,23 @@ def schema_rows(rows: Rows, schema: Any, where: str) -> tuple[Rows, list[str] | 
 def row_blocks(
     rows: Rows, batch: Any, span: FileSpan, first: int, where: str
 ) -> Iterator[RowBlock | Sample | Reject]:
-    """The samples of a record batch as one block, or one by one where a block cannot be made.
+    """The samples of a record batch as blocks of rows, or one by one where a block cannot be made.
 
     See `row_samples` for the arguments.
     """
     batch.validate(full=True)
-    block = row_block(rows, batch, span, first, lambda: row_samples(rows, batch, span, first, where))
-    if block is not None:
-        yield block
-    else:
-        yield from row_samples(rows, batch, span, first, where)
+    most = most_rows(rows, batch)
+    for begin in range(0, batch.num_rows, most):
+        part, number = batch.slice(begin, most), first + begin
+
+        def samples(part: Any = part, number: int = number) -> Iterator[Sample | Reject]:
+            return row_samples(rows, part, span, number, where)
+
+        block = row_block(rows, part, span, number, samples)
+        if block is not None:
+            yield block
+        else:
+            yield from samples()
 
 
 def row_samples(rows: Rows, batch: Any, span: FileSpan, first: int, where: str) -> Iterator[Sample | Reject]:
@@ -126,26 +134,19 @@ def row_samples(rows: Rows, batch: Any, span: FileSpan, first: int, where: str) 
     # Offsets and UTF-8 of a damaged file may be wrong; pyarrow trusts them.
     batch.validate(full=True)
     names, texts, columns = batch.schema.names, rows.texts(), []
+    lost: list[str] = []  # columns with values that Python cannot hold
     for name, column in zip(names, batch.columns, strict=True):
         if name in texts and column.type == arrow.string():
             column = column.view(arrow.binary())  # the bytes of UTF-8 as they are
-        columns.append(_values(column))
+        columns.append(found := values(column))
+        if any(isinstance(value, NoValue) for value in found):
+            lost.append(name)
     make = rows.sample
-    for number, values in enumerate(zip(*columns, strict=True), first):
-        yield make(dict(zip(names, values, strict=True)), span, number, f"{where}, row {number}")
-
-
-def _values(column: Any) -> list[Any]:
-    """The values of a column. Times of nanoseconds, which Python does not have, are texts of 9 digits."""
-    arrow, types = require("pyarrow", "arrow"), require("pyarrow.types", "arrow")
-    if not types.is_timestamp(column.type) or column.type.unit != "ns":
-        found: list[Any] = column.to_pylist()
-        return found
-    try:
-        found = column.cast(arrow.timestamp("us", column.type.tz)).to_pylist()
-    except arrow.ArrowInvalid:  # some are not whole microseconds
-        utc = column.cast(arrow.timestamp("ns"))
-        texts = require("pyarrow.compute", "arrow").strftime(utc, format="%Y-%m-%dT%H:%M:%S").to_pylist()
-        zone = "" if column.type.tz is None else "Z"
-        found = [None if text is None else text + zone for text in texts]
-    return found
+    for number, row_values in enumerate(zip(*columns, strict=True), first):
+        row, place = dict(zip(names, row_values, strict=True)), f"{where}, row {number}"
+        bad = next((name for name in lost if isinstance(row[name], NoValue)), None)
+        if bad is None:
+            yield make(row, span, number, place)
+        else:
+            reason = row[bad].reason
+            yield Reject(place, f"column {bad!r} has a value that Python cannot hold ({reason})")

@@ -14,9 +14,11 @@ import msgspec
 
 from shardstream.errors import SourceError, require
 from shardstream.format.columns import ColumnValue
+from shardstream.format.headers import BLOCK
 from shardstream.format.members import longest_key
 from shardstream.format.names import check_field, check_key, escape_key
 from shardstream.packing.columns import column_value
+from shardstream.packing.sources.arrow_values import values
 from shardstream.packing.sources.base import FileSpan, Reject, Sample
 from shardstream.packing.sources.encoded import to_json
 from shardstream.packing.sources.rows import HASHED, KEYS, Rows
@@ -24,9 +26,10 @@ from shardstream.packing.sources.rows import HASHED, KEYS, Rows
 if TYPE_CHECKING:
     from shardstream.packing.row_layout import RowLayout
 
-__all__ = ["RowBlock", "row_block"]
+__all__ = ["RowBlock", "most_rows", "row_block"]
 
 _MOST = 32 << 20  # bytes of a block
+_LAID_OUT = 64 << 20  # bytes of a block in a tar, with the headers of its members
 _LARGE = 64 << 10  # bytes of a row, of which the time for an object is no matter
 _PLAIN_KEYS = re.compile(r"(?:[A-Za-z0-9_\-]+\n)+\Z")
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -74,7 +77,7 @@ def row_block(
         samples: Gives the samples of these rows one by one.
     """
     table = {name: batch.column(number) for number, name in enumerate(batch.schema.names)}
-    if rows.chat is not None or rows.token_dtype is not None or not _is_small(batch):
+    if rows.chat is not None or rows.token_dtype is not None or not _is_small(rows, batch):
         return None
     names = [name for name, _ in rows.columns]
     found = [_bytes(table.get(column)) for _, column in rows.columns]
@@ -86,12 +89,12 @@ def row_block(
     rest = [name for name in table if name not in rows.used] if rows.keep is None else list(rows.keep)
     columns: dict[str, list[ColumnValue | None]] = {}
     if rest:
-        values = {name: table[name].to_pylist() for name in rest}
-        json = None if "json" in fields else _json(values)
+        found_values = {name: values(table[name]) for name in rest}
+        json = None if "json" in fields else _json(found_values)
         if json is None:
             return None
         fields["json"] = json
-        columns = {name: list(map(column_value, values[name])) for name in rows.keep or ()}
+        columns = {name: list(map(column_value, found_values[name])) for name in rows.keep or ()}
     try:
         ends = [f".{check_field(name)}".encode() for name in fields]
         keys = _keys(rows, table, span, first, batch.num_rows)
@@ -102,8 +105,20 @@ def row_block(
     return RowBlock(keys, fields, columns, samples)
 
 
-def _is_small(batch: Any) -> bool:
-    return bool(batch.num_rows and batch.nbytes <= min(_MOST, _LARGE * batch.num_rows))
+def most_rows(rows: Rows, batch: Any) -> int:
+    """How many rows of a record batch one block takes, at least 1: a wide table has many headers."""
+    each = batch.nbytes / max(1, batch.num_rows) + _around(rows)
+    return max(1, int(_LAID_OUT / each))
+
+
+def _around(rows: Rows) -> int:
+    """The most bytes of the headers of a row, and of the zeros behind its fields and its json."""
+    return 2 * BLOCK * (len(rows.columns) + 1)
+
+
+def _is_small(rows: Rows, batch: Any) -> bool:
+    count, size = batch.num_rows, batch.nbytes
+    return bool(count and size <= min(_MOST, _LARGE * count) and size + _around(rows) * count <= _LAID_OUT)
 
 
 def _bytes(column: Any) -> Any | None:
@@ -120,10 +135,10 @@ def _bytes(column: Any) -> Any | None:
     return None
 
 
-def _json(values: Mapping[str, list[Any]]) -> Any | None:
-    """The values of each row as JSON; None if one has none."""
+def _json(columns: Mapping[str, list[Any]]) -> Any | None:
+    """The values of each row as JSON; None if one has none, as a NoValue has not."""
     arrow = require("pyarrow", "arrow")
-    objects = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    objects = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     try:
         lines = _encode_lines(objects)
         # The encoder writes null for NaN; JSON has no line break.

@@ -71,7 +71,7 @@ class Rows:
         }
         return {name: value for name, value in given.items() if value is not None}
 
-    def of_table(self, columns: Mapping[str, Kind], where: str) -> Rows:
+    def of_table(self, columns: Mapping[str, Kind], where: str, *, one_of_many: bool = False) -> Rows:
         """The same for a table, whose columns are known: `column` says what becomes which field.
 
         Unless it was said, the text is in `text_key`, and each column of bytes is a field, whose name is the
@@ -80,12 +80,15 @@ class Rows:
         Args:
             columns: The kind of each column, by name.
             where: The table, for messages.
+            one_of_many: A name in `keep` may be a column of another file. Samples tell which they miss, and a
+                name that no row has is an error before the commit.
 
         Raises:
             SourceError: A column that was asked for is not there, or no column can be a field.
         """
         listed = ", ".join(map(repr, columns))
-        wanted = [column for _, column in self.column or ()] + list(self.keep or ())
+        wanted = [column for _, column in self.column or ()]
+        wanted += [] if one_of_many else list(self.keep or ())
         if self.key not in (None, "none"):
             wanted.append(str(self.key))
         for name in wanted:

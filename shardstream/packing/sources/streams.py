@@ -75,9 +75,17 @@ class _Zstd:
         return self._position
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; fewer only at the end of the data."""
-        while len(self._ready) < size and self._more():
-            pass
+        """At most `size` bytes; fewer only at the end of the data, or where it is cut off.
+
+        Raises:
+            CutOffError: The file is cut off here. All bytes before were returned.
+        """
+        try:
+            while len(self._ready) < size and self._more():
+                pass
+        except CutOffError:
+            if not self._ready:
+                raise  # else the next read finds the same
         data = bytes(self._ready[:size])
         del self._ready[:size]
         self._position += len(data)
@@ -111,6 +119,7 @@ class _Errors:
 
     def __init__(self, file: Any, kind: Compression, where: str) -> None:
         self._file, self._kind, self._where = file, kind, where
+        self._cut_off: CutOffError | None = None
 
     def seekable(self) -> bool:
         return False
@@ -119,12 +128,27 @@ class _Errors:
         return int(self._file.tell())
 
     def read(self, size: int) -> bytes:
+        """At most `size` bytes; fewer only at the end of the data, or where it is cut off.
+
+        Raises:
+            CutOffError: The file is cut off here. All bytes before were returned.
+        """
+        if self._cut_off is not None:
+            raise self._cut_off
+        pieces, left = [], size
         try:
-            return bytes(self._file.read(size))
+            # Not `read`: where a file is cut off, it loses what it has read until then.
+            while left > 0 and (piece := self._file.read1(left)):
+                pieces.append(piece)
+                left -= len(piece)
+            return b"".join(pieces)
         except EOFError as error:
-            raise CutOffError(
+            self._cut_off = CutOffError(
                 f"{self._where}: it ends inside its {self._kind} data; is it cut off?"
-            ) from error
+            )
+            if not pieces:
+                raise self._cut_off from error
+            return b"".join(pieces)  # the next read raises
         except (OSError, RuntimeError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the file itself

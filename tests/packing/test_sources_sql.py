@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,13 @@ class TestValues:
             "zoned": "2024-01-01T08:00:00Z", "js": '{"a": 1}', "nan": "NaN", "huge": 2**127 - 1,
             "u": "00000000-0000-0000-0000-000000000001",
         }  # fmt: skip
+
+    def test_duckdb_is_in_utc_on_all_machines(self, tmp_path: Path) -> None:
+        query = "SELECT 1 AS id, TIMESTAMPTZ '2024-01-01 23:00:00Z'::VARCHAR AS text"
+        told = ["--format", "sql", "--query", query, "--key", "id", "--workers", "1"]
+        command = [sys.executable, "-m", "shardstream", "pack", "duckdb://", str(tmp_path / "out"), *told]
+        subprocess.run(command, env={**os.environ, "TZ": "America/New_York"}, check=True)
+        assert samples(tmp_path / "out")[0]["txt"] == b"2024-01-01 23:00:00+00"
 
     def test_of_postgres(self, postgres: Postgres, tmp_path: Path) -> None:
         query = """

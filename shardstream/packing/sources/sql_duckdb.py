@@ -62,12 +62,17 @@ def duckdb_driver(url: str, where: str) -> Iterator[Driver]:
     """
     module = require("duckdb", "duckdb")
     path = unquote(re.split(r"[?#]", url.partition("://")[2], maxsplit=1)[0]).removeprefix("/")
-    # What does not fit into memory goes there, and not beside the database.
-    config = {"temp_directory": os.path.join(tempfile.gettempdir(), f"shardstream-duckdb-{os.getuid()}")}
+    config = {
+        # What does not fit into memory goes there, and not beside the database.
+        "temp_directory": os.path.join(tempfile.gettempdir(), f"shardstream-duckdb-{os.getuid()}"),
+        "autoinstall_known_extensions": "false",  # nothing is downloaded without a word
+    }
     if path not in ("", ":memory:"):
         path = file_of(url, path, where)
     try:
         found = module.connect(path or ":memory:", read_only=path not in ("", ":memory:"), config=config)
+        # Not that of this machine, so that all machines make the same bytes.
+        found.execute("SET GLOBAL TimeZone = 'UTC'")
     except Exception as error:  # noqa: BLE001 - as it likes
         raise StorageError(f"{where}: the database cannot be opened: {said(error)}") from None
     with contextlib.closing(found):

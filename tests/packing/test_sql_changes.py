@@ -13,7 +13,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import OptionError, SourceError, StorageError
-from shardstream.packing.sources import Reject, SourceOptions, make_source
+from shardstream.packing.sources import Reject, Sample, SourceOptions, make_source
 from shardstream.packing.sources.base import prepared
 from shardstream.storage.inputs import expand
 from tests.packing.databases import ALL, changed, database, numbered, read
@@ -64,6 +64,13 @@ class TestKeys:
         url = database(tmp_path / "a.db", [(value, "a")], "id, text")
         with pytest.raises(SourceError, match=f"is a {kind}; a key is text, a whole number or a UUID: cast"):
             read(url)
+
+    def test_keys_of_two_types_are_refused(self, tmp_path: Path) -> None:
+        url = database(tmp_path / "a.db", [(5, "a"), ("5", "b"), (6, "c")], "id, text")
+        with pytest.raises(SourceError, match="the key '5' is a str, and others are a int; .*: cast it"):
+            read(url, target=1)
+        found = read(url, "SELECT CAST(id AS TEXT) AS id, text FROM docs")
+        assert [type(item) for item in found] == [Reject, Reject, Sample]
 
     def test_an_empty_key_is_a_reject(self, tmp_path: Path) -> None:
         (found,) = read(database(tmp_path / "a.db", [("", "a")], "id TEXT, text TEXT"))

@@ -50,6 +50,16 @@ class TestKeys:
             assert sorted(found) == sorted(keys)
             assert found.index("a") < found.index("A") < found.index("b") < found.index("B")
 
+    @pytest.mark.parametrize("kind", ["VARCHAR COLLATE NOCASE", "ENUM('b', 'a', 'B', 'A')"])
+    def test_duckdb_keys_that_are_not_ordered_by_their_bytes(self, tmp_path: Path, kind: str) -> None:
+        with duckdb.connect(str(tmp_path / "a.db")) as connection:
+            connection.execute(f"CREATE TABLE docs (id {kind}, text VARCHAR)")
+            connection.execute("INSERT INTO docs SELECT unnest(['a', 'A', 'a', 'B', 'b']), 't'")
+        for target in (1, 1 << 40):
+            found = read(f"duckdb:///{tmp_path / 'a.db'}", target=target)
+            assert [item.where[-3:] for item in found] == ["'A'", "'B'", "'a'", "'a'", "'b'"]
+            assert [type(item) for item in found] == [Sample, Sample, Reject, Reject, Sample]
+
     def test_nothing_but_null(self, tmp_path: Path) -> None:
         url = database(tmp_path / "a.db", [(None, "a")])
         with pytest.raises(SourceError, match="id=NULL: no key; row 1 of 1 such"):

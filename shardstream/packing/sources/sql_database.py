@@ -23,6 +23,7 @@ _LIMITS = {"mssql": "OFFSET 0 ROWS FETCH FIRST {} ROWS ONLY", "oracle": "FETCH F
 # How texts are compared byte by byte, where it is not the usual.
 _BYTEWISE = {
     "sqlite": "{} COLLATE BINARY",
+    "duckdb": "CAST({} AS VARCHAR) COLLATE C",  # the cast is for an ENUM
     "mysql": "CAST({} AS BINARY)",
     "mariadb": "CAST({} AS BINARY)",
 }

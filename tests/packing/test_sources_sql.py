@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -158,6 +159,27 @@ class TestValues:
         assert isinstance(first, Sample)
         assert isinstance(second, Sample)
         assert (first.fields["txt"], second.fields["txt"]) == (b"a\xffb", b"b")
+
+    @pytest.mark.parametrize(
+        ("values", "reason"),
+        [
+            (("a", "b", b"c"), "column 'v' is bytes, or text that is not UTF-8 here, and text in other rows"),
+            ((1, 2, b"c"), "column 'v' is bytes, .* here, and neither text nor bytes in other rows"),
+            ((PNG, PNG, "c"), "column 'v' is text here, and bytes, .* in other rows; cast it in the query"),
+        ],
+    )
+    def test_a_value_of_another_kind_than_its_column(
+        self, tmp_path: Path, values: tuple[Any, ...], reason: str
+    ) -> None:
+        rows = [(number, "t", value) for number, value in enumerate(values)]
+        url = database(tmp_path / "a.db", rows, "id INTEGER, text TEXT, v")
+        *others, last = read(url)
+        assert all(isinstance(item, Sample) for item in others)
+        assert isinstance(last, Reject)
+        assert last.where == f"{url}, id=2"
+        assert re.match(reason, last.reason)
+        assert all(isinstance(item, Sample) for item in read(url, column=(("txt", "text"), ("v", "v")), keep=()))
+        assert all(isinstance(item, Sample) for item in read(url, keep=("text",), column=(("txt", "text"),)))
 
     def test_a_column_that_is_null_at_first(self, tmp_path: Path) -> None:
         rows = [(number, f"t{number}", PNG if number == 70_000 else None) for number in range(70_001)]

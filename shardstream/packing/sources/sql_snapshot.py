@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from shardstream.packing.sources.encoded import to_json
 from shardstream.packing.sources.rows import Kind
 from shardstream.packing.sources.sql_database import Database, Key
 
-__all__ = ["Cell", "KeyCount", "Snapshot", "take_snapshot"]
+__all__ = ["Cell", "KeyCount", "Snapshot", "kind_of", "take_snapshot"]
 
 _CELLS = 1 << 16  # ranges of keys that are remembered at most
 _KEYS = 1 << 14  # keys in memory at a time
@@ -168,10 +169,13 @@ def take_snapshot(database: Database, where: str) -> tuple[Snapshot, tuple[Cell,
 
 
 def _kind(database: Database, name: str, values: Sequence[Any]) -> Kind:
-    """What a column can become, by the first value that is not NULL."""
-    value = next((value for value in values if value is not None), None)
-    if value is None:
-        value = database.first(name)
+    """What a column can become, by what most of these values are: those of SQLite may be of several types."""
+    kinds = Counter(kind_of(value) for value in values if value is not None)
+    return kinds.most_common(1)[0][0] if kinds else kind_of(database.first(name))
+
+
+def kind_of(value: Any) -> Kind:
+    """What a column with this value can become."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, dict):

@@ -122,6 +122,33 @@ class TestValues:
         subprocess.run(command, env={**os.environ, "TZ": "America/New_York"}, check=True)
         assert samples(tmp_path / "out")[0]["txt"] == b"2024-01-01 23:00:00+00"
 
+    def test_times_of_duckdb_that_python_does_not_have(self) -> None:
+        query = """
+            SELECT 1 AS id, 't' AS text, TIMESTAMP_NS '2024-01-01 10:00:00.123456789' AS ns,
+            INTERVAL 1 MONTH AS "a ""month"" 'b", TIME_NS '10:00:00.123456789' AS time, DATE '9999-12-31' AS day"""
+        (found,) = read("duckdb://", query)
+        assert isinstance(found, Sample)
+        assert json.loads(found.fields["json"]) == {
+            "id": 1, "ns": "2024-01-01T10:00:00.123456789", "a \"month\" 'b": "1 month",
+            "time": "10:00:00.123456789", "day": "9999-12-31",
+        }  # fmt: skip
+        with pytest.raises(SourceError, match="column 'a' has values of type TIMESTAMP_NS within it"):
+            read("duckdb://", "SELECT 1 AS id, 't' AS text, [TIMESTAMP_NS '2024-01-01'] AS a")
+
+    @pytest.mark.parametrize("kind", ["DATE", "TIMESTAMP", "TIMESTAMPTZ", "TIMESTAMP_MS"])
+    def test_infinity_of_duckdb_is_refused(self, kind: str) -> None:
+        query = f"SELECT 1 AS id, 't' AS text, '-infinity'::{kind} AS a"
+        with pytest.raises(SourceError, match="column 'a' has the value infinity, which is no time: cast it"):
+            read("duckdb://", query)
+
+    @pytest.mark.parametrize("name", ["text", "Text"])
+    def test_two_columns_of_one_name(self, tmp_path: Path, name: str) -> None:
+        query = f"SELECT 1 AS id, 'a' AS text, 'b' AS {name}"
+        for url in (numbered(tmp_path / f"{name}.db", 1), "duckdb://"):
+            with pytest.raises(SourceError, match="two columns of the query are called 'text'; rename one"):
+                read(url, query)
+            assert len(read(url, "SELECT 1 AS id, 'a' AS text, 'b' AS text_1")) == 1
+
     def test_of_postgres(self, postgres: Postgres, tmp_path: Path) -> None:
         query = """
             SELECT '00000000-0000-0000-0000-000000000001'::uuid AS id, 'one 50% :x' AS text, true AS ok,

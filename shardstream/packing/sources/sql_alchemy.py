@@ -83,6 +83,9 @@ class _SqlAlchemy:
             names = [column[0] for column in result.cursor.description or ()]
         return names, self._parts(result, batch)
 
+    def exact(self, sql: str, names: Sequence[str]) -> dict[str, str]:
+        return {}
+
     def close(self) -> None:
         """Be done with the last result: some drivers have one at a time, and an error keeps it alive."""
         result, self._result = self._result, None

@@ -16,6 +16,13 @@ from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts, fi
 
 __all__ = ["duckdb_driver"]
 
+# What to select for types whose values Python's types cannot hold: {0} is the column, {1} what is wrong.
+_EXACT = (
+    (r"DATE|TIMESTAMP(_S|_MS| WITH TIME ZONE)?", "CASE WHEN isinf({0}) THEN error('{1}') ELSE {0} END"),
+    (r"TIMESTAMP_NS", "strftime({0}, '%Y-%m-%dT%H:%M:%S.%n')"),
+    (r"TIME_NS|INTERVAL", "CAST({0} AS VARCHAR)"),
+)
+
 
 class _DuckDb:
     """A connection of DuckDB."""
@@ -32,6 +39,23 @@ class _DuckDb:
             cursor.execute(sql.replace(PARAMETER, "?"), list(values))
             names = [column[0] for column in cursor.description]
         return names, self._parts(cursor, batch)
+
+    def exact(self, sql: str, names: Sequence[str]) -> dict[str, str]:
+        _, parts = self.run(f"DESCRIBE {sql}", (), len(names))
+        types = [str(row[1]) for part in parts for row in part]
+        found = {}
+        for name, kind in zip(names, types, strict=True):
+            column = '"' + name.replace('"', '""') + '"'
+            form = next((form for pattern, form in _EXACT if re.fullmatch(pattern, kind)), None)
+            if form is not None:
+                what = f"column {name!r} has the value infinity, which is no time: cast it in the query"
+                found[name] = form.format(column, what.replace("'", "''"))
+            elif lost := re.search(r"\b(TIMESTAMP_NS|TIME_NS|INTERVAL)\b", re.sub(r'"[^"]*"', "", kind)):
+                raise SourceError(
+                    f"{self._where}: column {name!r} has values of type {lost[1]} within it, which would lose "
+                    f"digits: cast it in the query, as in CAST(c AS JSON) AS c"
+                )
+        return found
 
     def _parts(self, cursor: Any, batch: int) -> Parts:
         with contextlib.closing(cursor):

@@ -77,6 +77,37 @@ class TestOptions:
         with pytest.raises(StorageError, match=r"there is no file .*; an absolute path needs a slash more"):
             read(url)
 
+    def test_other_paths(self, tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match=r"sqlite://big\.db: three slashes begin a path"):
+            read("sqlite://big.db")
+        with pytest.raises(
+            MissingExtraError, match=r"the driver MySQLdb .*: pip install mysqlclient, or .*pymysql"
+        ):
+            read("mysql://u@127.0.0.1/x")
+        url = numbered(tmp_path / "a.db", 2)
+        with pytest.raises(SourceError, match="this is a database of SQLite: begin its URL with sqlite://"):
+            read(url.replace("sqlite", "duckdb"))
+        with duckdb.connect(str(tmp_path / "b#1.db")) as connection:
+            connection.execute("CREATE TABLE docs AS SELECT 1 AS id, 'a' AS text")
+        for each in (url.replace("sqlite", "SQLite"), f"DUCKDB:///{tmp_path}/b#1.db?memory_limit=1GB"):
+            assert ss.pack(each, tmp_path / each[:3], query=ALL, key="id").samples > 0
+        with pytest.raises(
+            OptionError, match="unknown parameter 'memory'; there are memory_limit and threads"
+        ):
+            read(f"duckdb:///{tmp_path}/b#1.db?memory=1")
+
+    @pytest.mark.parametrize("url", ["sqlite", "duckdb://"])
+    @pytest.mark.parametrize(
+        "end", ["; ;", ";\n-- done; really\n", "; /* done */ ;", " -- done", "; -- 2\n-- 3"]
+    )
+    def test_what_ends_a_query(self, tmp_path: Path, url: str, end: str) -> None:
+        url = numbered(tmp_path / "a.db", 1) if url == "sqlite" else url
+        (found,) = read(url, f"SELECT 1 AS id, '; -- x' AS text{end}")
+        assert isinstance(found, Sample)
+        assert found.fields["txt"] == b"; -- x"
+        (found,) = read(url, "SELECT text, 1 AS id FROM (SELECT 'a' AS text) q WHERE text <> '; -- x'")
+        assert isinstance(found, Sample)
+
 
 class TestValues:
     def test_of_sqlite(self, tmp_path: Path) -> None:
@@ -125,7 +156,8 @@ class TestValues:
     def test_times_of_duckdb_that_python_does_not_have(self) -> None:
         query = """
             SELECT 1 AS id, 't' AS text, TIMESTAMP_NS '2024-01-01 10:00:00.123456789' AS ns,
-            INTERVAL 1 MONTH AS "a ""month"" 'b", TIME_NS '10:00:00.123456789' AS time, DATE '9999-12-31' AS day"""
+            INTERVAL 1 MONTH AS "a ""month"" 'b", TIME_NS '10:00:00.123456789' AS time,
+            DATE '9999-12-31' AS day"""
         (found,) = read("duckdb://", query)
         assert isinstance(found, Sample)
         assert json.loads(found.fields["json"]) == {
@@ -205,7 +237,9 @@ class TestValues:
         assert isinstance(last, Reject)
         assert last.where == f"{url}, id=2"
         assert re.match(reason, last.reason)
-        assert all(isinstance(item, Sample) for item in read(url, column=(("txt", "text"), ("v", "v")), keep=()))
+        assert all(
+            isinstance(item, Sample) for item in read(url, column=(("txt", "text"), ("v", "v")), keep=())
+        )
         assert all(isinstance(item, Sample) for item in read(url, keep=("text",), column=(("txt", "text"),)))
 
     def test_a_column_that_is_null_at_first(self, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ class SqlSource(RowSource):
         where = redact(files[0].url)
         with open_database(files[0].url, self.query, self._key, self.storage_options) as database:
             snapshot, cells = take_snapshot(database, where)
+        if not snapshot.rows and not snapshot.nulls:
+            raise SourceError(f"{where}: the query gave no rows: no samples were found")
         if snapshot.rows:
             self.rows.of_table(dict(snapshot.kinds), where)  # raises if it cannot be packed
         return replace(self, snapshot=snapshot, cells=cells)
@@ -240,10 +242,14 @@ class SqlSource(RowSource):
         kind, found = self._kinds.get(name), kind_of(value)
         if kind is None or found == kind or (found == "text" and kind == "other"):
             return ""
-        what = {"text": "text", "bytes": "bytes, or text that is not UTF-8", "other": "neither text nor bytes"}
+        what = {
+            "text": "text",
+            "bytes": "bytes, or text that is not UTF-8",
+            "other": "neither text nor bytes",
+        }
         return (
-            f"column {name!r} is {what[found]} here, and {what[kind]} in other rows; cast it in the query, or "
-            f"take it as it is with --column FIELD={name}"
+            f"column {name!r} is {what[found]} here, and {what[kind]} in other rows; cast it in the query, "
+            f"or take it as it is with --column FIELD={name}"
         )
 
     @functools.cached_property
@@ -256,5 +262,5 @@ class SqlSource(RowSource):
     def _raise_changed(self, where: str, before: str, now: str) -> None:
         raise SourceError(
             f"{where}: the table was changed while it was packed: {before}, {now}; pack again, without "
-            "--resume, from a table that nobody changes"
+            "--resume, from a table that nobody changes. Or the query gives other rows each time"
         )

@@ -27,6 +27,8 @@ _BYTEWISE = {
     "mysql": "CAST({} AS BINARY)",
     "mariadb": "CAST({} AS BINARY)",
 }
+# Semicolons at the end, and comments behind them. Without quotes: one would be the end of a text.
+_END = re.compile(r"""\s*;(\s|;|--[^\n'"`$\]]*(\n|$)|/\*[^'"`$\]*]*\*/)*$""")
 
 
 class Database:
@@ -41,7 +43,7 @@ class Database:
 
     def __init__(self, driver: Driver, query: str, key: str, where: str) -> None:
         self._driver, self._where = driver, where
-        self._own = query.strip().rstrip(";")
+        self._own = _END.sub("", query.strip())
         self._query = f"(\n{self._own}\n) shardstream_rows"
         self._quoted = self._by = self._quote(key)
         self.columns = self._columns()
@@ -133,6 +135,12 @@ def open_database(url: str, query: str, key: str, options: Options = None) -> It
     guard_logs(url, options)
     if not re.match(r"[A-Za-z][\w+.-]*://", url):
         raise OptionError(f"{where}: this is no URL of a database, such as sqlite:///docs.db")
+    scheme, _, rest = url.partition("://")
+    url = f"{scheme.lower()}://{rest}"
+    if re.match(r"sqlite(\+\w+)?://[^/?]", url):
+        raise OptionError(
+            f"{where}: three slashes begin a path, as in sqlite:///docs.db, and four an absolute one"
+        )
     seconds = split_options(options)[0].timeouts.connect
     duck = url.startswith("duckdb:")
     with duckdb_driver(url, where) if duck else sqlalchemy_driver(url, where, seconds) as driver:

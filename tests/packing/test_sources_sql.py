@@ -356,6 +356,18 @@ class TestPack:
         assert hashlib.sha256(path.read_bytes()).digest() == before
         assert [each.name for each in tmp_path.iterdir()] == ["a.db"]
 
+    def test_the_memory_of_duckdb_has_a_limit(self) -> None:
+        query = "SELECT 1 AS id, current_setting('memory_limit') AS text"
+        for url, limit in (("duckdb://", b"1.0 GiB"), ("duckdb://?memory_limit=300MiB", b"300.0 MiB")):
+            (found,) = read(url, query)
+            assert isinstance(found, Sample)
+            assert found.fields["txt"] == limit
+        with pytest.raises(SourceError, match=r"Say how much it may take with \?memory_limit=4GB behind"):
+            read(
+                "duckdb://?memory_limit=1MB",
+                "SELECT i AS id, repeat('x', 1000) AS text FROM range(100000) t(i)",
+            )
+
     def test_memory_does_not_grow_with_the_table(self, tmp_path: Path) -> None:
         rows = ((number, "x" * 4000) for number in range(40_000))
         url = database(tmp_path / "a.db", rows, "id INTEGER PRIMARY KEY, text TEXT")

@@ -16,7 +16,7 @@ from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts, fi
 
 __all__ = ["duckdb_driver"]
 
-_MEMORY = "512MiB"  # what a sort needs beyond it goes to files
+_MEMORY = "1GiB"  # what a sort needs beyond it goes to files
 # What to select for types whose values Python's types cannot hold: {0} is the column, {1} what is wrong.
 _EXACT = (
     (r"DATE|TIMESTAMP(_S|_MS| WITH TIME ZONE)?", "CASE WHEN isinf({0}) THEN error('{1}') ELSE {0} END"),

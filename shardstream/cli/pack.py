@@ -31,7 +31,7 @@ def pack(
             metavar="FIELD=COLUMN", help="Tables: the column of a field, as in jpg=image.bytes; repeatable."
         ),
     ] = None,
-    text_key: Annotated[str, typer.Option(help="JSONL: the key that holds the text.")] = "text",
+    text_key: Annotated[str, typer.Option(help="Rows: the column or key that holds the text.")] = "text",
     chat_template: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Makes text of messages: a tokenizer_config.json or .jinja file."),
@@ -40,8 +40,8 @@ def pack(
         str | None,
         typer.Option(
             metavar="FIELD|none",
-            help="JSONL: the key whose value names a sample; none numbers them. __key__, key or id by "
-            "default, behind the path of the file if there are several files.",
+            help="Rows: the column or key whose value names a sample; none numbers them. __key__, key or id "
+            "by default, behind the path of the file if there are several files.",
         ),
     ] = None,
     split_key: Annotated[
@@ -51,7 +51,7 @@ def pack(
         list[str] | None,
         typer.Option(
             metavar="FIELD,...",
-            help="JSONL: keys to keep in field json, such as lang,meta.url; repeatable. All by default.",
+            help="Rows: what to keep in field json, such as lang,meta.url; repeatable. All by default.",
         ),
     ] = None,
     compression: Annotated[

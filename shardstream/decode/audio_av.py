@@ -40,7 +40,9 @@ def decode(data: bytes | memoryview) -> tuple[Any, int]:
     av = require("av", "av")
     _check_size(data)
     try:
-        with av.open(io.BytesIO(data)) as file:
+        # FFmpeg does not recognise a few frames of ADTS.
+        form = "aac" if _is_adts(data, _tag_size(data)) else None
+        with av.open(io.BytesIO(data), format=form) as file:
             if not file.streams.audio:
                 raise SourceError("there is no sound in it")
             stream = file.streams.audio[0]

@@ -31,7 +31,7 @@ class FileInfo(NamedTuple):
 
 MARKER = "an empty object that marks a folder"
 # SQLAlchemy's own dialects, with or without a driver; and DuckDB.
-_DATABASES = re.compile(r"(sqlite|duckdb|postgres(ql)?|mysql|mariadb|oracle|mssql)(\+\w+)?://")
+_DATABASES = re.compile(r"(sqlite|duckdb|postgres(ql)?|mysql|mariadb|oracle|mssql)(\+\w+)?://", re.IGNORECASE)
 
 Unread = list[tuple[str, str]]  # where it is, and why it cannot be read
 

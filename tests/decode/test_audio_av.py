@@ -49,6 +49,12 @@ def encoded(kind: str, wave: np.ndarray = _WAVE) -> bytes:
         return file.read()
 
 
+def test_a_short_aac() -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 500)).astype(np.float32)
+    found, rate = decode_field("aac", encoded("aac", noise))
+    assert (found.shape, rate) == ((1, 2048), RATE)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_float_of_all_channels_and_its_rate(kind: str) -> None:
     found, rate = decode_field(KINDS[kind][0], encoded(kind))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,6 +77,37 @@ class TestOptions:
         with pytest.raises(StorageError, match=r"there is no file .*; an absolute path needs a slash more"):
             read(url)
 
+    def test_other_paths(self, tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match=r"sqlite://big\.db: three slashes begin a path"):
+            read("sqlite://big.db")
+        with pytest.raises(
+            MissingExtraError, match=r"the driver MySQLdb .*: pip install mysqlclient, or .*pymysql"
+        ):
+            read("mysql://u@127.0.0.1/x")
+        url = numbered(tmp_path / "a.db", 2)
+        with pytest.raises(SourceError, match="this is a database of SQLite: begin its URL with sqlite://"):
+            read(url.replace("sqlite", "duckdb"))
+        with duckdb.connect(str(tmp_path / "b#1.db")) as connection:
+            connection.execute("CREATE TABLE docs AS SELECT 1 AS id, 'a' AS text")
+        for each in (url.replace("sqlite", "SQLite"), f"DUCKDB:///{tmp_path}/b#1.db?memory_limit=1GB"):
+            assert ss.pack(each, tmp_path / each[:3], query=ALL, key="id").samples > 0
+        with pytest.raises(
+            OptionError, match="unknown parameter 'memory'; there are memory_limit and threads"
+        ):
+            read(f"duckdb:///{tmp_path}/b#1.db?memory=1")
+
+    @pytest.mark.parametrize("url", ["sqlite", "duckdb://"])
+    @pytest.mark.parametrize(
+        "end", ["; ;", ";\n-- done; really\n", "; /* done */ ;", " -- done", "; -- 2\n-- 3"]
+    )
+    def test_what_ends_a_query(self, tmp_path: Path, url: str, end: str) -> None:
+        url = numbered(tmp_path / "a.db", 1) if url == "sqlite" else url
+        (found,) = read(url, f"SELECT 1 AS id, '; -- x' AS text{end}")
+        assert isinstance(found, Sample)
+        assert found.fields["txt"] == b"; -- x"
+        (found,) = read(url, "SELECT text, 1 AS id FROM (SELECT 'a' AS text) q WHERE text <> '; -- x'")
+        assert isinstance(found, Sample)
+
 
 class TestValues:
     def test_of_sqlite(self, tmp_path: Path) -> None:
@@ -113,6 +146,41 @@ class TestValues:
             "u": "00000000-0000-0000-0000-000000000001",
         }  # fmt: skip
 
+    def test_duckdb_is_in_utc_on_all_machines(self, tmp_path: Path) -> None:
+        query = "SELECT 1 AS id, TIMESTAMPTZ '2024-01-01 23:00:00Z'::VARCHAR AS text"
+        told = ["--format", "sql", "--query", query, "--key", "id", "--workers", "1"]
+        command = [sys.executable, "-m", "shardstream", "pack", "duckdb://", str(tmp_path / "out"), *told]
+        subprocess.run(command, env={**os.environ, "TZ": "America/New_York"}, check=True)
+        assert samples(tmp_path / "out")[0]["txt"] == b"2024-01-01 23:00:00+00"
+
+    def test_times_of_duckdb_that_python_does_not_have(self) -> None:
+        query = """
+            SELECT 1 AS id, 't' AS text, TIMESTAMP_NS '2024-01-01 10:00:00.123456789' AS ns,
+            INTERVAL 1 MONTH AS "a ""month"" 'b", TIME_NS '10:00:00.123456789' AS time,
+            DATE '9999-12-31' AS day"""
+        (found,) = read("duckdb://", query)
+        assert isinstance(found, Sample)
+        assert json.loads(found.fields["json"]) == {
+            "id": 1, "ns": "2024-01-01T10:00:00.123456789", "a \"month\" 'b": "1 month",
+            "time": "10:00:00.123456789", "day": "9999-12-31",
+        }  # fmt: skip
+        with pytest.raises(SourceError, match="column 'a' has values of type TIMESTAMP_NS within it"):
+            read("duckdb://", "SELECT 1 AS id, 't' AS text, [TIMESTAMP_NS '2024-01-01'] AS a")
+
+    @pytest.mark.parametrize("kind", ["DATE", "TIMESTAMP", "TIMESTAMPTZ", "TIMESTAMP_MS"])
+    def test_infinity_of_duckdb_is_refused(self, kind: str) -> None:
+        query = f"SELECT 1 AS id, 't' AS text, '-infinity'::{kind} AS a"
+        with pytest.raises(SourceError, match="column 'a' has the value infinity, which is no time: cast it"):
+            read("duckdb://", query)
+
+    @pytest.mark.parametrize("name", ["text", "Text"])
+    def test_two_columns_of_one_name(self, tmp_path: Path, name: str) -> None:
+        query = f"SELECT 1 AS id, 'a' AS text, 'b' AS {name}"
+        for url in (numbered(tmp_path / f"{name}.db", 1), "duckdb://"):
+            with pytest.raises(SourceError, match="two columns of the query are called 'text'; rename one"):
+                read(url, query)
+            assert len(read(url, "SELECT 1 AS id, 'a' AS text, 'b' AS text_1")) == 1
+
     def test_of_postgres(self, postgres: Postgres, tmp_path: Path) -> None:
         query = """
             SELECT '00000000-0000-0000-0000-000000000001'::uuid AS id, 'one 50% :x' AS text, true AS ok,
@@ -150,6 +218,29 @@ class TestValues:
         assert isinstance(first, Sample)
         assert isinstance(second, Sample)
         assert (first.fields["txt"], second.fields["txt"]) == (b"a\xffb", b"b")
+
+    @pytest.mark.parametrize(
+        ("values", "reason"),
+        [
+            (("a", "b", b"c"), "column 'v' is bytes, or text that is not UTF-8 here, and text in other rows"),
+            ((1, 2, b"c"), "column 'v' is bytes, .* here, and neither text nor bytes in other rows"),
+            ((PNG, PNG, "c"), "column 'v' is text here, and bytes, .* in other rows; cast it in the query"),
+        ],
+    )
+    def test_a_value_of_another_kind_than_its_column(
+        self, tmp_path: Path, values: tuple[Any, ...], reason: str
+    ) -> None:
+        rows = [(number, "t", value) for number, value in enumerate(values)]
+        url = database(tmp_path / "a.db", rows, "id INTEGER, text TEXT, v")
+        *others, last = read(url)
+        assert all(isinstance(item, Sample) for item in others)
+        assert isinstance(last, Reject)
+        assert last.where == f"{url}, id=2"
+        assert re.match(reason, last.reason)
+        assert all(
+            isinstance(item, Sample) for item in read(url, column=(("txt", "text"), ("v", "v")), keep=())
+        )
+        assert all(isinstance(item, Sample) for item in read(url, keep=("text",), column=(("txt", "text"),)))
 
     def test_a_column_that_is_null_at_first(self, tmp_path: Path) -> None:
         rows = [(number, f"t{number}", PNG if number == 70_000 else None) for number in range(70_001)]
@@ -264,6 +355,18 @@ class TestPack:
         read(f"{kind}:///{path}")
         assert hashlib.sha256(path.read_bytes()).digest() == before
         assert [each.name for each in tmp_path.iterdir()] == ["a.db"]
+
+    def test_the_memory_of_duckdb_has_a_limit(self) -> None:
+        query = "SELECT 1 AS id, current_setting('memory_limit') AS text"
+        for url, limit in (("duckdb://", b"1.0 GiB"), ("duckdb://?memory_limit=300MiB", b"300.0 MiB")):
+            (found,) = read(url, query)
+            assert isinstance(found, Sample)
+            assert found.fields["txt"] == limit
+        with pytest.raises(SourceError, match=r"Say how much it may take with \?memory_limit=4GB behind"):
+            read(
+                "duckdb://?memory_limit=1MB",
+                "SELECT i AS id, repeat('x', 1000) AS text FROM range(100000) t(i)",
+            )
 
     def test_memory_does_not_grow_with_the_table(self, tmp_path: Path) -> None:
         rows = ((number, "x" * 4000) for number in range(40_000))

@@ -13,7 +13,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import OptionError, SourceError, StorageError
-from shardstream.packing.sources import Reject, SourceOptions, make_source
+from shardstream.packing.sources import Reject, Sample, SourceOptions, make_source
 from shardstream.packing.sources.base import prepared
 from shardstream.storage.inputs import expand
 from tests.packing.databases import ALL, changed, database, numbered, read
@@ -50,13 +50,23 @@ class TestKeys:
             assert sorted(found) == sorted(keys)
             assert found.index("a") < found.index("A") < found.index("b") < found.index("B")
 
+    @pytest.mark.parametrize("kind", ["VARCHAR COLLATE NOCASE", "ENUM('b', 'a', 'B', 'A')"])
+    def test_duckdb_keys_that_are_not_ordered_by_their_bytes(self, tmp_path: Path, kind: str) -> None:
+        with duckdb.connect(str(tmp_path / "a.db")) as connection:
+            connection.execute(f"CREATE TABLE docs (id {kind}, text VARCHAR)")
+            connection.execute("INSERT INTO docs SELECT unnest(['a', 'A', 'a', 'B', 'b']), 't'")
+        for target in (1, 1 << 40):
+            found = read(f"duckdb:///{tmp_path / 'a.db'}", target=target)
+            assert [item.where[-3:] for item in found] == ["'A'", "'B'", "'a'", "'a'", "'b'"]
+            assert [type(item) for item in found] == [Sample, Sample, Reject, Reject, Sample]
+
     def test_nothing_but_null(self, tmp_path: Path) -> None:
         url = database(tmp_path / "a.db", [(None, "a")])
         with pytest.raises(SourceError, match="id=NULL: no key; row 1 of 1 such"):
             ss.pack(url, tmp_path / "out", query=ALL, key="id")
 
     def test_no_rows(self, tmp_path: Path) -> None:
-        with pytest.raises(SourceError, match="no samples were found"):
+        with pytest.raises(SourceError, match=r"a\.db: the query gave no rows: no samples"):
             ss.pack(database(tmp_path / "a.db", []), tmp_path / "out", query=ALL, key="id")
 
     @pytest.mark.parametrize(("value", "kind"), [(1.5, "float"), (b"k", "bytes")])
@@ -64,6 +74,13 @@ class TestKeys:
         url = database(tmp_path / "a.db", [(value, "a")], "id, text")
         with pytest.raises(SourceError, match=f"is a {kind}; a key is text, a whole number or a UUID: cast"):
             read(url)
+
+    def test_keys_of_two_types_are_refused(self, tmp_path: Path) -> None:
+        url = database(tmp_path / "a.db", [(5, "a"), ("5", "b"), (6, "c")], "id, text")
+        with pytest.raises(SourceError, match=r"the key '5' is a str, and others are a int; .*: cast it"):
+            read(url, target=1)
+        found = read(url, "SELECT CAST(id AS TEXT) AS id, text FROM docs")
+        assert [type(item) for item in found] == [Reject, Reject, Sample]
 
     def test_an_empty_key_is_a_reject(self, tmp_path: Path) -> None:
         (found,) = read(database(tmp_path / "a.db", [("", "a")], "id TEXT, text TEXT"))

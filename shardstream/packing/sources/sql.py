@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,8 +11,9 @@ from shardstream.errors import OptionError, SourceError
 from shardstream.format.names import shorten
 from shardstream.packing.sources.base import FileSpan, Reject, Sample, SourceOptions, Task, key_bases
 from shardstream.packing.sources.row_source import RowSource
+from shardstream.packing.sources.rows import Kind
 from shardstream.packing.sources.sql_database import Database, Key, open_database
-from shardstream.packing.sources.sql_snapshot import Cell, KeyCount, Snapshot, take_snapshot
+from shardstream.packing.sources.sql_snapshot import Cell, KeyCount, Snapshot, kind_of, take_snapshot
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import redact
 
@@ -96,6 +98,8 @@ class SqlSource(RowSource):
         where = redact(files[0].url)
         with open_database(files[0].url, self.query, self._key, self.storage_options) as database:
             snapshot, cells = take_snapshot(database, where)
+        if not snapshot.rows and not snapshot.nulls:
+            raise SourceError(f"{where}: the query gave no rows: no samples were found")
         if snapshot.rows:
             self.rows.of_table(dict(snapshot.kinds), where)  # raises if it cannot be packed
         return replace(self, snapshot=snapshot, cells=cells)
@@ -225,12 +229,38 @@ class SqlSource(RowSource):
                 yield Reject(place, f"{times:,} rows have this key; a key names one row")
             return
         row = dict(zip(columns, values, strict=True))
+        for name, value in row.items():
+            if isinstance(value, (str, bytes)) and (reason := self._misfit(name, value)):
+                yield Reject(place, reason)
+                return
         if not isinstance(key, (str, int)):
             row[self._key] = str(key)  # a UUID
         yield rows.sample(row, span, span.units[0], place)
 
+    def _misfit(self, name: str, value: str | bytes) -> str:
+        """Why a value is no value of its column, or "": bytes become fields, which text does not."""
+        kind, found = self._kinds.get(name), kind_of(value)
+        if kind is None or found == kind or (found == "text" and kind == "other"):
+            return ""
+        what = {
+            "text": "text",
+            "bytes": "bytes, or text that is not UTF-8",
+            "other": "neither text nor bytes",
+        }
+        return (
+            f"column {name!r} is {what[found]} here, and {what[kind]} in other rows; cast it in the query, "
+            f"or take it as it is with --column FIELD={name}"
+        )
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, Kind]:
+        """The kinds of columns; without those that become fields as they are, since the user said so."""
+        said = {name for field, name in self.rows.column or () if "*" not in field}
+        kinds = () if self.snapshot is None else self.snapshot.kinds
+        return {name: kind for name, kind in kinds if name not in said and name != self.rows.key}
+
     def _raise_changed(self, where: str, before: str, now: str) -> None:
         raise SourceError(
             f"{where}: the table was changed while it was packed: {before}, {now}; pack again, without "
-            "--resume, from a table that nobody changes"
+            "--resume, from a table that nobody changes. Or the query gives other rows each time"
         )

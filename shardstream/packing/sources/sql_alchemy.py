@@ -50,6 +50,8 @@ _DEADLINES = {
     "mysqldb": "connect_timeout", "mariadbconnector": "connect_timeout", "pymssql": "login_timeout",
     "mysqlconnector": "connection_timeout", "pyodbc": "timeout", "oracledb": "tcp_connect_timeout",
 }  # fmt: skip
+# The packages of drivers, where their names are others.
+_PACKAGES = {"MySQLdb": "mysqlclient", "mysql": "mysql-connector-python"}
 # So that a server which is gone is noticed: libpq would wait for two hours.
 _ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
@@ -82,6 +84,9 @@ class _SqlAlchemy:
             # Not `keys()`, which shortens the names of SQLite.
             names = [column[0] for column in result.cursor.description or ()]
         return names, self._parts(result, batch)
+
+    def exact(self, sql: str, names: Sequence[str]) -> dict[str, str]:
+        return {}
 
     def close(self) -> None:
         """Be done with the last result: some drivers have one at a time, and an error keeps it alive."""
@@ -197,9 +202,11 @@ def _connected(engine: Any, statements: Sequence[str], seconds: float) -> Any:
 
 
 def _no_driver(where: str, error: ImportError) -> str:
+    package = _PACKAGES.get(str(error.name), error.name)
+    other = "mysql+pymysql" if package in ("mysqlclient", "mysql-connector-python") else "postgresql+psycopg"
     return (
-        f"{where}: the driver {error.name} is not installed: pip install {error.name}, or name another one "
-        "in the URL, as in postgresql+psycopg://"
+        f"{where}: the driver {error.name} is not installed: pip install {package}, or name another one "
+        f"in the URL, as in {other}://"
     )
 
 

@@ -23,9 +23,12 @@ _LIMITS = {"mssql": "OFFSET 0 ROWS FETCH FIRST {} ROWS ONLY", "oracle": "FETCH F
 # How texts are compared byte by byte, where it is not the usual.
 _BYTEWISE = {
     "sqlite": "{} COLLATE BINARY",
+    "duckdb": "CAST({} AS VARCHAR) COLLATE C",  # the cast is for an ENUM
     "mysql": "CAST({} AS BINARY)",
     "mariadb": "CAST({} AS BINARY)",
 }
+# Semicolons at the end, and comments behind them. Without quotes: one would be the end of a text.
+_END = re.compile(r"""\s*;(\s|;|--[^\n'"`$\]]*(\n|$)|/\*[^'"`$\]*]*\*/)*$""")
 
 
 class Database:
@@ -40,18 +43,25 @@ class Database:
 
     def __init__(self, driver: Driver, query: str, key: str, where: str) -> None:
         self._driver, self._where = driver, where
-        self._query = f"(\n{query.strip().rstrip(';')}\n) shardstream_rows"
+        self._own = _END.sub("", query.strip())
+        self._query = f"(\n{self._own}\n) shardstream_rows"
         self._quoted = self._by = self._quote(key)
         self.columns = self._columns()
         if key not in self.columns:
             listed = ", ".join(map(repr, self.columns))
             raise OptionError(f"{where}: the query has no column {key!r} for the key; it has {listed}")
+        self._exact = driver.exact(self._select("*", ""), self.columns)
         if isinstance(self.first(key), str):
             self._by = _BYTEWISE.get(driver.dialect, "{}").format(self._quoted)
 
     def _quote(self, name: str) -> str:
         begin, end = self._driver.quotes
         return f"{begin}{name.replace(end, end * 2)}{end}"
+
+    def _selected(self, name: str) -> str:
+        """What to select for a column."""
+        quoted = self._quote(name)
+        return f"{self._exact[name]} AS {quoted}" if name in self._exact else quoted
 
     def _select(self, what: str, rest: str) -> str:
         return f"SELECT {what} FROM {self._query} {rest}"  # noqa: S608 - the query is the user's own
@@ -60,6 +70,13 @@ class Database:
         # Of an empty result: the database says what is wrong with the query before it does any work.
         names, _ = self._driver.run(self._select("*", "WHERE 1 = 0"), (), 1)
         twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is None and any(re.fullmatch(r"(.+)[:_]\d+", name) for name in names):
+            # Within another query SQLite and DuckDB give the second of two equal names a number.
+            own, parts = self._driver.run(self._own, (), 1)
+            parts.close()  # type: ignore[attr-defined]
+            folded = [name.casefold() for name in own]
+            twice = next((name for name in own if folded.count(name.casefold()) > 1), None)
+            twice = None if own == names else twice
         if twice is not None:
             raise SourceError(f"{self._where}: two columns of the query are called {twice!r}; rename one")
         return names
@@ -94,7 +111,7 @@ class Database:
         tests += [f"{self._by} >= {PARAMETER}"] if begin is not None else []
         tests += [f"{self._by} < {PARAMETER}"] if end is not None else []
         rest = f"WHERE {' AND '.join(tests)} ORDER BY {self._by}"
-        sql = self._select(", ".join(map(self._quote, columns)), rest)
+        sql = self._select(", ".join(map(self._selected, columns)), rest)
         return self._driver.run(sql, [key for key in (begin, end) if key is not None], batch)[1]
 
 
@@ -118,6 +135,12 @@ def open_database(url: str, query: str, key: str, options: Options = None) -> It
     guard_logs(url, options)
     if not re.match(r"[A-Za-z][\w+.-]*://", url):
         raise OptionError(f"{where}: this is no URL of a database, such as sqlite:///docs.db")
+    scheme, _, rest = url.partition("://")
+    url = f"{scheme.lower()}://{rest}"
+    if re.match(r"sqlite(\+\w+)?://[^/?]", url):
+        raise OptionError(
+            f"{where}: three slashes begin a path, as in sqlite:///docs.db, and four an absolute one"
+        )
     seconds = split_options(options)[0].timeouts.connect
     duck = url.startswith("duckdb:")
     with duckdb_driver(url, where) if duck else sqlalchemy_driver(url, where, seconds) as driver:

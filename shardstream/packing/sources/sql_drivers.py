@@ -30,6 +30,14 @@ class Driver(Protocol):
         """
         ...
 
+    def exact(self, sql: str, names: Sequence[str]) -> dict[str, str]:
+        """What to select for columns of a SELECT whose values Python would get changed, by their names.
+
+        Raises:
+            SourceError: Nothing can be selected for one.
+        """
+        ...
+
 
 def said(error: BaseException, secrets: Sequence[str] = ()) -> str:
     """A driver's message on one line, without the password."""

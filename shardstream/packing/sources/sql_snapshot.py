@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from shardstream.packing.sources.encoded import to_json
 from shardstream.packing.sources.rows import Kind
 from shardstream.packing.sources.sql_database import Database, Key
 
-__all__ = ["Cell", "KeyCount", "Snapshot", "take_snapshot"]
+__all__ = ["Cell", "KeyCount", "Snapshot", "kind_of", "take_snapshot"]
 
 _CELLS = 1 << 16  # ranges of keys that are remembered at most
 _KEYS = 1 << 14  # keys in memory at a time
@@ -65,28 +66,46 @@ class Snapshot:
 
 
 class KeyCount:
-    """Counts keys: how many, and the sum of their digests."""
+    """Counts keys: how many, and the sum of their digests.
 
-    def __init__(self) -> None:
+    Args:
+        kind: The type of the keys before; None if there are none.
+    """
+
+    def __init__(self, kind: type | None = None) -> None:
         self.rows = self.digest = 0
+        self.kind = kind
 
     def add(self, key: Any, where: str) -> None:
         """Count one.
 
         Raises:
-            SourceError: It is neither text nor a whole number.
+            SourceError: It is neither text nor a whole number, or of another type than those before.
         """
+        if type(key) is not self.kind:
+            self._check(key, where)
         if type(key) is str:
             digest = xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
-        elif type(key) is int or isinstance(key, uuid.UUID):
-            digest = xxhash.xxh3_64_intdigest(str(key).encode(), 1)
         else:
-            raise SourceError(
-                f"{where}: the key {shorten(repr(key))} is a {type(key).__name__}; a key is text, a whole "
-                "number or a UUID: cast it in the query, as in CAST(k AS VARCHAR) AS k"
-            )
+            digest = xxhash.xxh3_64_intdigest(str(key).encode(), 1)
         self.rows += 1
         self.digest = (self.digest + digest) & _MASK
+
+    def _check(self, key: Any, where: str) -> None:
+        cast = "cast it in the query, as in CAST(k AS VARCHAR) AS k"
+        name = type(key).__name__
+        if type(key) not in (str, int) and not isinstance(key, uuid.UUID):
+            raise SourceError(
+                f"{where}: the key {shorten(repr(key))} is a {name}; a key is text, a whole number or a "
+                f"UUID: {cast}"
+            )
+        if self.kind is not None:
+            # '5' and 5 are two values, and name one sample.
+            raise SourceError(
+                f"{where}: the key {shorten(repr(key))} is a {name}, and others are a {self.kind.__name__}; "
+                f"keys are of one type: {cast}"
+            )
+        self.kind = type(key)
 
 
 def _cells(parts: Iterable[Sequence[Sequence[Any]]], where: str) -> tuple[list[Cell], Key | None]:
@@ -99,7 +118,7 @@ def _cells(parts: Iterable[Sequence[Sequence[Any]]], where: str) -> tuple[list[C
         for (key,) in part:
             if count.rows >= step and key != last:
                 cells.append(Cell(begin, count.rows, count.digest))
-                count = KeyCount()
+                count = KeyCount(count.kind)
                 if len(cells) == _CELLS:
                     cells = [_joined(*pair) for pair in zip(cells[::2], cells[1::2], strict=True)]
                     step *= 2
@@ -150,10 +169,13 @@ def take_snapshot(database: Database, where: str) -> tuple[Snapshot, tuple[Cell,
 
 
 def _kind(database: Database, name: str, values: Sequence[Any]) -> Kind:
-    """What a column can become, by the first value that is not NULL."""
-    value = next((value for value in values if value is not None), None)
-    if value is None:
-        value = database.first(name)
+    """What a column can become, by what most of these values are: those of SQLite may be of several types."""
+    kinds = Counter(kind_of(value) for value in values if value is not None)
+    return kinds.most_common(1)[0][0] if kinds else kind_of(database.first(name))
+
+
+def kind_of(value: Any) -> Kind:
+    """What a column with this value can become."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, dict):

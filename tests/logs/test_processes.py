@@ -171,7 +171,7 @@ class Sink:
         os.kill(os.getpid(), signal.SIGINT)  # the program waits for the store and the sinks
 log.close()
 open(url, "w").close()  # in the way of the next log
-log = ss.Log(url, spool=spool, rank=0, seconds=1000, timeout=20, sinks=[Sink()])
+log = ss.Log(url, spool=spool, rank=0, seconds=1000, timeout=100, sinks=[Sink()])
 said(0)
 said(1)
 """

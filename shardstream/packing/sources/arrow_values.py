@@ -15,7 +15,7 @@ from shardstream.errors import require
 __all__ = ["NoValue", "values"]
 
 _Form = Callable[[Any], Any]
-_ERRORS = (ValueError, OverflowError, KeyError, NotImplementedError)  # those of pyarrow are among them
+_ERRORS = (ValueError, OverflowError, LookupError, NotImplementedError)  # those of pyarrow are among them
 _SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -40,7 +40,7 @@ def values(column: Any) -> list[Any]:
     type_, form = _plain(column.type)
     if form is not None:
         try:
-            column = _viewed(column, type_)
+            column = _cast(column, type_)
         except (ValueError, NotImplementedError, TypeError) as error:
             return [NoValue(error) if there else None for there in column.is_valid().to_pylist()]
     try:
@@ -50,11 +50,11 @@ def values(column: Any) -> list[Any]:
     return found if form is None else [value if _is_none(value) else form(value) for value in found]
 
 
-def _viewed(column: Any, type_: Any) -> Any:
+def _cast(column: Any, type_: Any) -> Any:
     try:
-        return column.view(type_)
-    except (ValueError, NotImplementedError, TypeError):  # there is a dictionary inside
         return column.cast(type_)
+    except (ValueError, NotImplementedError, TypeError):  # list views; `view` is wrong for columns of null
+        return column.view(type_)
 
 
 def _one(scalar: Any) -> Any:

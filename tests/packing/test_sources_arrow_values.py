@@ -64,6 +64,13 @@ def test_nanoseconds_inside_of_others(plain: Any, type_: Any, found: list[Any], 
     assert values(column.slice(1)) == expected[1:]
 
 
+@pytest.mark.parametrize("nothing", [False, True])
+def test_a_dictionary_or_nothing_beside_nanoseconds(nothing: bool) -> None:
+    texts = pa.nulls(2) if nothing else pa.array(["x", "y"]).dictionary_encode()
+    column = pa.StructArray.from_arrays([pa.array([COUNT, 0]).view(ZONED), texts], ["at", "d"])
+    assert values(column)[0] == {"at": DAY_Z, "d": None if nothing else "x"}
+
+
 def test_a_value_that_python_cannot_hold_stands_for_itself() -> None:
     found = values(pa.array([0, 1 << 50, None], pa.timestamp("s")))
     assert isinstance(found[1], NoValue)

@@ -15,6 +15,7 @@ from shardstream.errors import require
 __all__ = ["NoValue", "values"]
 
 _Form = Callable[[Any], Any]
+_ERRORS = (ValueError, OverflowError, LookupError, NotImplementedError)  # those of pyarrow are among them
 _SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -34,23 +35,32 @@ def values(column: Any) -> list[Any]:
     "00:00:00.123456789", and a duration "PT1.123456789S".
     """
     arrow = require("pyarrow", "arrow")
-    form = None
+    if arrow.types.is_dictionary(column.type) and _plain(column.type.value_type)[1] is not None:
+        column = column.dictionary_decode()
+    type_, form = _plain(column.type)
+    if form is not None:
+        try:
+            column = _cast(column, type_)
+        except (ValueError, NotImplementedError, TypeError) as error:
+            return [NoValue(error) if there else None for there in column.is_valid().to_pylist()]
     try:
-        if arrow.types.is_dictionary(column.type) and _plain(column.type.value_type)[1] is not None:
-            column = column.dictionary_decode()
-        type_, form = _plain(column.type)
-        if form is not None:
-            column = column.view(type_)
         found: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError, KeyError, NotImplementedError):
+    except _ERRORS:
         found = list(map(_one, column))
     return found if form is None else [value if _is_none(value) else form(value) for value in found]
+
+
+def _cast(column: Any, type_: Any) -> Any:
+    try:
+        return column.cast(type_)
+    except (ValueError, NotImplementedError, TypeError):  # list views; `view` is wrong for columns of null
+        return column.view(type_)
 
 
 def _one(scalar: Any) -> Any:
     try:
         return scalar.as_py()
-    except (ValueError, OverflowError, KeyError, NotImplementedError) as error:
+    except _ERRORS as error:
         return NoValue(error)
 
 

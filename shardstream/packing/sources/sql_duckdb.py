@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl, unquote
 
 from shardstream.errors import OptionError, SourceError, StorageError, require
 from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts, file_of, said
+from shardstream.storage.store import named
 
 __all__ = ["duckdb_driver"]
 
@@ -91,13 +93,14 @@ def duckdb_driver(url: str, where: str) -> Iterator[Driver]:
         where: The same for messages.
     """
     module = require("duckdb", "duckdb")
-    named, _, told = url.partition("://")[2].partition("?")
-    path = unquote(named).removeprefix("/")
+    place, _, told = url.partition("://")[2].partition("?")
+    path = unquote(place).removeprefix("/")
     config = {
         # Each worker has a connection of its own, so not most of the machine's memory, as DuckDB would have.
         "memory_limit": _MEMORY,
-        # What does not fit into memory goes there, and not beside the database.
-        "temp_directory": os.path.join(tempfile.gettempdir(), f"shardstream-duckdb-{os.getuid()}"),
+        # What does not fit into memory goes there, and not beside the database. Each connection has its own
+        # folder: two would write the same files. DuckDB makes it when it needs it, and removes it.
+        "temp_directory": os.path.join(tempfile.gettempdir(), f"shardstream-duckdb-{uuid.uuid4().hex}"),
         "autoinstall_known_extensions": "false",  # nothing is downloaded without a word
     }
     for name, value in parse_qsl(told, keep_blank_values=True):
@@ -106,7 +109,7 @@ def duckdb_driver(url: str, where: str) -> Iterator[Driver]:
         config[name] = value
     if path not in ("", ":memory:"):
         path = file_of(url, path, where)
-        with open(path, "rb") as file:
+        with named(where), open(path, "rb") as file:
             if file.read(16) == b"SQLite format 3\0":
                 raise SourceError(f"{where}: this is a database of SQLite: begin its URL with sqlite://")
     try:

@@ -45,7 +45,7 @@ WARNINGS = ["-W", "error", "-W", "ignore:'set_vital' is deprecated:UserWarning"]
 WARNINGS += ["-W", "ignore:torch.distributed is disabled:UserWarning"]
 # As a reader would: in a fresh interpreter, one block after the other.
 RUN = """
-import json, subprocess, sys
+import atexit, json, os, subprocess, sys, threading
 
 page, found = json.load(sys.stdin)
 namespace = {"__name__": "example"}
@@ -55,6 +55,14 @@ for language, code, line in found:
         exec(compile("\\n" * (line - 1) + code, page, "exec"), namespace)
     else:
         subprocess.run(["bash", "-euo", "pipefail", "-c", code], timeout=250, check=True)
+if any("init_process_group" in code for _, code, _ in found):
+    # PyTorch may abort at the very end, when it frees its groups ("terminate called without an active
+    # exception"). What Python does at the end is done all the same.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 """
 
 

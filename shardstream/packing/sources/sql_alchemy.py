@@ -26,7 +26,7 @@ from shardstream.errors import (
     StorageError,
     require,
 )
-from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts, file_of, said
+from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts, file_of, parts_of, said
 
 __all__ = ["sqlalchemy_driver"]
 
@@ -83,7 +83,7 @@ class _SqlAlchemy:
             self._result = result
             # Not `keys()`, which shortens the names of SQLite.
             names = [column[0] for column in result.cursor.description or ()]
-        return names, self._parts(result, batch)
+        return names, parts_of(result, batch, self._explained)
 
     def exact(self, sql: str, names: Sequence[str]) -> dict[str, str]:
         return {}
@@ -94,15 +94,6 @@ class _SqlAlchemy:
         if result is not None:
             with self._explained():
                 result.close()
-
-    def _parts(self, result: Any, batch: int) -> Parts:
-        with contextlib.closing(result):
-            while True:
-                with self._explained():
-                    part = result.fetchmany(batch)
-                if not part:
-                    return
-                yield part
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

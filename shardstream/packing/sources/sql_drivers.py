@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from shardstream.errors import StorageError
 from shardstream.format.names import shorten
 
-__all__ = ["PARAMETER", "Driver", "Parts", "file_of", "said"]
+__all__ = ["PARAMETER", "Driver", "Parts", "file_of", "parts_of", "said"]
 
 Parts = Iterator[Sequence[Sequence[Any]]]  # rows, some at a time
 
@@ -37,6 +38,25 @@ class Driver(Protocol):
             SourceError: Nothing can be selected for one.
         """
         ...
+
+
+def parts_of(
+    result: Any, batch: int, explained: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Parts:
+    """The rows of a result, which is closed behind them.
+
+    Args:
+        result: As drivers of Python's DB-API give it.
+        batch: How many rows come at a time.
+        explained: Turns what a driver raises into errors of ours.
+    """
+    with contextlib.closing(result):
+        while True:
+            with explained():
+                part = result.fetchmany(batch)
+            if not part:
+                return
+            yield part
 
 
 def said(error: BaseException, secrets: Sequence[str] = ()) -> str:

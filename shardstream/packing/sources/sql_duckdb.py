@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from shardstream.errors import OptionError, SourceError, StorageError, require
-from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts, file_of, said
+from shardstream.packing.sources.sql_drivers import PARAMETER, Driver, Parts, file_of, parts_of, said
 from shardstream.storage.store import named
 
 __all__ = ["duckdb_driver"]
@@ -41,7 +41,7 @@ class _DuckDb:
             cursor = self._connection.cursor()
             cursor.execute(sql.replace(PARAMETER, "?"), list(values))
             names = [column[0] for column in cursor.description]
-        return names, self._parts(cursor, batch)
+        return names, parts_of(cursor, batch, self._explained)
 
     def exact(self, sql: str, names: Sequence[str]) -> dict[str, str]:
         _, parts = self.run(f"DESCRIBE {sql}", (), len(names))
@@ -59,15 +59,6 @@ class _DuckDb:
                     "lose digits: cast it in the query, as in CAST(c AS JSON) AS c"
                 )
         return found
-
-    def _parts(self, cursor: Any, batch: int) -> Parts:
-        with contextlib.closing(cursor):
-            while True:
-                with self._explained():
-                    part = cursor.fetchmany(batch)
-                if not part:
-                    return
-                yield part
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

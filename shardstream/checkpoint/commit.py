@@ -9,9 +9,8 @@ import datetime
 import errno
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from shardstream.checkpoint.layout import MANIFEST, receipt_name, step_of
@@ -25,18 +24,18 @@ from shardstream.checkpoint.manifest import (
     decode,
     encode,
 )
+from shardstream.checkpoint.threads import in_threads
 from shardstream.checkpoint.writing import failure_name, is_failure
 from shardstream.errors import CommitError, CorruptionError, StateError, StorageError
 from shardstream.storage.store import Store
 from shardstream.version import __version__
 
 __all__ = [
-    "PATIENCE", "collect", "commit", "committed_steps", "conditional_put", "in_threads", "merge", "now",
+    "PATIENCE", "collect", "commit", "committed_steps", "conditional_put", "merge", "now",
     "read_manifest", "wait_for_manifest",
 ]  # fmt: skip
 
 PATIENCE = 600.0  # seconds without a new object, after which the other ranks are taken for dead
-_THREADS = 16
 # Backends whose stores can refuse to overwrite. Others look first, which is too late beside another writer.
 _CONDITIONAL = (
     "obstore-",
@@ -49,8 +48,6 @@ _CONDITIONAL = (
 )
 _PAUSES = (0.02, 1.0)  # seconds between two listings, at first and at most
 
-T = TypeVar("T")
-R = TypeVar("R")
 S = TypeVar("S", Manifest, Receipt)
 
 
@@ -63,45 +60,6 @@ class Stopped(Protocol):
 def now() -> str:
     """The time, in UTC, as manifests have it."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def in_threads(work: Callable[[T], R], values: Iterable[T], most: int = _THREADS) -> list[R]:
-    """The results of `work`, in order. Executors of the standard library refuse work at a program's end.
-
-    Args:
-        work: Called in several threads.
-        values: An argument for each call.
-        most: Threads.
-
-    Raises:
-        Exception: The first error; calls that have not begun are left out.
-    """
-    given = list(values)
-    results: list[Any] = [None] * len(given)
-    errors: list[BaseException] = []
-    numbers = iter(range(len(given)))
-    lock = threading.Lock()
-
-    def run() -> None:
-        while not errors:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            try:
-                results[number] = work(given[number])
-            except BaseException as error:  # noqa: BLE001 - raised below
-                errors.append(error)
-
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(most, len(given)) - 1)]
-    for thread in threads:
-        thread.start()
-    run()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return results
 
 
 def collect(

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shardstream.checkpoint.commit import committed_steps, in_threads, read_manifest
+from shardstream.checkpoint.commit import committed_steps, read_manifest
 from shardstream.checkpoint.files import Files, verify_file
 from shardstream.checkpoint.layout import byte_size, step_folder
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.retention import Run
+from shardstream.checkpoint.threads import in_threads
 from shardstream.errors import CorruptionError, StateError, StorageError
 
 __all__ = ["Listed", "described", "listed", "manifest_at", "problems"]

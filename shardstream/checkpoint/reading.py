@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from shardstream.checkpoint.commit import in_threads
 from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.layout import BLOCK, byte_size
 from shardstream.checkpoint.manifest import TensorInfo
 from shardstream.checkpoint.slices import Box, intersection, runs
+from shardstream.checkpoint.threads import in_threads
 from shardstream.errors import CorruptionError
 
 __all__ = ["Files", "Request", "read", "requests_of"]

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
-from shardstream.checkpoint.commit import committed_steps, in_threads, read_manifest
+from shardstream.checkpoint.commit import committed_steps, read_manifest
 from shardstream.checkpoint.layout import MANIFEST, is_attempt, step_folder, step_of
+from shardstream.checkpoint.threads import in_threads
 from shardstream.errors import CorruptionError, StorageError
 from shardstream.storage.store import Options, Store
 

@@ -16,6 +16,7 @@ import xxhash
 from shardstream.checkpoint.layout import BLOCK, CELL, byte_size, sums_name
 from shardstream.checkpoint.manifest import FileInfo, Manifest
 from shardstream.errors import CorruptionError, StorageError
+from shardstream.storage.local.reads import read_parts
 from shardstream.storage.store import Store
 
 __all__ = ["Files", "verify_file"]
@@ -192,14 +193,10 @@ def _read_at(path: str, into: memoryview, start: int) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            while into:
-                count = os.preadv(descriptor, [into], start)
-                if not count:
-                    return False
-                into, start = into[count:], start + count
+            read_parts(descriptor, [(start, into)], path)
         finally:
             os.close(descriptor)
-    except OSError:
+    except (OSError, StorageError):
         return False
     return True
 

@@ -63,15 +63,15 @@ def encode(row: Mapping[str, Any]) -> bytes:
     does a value that cannot be written, such as a list that contains itself. No value raises an error.
     """
     try:
-        line = _encoder.encode(row)
+        line = _encoder.encode_lines((row,))
         if b"null" not in line:  # None, or a number that JSON does not have
-            return line + b"\n"
+            return line
     except Exception:  # noqa: BLE001, S110 - such as half a character, or a key that JSON does not have
         pass
     try:
-        return _encoder.encode(_worded(row)) + b"\n"
+        return _encoder.encode_lines((_worded(row),))
     except Exception:  # noqa: BLE001 - a value contains itself
-        return _encoder.encode({_key(name): _writable(value) for name, value in row.items()}) + b"\n"
+        return _encoder.encode_lines(({_key(name): _writable(value) for name, value in row.items()},))
 
 
 def _writable(value: Any) -> Any:

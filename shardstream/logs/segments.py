@@ -124,8 +124,11 @@ class Segment:
         """Where the file is."""
         return os.path.join(self._folder, self._name)
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes) -> int:
         """Add a row, by one call of the system.
+
+        Returns:
+            The bytes of all its rows.
 
         Raises:
             OSError: The row cannot be written; nothing of it is there.
@@ -136,8 +139,9 @@ class Segment:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if not self.rows:
             self.began = time.monotonic()
-        self.size += written
         self.rows += 1
+        self.size += written
+        return self.size
 
     def counted(self) -> int:
         """Count the rows anew, by the file: an interrupt may have come after a row was written.

@@ -92,6 +92,8 @@ class Spool:
             self.rows += 1
             if self.unsaid:
                 self._say()
+            if len(line) <= self._segment_size and self._own and self._written(line):
+                return  # nearly always: what is below takes longer
             if len(line) > self._segment_size:
                 self._count(1, f"a row has {len(line)} bytes, {self._segment_size} are allowed")
             elif not self._added(line):
@@ -99,7 +101,7 @@ class Spool:
                 self._count(1, f"the spool takes no rows{why}")
 
     def _added(self, line: bytes) -> bool:
-        if self._own and not self._own[-1].sealed and self._written(line):
+        if self._own and self._written(line):
             return True
         if time.monotonic() < self._again:
             return False
@@ -114,16 +116,19 @@ class Spool:
 
     def _written(self, line: bytes) -> bool:
         segment = self._own[-1]
+        if segment.sealed:
+            return False
         try:
-            segment.append(line)
+            size = segment.append(line)
         except OSError as error:
             self._seal()
             self._note(os.path.dirname(segment.path), error)
             return False
-        # Many small segments would take all descriptors of the process while the store is away.
-        least = self._limit * 2 // MOST if len(self._own) > MOST // 2 else 0
-        if segment.size >= max(self._segment_size, least):
-            self._seal()
+        if size >= self._segment_size:
+            # Many small segments would take all descriptors of the process while the store is away.
+            least = self._limit * 2 // MOST if len(self._own) > MOST // 2 else 0
+            if size >= least:
+                self._seal()
         return True
 
     def _opened(self, folder: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -20,7 +21,7 @@ class _Place(TrainerCallback, ExportableState):
     """Puts the loader's state into trainer_state.json, which the Trainer writes and reads."""
 
     def __init__(self, loader: StreamingLoader) -> None:
-        self.loader = loader
+        self.loader, self._began = loader, False
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes at each checkpoint, and once when training begins."""
@@ -38,6 +39,32 @@ class _Place(TrainerCallback, ExportableState):
                 f"keep ranks x batch_size and gradient_accumulation_steps as they were"
             )
         self.loader.load_state_dict(saved)
+        self._began = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave an epoch that is at its end, if a callback of the user has loaded that place.
+
+        The Trainer takes an epoch without a batch for the end of the data.
+        """
+        if not self._began:
+            self._began = True
+            self.loader.load_state_dict(after(self.loader, self.loader.state_dict(), 0))
+
+
+class _Batches:
+    """The loader without its `set_epoch`: it knows its epoch.
+
+    The Trainer would set its own count, which begins at 0 again where a callback of the user loads a place.
+    """
+
+    def __init__(self, loader: StreamingLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
 
 
 class StreamingTrainer(Trainer):
@@ -69,8 +96,9 @@ class StreamingTrainer(Trainer):
                 f"another batch_size or number of steps"
             )
         self.train_loader = train_loader
-        self.add_callback(_Place(train_loader))
+        # The first one: a callback of the user that loads another place when training begins comes after it.
+        self.callback_handler.callbacks.insert(0, _Place(train_loader))
 
-    def get_train_dataloader(self) -> StreamingLoader:
-        """The loader, as it is."""
-        return self.train_loader
+    def get_train_dataloader(self) -> Any:
+        """The loader's batches and their number."""
+        return _Batches(self.train_loader)

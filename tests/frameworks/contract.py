@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -191,3 +192,42 @@ class GivenDirectly:
             for rank, found in enumerate((one, other)):
                 (message,) = found[f"{way}, refused"]
                 assert message.endswith("would share it out again among 2 processes"), (way, rank)
+
+
+class Saves:
+    """A job that saves with ss.Checkpoints, as the script NAME_saves does it by the guide, and is killed."""
+
+    def test_killed_and_continued_from_our_checkpoints(self, jobs: Jobs, everything: list[str]) -> None:
+        module = f"{jobs.module.removesuffix('_loop')}_saves"
+        for every, kill in self.kills(-(-len(everything) // 8)):
+            place = jobs.folder / f"saves-{every}"
+            place.mkdir()
+            plan = Plan(jobs.data, str(place), save=every, kill=kill)
+            with launch.command(plan.arguments(module), 2, place / "first", jobs.variables) as job:
+                assert set(job.wait(SECONDS)) == {-9}, job.logs()
+            plan = Plan(jobs.data, str(place), save=every, resume=True)
+            with launch.command(plan.arguments(module), 2, place / "then", jobs.variables) as job:
+                job.results(SECONDS)
+            saved = kill // every * every
+            before, later = [], []
+            for rank in range(2):
+                first, then = (lines(place / f"{what}-{rank}.jsonl") for what in ("killed", "resumed"))
+                assert [line[0] for line in then] == list(range(saved + 1, 2 * -(-len(everything) // 8) + 1))
+                # The same batches and, bit by bit, the same weights.
+                assert len(first) in (kill - 1, kill)  # the other rank may have been quicker
+                assert first[saved:] == then[: len(first) - saved]
+                before.append(first[:saved])
+                later.append(then)
+            for epoch in range(2):
+                found = [line[2] for line in itertools.chain(*before, *later) if line[1] == epoch]
+                assert sorted(itertools.chain(*found)) == everything
+
+    @staticmethod
+    def kills(length: int) -> list[tuple[int, int]]:
+        """How often to save, and after which step to kill: what is saved is in the middle of an epoch."""
+        return [(length - 3, length - 1)]
+
+
+def lines(path: Path) -> Steps:
+    """The lines of a diary."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ class Plan:
     tp: int = 1  # ranks that share their data
     replicas: int = 2  # of frameworks that have several in a process
     raw: bool = False  # whether batches also have a field of bytes
+    kill: int = 0  # the step after which a job that saves with ss.Checkpoints is killed
 
     @classmethod
     def given(cls) -> Plan:
@@ -95,3 +98,37 @@ class Record:
             {"length": self.length, "steps": steps, "raw": self.raw} for steps in (other or [self.steps])
         ]
         Path(os.environ["RESULT"]).write_text(json.dumps(found))
+
+
+class Diary:
+    """What each step of a job has trained on and come to, a line each: it outlives a kill."""
+
+    def __init__(self, plan: Plan) -> None:
+        rank = os.environ["RANK"]
+        self.path = Path(plan.folder) / f"{'resumed' if plan.resume else 'killed'}-{rank}.jsonl"
+        self.plan = plan
+
+    def add(self, step: int, epoch: int, batch: dict[str, Any], model: Any, saves: ss.Checkpoints) -> None:
+        """A step has had this batch, and the model is as it came out; the process may die here."""
+        from tests.distributed.training import names
+
+        weights = zlib.crc32(b"".join(each.detach().float().numpy().tobytes() for each in model.parameters()))
+        with self.path.open("a") as file:
+            file.write(json.dumps([step, int(epoch), names(batch), weights]) + "\n")
+        if step == self.plan.kill:
+            saves.wait()  # the saves before are committed
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def done(self) -> None:
+        """The job has come to its end."""
+        Path(os.environ["RESULT"]).write_text("true")
+
+
+def guide(framework: str, begin: str, **names: Any) -> dict[str, Any]:
+    """What the block of a guide defines that begins so, with these names: the tests run what users copy."""
+    from tests.test_docs import ROOT, examples
+
+    page = ROOT / "docs" / "frameworks" / f"{framework}.md"
+    [code] = [each.code for each in examples(page.read_text()) if each.code.startswith(begin)]
+    exec(compile(code, str(page), "exec"), names)
+    return names

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.frameworks.contract import GivenDirectly, SharedData
+from tests.frameworks.contract import GivenDirectly, Saves, SharedData
 
 
-class TestAccelerate(SharedData, GivenDirectly):
+class TestAccelerate(SharedData, GivenDirectly, Saves):
     script = "accelerate_loop"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tests.frameworks.contract import SharedData
+from tests.frameworks.contract import Saves, SharedData
 
 
-class TestDeepSpeed(SharedData):
+class TestDeepSpeed(SharedData, Saves):
     script = "deepspeed_loop"
     env: ClassVar[dict[str, str]] = {"DS_ACCELERATOR": "cpu"}

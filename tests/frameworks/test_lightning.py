@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.frameworks.contract import GivenDirectly, SharedData
+from tests.frameworks.contract import GivenDirectly, Saves, SharedData
 
 
-class TestLightning(SharedData, GivenDirectly):
+class TestLightning(SharedData, GivenDirectly, Saves):
     script = "lightning_loop"
     seq_len = 34
     padded = refuses = False

@@ -65,7 +65,7 @@ class Segment:
         Raises:
             OSError: There can be no file, or no lock on it.
         """
-        name = f"rank-{rank}.{time.time_ns():020d}-{os.urandom(8).hex()}.jsonl"
+        name = f"rank-{rank}.{_later():020d}-{os.urandom(8).hex()}.jsonl"
         # It gets its name once it is locked: without the lock, others would take it for one that was left.
         new = os.path.join(folder, _NEW + name)
         descriptor = os.open(new, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
@@ -199,6 +199,16 @@ class Segment:
         if descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+
+_latest = 0
+
+
+def _later() -> int:
+    """Nanoseconds since 1970, or more: a clock that is set back does not change the order of segments."""
+    global _latest
+    _latest = max(time.time_ns(), _latest + 1)
+    return _latest
 
 
 def _locked(path: str) -> int | None:

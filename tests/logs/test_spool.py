@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardstream.logs.rows import decode, encode
 from shardstream.logs.segments import Segment
 from shardstream.logs.spool import MOST, Spool, folders_for
 from tests.logs.conftest import files
@@ -222,3 +223,19 @@ def test_a_row_whose_count_was_interrupted_is_kept(tmp_path: Path, monkeypatch: 
     assert (segment.read(), segment.rows) == (b"1\n", 1)
     spool.close()
     assert spool.left == 1
+
+
+def test_a_clock_that_is_set_back_leaves_rows_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool([str(tmp_path / "spool")], 0, 1 << 10, 1 << 20)
+    now = iter(range(2_000_000_000_000_000_000, 0, -1_000_000_000))
+    monkeypatch.setattr("time.time_ns", lambda: next(now))
+    for number in range(5):
+        spool.append(encode({"n": number}))
+        spool.seal()
+    spool.close()
+    other = Spool([str(tmp_path / "spool")], 0, 1 << 10, 1 << 20)
+    other.adopt()
+    assert [decode(segment.read())["n"] for segment in other.waiting()] == list(range(5))
+    other.close()

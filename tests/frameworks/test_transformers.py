@@ -21,7 +21,7 @@ class TestTransformers(SharedData, GivenDirectly, Saves):
 
     @staticmethod
     def kills(length: int) -> list[tuple[int, int]]:
-        # And what is saved at the end of an epoch: the Trainer takes an epoch without a batch for the last one.
+        # And at the end of an epoch: the Trainer takes an epoch without a batch for the end of the data.
         return [(length - 3, length - 1), (length, length + 2)]
 
 

@@ -1,4 +1,4 @@
-"""Jobs that are killed at any of their requests to a store, and stores whose answers are lost or stop half-way."""
+"""Jobs that are killed at any request to a store, and stores whose answers are lost or stop half-way."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from shardstream.dataset.requests import Request
 from shardstream.dataset.transforms import Transform
 from shardstream.errors import OptionError
 from shardstream.format.manifest import Manifest
+from shardstream.format.shards import shard_values
 from shardstream.format.shown import counted
 from shardstream.order.lanes import Order, distinct
 from shardstream.order.reuse import Share
@@ -158,7 +159,9 @@ class StoredContents(Contents[Order], Generic[S]):
             return False
         window = 1 if order.shuffle is None else order.shuffle.window
         # A frame whose samples lie in two windows is open in both.
-        sizes = (info.raw_bytes // max(1, info.frames) for info in self.manifest.shards)
+        shards = self.manifest.shards
+        raw, frames = shard_values(shards, "raw_bytes"), shard_values(shards, "frames")
+        sizes = (size // max(1, count) for size, count in zip(raw, frames, strict=True))
         return (window + 1) * order.lanes * max(sizes, default=0) <= keep
 
     def identity(self) -> dict[str, Any]:

@@ -55,12 +55,25 @@ class DatasetBlocks:
         self._shards, self._name, self.raw = manifest.shards, name, raw
         self.fetcher = Fetcher(load, tiers)
         self.tiers = tiers
-        self._groups = {self.group(number): number for number in range(len(self._shards))}
+        self._first_bytes: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def group(self, shard: int) -> str:
         """The name of the content of a shard and its index, made of their checksums."""
         info = self._shards[shard]
         return xxhash.xxh3_128_hexdigest(f"{info.checksum} {info.index_checksum}".encode())
+
+    def _shard_of(self, group: str) -> int | None:
+        """The shard that a group is of; None if it is of another dataset."""
+        if self._first_bytes is None:  # only tiers that make room ask for it
+            names = np.array(
+                [int(self.group(shard)[:16], 16) for shard in range(len(self._shards))], np.uint64
+            )
+            order = np.argsort(names, kind="stable")
+            self._first_bytes = names[order], order
+        names, order = self._first_bytes
+        first = np.uint64(int(group[:16], 16))
+        begin, end = (int(np.searchsorted(names, first, side)) for side in ("left", "right"))
+        return next((int(shard) for shard in order[begin:end] if self.group(int(shard)) == group), None)
 
     def index(self, shard: int) -> BlockRequest:
         """The index of a shard, as stored; without its columns of values, which follow."""
@@ -125,10 +138,11 @@ class DatasetBlocks:
 
     def set_next_uses(self, needs: FrameUses) -> None:
         """Let the tiers ask `needs` when frames are needed next, for as long as the object lives."""
-        groups, next_uses = self._groups, weakref.WeakMethod(needs.next_uses)
+        next_uses, shard_of = weakref.WeakMethod(needs.next_uses), weakref.WeakMethod(self._shard_of)
 
         def known(group: str) -> NDArray[np.float64] | None:
-            found, shard = next_uses(), groups.get(group)
+            found, shards = next_uses(), shard_of()
+            shard = None if found is None or shards is None else shards(group)
             return None if found is None or shard is None else found(shard)
 
         self.tiers.set_next_uses(needs, known)

@@ -83,7 +83,7 @@ class Opening:
         reader = DatasetReader.open_from_cache(self._location, self._storage_options, self.cache, fingerprint)
         if reader is None:
             return None
-        found = self.with_cache(self.cache)
+        found = Opening(self._location, self._storage_options, self.cache, self._shuffle, self._rank)
         found._reader, found._manifest = reader, PickledManifest(reader.manifest)
         return found
 

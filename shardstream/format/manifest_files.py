@@ -19,7 +19,8 @@ from shardstream.format.manifest import MAX_BYTES, NAME, FieldInfo, Manifest, de
 from shardstream.format.shards import Shards
 
 __all__ = [
-    "BODY", "LARGE", "Stub", "body_name", "is_stub", "join", "load", "load_body", "load_stub", "make_body", "make_stub",
+    "BODY", "LARGE", "Stub", "body_name", "is_stub", "join", "load", "load_body", "load_stub", "make_body",
+    "make_stub",
 ]  # fmt: skip
 
 # Bytes of JSON above which there is a stub: some 2,700 shards. Up to here one file comes in about the time

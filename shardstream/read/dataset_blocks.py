@@ -55,7 +55,7 @@ class DatasetBlocks:
         self._shards, self._name, self.raw = manifest.shards, name, raw
         self.fetcher = Fetcher(load, tiers)
         self.tiers = tiers
-        self._first_bytes: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
+        self._by_name: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def group(self, shard: int) -> str:
         """The name of the content of a shard and its index, made of their checksums."""
@@ -63,17 +63,15 @@ class DatasetBlocks:
         return xxhash.xxh3_128_hexdigest(f"{info.checksum} {info.index_checksum}".encode())
 
     def _shard_of(self, group: str) -> int | None:
-        """The shard that a group is of; None if it is of another dataset."""
-        if self._first_bytes is None:  # only tiers that make room ask for it
-            names = np.array(
-                [int(self.group(shard)[:16], 16) for shard in range(len(self._shards))], np.uint64
-            )
+        """The shard that a group is of; None if it is of no shard of this dataset."""
+        if self._by_name is None:  # only tiers that make room ask for it
+            names = np.array([_beginning(self.group(shard)) for shard in range(len(self._shards))], np.uint64)
             order = np.argsort(names, kind="stable")
-            self._first_bytes = names[order], order
-        names, order = self._first_bytes
-        first = np.uint64(int(group[:16], 16))
-        begin, end = (int(np.searchsorted(names, first, side)) for side in ("left", "right"))
-        return next((int(shard) for shard in order[begin:end] if self.group(int(shard)) == group), None)
+            self._by_name = names[order], order
+        names, order = self._by_name
+        wanted = np.uint64(_beginning(group))
+        begin, end = (int(np.searchsorted(names, wanted, side)) for side in ("left", "right"))
+        return next((shard for shard in order[begin:end].tolist() if self.group(shard) == group), None)
 
     def index(self, shard: int) -> BlockRequest:
         """The index of a shard, as stored; without its columns of values, which follow."""
@@ -150,3 +148,8 @@ class DatasetBlocks:
     def counters(self, backend: str) -> dict[str, Any]:
         """The bytes that came from each tier, the requests that were sent, and the name of the backend."""
         return {**self.tiers.counters.as_dict(), "backend": backend}
+
+
+def _beginning(group: str) -> int:
+    """The first 8 bytes of the name of a group, which a name that is none may lack."""
+    return int(group[:16] or "0", 16)

@@ -21,6 +21,7 @@ from shardstream.packing.sources.base import prepared
 from shardstream.packing.worker import run_task
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.inputs import FileInfo, expand
+from shardstream.storage.manifests import commit_manifest
 from shardstream.storage.store import Store
 
 __all__ = ["Samples", "SourceContract", "pack_source", "read_source"]

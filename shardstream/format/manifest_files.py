@@ -98,7 +98,7 @@ _COMMON = tuple(name for name in _Content.__struct_fields__ if name != "shards")
 class _Kind(msgspec.Struct):
     """What tells a stub from a manifest that is one file."""
 
-    body: msgspec.Raw | None = None
+    body: dict[str, Any] | None = None
 
 
 def body_name(fingerprint: str) -> str:

@@ -176,7 +176,6 @@ def test_verify_computes_the_fingerprint_of_a_body_that_was_edited(packed: Path)
 
 PROCESS = """
 import sys
-from shardstream.maintain.rebuild import rebuild
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache.options import Cache
 print(DatasetReader.open(sys.argv[1], cache=Cache(sys.argv[2])).manifest.samples)

@@ -2,15 +2,16 @@
 
     python -m benchmarks.growth [--rounds 3] [--out DIR]
 
-One rank reads from SeaweedFS on this machine, behind a proxy that adds 10 ms to each round trip and counts requests and
-bytes. Each cell is a new process: it opens the dataset, takes the first batch of 32, then 50 more, and goes
-on from a state in the middle of the epoch. The shards of a cell are copies of one shard under up to 64
-names; each has a checksum of its own in the manifest, so that nothing takes one for another. Sweeps: shards at 1,024 samples each,
-samples at 100 shards, ranks at 10^4 shards; exponents are fitted to each (cost ~ size^exponent).
+One rank reads from SeaweedFS on this machine, behind a proxy that adds 10 ms to each round trip and counts
+requests and bytes. Each cell is a new process: it opens the dataset, takes the first batch of 32, then 25
+more, and goes on from a state in the middle of the epoch. The shards of a cell are copies of one shard under
+up to 64 names; each has a checksum of its own in the manifest, so that nothing takes one for another.
 
-Then the start of 8 processes that share an SSD cache, at 10^5 shards, which gives bytes and requests of a node; and
-the arithmetic for 8,192 processes.
-Takes 4 minutes. JSON and Markdown in DIR.
+Sweeps: shards of 4,096 samples, and samples in 100 shards, read as by one of many ranks, a lane each; ranks
+at 10^4 shards, in the default lanes. An exponent is fitted to each (cost ~ size^exponent).
+
+Then the start of 8 processes that share an SSD cache, at 10^5 shards, which gives bytes and requests of a
+node; and the arithmetic for 8,192 processes. Takes 4 minutes. JSON and Markdown in DIR.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import json
 import math
 import os
 import platform
-import random
 import shutil
 import statistics
 import tempfile
@@ -30,11 +30,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import xxhash
-
 import shardstream as ss
-from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
+from benchmarks.growth_data import COPIES, manifest_of, pack, realistic
 from shardstream.format.manifest_files import make_body, make_stub
 from shardstream.storage.manifests import commit_manifest
 from shardstream.storage.store import Store
@@ -42,67 +39,27 @@ from tests.proxy import Proxy
 from tests.servers import Weed
 
 LATENCY = 0.01  # seconds
-COPIES, BATCH, BATCHES = 64, 32, 50
-PER_SHARD = 1024
+BATCH, BATCHES = 32, 25
+PER_SHARD = 4096
 Cell = dict[str, Any]
 Row = dict[str, Any]
 SWEEPS: dict[str, list[Cell]] = {
-    "shards": [{"shards": 10**n, "samples": PER_SHARD, "ranks": 64} for n in range(6)],
+    "shards": [{"shards": 10**n, "samples": PER_SHARD, "ranks": 1, "lanes": 1} for n in range(6)],
     "samples": [
-        *({"shards": 100, "samples": n, "ranks": 16} for n in (10, 10**3, 10**5)),
-        {"shards": 10**5, "samples": 10**5, "ranks": 16},
+        *({"shards": 100, "samples": n, "ranks": 1, "lanes": 1} for n in (10, 10**3, 10**5)),
+        {"shards": 10**5, "samples": 10**5, "ranks": 1, "lanes": 1},
     ],
-    "ranks": [{"shards": 10**4, "samples": PER_SHARD, "ranks": 4**n} for n in range(6)],
+    "ranks": [{"shards": 10**4, "samples": PER_SHARD, "ranks": 4**n, "lanes": None} for n in range(6)],
 }
-COSTS = ("open", "first batch", "next batch", "resume")
 BARS = {  # the largest exponent, by sweep and cost
     ("shards", "first batch seconds"): 0.1,
     ("shards", "next batch seconds"): 0.1,
     ("shards", "resume seconds"): 0.1,
     ("shards", "first batch requests"): 0.1,
-    ("samples", "memory MB"): 0.05,
+    ("samples", "RSS MB"): 0.03,
+    ("shards", "RSS MB"): 0.03,
 }
 PROCESSES, OF_NODE, GIGABYTES, REQUESTS = 8192, 8, 4.0, 3
-
-
-def pack(folder: Path, samples: int) -> ShardInfo:
-    """One shard of so many samples."""
-    place = folder / f"{samples}"
-    with ss.Writer(place, shard_size="1GiB") as writer:
-        for number in range(samples):
-            writer.write({"__key__": f"{number:08d}", "txt": f"sample {number}"})
-    (shard,) = Manifest.from_bytes((place / "manifest.json").read_bytes()).shards
-    return shard
-
-
-def manifest_of(shard: ShardInfo, shards: int) -> Manifest:
-    """A dataset of copies of one shard."""
-
-    def copy(number: int) -> ShardInfo:
-        name = f"{shard.samples}/{number % COPIES:02d}"
-        checksum = xxhash.xxh3_128_hexdigest(f"{number}".encode())
-        return msgspec.structs.replace(
-            shard, url=f"{name}.tar.zst", index_url=f"{name}.index", checksum=checksum
-        )
-
-    return Manifest.build("samples", (FieldInfo("txt", "txt"),), tuple(map(copy, range(shards))), {})
-
-
-def realistic(shards: int) -> Manifest:
-    """Numbers as a pack of text writes them: sizes that vary, and checksums, which do not compress."""
-    drawn = random.Random(1)
-
-    def one(number: int) -> ShardInfo:
-        samples, frames = int(drawn.gauss(5000, 100)), drawn.randint(63, 66)
-        return ShardInfo(
-            url=f"shard-{number:06d}.tar.zst", codec="zstd", fields=("txt",), bytes=int(drawn.gauss(40e6, 4e5)),
-            raw_bytes=67_108_864 - 512 * drawn.randint(0, 2000), samples=samples, tokens=0, frames=frames,
-            checksum=f"{drawn.getrandbits(128):032x}", index_url=f"shard-{number:06d}.index",
-            index_bytes=2000 + 34 * samples + 48 * frames + drawn.randint(0, 400),
-            index_checksum=f"{drawn.getrandbits(128):032x}",
-        )  # fmt: skip
-
-    return Manifest.build("samples", (FieldInfo("txt", "txt"),), tuple(map(one, range(shards))), {})
 
 
 def prepare(weed: Weed, urls: dict[int, str]) -> None:
@@ -120,10 +77,10 @@ def prepare(weed: Weed, urls: dict[int, str]) -> None:
                 commit_manifest(store, manifest_of(shard, shards), None)
 
 
-def memory() -> float:
-    """MB of anonymous memory of this process."""
+def memory(kind: str = "RssAnon") -> float:
+    """MB of memory of this process: anonymous memory alone, or all with "VmRSS"."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e3
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1e3
 
 
 def phases(url: str, options: dict[str, Any], cell: Cell) -> Iterator[str]:
@@ -132,8 +89,9 @@ def phases(url: str, options: dict[str, Any], cell: Cell) -> Iterator[str]:
 
     def dataset() -> ss.StreamingDataset[Any]:
         return ss.StreamingDataset(
-            url, shuffle=ss.Shuffle(seed=1), decode=False, storage_options=options, topology=ranks
-        )
+            url, shuffle=ss.Shuffle(seed=1, lanes=cell["lanes"]), decode=False, storage_options=options,
+            topology=ranks,
+        )  # fmt: skip
 
     ds = dataset()
     yield "open"
@@ -199,7 +157,7 @@ def once(proxy: Proxy, url: str, options: dict[str, Any], cell: Cell) -> dict[st
             if phase is None:
                 return
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            tell(phase, {"seconds": wall, "cpu": cpu, "memory": memory() - base})
+            tell(phase, {"seconds": wall, "cpu": cpu, "memory": memory() - base, "rss": memory("VmRSS")})
 
     found: dict[str, float] = {}
     for row in forked(proxy, work):
@@ -207,6 +165,7 @@ def once(proxy: Proxy, url: str, options: dict[str, Any], cell: Cell) -> dict[st
         for name in ("seconds", "cpu", "requests", "bytes"):
             found[f"{phase} {name}"] = row[name] / part
         found["memory MB"] = max(found.get("memory MB", 0.0), row["memory"])
+        found["RSS MB"] = max(found.get("RSS MB", 0.0), row["rss"])
     return found
 
 
@@ -266,13 +225,18 @@ def storm(of_node: list[Row]) -> dict[str, Any]:
         "body, bytes": len(body),
         "stub, bytes": len(stub),
         "requests of each process of a node": requests,
-        "bytes of each process of a node, measured": measured,
+        "bytes of each process of a node (of copies, whose manifest compresses better)": measured,
         "GB before": PROCESSES * one / 1e9,
         "GB": (PROCESSES * len(stub) + nodes * len(body)) / 1e9,
-        "GB of the measured dataset": nodes * sum(measured) / 1e9,
         "GB without an SSD tier": PROCESSES * (len(stub) + len(body)) / 1e9,
         "requests of a process": max(requests),
     }
+
+
+_HEADINGS = (
+    "| shards | samples | ranks | open, CPU s | its requests | its KB | first batch, s | its requests | "
+    "next batch, ms | its CPU, ms | resume, s | MB added | RSS, MB |"
+)
 
 
 def markdown(result: Row) -> str:
@@ -281,9 +245,8 @@ def markdown(result: Row) -> str:
     for sweep, rows in result["cells"].items():
         lines += [
             f"## By {sweep}", "",
-            "| shards | samples | ranks | open, CPU s | open, requests | open, KB | first batch, s | its requests "
-            "| next batch, ms | its CPU, ms | resume, s | MB |",
-            "|" + " --- |" * 12,
+            _HEADINGS,
+            "|" + " --- |" * 13,
         ]  # fmt: skip
         for row in rows:
             cell, c = row["cell"], row["costs"]
@@ -292,7 +255,7 @@ def markdown(result: Row) -> str:
                 f"| {c['open cpu']:.3f} | {c['open requests']:.0f} | {c['open bytes'] / 1e3:,.0f} "
                 f"| {c['first batch seconds']:.3f} | {c['first batch requests']:.0f} "
                 f"| {1e3 * c['next batch seconds']:.2f} | {1e3 * c['next batch cpu']:.2f} "
-                f"| {c['resume seconds']:.3f} | {c['memory MB']:.0f} |"
+                f"| {c['resume seconds']:.3f} | {c['memory MB']:.0f} | {c['RSS MB']:.0f} |"
             )
         found = result["exponents"][sweep]
         lines += ["", "Exponents: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()), ""]
@@ -303,18 +266,27 @@ def markdown(result: Row) -> str:
     lines += ["", f"## The start of {PROCESSES:,} processes, {OF_NODE} a node, 100,000 shards", ""]
     lines += [f"- {name}: {_shown(value)}" for name, value in result["storm"].items()]
     storm = result["storm"]
-    for name, most in (("GB", GIGABYTES), ("GB of the measured dataset", GIGABYTES), ("requests of a process", REQUESTS)):
+    for name, most in (("GB", GIGABYTES), ("requests of a process", REQUESTS)):
         met = "yes" if storm[name] <= most else "no"
         lines.append(f"- bar: {name} {_shown(storm[name])}, at most {most}: {met}")
     return "\n".join(lines) + "\n"
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.2f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ss.StreamingLoader, ss.StreamingDataset  # noqa: B018 - loaded once, before there are processes
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "growth")
     chosen = parser.parse_args()
@@ -333,12 +305,16 @@ def main() -> None:
                     url = f"{urls[cell['samples']]}/{cell['shards']}"
                     rounds[number].append(once(proxy, url, options, cell))
             found[sweep] = [
-                {"cell": cell, "costs": {name: statistics.median(one[name] for one in each) for name in each[0]}}
+                {
+                    "cell": cell,
+                    "costs": {name: statistics.median(one[name] for one in each) for name in each[0]},
+                }
                 for cell, each in zip(cells, rounds, strict=True)
             ]
             print(sweep, json.dumps(found[sweep][-1]), flush=True)
         of_node = node(proxy, f"{urls[PER_SHARD]}/{10**5}", options)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {chosen.rounds} rounds"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    machine += f", medians of {chosen.rounds} rounds, {LATENCY * 1e3:.0f} ms a round trip"
     result: Row = {"machine": machine, "cells": found, "exponents": fitted(found), "storm": storm(of_node)}
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -29,7 +29,7 @@ LARGE = 1 << 20
 BODY = re.compile(r"manifest-([0-9a-f]{64})\.json\.zst\Z")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
 _MAGIC = b"\x28\xb5\x2f\xfd"  # of zstd; no JSON has it, since it is no UTF-8
-_LEVEL = 3  # higher ones save 3 % and take a hundred times as long: what is left are checksums
+_LEVEL = 1  # the smallest, too: most of it are checksums, among which higher ones look for what is not there
 
 Data = bytes
 

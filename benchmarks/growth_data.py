@@ -45,7 +45,8 @@ def realistic(shards: int) -> Manifest:
         samples, frames = int(drawn.gauss(5000, 100)), drawn.randint(63, 66)
         return ShardInfo(
             url=f"shard-{number:06d}.tar.zst", codec="zstd", fields=("txt",),
-            bytes=int(drawn.gauss(40e6, 4e5)), raw_bytes=67_108_864 - 512 * drawn.randint(0, 2000), samples=samples, tokens=0, frames=frames,
+            bytes=int(drawn.gauss(40e6, 4e5)), raw_bytes=67_108_864 - 512 * drawn.randint(0, 2000),
+            samples=samples, tokens=0, frames=frames,
             checksum=f"{drawn.getrandbits(128):032x}", index_url=f"shard-{number:06d}.index",
             index_bytes=2000 + 34 * samples + 48 * frames + drawn.randint(0, 400),
             index_checksum=f"{drawn.getrandbits(128):032x}",

@@ -160,9 +160,9 @@ class StoredContents(Contents[Order], Generic[S]):
         window = 1 if order.shuffle is None else order.shuffle.window
         # A frame whose samples lie in two windows is open in both.
         shards = self.manifest.shards
-        raw, frames = shard_values(shards, "raw_bytes"), shard_values(shards, "frames")
-        sizes = (size // max(1, count) for size, count in zip(raw, frames, strict=True))
-        return (window + 1) * order.lanes * max(sizes, default=0) <= keep
+        raw, frames = (np.asarray(shard_values(shards, name), np.int64) for name in ("raw_bytes", "frames"))
+        largest = int((raw // np.maximum(frames, 1)).max(initial=0))
+        return (window + 1) * order.lanes * largest <= keep
 
     def identity(self) -> dict[str, Any]:
         """What a state must agree with: the dataset and the options that decide the order."""

@@ -20,6 +20,7 @@ __all__ = ["current_fingerprint", "open_manifest"]
 
 log = logging.getLogger("shardstream.cache")
 
+_WRITE = 1.0  # seconds to wait until the others find the manifest on the disk, even if this process soon ends
 _LOOKED_AT = 200  # how many names in a folder are looked at
 
 
@@ -100,6 +101,7 @@ def _body(disk: DiskTier | None, stub: Stub, store: Store) -> Manifest:
                 found, data = read_body(stub, store)
                 disk.put_manifest(store.url, stub.fingerprint, stub.to_bytes() + data, lock)
                 lock = None
+                disk.flush(_WRITE)
                 return found
         finally:
             if lock is not None:

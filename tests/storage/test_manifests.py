@@ -174,6 +174,19 @@ def test_verify_computes_the_fingerprint_of_a_body_that_was_edited(packed: Path)
     assert "fingerprint" in str(ss.verify(str(packed)).problems[0])
 
 
+def test_a_dataset_of_another_time_is_read_and_written_as_it_was(tmp_path: Path) -> None:
+    """tests/data/stub was packed, and appended to, by the version that began to write stubs."""
+    folder = shutil.copytree(Path(__file__).parents[1] / "data" / "stub", tmp_path / "stub")
+    assert sound(folder)
+    assert [key for key, _ in texts(folder)] == [f"k{n}" for n in range(14)]
+    assert len(ss.StreamingDataset(folder).subset(where=lambda columns: columns["n"] > 11)) == 2
+    manifest, stub = read_manifest(Store.open(str(folder)))
+    body = body_of(folder).read_bytes()
+    assert zstandard.decompress(make_body(manifest)) == zstandard.decompress(body)
+    assert make_stub(manifest, body).to_bytes() == stub
+    assert len(bodies(folder)) == 2
+
+
 PROCESS = """
 import sys
 from shardstream.read.reader import DatasetReader

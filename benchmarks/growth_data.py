@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import xxhash
@@ -14,12 +15,12 @@ from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 COPIES = 64
 
 
-def pack(folder: Path, samples: int) -> ShardInfo:
-    """One shard of so many samples."""
+def pack(folder: Path, samples: int, text: int = 0, **options: Any) -> ShardInfo:
+    """One shard of so many samples below `folder`, each of a text of so many bytes or more."""
     place = folder / f"{samples}"
-    with ss.Writer(place, shard_size="1GiB") as writer:
+    with ss.Writer(place, shard_size="1GiB", **options) as writer:
         for number in range(samples):
-            writer.write({"__key__": f"{number:08d}", "txt": f"sample {number}"})
+            writer.write({"__key__": f"{number:08d}", "txt": f"sample {number}".ljust(text)})
     (shard,) = Manifest.from_bytes((place / "manifest.json").read_bytes()).shards
     return shard
 
@@ -27,11 +28,13 @@ def pack(folder: Path, samples: int) -> ShardInfo:
 def manifest_of(shard: ShardInfo, shards: int) -> Manifest:
     """A dataset of copies of one shard."""
 
+    suffix = "tar" if shard.codec == "none" else "tar.zst"
+
     def copy(number: int) -> ShardInfo:
         name = f"{shard.samples}/{number % COPIES:02d}"
         checksum = xxhash.xxh3_128_hexdigest(f"{number}".encode())
         return msgspec.structs.replace(
-            shard, url=f"{name}.tar.zst", index_url=f"{name}.index", checksum=checksum
+            shard, url=f"{name}.{suffix}", index_url=f"{name}.index", checksum=checksum
         )
 
     return Manifest.build("samples", (FieldInfo("txt", "txt"),), tuple(map(copy, range(shards))), {})

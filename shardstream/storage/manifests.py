@@ -7,6 +7,7 @@ of before, perhaps from a proxy that keeps it for a while.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from shardstream.errors import CommitError, CorruptionError, StorageError
@@ -25,6 +26,8 @@ from shardstream.format.manifest_files import (
 from shardstream.storage.store import Store
 
 __all__ = ["commit_manifest", "read_body", "read_manifest", "stored_manifest"]
+
+log = logging.getLogger("shardstream.storage")
 
 # The stub and the store that has it -> the manifest.
 FromBody = Callable[[Stub, Store], Manifest]
@@ -133,7 +136,10 @@ def _put_body(store: Store, manifest: Manifest) -> bytes:
 
 
 def _clear(store: Store, kept: set[str]) -> None:
-    """Delete the bodies that no reader needs any more."""
-    for name in store.list():
-        if BODY.match(name) and name not in kept:
-            store.delete(name)
+    """Delete the bodies that no reader needs any more. The commit is done, so it raises nothing."""
+    try:
+        for name in store.list():
+            if BODY.match(name) and name not in kept:
+                store.delete(name)
+    except StorageError as error:
+        log.warning("%s; a manifest of an earlier time stays, which does no harm", error)

@@ -89,6 +89,26 @@ def test_appends_keep_one_body_for_those_who_read_the_stub_before(packed: Path) 
     assert len(texts(packed)) == 55
 
 
+def test_an_end_between_the_body_and_the_stub_leaves_the_dataset_of_before(packed: Path) -> None:
+    class Ends(LocalStore):
+        """The process ends before the stub is there."""
+
+        def write(self, path: str, *parts: Any) -> None:
+            assert path != NAME
+            super().write(path, *parts)
+
+    before = read_manifest(Store.open(str(packed)))[0]
+    larger = Manifest.build("samples", before.fields, (*before.shards, *before.shards[:1]), {})
+    with pytest.raises(AssertionError):
+        commit_manifest(Ends(str(packed)), larger, before.fingerprint)
+    assert len(bodies(packed)) == 2
+    assert read_manifest(Store.open(str(packed)))[0] == before
+    commit_manifest(Store.open(str(packed)), larger, before.fingerprint)
+    assert read_manifest(Store.open(str(packed)))[0] == larger
+    append(packed, 40)
+    assert len(bodies(packed)) == 2
+
+
 def test_a_reader_between_the_stub_and_the_body_finds_the_next_one(packed: Path) -> None:
     class Slow(LocalStore):
         """Two appends come after the stub was read."""

@@ -26,12 +26,12 @@ import shutil
 import statistics
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import shardstream as ss
+from benchmarks.forked import Row, forked, memory
 from benchmarks.growth_data import COPIES, manifest_of, pack, realistic
 from shardstream.format.manifest_files import make_body, make_stub
 from shardstream.storage.manifests import commit_manifest
@@ -43,7 +43,6 @@ LATENCY = 0.01  # seconds
 BATCH, BATCHES = 32, 25
 PER_SHARD = 4096
 Cell = dict[str, Any]
-Row = dict[str, Any]
 SWEEPS: dict[str, list[Cell]] = {
     "shards": [{"shards": 10**n, "samples": PER_SHARD, "ranks": 1, "lanes": 1} for n in range(6)],
     "samples": [
@@ -78,12 +77,6 @@ def prepare(weed: Weed, urls: dict[int, str]) -> None:
                 commit_manifest(store, manifest_of(shard, shards), None)
 
 
-def memory(kind: str = "RssAnon") -> float:
-    """MB of memory of this process: anonymous memory alone, or all with "VmRSS"."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1e3
-
-
 def phases(url: str, options: dict[str, Any], cell: Cell) -> Iterator[str]:
     """What one rank does; each name is given when the phase of this name has ended."""
     ranks = ss.Topology(dp_rank=cell["ranks"] // 2, dp_size=cell["ranks"])
@@ -115,37 +108,6 @@ def phases(url: str, options: dict[str, Any], cell: Cell) -> Iterator[str]:
     batches = iter(again)
     next(batches)
     yield "resume"
-
-
-def forked(proxy: Proxy, work: Callable[[Callable[[str, dict[str, float]], None]], None]) -> list[Row]:
-    """The phases of `work`, which runs in a process of its own, each with the requests that passed in it."""
-    rows: list[Row] = []
-    (up_end, up), (down, down_end) = os.pipe(), os.pipe()
-    proxy.reset_counts()
-    child = os.fork()
-    if not child:
-        try:
-
-            def tell(phase: str, found: dict[str, float]) -> None:
-                os.write(up, json.dumps({"phase": phase, **found}).encode() + b"\n")
-                os.read(down, 1)
-
-            work(tell)
-        except BaseException:  # noqa: BLE001 - it is a process of its own
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(up)
-    with os.fdopen(up_end) as told:
-        for line in told:
-            rows.append(json.loads(line))
-            rows[-1] |= {"requests": proxy.counts.requests, "bytes": proxy.counts.body_bytes}
-            proxy.reset_counts()
-            os.write(down_end, b".")
-    os.close(down_end)
-    os.close(down)
-    os.waitpid(child, 0)
-    return rows
 
 
 def once(proxy: Proxy, url: str, options: dict[str, Any], cell: Cell) -> dict[str, float]:

@@ -59,6 +59,10 @@ def test_connections_to_a_bucket_are_opened_while_the_manifest_is_read(
     assert proxy.counts.connections > 16
     assert {path.rpartition("/")[2] for _, path in proxy.counts.paths} == {NAME}
     assert {asked for _, asked in proxy.counts.ranges} == {"bytes=0-0"}
+    # One of many ranks reads one lane, by the connection that read the manifest.
+    proxy.reset_counts()
+    ss.StreamingDataset(url, shuffle=SEEDED, storage_options=options, topology=ss.Topology(3, 64))
+    assert [count for _, count in proxy.counts.paths.items()] == [1]
 
 
 def test_a_web_server_is_asked_for_the_manifest_alone(proxy: Any) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from shardstream.dataset.dataset_rank import DatasetRank
 from shardstream.dataset.pickled_manifest import PickledManifest
+from shardstream.errors import ShardstreamError
 from shardstream.format.manifest import Manifest
+from shardstream.order.shuffle import Shuffle
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.store import Options, redact
 
 __all__ = ["Opening"]
+
+_CONNECTIONS = 32  # to the store at most, when the first indexes and frames are read
 
 
 class Opening:
@@ -23,12 +28,21 @@ class Opening:
         location: The URL, which may hold a password.
         storage_options: Of the store.
         cache: Where bytes stay.
+        shuffle: How the order is shuffled; it has lanes.
+        rank: The place among the data-parallel ranks, which divide the lanes among them.
     """
 
-    def __init__(self, location: str, storage_options: Options, cache: Cache) -> None:
+    def __init__(
+        self,
+        location: str,
+        storage_options: Options,
+        cache: Cache,
+        shuffle: Shuffle | None,
+        rank: DatasetRank,
+    ) -> None:
         self._location, self._storage_options = location, storage_options
         self.url = redact(location)  # as it may be shown
-        self.cache = cache
+        self.cache, self._shuffle, self._rank = cache, shuffle, rank
         self._manifest: PickledManifest | None = None
         self._reader: DatasetReader | None = None
         self._process = os.getpid()
@@ -39,11 +53,25 @@ class Opening:
         # After a fork, what the parent's threads were doing is never finished here.
         if self._reader is None or self._process != os.getpid():
             known = None if self._manifest is None else self._manifest.manifest
-            self._reader = DatasetReader.open(self._location, self._storage_options, self.cache, known)
+            self._reader = DatasetReader.open(
+                self._location, self._storage_options, self.cache, known, self._connections()
+            )
             self._process = os.getpid()
             if known is None:
                 self._manifest = PickledManifest(self._reader.manifest)
         return self._reader
+
+    def _connections(self) -> int:
+        """How many connections are opened beforehand: one for each lane of this rank, and few of many ranks.
+
+        The one that reads the manifest is there already.
+        """
+        try:
+            ranks = self._rank.now.dp_size
+        except ShardstreamError:  # launchers contradict each other: who iterates is told
+            return 0
+        lanes = (self._shuffle or Shuffle()).lanes_for(ranks)
+        return min(-(-lanes // ranks), _CONNECTIONS) - 1
 
     @property
     def known(self) -> Manifest | None:
@@ -55,13 +83,13 @@ class Opening:
         reader = DatasetReader.open_from_cache(self._location, self._storage_options, self.cache, fingerprint)
         if reader is None:
             return None
-        found = Opening(self._location, self._storage_options, self.cache)
+        found = Opening(self._location, self._storage_options, self.cache, self._shuffle, self._rank)
         found._reader, found._manifest = reader, PickledManifest(reader.manifest)
         return found
 
     def with_cache(self, cache: Cache) -> Opening:
         """The same by the same manifest, with a reader and a cache of its own."""
-        found = Opening(self._location, self._storage_options, cache)
+        found = Opening(self._location, self._storage_options, cache, self._shuffle, self._rank)
         found._manifest = self._manifest
         return found
 

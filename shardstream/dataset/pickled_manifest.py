@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import zstandard
 
 from shardstream.format.manifest import Manifest
+from shardstream.format.manifest_files import join, load
 
 __all__ = ["PickledManifest"]
 
@@ -26,7 +26,7 @@ class PickledManifest:
     def manifest(self) -> Manifest:
         """The manifest."""
         if self._manifest is None:
-            self._manifest = Manifest.from_bytes(zstandard.decompress(self._packed))
+            self._manifest = load(zstandard.decompress(self._packed))
         return self._manifest
 
     @property
@@ -39,7 +39,8 @@ class PickledManifest:
 
     def __getstate__(self) -> bytes:
         if not self._packed:
-            self._packed = zstandard.compress(msgspec.json.encode(self._manifest), 1)
+            assert self._manifest is not None
+            self._packed = zstandard.compress(join(self._manifest), 1)
         return self._packed
 
     def __setstate__(self, state: bytes) -> None:

@@ -16,6 +16,7 @@ from shardstream.dataset.sample_batches import SampleMaker
 from shardstream.dataset.selected import SelectedContents
 from shardstream.decode.modes import Decode
 from shardstream.errors import OptionError
+from shardstream.format.shards import shard_values
 from shardstream.format.shown import counted
 from shardstream.order.lanes import Order, in_order
 from shardstream.order.shuffle import Shuffle
@@ -81,7 +82,7 @@ class SampleContents(SelectedContents[SampleSource]):
         """The order of one epoch, in so many lanes or in the dataset's own number."""
         reader, selection, lanes = self.reader, self._selection, lanes or self.lanes
         if selection is None:
-            sizes = [shard.samples for shard in self.manifest.shards]
+            sizes = shard_values(self.manifest.shards, "samples")
             return Order(
                 sizes,
                 lambda shard: reader.index(shard).frame_first,

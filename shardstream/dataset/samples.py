@@ -119,8 +119,8 @@ class StreamingDataset(ChoosableDataset[T]):
         if unknown:
             raise unexpected("StreamingDataset", unknown, _OPTIONS)
         order = shuffle_of(shuffle)
-        opening = Opening(os.fspath(url), storage_options, cache_of(cache))
         rank = DatasetRank(topology)
+        opening = Opening(os.fspath(url), storage_options, cache_of(cache), order, rank)
         if isinstance(fields, str):
             raise OptionError(f"fields={fields!r} must be a list of names, such as [{fields!r}]")
         names = None if fields is None else tuple(fields)

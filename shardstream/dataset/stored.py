@@ -22,6 +22,7 @@ from shardstream.dataset.requests import Request
 from shardstream.dataset.transforms import Transform
 from shardstream.errors import OptionError
 from shardstream.format.manifest import Manifest
+from shardstream.format.shards import shard_values
 from shardstream.format.shown import counted
 from shardstream.order.lanes import Order, distinct
 from shardstream.order.reuse import Share
@@ -158,8 +159,10 @@ class StoredContents(Contents[Order], Generic[S]):
             return False
         window = 1 if order.shuffle is None else order.shuffle.window
         # A frame whose samples lie in two windows is open in both.
-        sizes = (info.raw_bytes // max(1, info.frames) for info in self.manifest.shards)
-        return (window + 1) * order.lanes * max(sizes, default=0) <= keep
+        shards = self.manifest.shards
+        raw, frames = (np.asarray(shard_values(shards, name), np.int64) for name in ("raw_bytes", "frames"))
+        largest = int((raw // np.maximum(frames, 1)).max(initial=0))
+        return (window + 1) * order.lanes * largest <= keep
 
     def identity(self) -> dict[str, Any]:
         """What a state must agree with: the dataset and the options that decide the order."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardstream.dataset.columns import Columns
 from shardstream.errors import OptionError
+from shardstream.format.shards import shard_values
 from shardstream.order.lanes import groups
 from shardstream.order.selection import Selection
 from shardstream.read.reader import DatasetReader
@@ -50,7 +51,7 @@ def _chosen(reader: DatasetReader, before: Selection | None, choice: Choice) -> 
     if sum(option is not None for option in choice) != 1:
         raise OptionError("subset takes one of keys, numbers and where")
     keys, numbers, where = choice
-    sizes = np.array([shard.samples for shard in reader.manifest.shards], np.int64)
+    sizes = np.array(shard_values(reader.manifest.shards, "samples"), np.int64)
     base = before or Selection.everything(sizes)
     if numbers is not None:
         return _numbered(base, sizes, numbers)

@@ -18,6 +18,7 @@ from shardstream.dataset.token_batches import FIELD, TokenMaker
 from shardstream.errors import OptionError
 from shardstream.format.manifest import Manifest
 from shardstream.format.numbers import whole_number
+from shardstream.format.shards import shard_values
 from shardstream.format.shown import counted
 from shardstream.order.lanes import Order, in_order
 from shardstream.order.reuse import Share
@@ -116,10 +117,10 @@ class TokenContents(SelectedContents[TokenSource]):
     def _count(self) -> tuple[list[int], list[int], int]:
         """The tokens and the blocks of each shard, and the padding in all of them."""
         options, shards, selection = self.blocks, self.manifest.shards, self._selection
-        tokens = [shard.tokens for shard in shards]
+        tokens = list(shard_values(shards, "tokens"))
         asked = list(range(len(shards))) if options.pack is not None else []
         if selection is not None:
-            some = np.array([shard.samples for shard in shards], np.int64) != selection.counts
+            some = np.array(shard_values(shards, "samples"), np.int64) != selection.counts
             tokens = np.where(selection.counts > 0, tokens, 0).tolist()
             asked = [shard for shard in selection.shards() if some[shard] or options.pack is not None]
         blocks = list(map(options.stream_blocks, tokens)) if options.pack is None else [0] * len(shards)

@@ -139,8 +139,8 @@ class TokenDataset(ChoosableDataset[T]):
         if unknown:
             raise unexpected("TokenDataset", unknown, _OPTIONS)
         order = shuffle_of(shuffle)
-        opening = Opening(os.fspath(url), storage_options, cache_of(cache))
         rank, blocks = DatasetRank(topology), BlockOptions(seq_len, pack, tail)
+        opening = Opening(os.fspath(url), storage_options, cache_of(cache), order, rank)
         check_choice("dtype", dtype, TokenDtype)
         if not isinstance(boundaries, bool):
             raise OptionError(f"boundaries={boundaries!r} must be True or False")

@@ -5,26 +5,29 @@ docs/format.md describes the file.
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from shardstream.errors import CorruptionError, SourceError
 from shardstream.format.columns import ColumnInfo, merge
-from shardstream.format.names import check_field, shorten
+from shardstream.format.names import check_field
+from shardstream.format.shard_checks import shards_problem
+from shardstream.format.shard_info import ShardInfo, is_inside
+from shardstream.format.shards import Layout, Shards
 from shardstream.format.shown import counted, one_line, table
 from shardstream.format.sizes import human_size
 
+__all__ = ["MAX_BYTES", "NAME", "VERSIONS", "FieldInfo", "Manifest", "ShardInfo", "decoded", "is_inside"]
+
 # The structs below have a field `bytes`, which hides the type inside them.
 Data = bytes
+T = TypeVar("T")
 
 NAME = "manifest.json"
-VERSIONS = (1, 2)  # 2 is written only for columns of values, and if a shard is `grouped` or `sparse`
+VERSIONS = (1, 2)  # 2: for columns of values, shards that are `grouped` or `sparse`, and very many shards
 MAX_BYTES = 1 << 30
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_HEX = re.compile(r"[0-9a-f]{32}\Z")
 
 
 class FieldInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,49 +44,6 @@ class FieldInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Literal["uint16", "uint32"] | None = None
 
 
-class ShardInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One shard and its index.
-
-    Args:
-        url: The path of the file below the dataset, or the URL of an adopted archive.
-        codec: "zstd" for frames of zstd, "none" for a plain tar; "gzip" and "zstd-stream" for an adopted
-            archive that is compressed as a whole.
-        fields: The columns of the index. Each is a field of the manifest.
-        bytes: The size of the file.
-        raw_bytes: The size of the tar in the file.
-        samples: How many samples there are.
-        tokens: How many tokens there are; 0 in a dataset of samples.
-        frames: How many frames there are.
-        checksum: xxh3_128 of the file, 32 hex digits.
-        index_url: The path of the index below the dataset.
-        index_bytes: The size of the index.
-        index_checksum: xxh3_128 of the index, 32 hex digits.
-        grouped: Whether a frame of an adopted archive may be several frames of zstd, or one without its size.
-        columns: The columns of values in the index.
-        index_head: If there are such columns: the bytes of the index without them. They come first.
-        index_head_checksum: xxh3_128 of these bytes, 32 hex digits.
-        sparse: Whether the index lists the fields that samples have, since they lack most.
-    """
-
-    url: str
-    codec: Literal["zstd", "none", "gzip", "zstd-stream"]
-    fields: tuple[str, ...]
-    bytes: int
-    raw_bytes: int
-    samples: int
-    tokens: int
-    frames: int
-    checksum: str
-    index_url: str
-    index_bytes: int
-    index_checksum: str
-    grouped: bool = False
-    columns: tuple[ColumnInfo, ...] = ()
-    index_head: int = 0
-    index_head_checksum: str = ""
-    sparse: bool = False
-
-
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A whole dataset.
 
@@ -92,7 +52,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             1.
         kind: "samples", or "tokens" for documents of token ids.
         fields: All fields that samples may have.
-        shards: The shards in their order.
+        shards: The shards in their order: a tuple, or a sequence that makes the object of a shard when it is
+            asked for, if they are very many.
         samples: How many samples all shards have.
         tokens: How many tokens all shards have.
         bytes: The sizes of all files, added up.
@@ -106,7 +67,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     version: int
     kind: Literal["samples", "tokens"]
     fields: tuple[FieldInfo, ...]
-    shards: tuple[ShardInfo, ...]
+    shards: Sequence[ShardInfo]
     samples: int
     tokens: int
     bytes: int
@@ -115,6 +76,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     external: bool
     fingerprint: str
     columns: tuple[ColumnInfo, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shards, list):
+            msgspec.structs.force_setattr(self, "shards", tuple(self.shards))
 
     @property
     def sample_bytes(self) -> int | None:
@@ -133,7 +98,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         cls,
         kind: Literal["samples", "tokens"],
         fields: tuple[FieldInfo, ...],
-        shards: tuple[ShardInfo, ...],
+        shards: Sequence[ShardInfo],
         provenance: dict[str, Any],
         external: bool = False,
     ) -> Manifest:
@@ -157,13 +122,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             fingerprint="",
             columns=columns,
         )
-        return msgspec.structs.replace(manifest, fingerprint=manifest._fingerprint())
+        return msgspec.structs.replace(manifest, fingerprint=manifest.computed_fingerprint())
 
-    def _fingerprint(self) -> str:
+    def computed_fingerprint(self) -> str:
+        """The SHA-256 of all but the fingerprint, 64 hex digits."""
         import hashlib  # here, since it loads slowly and a worker of a pack does not need it
 
         blank = msgspec.structs.replace(self, fingerprint="")
-        return hashlib.sha256(msgspec.json.encode(blank, order="deterministic")).hexdigest()
+        return hashlib.sha256(blank.to_json()).hexdigest()
 
     def _described(self) -> dict[str, str]:
         """What a person is shown, by name. Neither provenance nor URLs, since they may hold secrets."""
@@ -186,13 +152,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     def _repr_html_(self) -> str:
         return table("Manifest", self._described() | {"fingerprint": self.fingerprint})
 
+    def to_json(self) -> Data:
+        """The manifest as JSON without white space."""
+        return msgspec.json.encode(self, order="deterministic", enc_hook=_rows)
+
     def to_bytes(self) -> Data:
-        """The content of the file manifest.json."""
-        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1) + b"\n"
+        """The manifest as one file manifest.json."""
+        return msgspec.json.format(self.to_json(), indent=1) + b"\n"
 
     @classmethod
     def from_bytes(cls, data: Data, where: str = NAME) -> Manifest:
-        """Load and check manifest.json.
+        """Load and check a manifest that is one file.
 
         Args:
             data: The content of the file.
@@ -201,73 +171,75 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         Raises:
             CorruptionError: The file is no manifest, is damaged, or has another format version.
         """
+        manifest = decoded(data, cls, where)
+        manifest.check(where)
+        return manifest
+
+    def check(self, where: str, fingerprint: bool = True) -> None:
+        """Raise CorruptionError if something is wrong with the manifest.
+
+        Args:
+            where: The name of the file, for the message.
+            fingerprint: Whether the fingerprint is computed and compared.
+        """
         try:
-            version = msgspec.json.decode(data, type=_Version).version
-            if version not in VERSIONS:
-                raise CorruptionError(
-                    f"{where}: format version {version}; this shardstream reads versions 1 and 2, upgrade it"
-                )
-            manifest = msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise CorruptionError(f"{where}: {_what(data)}, not a manifest ({error})") from error
-        try:
-            problem = manifest.problem()
-        except SourceError as error:
+            problem = self._wrong_fingerprint() if fingerprint else None
+            problem = problem or self.problem()
+        except (SourceError, CorruptionError) as error:
             raise CorruptionError(f"{where}: {error}") from error
         if problem:
             raise CorruptionError(f"{where}: {problem}")
-        return manifest
+
+    def _wrong_fingerprint(self) -> str | None:
+        if self.fingerprint == self.computed_fingerprint():
+            return None
+        return "the fingerprint does not match the contents; the file was damaged or edited"
 
     def problem(self) -> str | None:
-        """What is wrong with the manifest, or None."""
-        if self.fingerprint != self._fingerprint():
-            return "the fingerprint does not match the contents; the file was damaged or edited"
+        """What is wrong with the manifest, or None. The fingerprint is not looked at."""
         names = [check_field(field.name) for field in self.fields]
         if len(set(names)) != len(names):
             return "a field is listed twice"
         if self.kind == "tokens" and (len(names) != 1 or self.fields[0].dtype is None):
             return "a token dataset needs one field with a dtype"
-        for shard in self.shards:
-            sizes = (
-                shard.bytes, shard.raw_bytes, shard.samples, shard.tokens, shard.frames,
-                shard.index_bytes,
-            )  # fmt: skip
-            if min(sizes) < 0 or max(sizes) >= 1 << 62:
-                return f"shard {shorten(shard.url)!r} has a size out of range"
-            if shard.frames > shard.samples:
-                return f"shard {shorten(shard.url)!r} has more frames than samples"
-            if len(set(shard.fields)) != len(shard.fields) or not set(shard.fields) <= set(names):
-                return f"shard {shorten(shard.url)!r} has columns that are not fields"
-            if not (_HEX.match(shard.checksum) and _HEX.match(shard.index_checksum)):
-                return f"shard {shorten(shard.url)!r} has a checksum that is not 32 hex digits"
-            heads = (shard.index_head > 0, bool(_HEX.match(shard.index_head_checksum)))
-            if heads != (bool(shard.columns),) * 2 or not 0 <= shard.index_head <= shard.index_bytes:
-                return f"shard {shorten(shard.url)!r} has columns of values without the size of its index"
-            if any(not 0 <= column.missing <= shard.samples for column in shard.columns):
-                return f"shard {shorten(shard.url)!r} has a column that more samples lack than there are"
-            if len({column.name for column in shard.columns}) != len(shard.columns):
-                return f"shard {shorten(shard.url)!r} has a column of values twice"
-            if not is_inside(shard.index_url) or not (self.external or is_inside(shard.url)):
-                return f"{shorten(shard.url)!r} leaves the dataset's root"
-            if self.external and shard.url.startswith(("pipe:", "-")):
-                return f"{shorten(shard.url)!r} is not a URL that data may come from"
-        totals = (
-            sum(shard.samples for shard in self.shards),
-            sum(shard.tokens for shard in self.shards),
-            sum(shard.bytes for shard in self.shards),
-            sum(shard.raw_bytes for shard in self.shards),
-        )
+        shards = Shards.of(self.shards)
+        problem = shards_problem(shards, names, self.external)
+        if problem:
+            return problem
+        totals = tuple(sum(shards.values(name)) for name in ("samples", "tokens", "bytes", "raw_bytes"))
         if totals != (self.samples, self.tokens, self.bytes, self.raw_bytes):
             return "the totals are not the sums over the shards"
-        if self.columns != merge((shard.samples, shard.columns) for shard in self.shards):
+        if self.columns != merge(shards.merged()):
             return "the columns are not those of the shards"
-        if self.version != _version(self.shards, self.columns):
+        if self.version != _version(shards.layouts, self.columns):
             return f"format version {self.version} does not go with its columns and shards"
         return None
 
 
-def _version(shards: tuple[ShardInfo, ...], columns: tuple[ColumnInfo, ...]) -> int:
+def _version(shards: Iterable[ShardInfo | Layout], columns: tuple[ColumnInfo, ...]) -> int:
     return 2 if columns or any(shard.grouped or shard.sparse for shard in shards) else 1
+
+
+def decoded(data: Data, kind: type[T], where: str) -> T:
+    """What a JSON file holds, unchecked, if this version of shardstream knows its format version.
+
+    Args:
+        data: The content of the file.
+        kind: The struct that it should be.
+        where: Its name, for messages.
+
+    Raises:
+        CorruptionError: It is something else, or has another format version.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).version
+        if version not in VERSIONS:
+            raise CorruptionError(
+                f"{where}: format version {version}; this shardstream reads versions 1 and 2, upgrade it"
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"{where}: {_what(data)}, not a manifest ({error})") from error
 
 
 def _what(data: Data) -> str:
@@ -282,16 +254,11 @@ def _what(data: Data) -> str:
     return "this is JSON of another kind, or damaged" if start.startswith(b"{") else "this is something else"
 
 
+def _rows(shards: object) -> list[ShardInfo]:
+    if isinstance(shards, Shards):
+        return list(shards)
+    raise NotImplementedError(f"a manifest cannot hold {type(shards).__name__}")
+
+
 class _Version(msgspec.Struct):
     version: int
-
-
-def is_inside(url: str) -> bool:
-    """Whether `url` is a relative path that stays within the dataset's root."""
-    return bool(url) and not (
-        url.startswith("/")
-        or "\\" in url
-        or "\0" in url
-        or _SCHEME.match(url)
-        or any(part in ("", ".", "..") for part in url.split("/"))
-    )

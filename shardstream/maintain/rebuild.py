@@ -24,6 +24,7 @@ from shardstream.packing import reservation
 from shardstream.packing.build_manifest import field_infos, tool
 from shardstream.progress import Report, with_bar
 from shardstream.read.reader import DatasetReader
+from shardstream.storage.manifests import commit_manifest, read_manifest
 from shardstream.storage.store import Options, Store
 
 __all__ = ["rebuild"]
@@ -101,10 +102,7 @@ def rebuild(
     found = check(DatasetReader(store, manifest, storage_options), True, progress)
     if found.problems:
         raise CorruptionError(f"{found.problems[0]}; nothing was written ({len(found.problems)} problems)")
-    if damaged:
-        store.write(NAME, manifest.to_bytes())
-    else:
-        store.create(NAME, manifest.to_bytes())
+    commit_manifest(store, manifest, "" if damaged else None)
     return manifest
 
 
@@ -118,7 +116,7 @@ def _damaged_manifest(store: Store) -> bool:
     if not store.exists(NAME):
         return False
     try:
-        Manifest.from_bytes(store.read(NAME), store.where(NAME))
+        read_manifest(store)
     except CorruptionError:
         return True
     raise CommitError(f"{store.where(NAME)} is there and can be read; there is nothing to rebuild")

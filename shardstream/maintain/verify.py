@@ -13,7 +13,7 @@ from shardstream import progress as bars
 from shardstream.errors import CorruptionError, ShardstreamError, SourceError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
-from shardstream.format.manifest import Manifest, ShardInfo, is_inside
+from shardstream.format.manifest import NAME, Manifest, ShardInfo, is_inside
 from shardstream.format.names import split_name
 from shardstream.format.tar import scan
 from shardstream.progress import Reporter, with_bar
@@ -88,6 +88,7 @@ def verify(
     """
     try:
         reader = DatasetReader.open(url, storage_options)
+        reader.manifest.check(f"{reader.url.rstrip('/')}/{NAME}")  # with its fingerprint
     except CorruptionError as error:
         return Report([Problem(None, None, None, str(error))])
     return check(reader, deep, progress)

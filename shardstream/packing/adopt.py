@@ -32,6 +32,7 @@ from shardstream.packing.sources.streams import compression, decompress, open_st
 from shardstream.packing.tar_survey import Survey
 from shardstream.progress import Report, Reporter, with_bar
 from shardstream.storage.inputs import expand, open_input
+from shardstream.storage.manifests import commit_manifest
 from shardstream.storage.store import Options, Store, absolute, is_private, redact
 from shardstream.storage.transport.failures import is_unreachable
 
@@ -141,7 +142,7 @@ def index(
             inherited = () if lock is None else (lock,)
             adopted = _adopt_all(job, tasks, workers or os.cpu_count() or 1, inherited, Reporter(progress))
             manifest = _manifest(job, adopted, beside, max_rejects)
-            store.create(NAME, manifest.to_bytes())
+            commit_manifest(store, manifest, None)
         except BaseException:
             with contextlib.suppress(StorageError):  # an unfinished index cannot be continued
                 store.delete(reservation.NAME)

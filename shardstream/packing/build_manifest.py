@@ -163,7 +163,7 @@ def assemble(
     """
     if old is not None:
         record = {**old.provenance, "appended": [*old.provenance.get("appended", []), record]}
-        shards = old.shards + shards
+        shards = (*old.shards, *shards)
     return Manifest.build(kind, fields, shards, record, bool(old and old.external))
 
 

@@ -12,7 +12,7 @@ import msgspec
 import xxhash
 
 from shardstream.errors import CommitError, CorruptionError, OptionError, SourceError, StorageError
-from shardstream.format.manifest import NAME, Manifest, ShardInfo
+from shardstream.format.manifest import Manifest, ShardInfo
 from shardstream.packing import reservation
 from shardstream.packing.build_manifest import assemble
 from shardstream.packing.columns import check_columns, check_known
@@ -20,6 +20,7 @@ from shardstream.packing.destination import Destination
 from shardstream.packing.layout import Layout
 from shardstream.packing.parts import SHARD, Dtype, PartReceipt, StreamJob, fields_of, receipt_name
 from shardstream.packing.sources.calls import Calls
+from shardstream.storage.manifests import stored_manifest
 from shardstream.storage.store import Options, Store
 
 __all__ = ["commit"]
@@ -51,7 +52,7 @@ def commit(dest: str | os.PathLike[str], *, storage_options: Options = None) -> 
     store = destination.store
     with reservation.lock_machine(store) as lock:
         found = reservation.read(store)
-        old = Manifest.from_bytes(store.read(NAME), store.where(NAME)) if store.exists(NAME) else None
+        old = stored_manifest(store)
         if found is None or not found.parts:
             if found is None and old is not None and _last(old)["options"].get("parts"):
                 return old

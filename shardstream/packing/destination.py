@@ -20,6 +20,7 @@ from shardstream.packing.build_manifest import check_append, tool
 from shardstream.packing.job import Job
 from shardstream.packing.result import Result
 from shardstream.packing.version_01 import is_continued
+from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Options, Store
 
 REJECTS = "rejects.jsonl"
@@ -43,8 +44,7 @@ def identity(record: Mapping[str, Any], append: bool) -> str:
 
 def manifest_at(dest: str, storage_options: Options) -> Manifest | None:
     """The manifest at a destination, or None. Raises CorruptionError if it is damaged."""
-    store = Store.open(dest, storage_options)
-    return Manifest.from_bytes(store.read(NAME), store.where(NAME)) if store.exists(NAME) else None
+    return stored_manifest(Store.open(dest, storage_options))
 
 
 def first_rejects(dest: str, storage_options: Options, count: int) -> tuple[list[dict[str, Any]], str]:
@@ -143,7 +143,7 @@ class Destination:
         return old
 
     def _manifest(self) -> Manifest:
-        return Manifest.from_bytes(self.store.read(NAME), self.store.where(NAME))
+        return read_manifest(self.store)[0]
 
     def begin(self, old: Manifest | None, resume: bool, locked: bool) -> bool:
         """Reserve the store; returns whether an unfinished pack is continued, whose finished tasks count.
@@ -216,14 +216,11 @@ class Destination:
         Raises:
             CommitError: The dataset has changed since the pack began.
         """
-        if old is None:
-            self.store.create(NAME, manifest.to_bytes())
-            return
-        if self._manifest().fingerprint != old.fingerprint:
+        if old is not None and self._manifest().fingerprint != old.fingerprint:
             raise CommitError(
                 f"{self.store.url}: the dataset was changed while this was appended; append again"
             )
-        self.store.write(NAME, manifest.to_bytes())
+        commit_manifest(self.store, manifest, None if old is None else old.fingerprint)
 
     def clean(self) -> None:
         """Delete what only an unfinished pack needs. The reservation is deleted last."""

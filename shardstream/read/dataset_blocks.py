@@ -55,12 +55,23 @@ class DatasetBlocks:
         self._shards, self._name, self.raw = manifest.shards, name, raw
         self.fetcher = Fetcher(load, tiers)
         self.tiers = tiers
-        self._groups = {self.group(number): number for number in range(len(self._shards))}
+        self._by_name: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def group(self, shard: int) -> str:
         """The name of the content of a shard and its index, made of their checksums."""
         info = self._shards[shard]
         return xxhash.xxh3_128_hexdigest(f"{info.checksum} {info.index_checksum}".encode())
+
+    def _shard_of(self, group: str) -> int | None:
+        """The shard that a group is of; None if it is of no shard of this dataset."""
+        if self._by_name is None:  # only tiers that make room ask for it
+            names = np.array([_beginning(self.group(shard)) for shard in range(len(self._shards))], np.uint64)
+            order = np.argsort(names, kind="stable")
+            self._by_name = names[order], order
+        names, order = self._by_name
+        wanted = np.uint64(_beginning(group))
+        begin, end = (int(np.searchsorted(names, wanted, side)) for side in ("left", "right"))
+        return next((shard for shard in order[begin:end].tolist() if self.group(shard) == group), None)
 
     def index(self, shard: int) -> BlockRequest:
         """The index of a shard, as stored; without its columns of values, which follow."""
@@ -125,10 +136,11 @@ class DatasetBlocks:
 
     def set_next_uses(self, needs: FrameUses) -> None:
         """Let the tiers ask `needs` when frames are needed next, for as long as the object lives."""
-        groups, next_uses = self._groups, weakref.WeakMethod(needs.next_uses)
+        next_uses, shard_of = weakref.WeakMethod(needs.next_uses), weakref.WeakMethod(self._shard_of)
 
         def known(group: str) -> NDArray[np.float64] | None:
-            found, shard = next_uses(), groups.get(group)
+            found, shards = next_uses(), shard_of()
+            shard = None if found is None or shards is None else shards(group)
             return None if found is None or shard is None else found(shard)
 
         self.tiers.set_next_uses(needs, known)
@@ -136,3 +148,8 @@ class DatasetBlocks:
     def counters(self, backend: str) -> dict[str, Any]:
         """The bytes that came from each tier, the requests that were sent, and the name of the backend."""
         return {**self.tiers.counters.as_dict(), "backend": backend}
+
+
+def _beginning(group: str) -> int:
+    """The first 8 bytes of the name of a group, which a name that is none may lack."""
+    return int(group[:16] or "0", 16)

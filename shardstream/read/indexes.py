@@ -13,7 +13,7 @@ from shardstream.format.index_contents import columns_from_bytes
 from shardstream.format.manifest import Manifest
 from shardstream.memory import RecentValues
 from shardstream.read.dataset_blocks import DatasetBlocks
-from shardstream.read.opening import open_manifest
+from shardstream.read.opening import current_fingerprint
 from shardstream.storage.cancellation import current, work_for
 from shardstream.storage.fetch.in_flight import BlockRequest
 from shardstream.storage.store import Store
@@ -110,7 +110,7 @@ class Indexes:
     def _say_if_replaced(self, error: Exception) -> None:
         """Raise a StorageError that explains `error`, if another dataset now lies where this one was."""
         try:
-            found = open_manifest(self._store, None, stream=False).fingerprint
+            found = current_fingerprint(self._store)
         except (CorruptionError, StorageError):
             return
         if found != self._manifest.fingerprint:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 
-from shardstream.errors import CorruptionError, StorageError
+from shardstream.errors import StorageError
 from shardstream.format.manifest import MAX_BYTES, NAME, Manifest
+from shardstream.format.manifest_files import Stub, is_stub, load_stub
 from shardstream.storage.cache.disk import DiskTier
+from shardstream.storage.fetch.cached import wait_for_lock
+from shardstream.storage.manifests import read_body, read_manifest
 from shardstream.storage.offline import OfflineStore
 from shardstream.storage.store import Store
 from shardstream.storage.transport.failures import is_unreachable
 
-__all__ = ["open_manifest"]
+__all__ = ["current_fingerprint", "open_manifest"]
 
 log = logging.getLogger("shardstream.cache")
 
+_WRITE = 1.0  # seconds to wait until the others find the manifest on the disk, even if this process soon ends
 _LOOKED_AT = 200  # how many names in a folder are looked at
-_CONNECTIONS = 32  # how many are opened while the manifest is read, for the indexes of the first batch
 
 
-def open_manifest(store: Store, disk: DiskTier | None, stream: bool) -> Manifest:
+def open_manifest(store: Store, disk: DiskTier | None, connections: int = 0) -> Manifest:
     """The manifest of the dataset in `store`.
 
     It is written to `disk`. If the store may not be asked, or does not answer, the manifest comes from
@@ -29,7 +33,8 @@ def open_manifest(store: Store, disk: DiskTier | None, stream: bool) -> Manifest
     Args:
         store: Where the dataset is.
         disk: The SSD tier of the cache, or None.
-        stream: Whether frames are going to be read. Then connections are opened while the manifest is read.
+        connections: How many connections to the store are opened while the manifest is read, for what is read
+            behind it.
 
     Raises:
         StorageError: There is no dataset, or no access to it.
@@ -44,10 +49,10 @@ def open_manifest(store: Store, disk: DiskTier | None, stream: bool) -> Manifest
                 f"warm it while the store can be reached"
             )
         return cached
-    if stream:
-        store.warm_up(NAME, _CONNECTIONS)
+    if connections:
+        store.warm_up(NAME, connections)
     try:
-        found, data = _read(store)
+        return _read(store, disk)
     except StorageError as error:
         cached = disk.manifest(store.url) if disk is not None and is_unreachable(error) else None
         if cached is None:
@@ -56,29 +61,53 @@ def open_manifest(store: Store, disk: DiskTier | None, stream: bool) -> Manifest
             "%s; the manifest that the cache kept is used (fingerprint %s)", error, cached.fingerprint[:12]
         )
         return cached
-    if disk is not None:
-        disk.put_manifest(store.url, found.fingerprint, data)
-    return found
 
 
-def _read(store: Store) -> tuple[Manifest, bytes]:
-    data = _fetch(store)
+def current_fingerprint(store: Store) -> str:
+    """The fingerprint of the dataset in a store; of a manifest with a body, the body is not read.
+
+    Raises:
+        StorageError: There is no dataset, or no access to it.
+        CorruptionError: The manifest is damaged.
+    """
+    data = store.read(NAME, MAX_BYTES)
+    found = load_stub(data, store.where(NAME)) if is_stub(data) else Manifest.from_bytes(data)
+    return found.fingerprint
+
+
+def _read(store: Store, disk: DiskTier | None) -> Manifest:
     try:
-        return Manifest.from_bytes(data, store.where(NAME)), data
-    except CorruptionError:
-        # It may have been damaged on its way, so read it once more.
-        data = _fetch(store)
-        return Manifest.from_bytes(data, store.where(NAME)), data
-
-
-def _fetch(store: Store) -> bytes:
-    try:
-        return store.read(NAME, MAX_BYTES)
+        found, data = read_manifest(store, functools.partial(_body, disk))
     except StorageError as error:
         missing = isinstance(error.__cause__, FileNotFoundError) and "no such" not in str(error.__cause__)
         if missing or isinstance(error.__cause__, NotADirectoryError):
             raise StorageError(_no_dataset(store)) from error
         raise
+    if disk is not None and not is_stub(data):
+        disk.put_manifest(store.url, found.fingerprint, data)
+    return found
+
+
+def _body(disk: DiskTier | None, stub: Stub, store: Store) -> Manifest:
+    """The manifest of a stub: of all processes that share `disk`, one reads it from the store."""
+    if disk is None:
+        return read_body(stub, store)[0]
+    found = disk.manifest(store.url, stub.fingerprint)
+    if found is None:
+        lock = wait_for_lock(lambda: disk.lock_manifest(store.url, stub.fingerprint))
+        try:
+            found = disk.manifest(store.url, stub.fingerprint)  # another process may have fetched it
+            if found is None:
+                found, data = read_body(stub, store)
+                disk.put_manifest(store.url, stub.fingerprint, stub.to_bytes() + data, lock)
+                lock = None
+                disk.flush(_WRITE)
+                return found
+        finally:
+            if lock is not None:
+                lock.release()
+    disk.saw_manifest(store.url, stub.fingerprint)
+    return found
 
 
 def _no_dataset(store: Store) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -14,6 +15,7 @@ from shardstream.format import frames
 from shardstream.format.column_arrays import StoredColumn
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import Manifest, is_inside
+from shardstream.format.shards import shard_values
 from shardstream.memory import RecentValues
 from shardstream.order.lanes import RecentWindows
 from shardstream.read.archives import Archives
@@ -81,7 +83,7 @@ class DatasetReader:
         self.local = LocalFrames(files, self._indexes.get, self.shard_name)
         self.all_local = local and _is_local(store, manifest)
         self._fields = tuple(field.name for field in manifest.fields)
-        self._bounds = [0, *accumulate(shard.samples for shard in manifest.shards)]
+        self._bounds = array("q", accumulate(shard_values(manifest.shards, "samples"), initial=0))
         self.windows: RecentWindows = self.budget.recent_values("orders", attrgetter("nbytes"), *_WINDOWS)
         self._frames: RecentValues[tuple[int, int], memoryview] = self.budget.recent_values(
             "frames of single samples", len, *_FRAMES
@@ -96,6 +98,7 @@ class DatasetReader:
         storage_options: Options = None,
         cache: Cache | None = None,
         manifest: Manifest | None = None,
+        connections: int = 0,
     ) -> DatasetReader:
         """Open a dataset. Only its manifest is read.
 
@@ -104,6 +107,8 @@ class DatasetReader:
             storage_options: For its store.
             cache: The cache, or None.
             manifest: The manifest, if it is known. Then it is not read.
+            connections: How many connections to the store are opened while the manifest is read. Without a
+                cache none is.
 
         Raises:
             StorageError: There is no dataset, or no access to it.
@@ -112,7 +117,7 @@ class DatasetReader:
         url = str(url)
         if cache is None or (local_path_of(url) is not None and not cache.always):
             store = Store.open(url, storage_options)
-            manifest = manifest or open_manifest(store, None, stream=cache is not None)
+            manifest = manifest or open_manifest(store, None, 0 if cache is None else connections)
             if cache is None:
                 return cls(store, manifest, storage_options)
             if _is_local(store, manifest):
@@ -120,7 +125,7 @@ class DatasetReader:
             return cls(store, manifest, storage_options, cache.tiers(), cache.raw, offline=cache.offline)
         store = OfflineStore(url) if cache.offline else Store.open(url, storage_options)
         tiers = cache.tiers()
-        manifest = manifest or open_manifest(store, tiers.disk, stream=True)
+        manifest = manifest or open_manifest(store, tiers.disk, connections)
         return cls(store, manifest, storage_options, tiers, cache.raw, not cache.always, cache.offline)
 
     @classmethod
@@ -328,4 +333,7 @@ def _shard_name(store: Store, manifest: Manifest, shard: int) -> str:
 
 
 def _is_local(store: Store, manifest: Manifest) -> bool:
-    return store.local_path("") is not None and all(is_inside(shard.url) for shard in manifest.shards)
+    # Shards may lie elsewhere only if the manifest says so.
+    return store.local_path("") is not None and not (
+        manifest.external and any(not is_inside(shard.url) for shard in manifest.shards)
+    )

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from shardstream.errors import SourceError, StorageError
-from shardstream.format.manifest import NAME
 from shardstream.maintain.verify import verify
 from shardstream.packing.build_manifest import build_manifest, provenance
 from shardstream.packing.job import Job
@@ -22,6 +21,7 @@ from shardstream.packing.sources.base import prepared
 from shardstream.packing.worker import run_task
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.inputs import FileInfo, expand
+from shardstream.storage.manifests import commit_manifest
 from shardstream.storage.store import Store
 
 __all__ = ["Samples", "SourceContract", "pack_source", "read_source"]
@@ -43,7 +43,7 @@ def pack_source(source: Source, files: Sequence[FileInfo], dest: Path, layout: L
     outcome = Outcome(results, results, [])
     outcome.check_whole()
     manifest = build_manifest(job, None, outcome.shards, provenance(job, source.name, files))
-    Store.open(str(dest)).create(NAME, manifest.to_bytes())
+    commit_manifest(Store.open(str(dest)), manifest, None)
 
 
 class SourceContract:

@@ -211,7 +211,7 @@ def test_a_manifest_whose_columns_do_not_fit_is_refused(tmp_path: Path) -> None:
     ]
     for change, message in changes:
         wrong = msgspec.structs.replace(manifest, **change)
-        wrong = msgspec.structs.replace(wrong, fingerprint=wrong._fingerprint())
+        wrong = msgspec.structs.replace(wrong, fingerprint=wrong.computed_fingerprint())
         with pytest.raises(CorruptionError, match=message):
             Manifest.from_bytes(wrong.to_bytes())
     newer = (out / "manifest.json").read_bytes().replace(b'"version": 2', b'"version": 3')

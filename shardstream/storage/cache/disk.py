@@ -205,8 +205,19 @@ class DiskTier:
         self._written += 1
         return f"{self._usage.name}-{self._written}"
 
-    def put_manifest(self, url: str, fingerprint: str, data: bytes) -> None:
-        """Let the manifest be written that the store at `url` gave just now; returns at once."""
+    def lock_manifest(self, url: str, fingerprint: str) -> FetchLock | None:
+        """The right to fetch a manifest; None while another thread or process has it."""
+        return self._locks.take(f"{url.rstrip('/')} {fingerprint}")
+
+    def put_manifest(self, url: str, fingerprint: str, data: bytes, lock: FetchLock | None = None) -> None:
+        """Let the manifest be written that the store at `url` gave just now; returns at once.
+
+        Args:
+            url: Where the dataset is.
+            fingerprint: Of the manifest.
+            data: The manifest, for `manifest_files.load`.
+            lock: Its fetch lock, which is released when it is written, or is not going to be.
+        """
 
         def write() -> None:
             self._manifests.put(
@@ -215,7 +226,12 @@ class DiskTier:
             )  # fmt: skip
             self._manifests.shrink(self.limit)
 
-        self._writes.put(len(data), write)
+        if not self._writes.put(len(data), write, lock) and lock is not None:
+            lock.release()
+
+    def saw_manifest(self, url: str, fingerprint: str) -> None:
+        """Take down that the store at `url` has this manifest, which is here, just now."""
+        self._manifests.seen(url, fingerprint)
 
     def manifest(self, url: str, fingerprint: str | None = None) -> Manifest | None:
         """The manifest of the dataset at `url` with this fingerprint; by default, the one that came last."""

@@ -3,7 +3,8 @@ answer.
 
 DIR/shardstream-1-UID/manifests/URL-FINGERPRINT: URL is a hash of the dataset's place without credentials. The
 time of the file is the time when the store gave it last. A manifest is trusted only if its fingerprint is
-right, which covers all of it.
+right, which covers all of it. One of very many shards is there as its stub with its body behind it, as the
+store has them, and is trusted if the checksum in the stub is right.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import xxhash
 
 from shardstream.errors import CorruptionError
 from shardstream.format.manifest import Manifest
+from shardstream.format.manifest_files import load
 from shardstream.storage.cache.entries import Entries, is_ours, names_in, unit
 from shardstream.storage.local.reads import read_at
 from shardstream.storage.secrets import redact
@@ -55,7 +57,7 @@ class Manifests:
         if not _NAME.match(name):
             return None
         try:
-            found = Manifest.from_bytes(self._read(name))
+            found = load(self._read(name))
         except CorruptionError:
             found = None
         except OSError:
@@ -64,6 +66,11 @@ class Manifests:
             self._delete(name)
             return None
         return found
+
+    def seen(self, url: str, fingerprint: str) -> None:
+        """Take down that the store of the dataset has this manifest just now."""
+        with contextlib.suppress(OSError):
+            os.utime(_name(url, fingerprint), dir_fd=self._entries.manifest_folder, follow_symlinks=False)
 
     def newest(self, url: str) -> Manifest | None:
         """The manifest that the store of the dataset at `url` gave last."""
@@ -121,7 +128,7 @@ class Manifests:
         found = []
         for _, name, _ in self._all():
             try:
-                sound = Manifest.from_bytes(self._read(name)).fingerprint == name.rpartition("-")[2]
+                sound = load(self._read(name)).fingerprint == name.rpartition("-")[2]
             except (OSError, CorruptionError):
                 sound = False
             if not sound:

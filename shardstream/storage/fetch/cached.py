@@ -17,7 +17,7 @@ from shardstream.storage.fetch.coalesce import ranges
 from shardstream.storage.fetch.in_flight import BlockRequest
 from shardstream.storage.transport.backends import Data
 
-__all__ = ["CachedStore", "Result"]
+__all__ = ["CachedStore", "Result", "wait_for_lock"]
 
 # Called with a request, and its block, its error, or None if another process has the block or nobody needs it
 # any more; and whether the SSD tier takes the block.
@@ -56,13 +56,7 @@ class CachedStore:
     def _wait_for_lock(self, block: Block) -> FetchLock | None:
         """The right to fetch a block, as soon as no other process has it; None without an SSD tier."""
         disk = self._tiers.disk
-        if disk is None:
-            return None
-        deadline, pause, poll = time.monotonic() + _PATIENCE, threading.Event(), _POLLS[0]
-        while (lock := disk.lock(block)) is None and time.monotonic() < deadline and not current().over:
-            pause.wait(poll)  # locks of other processes can only be polled
-            poll = min(2 * poll, _POLLS[1])
-        return lock
+        return None if disk is None else wait_for_lock(lambda: disk.lock(block))
 
     def fetch(self, requests: Sequence[BlockRequest], result: Result, wait: float = 0.0) -> None:
         """Fetch blocks of one object into the SSD tier, except the blocks that other processes fetch.
@@ -126,6 +120,15 @@ class CachedStore:
                 on_disk = self._tiers.write(request.block, data, locks[request], patience)
                 del locks[request]
                 result(request, data, on_disk)
+
+
+def wait_for_lock(take: Callable[[], FetchLock | None]) -> FetchLock | None:
+    """What `take` gives as soon as no other process has the lock; None if that takes very long."""
+    deadline, pause, poll = time.monotonic() + _PATIENCE, threading.Event(), _POLLS[0]
+    while (lock := take()) is None and time.monotonic() < deadline and not current().over:
+        pause.wait(poll)  # locks of other processes can only be polled
+        poll = min(2 * poll, _POLLS[1])
+    return lock
 
 
 def _copy(data: memoryview) -> memoryview:

@@ -152,7 +152,7 @@ def merge(receipts: Sequence[Receipt]) -> tuple[list[FileInfo], dict[str, Tensor
 def commit(
     folder: Store, step: int, attempt: str, receipts: Sequence[Receipt], *, values: Any = None,
     modules: Sequence[str] = (), data: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None, conditional: bool = True,
+    extra: Mapping[str, Any] | None = None, conditional: bool = True, replace: bool = False,
 ) -> Manifest:  # fmt: skip
     """Put the manifest of an attempt. From then on readers see the checkpoint.
 
@@ -164,6 +164,7 @@ def commit(
         values: See `Manifest`; so are `modules`, `data` and `extra`.
         conditional: Whether the store has a conditional put, see `conditional_put`. Without it the manifest
             is put if there is none yet, which is safe only if there is one writer.
+        replace: Whether to replace a manifest that is there, as on a local disk whose store has none.
 
     Raises:
         StateError: The step is committed already.
@@ -177,7 +178,9 @@ def commit(
     taken = f"{folder.url}: this checkpoint is committed already, and is never overwritten"
     encoded = encode(manifest)
     try:
-        if not conditional:
+        if replace:
+            folder.write(MANIFEST, encoded)
+        elif not conditional:
             if folder.exists(MANIFEST):
                 raise StateError(taken)
             folder.write(MANIFEST, encoded)

@@ -24,8 +24,8 @@ from shardstream.checkpoint.manifest import (
     decode,
     encode,
 )
+from shardstream.checkpoint.receipts import failure_name, is_failure
 from shardstream.checkpoint.threads import in_threads
-from shardstream.checkpoint.writing import failure_name, is_failure
 from shardstream.errors import CommitError, CorruptionError, StateError, StorageError
 from shardstream.storage.store import Store
 from shardstream.version import __version__

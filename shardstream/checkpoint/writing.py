@@ -3,77 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-import xxhash
-
-from shardstream.checkpoint.layout import BLOCK, CELL, FilePlan, Placed, receipt_name, sums_name
-from shardstream.checkpoint.manifest import Chunk, FileInfo, Receipt, TensorInfo, encode
+from shardstream.checkpoint.layout import BLOCK, FilePlan, receipt_name, sums_name
+from shardstream.checkpoint.manifest import FileInfo, Receipt, encode
+from shardstream.checkpoint.outgoing import Block, Outgoing, mapped, named, write_at
+from shardstream.checkpoint.receipts import failure_name, receipt_of
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.errors import OptionError, StorageError
 from shardstream.storage.store import Store, sync_folder
 
-__all__ = ["PartWriter", "failure_name", "is_failure", "receipt_of"]
+__all__ = ["PartWriter", "receipt_of"]
 
 _PARTS = 64  # places in memory that a block is written from; what lies in more is copied together
 _SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
-
-
-def failure_name(rank: int) -> str:
-    """The name of the object by which a rank tells the others that its part will not come."""
-    return f"failed-{rank:05d}.json"
-
-
-def is_failure(name: str) -> bool:
-    """Whether this is the name of such an object."""
-    return name.startswith("failed-")
-
-
-@dataclass(frozen=True)
-class _Block:
-    """8 MiB of a file, fewer at its end. `taken` is memory of the pool, if the bytes lie in it."""
-
-    parts: list[memoryview]
-    taken: memoryview | None
-
-
-@dataclass
-class _File:
-    """A file on its way."""
-
-    plan: FilePlan
-    blocks: list[_Block] = field(default_factory=list)  # that no disk has taken
-    digests: list[str] = field(default_factory=list)
-    sums: bytearray = field(default_factory=bytearray)  # of its cells
-    descriptor: int = -1
-    path: str | None = None  # where it lies on this machine
-
-    def digest(self, parts: Sequence[memoryview]) -> None:
-        """Add the checksums of the next block."""
-        whole, cell, room = xxhash.xxh3_64(), xxhash.xxh3_64(), CELL
-        for part in parts:
-            whole.update(part)
-            start = 0
-            while start < len(part):
-                piece = part[start : start + room]
-                cell.update(piece)
-                start, room = start + len(piece), room - len(piece)
-                if not room:
-                    self.sums += cell.digest()
-                    cell.reset()
-                    room = CELL
-        if room < CELL:
-            self.sums += cell.digest()
-        self.digests.append(whole.hexdigest())
-
-    @property
-    def info(self) -> FileInfo:
-        return FileInfo(self.plan.name, self.plan.size, self.digests)
 
 
 class PartWriter:
@@ -106,13 +52,13 @@ class PartWriter:
         target = local if local is not None else store
         self._disk = target.local_path(attempt)  # None: no file is written on this machine
         self._sends = store.local_path(attempt) is None or local is not None
-        self._files: list[_File] = []
+        self._files: list[Outgoing] = []
         self._failed = threading.Event()
         self._begin = threading.Event()  # not earlier: the copies that the caller waits for come first
         self._done = threading.Event()
         self._stored = threading.Event()
-        self._queue: queue.SimpleQueue[tuple[_File, _Block] | None] = queue.SimpleQueue()
-        self._uploads: queue.SimpleQueue[_File | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Outgoing, Block] | None] = queue.SimpleQueue()
+        self._uploads: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)
         self._thread.start()
 
@@ -131,14 +77,14 @@ class PartWriter:
                 f"{plan.name} has {plan.size} bytes, since one of its tensors is that large, and "
                 f"memory={self._pool.limit} is less: give more memory=, or a local disk by local="
             )
-        file = _File(plan)
+        file = Outgoing(plan)
         self._files.append(file)
         for start in range(0, plan.size, BLOCK):
             parts = plan.views(start, min(start + BLOCK, plan.size), _PARTS)
             if parts is not None:
                 if self._failed.is_set() and self.error is not None:
                     raise self.error
-                self._queue.put((file, _Block(parts, None)))
+                self._queue.put((file, Block(parts, None)))
                 self._begin.set()
                 continue
             if self._pool.empty:
@@ -152,7 +98,7 @@ class PartWriter:
             except BaseException:
                 self._pool.give(block)
                 raise
-            self._queue.put((file, _Block([block[: plan.size - start]], block)))
+            self._queue.put((file, Block([block[: plan.size - start]], block)))
         file.plan = plan.staged()
 
     def close(self) -> None:
@@ -228,11 +174,11 @@ class PartWriter:
             self._stored.set()
             self._done.set()
 
-    def _give(self, block: _Block) -> None:
+    def _give(self, block: Block) -> None:
         if block.taken is not None:
             self._pool.give(block.taken)
 
-    def _take(self, file: _File, block: _Block) -> None:
+    def _take(self, file: Outgoing, block: Block) -> None:
         """Write a block, or keep it until its file is whole and can be sent."""
         try:
             if not self._failed.is_set() and not self._write(file, block):
@@ -244,15 +190,15 @@ class PartWriter:
             self._fail(error)
         self._give(block)
 
-    def _write(self, file: _File, block: _Block) -> bool:
+    def _write(self, file: Outgoing, block: Block) -> bool:
         """Write a block to the disk; False if no disk takes the file, and the store will."""
         start = len(file.digests) * BLOCK
         if self._disk is None or (start == 0 and (file.blocks or not self._opened(file))):
             return False
         file.digest(block.parts)
         size = sum(len(part) for part in block.parts)
-        with _named(f"writing {file.path}"):
-            _write_at(file.descriptor, block.parts, start)
+        with named(f"writing {file.path}"):
+            write_at(file.descriptor, block.parts, start)
             if start + size == file.plan.size:
                 os.fsync(file.descriptor)
                 os.close(file.descriptor)
@@ -264,7 +210,7 @@ class PartWriter:
                     self._uploads.put(file)
         return True
 
-    def _opened(self, file: _File) -> bool:
+    def _opened(self, file: Outgoing) -> bool:
         """Make the file and reserve its bytes; False if there is no room, and it can go to the store."""
         assert self._disk is not None
         path = os.path.join(self._disk, file.plan.name)
@@ -291,7 +237,7 @@ class PartWriter:
         assert self._disk is not None
         for folder in (self._disk, os.path.dirname(self._disk), os.path.dirname(os.path.dirname(self._disk))):
             if os.path.isdir(folder):
-                with _named(f"writing {folder}"):
+                with named(f"writing {folder}"):
                     sync_folder(folder)
 
     def _send_all(self) -> None:
@@ -305,10 +251,10 @@ class PartWriter:
                 self._give(block)
             file.blocks = []
 
-    def _send(self, file: _File) -> None:
+    def _send(self, file: Outgoing) -> None:
         path = f"{self.attempt}/{file.plan.name}"
         if file.path is not None:
-            with _mapped(file.path, file.plan.size) as data:
+            with mapped(file.path, file.plan.size) as data:
                 self._store.write(path, data)
             self._store.write(sums_name(path), file.sums)
             return
@@ -337,58 +283,3 @@ class PartWriter:
                 self._tell(self.error)
             with contextlib.suppress(Exception):  # the others wait for this rank only for a time
                 self._store.write(f"{self.attempt}/{failure_name(self.rank)}", b"{}")
-
-
-def receipt_of(rank: int, files: Sequence[tuple[FilePlan, FileInfo]]) -> Receipt:
-    """What a rank has written.
-
-    Args:
-        rank: Which rank.
-        files: Its files, in order, with their checksums.
-    """
-    tensors: dict[str, TensorInfo] = {}
-    for number, (plan, _) in enumerate(files):
-        for placed in plan.items:
-            _add(tensors, number, placed)
-    return Receipt(rank, [info for _, info in files], tensors)
-
-
-def _add(tensors: dict[str, TensorInfo], file: int, placed: Placed) -> None:
-    item = placed.item
-    chunk = Chunk(file, placed.start, item.shape, item.offsets)
-    known = tensors.get(item.tensor)
-    if known is None:
-        tensors[item.tensor] = TensorInfo(item.dtype, item.whole or item.shape, [chunk])
-    else:
-        known.chunks.append(chunk)
-
-
-def _write_at(descriptor: int, parts: Sequence[memoryview], start: int) -> None:
-    left = [part for part in parts if len(part)]
-    while left:
-        count = os.pwritev(descriptor, left, start)
-        start += count
-        while left and count >= len(left[0]):
-            count -= len(left.pop(0))
-        if count:
-            left[0] = left[0][count:]
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{what}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _mapped(path: str, size: int) -> Iterator[memoryview]:
-    """The bytes of a file."""
-    if not size:
-        yield memoryview(b"")
-        return
-    with _named(f"reading {path}"), open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    yield memoryview(mapped)
-    # Not closed: a request that was given up may still hold the memory. It goes with its last user.

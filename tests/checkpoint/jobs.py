@@ -180,7 +180,7 @@ def failing(url: str) -> dict[str, str]:
             mine.write_text("a file where a folder should be")
         found["second"] = outcome(lambda: saves.save(2, state))
         if rank == size - 1:
-            saves._flight.writer.wait()  # type: ignore[union-attr]
+            saves._saver.flight.writer.wait()  # type: ignore[union-attr]
         dist.barrier()  # the first rank still waits for the part that cannot come
         found["third"] = outcome(lambda: saves.save(3, state))
         mine.unlink()

@@ -1,0 +1,92 @@
+"""Files of a part on their way: the bytes that no disk has taken yet, their checksums, and where they lie."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import xxhash
+
+from shardstream.checkpoint.layout import CELL, FilePlan
+from shardstream.checkpoint.manifest import FileInfo
+from shardstream.errors import StorageError
+
+__all__ = ["Block", "Outgoing", "mapped", "named", "write_at"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """8 MiB of a file, fewer at its end. `taken` is memory of the pool, if the bytes lie in it."""
+
+    parts: list[memoryview]
+    taken: memoryview | None
+
+
+@dataclass
+class Outgoing:
+    """A file on its way."""
+
+    plan: FilePlan
+    blocks: list[Block] = field(default_factory=list)  # that no disk has taken
+    digests: list[str] = field(default_factory=list)
+    sums: bytearray = field(default_factory=bytearray)  # of its cells
+    descriptor: int = -1
+    path: str | None = None  # where it lies on this machine
+
+    def digest(self, parts: Sequence[memoryview]) -> None:
+        """Add the checksums of the next block."""
+        whole, cell, room = xxhash.xxh3_64(), xxhash.xxh3_64(), CELL
+        for part in parts:
+            whole.update(part)
+            start = 0
+            while start < len(part):
+                piece = part[start : start + room]
+                cell.update(piece)
+                start, room = start + len(piece), room - len(piece)
+                if not room:
+                    self.sums += cell.digest()
+                    cell.reset()
+                    room = CELL
+        if room < CELL:
+            self.sums += cell.digest()
+        self.digests.append(whole.hexdigest())
+
+    @property
+    def info(self) -> FileInfo:
+        return FileInfo(self.plan.name, self.plan.size, self.digests)
+
+
+def write_at(descriptor: int, parts: Sequence[memoryview], start: int) -> None:
+    """Write memory to a file, from the byte `start` on."""
+    left = [part for part in parts if len(part)]
+    while left:
+        count = os.pwritev(descriptor, left, start)
+        start += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Raise errors of the system as StorageError, which begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def mapped(path: str, size: int) -> Iterator[memoryview]:
+    """The bytes of a file."""
+    if not size:
+        yield memoryview(b"")
+        return
+    with named(f"reading {path}"), open(path, "rb") as file:
+        found = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    yield memoryview(found)
+    # Not closed: a request that was given up may still hold the memory. It goes with its last user.

@@ -10,19 +10,19 @@ import itertools
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import xxhash
 
 from shardstream.checkpoint.layout import BLOCK, CELL, byte_size, sums_name
 from shardstream.checkpoint.manifest import FileInfo, Manifest
+from shardstream.checkpoint.steps import steps
 from shardstream.errors import CorruptionError, StorageError
 from shardstream.storage.local.reads import read_parts
 from shardstream.storage.store import Store
 
 __all__ = ["Files", "verify_file"]
 
-_STEP = 512 << 10  # bytes that are read and then verified, while the cache of a processor has them
 _GAP = 4  # cells between two runs of cells that are read with them
 
 
@@ -221,7 +221,7 @@ def _digest_at(path: str, parts: Sequence[memoryview], start: int) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for step in _steps(parts):
+            for step in steps(parts):
                 read_parts(descriptor, _placed(step, start), path)
                 for part in step:
                     found.update(part)
@@ -231,22 +231,6 @@ def _digest_at(path: str, parts: Sequence[memoryview], start: int) -> str:
     except (OSError, StorageError):
         return ""
     return found.hexdigest()
-
-
-def _steps(parts: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The same memory in steps of at most `_STEP` bytes."""
-    step: list[memoryview] = []
-    room = _STEP
-    for part in parts:
-        first = 0
-        while first < len(part):
-            step.append(part[first : first + room])
-            first, room = first + len(step[-1]), room - len(step[-1])
-            if not room:
-                yield step
-                step, room = [], _STEP
-    if step:
-        yield step
 
 
 def _runs(cells: Sequence[int]) -> list[tuple[int, int]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
 
 from shardstream.checkpoint.layout import CELL, FilePlan
 from shardstream.checkpoint.manifest import FileInfo
+from shardstream.checkpoint.steps import steps
 from shardstream.errors import StorageError
+from shardstream.storage.local.writes import begin_sync
 
 __all__ = ["Block", "Outgoing", "mapped", "named", "write_at"]
 
@@ -36,23 +38,54 @@ class Outgoing:
     descriptor: int = -1
     path: str | None = None  # where it lies on this machine
 
-    def digest(self, parts: Sequence[memoryview]) -> None:
-        """Add the checksums of the next block."""
-        whole, cell, room = xxhash.xxh3_64(), xxhash.xxh3_64(), CELL
+    def digest(
+        self, parts: Sequence[memoryview], then: Callable[[Sequence[memoryview]], None] | None = None
+    ) -> None:
+        """Add the checksums of the next block.
+
+        Args:
+            parts: Its bytes.
+            then: Called with each MiB, which the cache of the processor still has.
+        """
+        whole = xxhash.xxh3_64()
+        for step in steps(parts):
+            for part in step:
+                whole.update(part)
+            self._add_cells(step)
+            if then is not None:
+                then(step)
+        self.digests.append(whole.hexdigest())
+
+    def write(self, parts: Sequence[memoryview], start: int) -> None:
+        """Write the next block to the file, and add its checksums."""
+        at = start
+
+        def write(step: Sequence[memoryview]) -> None:
+            nonlocal at
+            write_at(self.descriptor, step, at)
+            at += sum(map(len, step))
+
+        self.digest(parts, write)
+        begin_sync(self.descriptor, start, at - start)
+
+    def _add_cells(self, parts: Sequence[memoryview]) -> None:
+        cell, room = xxhash.xxh3_64(), CELL
         for part in parts:
-            whole.update(part)
             start = 0
             while start < len(part):
                 piece = part[start : start + room]
+                start += len(piece)
+                if len(piece) == CELL:
+                    self.sums += xxhash.xxh3_64_digest(piece)
+                    continue
                 cell.update(piece)
-                start, room = start + len(piece), room - len(piece)
+                room -= len(piece)
                 if not room:
                     self.sums += cell.digest()
                     cell.reset()
                     room = CELL
         if room < CELL:
             self.sums += cell.digest()
-        self.digests.append(whole.hexdigest())
 
     @property
     def info(self) -> FileInfo:

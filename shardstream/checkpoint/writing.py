@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from shardstream.checkpoint.layout import BLOCK, FilePlan, receipt_name, sums_name
 from shardstream.checkpoint.manifest import FileInfo, Receipt, encode
-from shardstream.checkpoint.outgoing import Block, Outgoing, mapped, named, write_at
+from shardstream.checkpoint.outgoing import Block, Outgoing, mapped, named
 from shardstream.checkpoint.receipts import failure_name, receipt_of
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.errors import OptionError, StorageError
@@ -195,10 +195,9 @@ class PartWriter:
         start = len(file.digests) * BLOCK
         if self._disk is None or (start == 0 and (file.blocks or not self._opened(file))):
             return False
-        file.digest(block.parts)
         size = sum(len(part) for part in block.parts)
         with named(f"writing {file.path}"):
-            write_at(file.descriptor, block.parts, start)
+            file.write(block.parts, start)
             if start + size == file.plan.size:
                 os.fsync(file.descriptor)
                 os.close(file.descriptor)

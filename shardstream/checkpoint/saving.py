@@ -13,7 +13,8 @@ import xxhash
 from shardstream.checkpoint.commit import collect, commit
 from shardstream.checkpoint.layout import BLOCK, MAX_FILE, FilePlan, step_folder
 from shardstream.checkpoint.manifest import Receipt, TensorInfo
-from shardstream.checkpoint.objects import is_module, is_optimizer, state_of
+from shardstream.checkpoint.modules import is_module, is_optimizer
+from shardstream.checkpoint.objects import state_of
 from shardstream.checkpoint.planning import Held, Tensors, held_by, owners, plan_part
 from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.retention import Run

@@ -5,6 +5,7 @@ The store is the barrier: no rank talks to another one in the background.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from shardstream.checkpoint.agreement import OtherRankError
 from shardstream.checkpoint.layout import MANIFEST, receipt_name, step_of
 from shardstream.checkpoint.manifest import (
     MAX_BYTES,
@@ -86,7 +88,7 @@ def collect(
         names = set(inside.list())
         failed = [rank for rank in range(world) if failure_name(rank) in names]
         if failed:
-            raise StorageError(f"{inside.url}: rank {failed[0]} has failed; its own error says why")
+            raise OtherRankError(f"{inside.url}: rank {failed[0]} has failed; its own error says why")
         new = [name for name in names if name in wanted and wanted[name] not in found]
         for receipt in in_threads(lambda name: _receipt(folder, attempt, name), new):
             found[receipt.rank] = receipt
@@ -166,7 +168,7 @@ def commit(
             is put if there is none yet, which is safe only if there is one writer.
 
     Raises:
-        StateError: The step is committed already.
+        StateError: The step is committed already, and that is another attempt.
         CorruptionError: The parts do not make whole tensors.
     """
     files, tensors = merge(receipts)
@@ -179,12 +181,19 @@ def commit(
     try:
         if not conditional:
             if folder.exists(MANIFEST):
-                raise StateError(taken)
+                raise CommitError(taken)
             folder.write(MANIFEST, encoded)
         else:
             folder.create(MANIFEST, encoded)
-    except CommitError as error:
-        raise StateError(taken) from error
+    except StorageError as error:
+        # The answer to a request that had an effect may be lost, and another process may finish the same.
+        with contextlib.suppress(StorageError, CorruptionError):
+            there = read_manifest(folder)
+            if there is not None and there.attempt == attempt:
+                return there
+        if isinstance(error, CommitError):
+            raise StateError(taken) from error
+        raise
     return manifest
 
 
@@ -202,12 +211,15 @@ def read_manifest(folder: Store) -> Manifest | None:
         raise
 
 
-def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: float | None) -> bool:
+def wait_for_manifest(
+    folder: Store, inside: Store, attempt: str, patience: float, limit: float | None
+) -> bool:
     """Ask the store until the manifest is there: how ranks but the first learn of the commit.
 
     Args:
         folder: The folder of the checkpoint.
         inside: The folder of the attempt.
+        attempt: Its name.
         patience: Seconds without a new object, after which it will not come.
         limit: When to return at the latest, of `time.monotonic`; or None.
 
@@ -216,6 +228,7 @@ def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: floa
 
     Raises:
         StorageError: A rank has failed, or the manifest did not come.
+        StateError: Another attempt was committed.
     """
     end, pause, seen = time.monotonic() + patience, _PAUSES[0], 0
     while not folder.exists(MANIFEST):
@@ -230,6 +243,9 @@ def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: floa
             return False
         time.sleep(pause)
         pause = min(_PAUSES[1], pause * 1.5)
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.attempt != attempt:
+        raise StateError(f"{folder.url}: this checkpoint was committed by another job")
     return True
 
 

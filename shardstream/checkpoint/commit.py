@@ -33,7 +33,7 @@ from shardstream.storage.store import Store
 from shardstream.version import __version__
 
 __all__ = [
-    "PATIENCE", "collect", "commit", "committed_steps", "conditional_put", "merge", "now",
+    "PATIENCE", "PROBE", "collect", "commit", "committed_steps", "conditional_put", "merge", "now",
     "read_manifest", "wait_for_manifest",
 ]  # fmt: skip
 
@@ -49,6 +49,8 @@ _CONDITIONAL = (
     "fsspec-memory",
 )
 _PAUSES = (0.02, 1.0)  # seconds between two listings, at first and at most
+
+PROBE = ".probe-"  # begins the names of objects by which it is tried what a store can do
 
 S = TypeVar("S", Manifest, Receipt)
 
@@ -266,7 +268,7 @@ def conditional_put(store: Store) -> bool:
     Args:
         store: Where two small objects are written and deleted.
     """
-    name = f".probe-{secrets.token_hex(8)}"
+    name = f"{PROBE}{secrets.token_hex(8)}"
     local = store.local_path(name)
     if local is None and not store.backend.startswith(_CONDITIONAL):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import time
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
-from shardstream.checkpoint.commit import committed_steps, read_manifest
+from shardstream.checkpoint.commit import PROBE, committed_steps, read_manifest
 from shardstream.checkpoint.holds import Hold
 from shardstream.checkpoint.layout import MANIFEST, is_attempt, step_folder, step_of
 from shardstream.checkpoint.threads import in_threads
@@ -188,26 +189,42 @@ def sweep(run: Run, mine: Collection[str] = (), now: float | None = None) -> lis
     before = _seen(store)
     after: dict[str, _Seen] = {}
     deleted: list[str] = []
+
+    def is_old(place: str, objects: str) -> bool:
+        known = before.get(place)
+        if known is None or known.objects != objects:
+            known = _Seen(objects, time_now)
+        if time_now - known.since < ABANDONED:
+            after[place] = known
+            return False
+        return True
+
     for name in store.list():
+        if name.startswith(PROBE) and is_old(name, ""):
+            store.delete(name)
         if step_of(name.rstrip("/")) is None:
             continue
         for attempt in _uncommitted(run, name):
-            if attempt in mine:
-                continue
             place = f"{name}/{attempt}"
-            objects = xxhash.xxh3_64_hexdigest("\n".join(run.open(name, attempt).list()).encode())
-            known = before.get(place)
-            if known is None or known.objects != objects:
-                after[place] = _Seen(objects, time_now)
-            elif time_now - known.since < ABANDONED:
-                after[place] = known
-            else:
+            names = "\n".join(run.open(name, attempt).list())
+            if attempt not in mine and is_old(place, xxhash.xxh3_64_hexdigest(names.encode())):
                 _delete_folder(run, name, attempt)
                 delete_if_empty(run, name)
                 deleted.append(place)
     if after != before:
         store.write(SEEN, msgspec.json.encode(after))
+    _sweep_temporary(store, time_now)
     return deleted
+
+
+def _sweep_temporary(store: Store, now: float) -> None:
+    """Delete files of a local disk that writers were killed in, a day after their last byte."""
+    root = store.local_path("")
+    for depth in ("", "step-*/", "step-*/*/"):
+        for path in () if root is None else glob.iglob(f"{glob.escape(root)}/{depth}.tmp-*"):
+            with contextlib.suppress(OSError):
+                if now - os.stat(path).st_mtime > ABANDONED:
+                    os.unlink(path)
 
 
 def _seen(store: Store) -> dict[str, _Seen]:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from shardstream.checkpoint.holds import Hold
 from shardstream.checkpoint.layout import BLOCK, FilePlan, receipt_name, sums_name
 from shardstream.checkpoint.manifest import FileInfo, Pending, Receipt, encode
-from shardstream.checkpoint.outgoing import Block, Outgoing, named, write_at
+from shardstream.checkpoint.outgoing import Block, Outgoing, named, sync_names, write_at
 from shardstream.checkpoint.receipts import receipt_of, say_failed
 from shardstream.checkpoint.retention import delete_part
 from shardstream.checkpoint.sending import Senders
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.errors import OptionError, StorageError
-from shardstream.storage.store import Store, sync_folder
+from shardstream.storage.store import Store
 
 __all__ = ["PartWriter", "receipt_of"]
 
@@ -172,7 +172,7 @@ class PartWriter:
             while (taken := self._queue.get()) is not None:
                 self._take(*taken)
             if self._disk is not None and not self._failed.is_set():
-                self._sync()
+                sync_names(self._disk)
                 self._note()
                 self._stored.set()
         except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
@@ -250,14 +250,6 @@ class PartWriter:
             return False
         file.path = path
         return True
-
-    def _sync(self) -> None:
-        """Make the names of the files durable."""
-        assert self._disk is not None
-        for folder in (self._disk, os.path.dirname(self._disk), os.path.dirname(os.path.dirname(self._disk))):
-            if os.path.isdir(folder):
-                with named(f"writing {folder}"):
-                    sync_folder(folder)
 
     def _note(self) -> None:
         """Say on the local disk that the part of this rank is whole there."""

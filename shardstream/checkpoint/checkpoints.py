@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,9 @@ from shardstream.format.sizes import parse_size
 from shardstream.storage.store import Options, absolute, redact
 
 __all__ = ["Checkpoints", "Skipped"]
+
+
+_handles: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
 
 
 class Skipped(NamedTuple):
@@ -94,6 +98,7 @@ class Checkpoints:
         self._recovered = False
         self._process = os.getpid()
         self._lock = threading.RLock()
+        _handles.add(self)
         self.skipped: list[Skipped] = []
 
     def __repr__(self) -> str:
@@ -239,3 +244,12 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise OptionError(f"Checkpoints: {name}={value!r} must be one of {', '.join(choices)}")
     return value
+
+
+def _unlock() -> None:
+    """In the child of a fork: a thread of the parent that had a lock will not give it back."""
+    for handle in _handles:
+        handle._lock = threading.RLock()  # noqa: SLF001 - its own class
+
+
+os.register_at_fork(after_in_child=_unlock)

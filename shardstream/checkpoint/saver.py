@@ -171,10 +171,13 @@ class Saver:
             for plan in self._plans.files(part):
                 writer.stage(plan)
             writer.close()
-        except BaseException as error:
+        except Exception as error:
             writer.abort(error)
             writer.wait()
             self.flight = None
+            raise
+        except BaseException as error:
+            writer.abort(error)  # Ctrl-C does not wait for the store; the next call does, and raises
             raise
 
     def _failure(self) -> Failure | None:

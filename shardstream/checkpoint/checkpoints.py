@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from shardstream.checkpoint.behind import Settings
 from shardstream.checkpoint.commit import PATIENCE, committed_steps, read_manifest
 from shardstream.checkpoint.layout import step_folder
 from shardstream.checkpoint.loading import Loading, candidates
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.retention import Run
-from shardstream.checkpoint.saver import Saver, Settings
+from shardstream.checkpoint.recovery import recover
+from shardstream.checkpoint.retention import Run, local_run
+from shardstream.checkpoint.saver import Saver
 from shardstream.errors import CorruptionError, OptionError, StateError
 from shardstream.format.numbers import whole_number
 from shardstream.format.sizes import parse_size
 from shardstream.storage.store import Options, absolute, redact
 
 __all__ = ["Checkpoints", "Skipped"]
+
+
+_handles: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
 
 
 class Skipped(NamedTuple):
@@ -40,9 +46,11 @@ class Checkpoints:
 
     Args:
         url: The folder of all checkpoints: a local path, s3://, gs://, az://, or what fsspec knows.
-        local: A folder on a disk of this machine, which is written before the store, and read before it.
+        local: A folder on a disk of this machine, which is written before the store, and read before it. The
+            run gets a folder of its own in it. What a job that was killed had not sent yet, the next one
+            sends and commits.
         keep: How many checkpoints stay; older ones are deleted after a commit. None keeps all. On the local
-            disk as many stay, or 2.
+            disk as many stay, or 2, beside the one that is being written.
         memory: Bytes of this rank's buffers, such as "32GB". They are kept between saves. What does not fit
             waits, within `save`, until something is written.
         busy: What `save` does while an earlier checkpoint is not committed yet: "skip" returns False, "wait"
@@ -72,10 +80,10 @@ class Checkpoints:
     ) -> None:  # fmt: skip
         self.url = redact(str(url))
         self._run = Run(absolute(str(url)), storage_options)
-        self._local = None if local is None else Run(absolute(str(local)))
+        self._local = None if local is None else local_run(str(local), self._run)
         if self._local is not None and self._local.open().local_path("") is None:
             raise OptionError(f"Checkpoints: local={local!r} must be a folder on this machine")
-        if self._local is not None and self._local.url == self._run.url:
+        if local is not None and absolute(str(local)) == self._run.url:
             raise OptionError(f"Checkpoints: local={local!r} is the folder of the checkpoints itself")
         self._run.open()  # a URL that cannot work is refused now
         self._busy = _choice("busy", busy, ("skip", "wait", "raise"))
@@ -87,8 +95,10 @@ class Checkpoints:
         self._ranks = Ranks(group)
         self._saver = Saver(self._run, self._local, self._ranks, settings)
         self._loading = Loading(self._run, self._local, self._ranks)
+        self._recovered = False
         self._process = os.getpid()
         self._lock = threading.RLock()
+        _handles.add(self)
         self.skipped: list[Skipped] = []
 
     def __repr__(self) -> str:
@@ -122,7 +132,16 @@ class Checkpoints:
             choice = self._busy if busy is None else _choice("busy", busy, ("skip", "wait", "raise"))
             step = whole_number("Checkpoints.save: step", step, 0, (1 << 63) - 1)
             damaged = {each.step for each in self.skipped}
-            return self._own_saver().save(step, state, per_rank or {}, choice, damaged)
+            saver = self._own_saver()
+            if not self._recovered:
+                self._recover(saver, step)
+            return saver.save(step, state, per_rank or {}, choice, damaged)
+
+    def _recover(self, saver: Saver, without: int | None = None) -> None:
+        """Finish what earlier jobs have left on local disks; but not of the step that is saved now."""
+        found = recover(self._run, self._local, self._ranks, saver.behind.conditional, without)
+        saver.behind.committed.update(each.step for each in found if each.committed)
+        self._recovered = True
 
     def _own_saver(self) -> Saver:
         """What saves in this process: the threads of a fork's parent are not here."""
@@ -202,7 +221,9 @@ class Checkpoints:
             StorageError: The store failed.
         """
         with self._lock:
-            self._own_saver().settle()
+            saver = self._own_saver()
+            saver.settle()
+            self._recover(saver)
             self.skipped = []
             for candidate in candidates(self._run, self._ranks, step):
                 damage = self._loading.load(candidate, state, {} if per_rank is None else per_rank)
@@ -223,3 +244,12 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise OptionError(f"Checkpoints: {name}={value!r} must be one of {', '.join(choices)}")
     return value
+
+
+def _unlock() -> None:
+    """In the child of a fork: a thread of the parent that had a lock will not give it back."""
+    for handle in _handles:
+        handle._lock = threading.RLock()  # noqa: SLF001 - its own class
+
+
+os.register_at_fork(after_in_child=_unlock)

@@ -15,8 +15,9 @@ from shardstream.checkpoint.manifest import FileInfo
 from shardstream.checkpoint.steps import steps
 from shardstream.errors import StorageError
 from shardstream.storage.local.writes import begin_sync
+from shardstream.storage.store import sync_folder
 
-__all__ = ["Block", "Outgoing", "mapped", "named", "write_at"]
+__all__ = ["Block", "Outgoing", "mapped", "named", "sync_names", "write_at"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,15 @@ def write_at(descriptor: int, parts: Sequence[memoryview], start: int) -> None:
             count -= len(left.pop(0))
         if count:
             left[0] = left[0][count:]
+
+
+def sync_names(folder: str) -> None:
+    """Make the names of the files of an attempt durable, and of the folders that they lie in."""
+    for _ in range(3):
+        if os.path.isdir(folder):
+            with named(f"writing {folder}"):
+                sync_folder(folder)
+        folder = os.path.dirname(folder)
 
 
 @contextlib.contextmanager

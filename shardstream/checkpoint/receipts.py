@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from shardstream.checkpoint.layout import FilePlan, Placed
 from shardstream.checkpoint.manifest import Chunk, FileInfo, Receipt, TensorInfo
+from shardstream.storage.store import Store
 
-__all__ = ["failure_name", "is_failure", "receipt_of"]
+__all__ = ["failure_name", "is_failure", "receipt_of", "say_failed"]
 
 
 def failure_name(rank: int) -> str:
@@ -18,6 +20,14 @@ def failure_name(rank: int) -> str:
 def is_failure(name: str) -> bool:
     """Whether this is the name of such an object."""
     return name.startswith("failed-")
+
+
+def say_failed(store: Store, attempt: str, rank: int) -> bool:
+    """Tell the other ranks that the part of a rank will not come; whether that was possible."""
+    with contextlib.suppress(Exception):  # they wait for this rank only for a time
+        store.write(f"{attempt}/{failure_name(rank)}", b"{}")
+        return True
+    return False
 
 
 def receipt_of(rank: int, files: Sequence[tuple[FilePlan, FileInfo]]) -> Receipt:

@@ -6,20 +6,22 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from shardstream.checkpoint.holds import Hold
 from shardstream.checkpoint.layout import BLOCK, FilePlan, receipt_name, sums_name
-from shardstream.checkpoint.manifest import FileInfo, Receipt, encode
-from shardstream.checkpoint.outgoing import Block, Outgoing, mapped, named
-from shardstream.checkpoint.receipts import failure_name, receipt_of
+from shardstream.checkpoint.manifest import FileInfo, Pending, Receipt, encode
+from shardstream.checkpoint.outgoing import Block, Outgoing, named, sync_names
+from shardstream.checkpoint.receipts import receipt_of, say_failed
+from shardstream.checkpoint.retention import delete_part
+from shardstream.checkpoint.sending import Senders
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.errors import OptionError, StorageError
-from shardstream.storage.store import Store, sync_folder
+from shardstream.storage.store import Store
 
 __all__ = ["PartWriter", "receipt_of"]
 
 _PARTS = 64  # places in memory that a block is written from; what lies in more is copied together
-_SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
 
 
 class PartWriter:
@@ -39,11 +41,15 @@ class PartWriter:
         then: Called in the background with the receipt, once it is stored; its errors are errors of the
             attempt.
         failed: Called in the background with the error, if the attempt has failed.
+        notes: Objects for the local folder, which are written there with the receipt once all files are. With
+            them a later job can finish the attempt. If it fails, files that nobody can finish are deleted.
+            None: no such notes, and the caller deletes.
     """
 
     def __init__(
         self, store: Store, attempt: str, rank: int, pool: BlockPool, local: Store | None = None,
         then: Callable[[Receipt], None] | None = None, failed: Callable[[BaseException], None] | None = None,
+        notes: Mapping[str, Pending] | None = None,
     ) -> None:  # fmt: skip
         self.attempt, self.rank = attempt, rank
         self.error: BaseException | None = None
@@ -52,15 +58,29 @@ class PartWriter:
         target = local if local is not None else store
         self._disk = target.local_path(attempt)  # None: no file is written on this machine
         self._sends = store.local_path(attempt) is None or local is not None
+        self._notes, self._local = notes, local
+        self._whole = False  # what is on the local disk is enough to finish the attempt
+        self._finishing = False
+        self._hold: Hold | None = None
         self._files: list[Outgoing] = []
         self._failed = threading.Event()
         self._begin = threading.Event()  # not earlier: the copies that the caller waits for come first
         self._done = threading.Event()
         self._stored = threading.Event()
         self._queue: queue.SimpleQueue[tuple[Outgoing, Block] | None] = queue.SimpleQueue()
-        self._uploads: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
+        self._senders = Senders(store, attempt, self._failed, self._fail, self._forget)
         self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)
-        self._thread.start()
+
+    def _started(self) -> None:
+        """Start the thread, which whoever stages, closes or aborts needs: one that nobody ends would stay."""
+        if self._thread.ident is None:
+            try:
+                self._thread.start()
+            except BaseException as error:
+                self._fail(error)
+                self._stored.set()
+                self._done.set()
+                raise
 
     def stage(self, plan: FilePlan) -> None:
         """Copy the bytes of a file. Returns once the tensors may change; waits while all memory is in use.
@@ -77,6 +97,7 @@ class PartWriter:
                 f"{plan.name} has {plan.size} bytes, since one of its tensors is that large, and "
                 f"memory={self._pool.limit} is less: give more memory=, or a local disk by local="
             )
+        self._started()
         file = Outgoing(plan)
         self._files.append(file)
         for start in range(0, plan.size, BLOCK):
@@ -103,6 +124,7 @@ class PartWriter:
 
     def close(self) -> None:
         """Say that no more files come."""
+        self._started()
         self._queue.put(None)
         self._begin.set()
 
@@ -143,26 +165,19 @@ class PartWriter:
         self._pool.wake()
 
     def _run(self) -> None:
-        senders = [
-            threading.Thread(target=self._send_all, name=f"upload-{self.attempt}", daemon=False)
-            for _ in range(_SENDERS if self._sends else 0)
-        ]
         try:
-            for sender in senders:
-                sender.start()
+            if self._sends:
+                self._senders.start()
             self._begin.wait()
             while (taken := self._queue.get()) is not None:
                 self._take(*taken)
             if self._disk is not None and not self._failed.is_set():
-                self._sync()
+                sync_names(self._disk)
+                self._note()
                 self._stored.set()
         except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
             self._fail(error)
-        for _ in senders:
-            self._uploads.put(None)
-        for sender in senders:
-            if sender.ident is not None:
-                sender.join()
+        self._senders.finish()
         try:
             if not self._failed.is_set():
                 self._finish()
@@ -171,6 +186,8 @@ class PartWriter:
         try:
             self._clean()
         finally:
+            if self._hold is not None:
+                self._hold.release()
             self._stored.set()
             self._done.set()
 
@@ -184,7 +201,7 @@ class PartWriter:
             if not self._failed.is_set() and not self._write(file, block):
                 file.blocks.append(block)
                 if len(file.blocks) * BLOCK >= file.plan.size:
-                    self._uploads.put(file)
+                    self._senders.put(file)
                 return
         except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
             self._fail(error)
@@ -206,7 +223,7 @@ class PartWriter:
                 with open(sums_name(file.path or ""), "xb") as sums:
                     sums.write(file.sums)
                 if self._sends:
-                    self._uploads.put(file)
+                    self._senders.put(file)
         return True
 
     def _opened(self, file: Outgoing) -> bool:
@@ -214,6 +231,8 @@ class PartWriter:
         assert self._disk is not None
         path = os.path.join(self._disk, file.plan.name)
         try:
+            if self._notes is not None and self._local is not None and self._hold is None:
+                self._hold = Hold.shared(self._disk)
             os.makedirs(self._disk, exist_ok=True)
             file.descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
             # A full disk says so now, while the bytes are still in memory.
@@ -231,39 +250,31 @@ class PartWriter:
         file.path = path
         return True
 
-    def _sync(self) -> None:
-        """Make the names of the files durable."""
-        assert self._disk is not None
-        for folder in (self._disk, os.path.dirname(self._disk), os.path.dirname(os.path.dirname(self._disk))):
-            if os.path.isdir(folder):
-                with named(f"writing {folder}"):
-                    sync_folder(folder)
-
-    def _send_all(self) -> None:
-        while (file := self._uploads.get()) is not None:
-            try:
-                if not self._failed.is_set():
-                    self._send(file)
-            except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
-                self._fail(error)
-            for block in file.blocks:
-                self._give(block)
-            file.blocks = []
-
-    def _send(self, file: Outgoing) -> None:
-        path = f"{self.attempt}/{file.plan.name}"
-        if file.path is not None:
-            with mapped(file.path, file.plan.size) as data:
-                self._store.write(path, data)
-            self._store.write(sums_name(path), file.sums)
+    def _note(self) -> None:
+        """Say on the local disk that the part of this rank is whole there."""
+        if self._notes is None or self._local is None or self.local_failed:
             return
+        names: dict[str, Pending | Receipt] = {**self._notes}
+        names[receipt_name(self.rank)] = receipt_of(self.rank, self.written)  # the last one
+        try:
+            if self._hold is None:
+                self._hold = Hold.shared(self._local.local_path(self.attempt) or "")
+            for name, content in names.items():
+                self._local.write(f"{self.attempt}/{name}", encode(content))
+        except (OSError, StorageError) as error:
+            self.local_failed = str(error)
+        else:
+            self._whole = True
+
+    def _forget(self, file: Outgoing) -> None:
+        """Give back the memory of a file that was sent, or will not be."""
         for block in file.blocks:
-            file.digest(block.parts)
-        self._store.write(path, *(part for block in file.blocks for part in block.parts))
-        self._store.write(sums_name(path), file.sums)
+            self._give(block)
+        file.blocks = []
 
     def _finish(self) -> None:
         receipt = receipt_of(self.rank, self.written)
+        self._finishing = True
         self._store.write(f"{self.attempt}/{receipt_name(self.rank)}", encode(receipt))
         if self._then is not None:
             self._then(receipt)
@@ -274,11 +285,17 @@ class PartWriter:
             if file.descriptor >= 0:
                 os.close(file.descriptor)
                 file.descriptor = -1
-            for block in file.blocks:
-                self._give(block)
-            file.blocks = []
-        if self.error is not None:
-            if self._tell is not None:
-                self._tell(self.error)
-            with contextlib.suppress(Exception):  # the others wait for this rank only for a time
-                self._store.write(f"{self.attempt}/{failure_name(self.rank)}", b"{}")
+            self._forget(file)
+        if self.error is None:
+            return
+        if self._tell is not None:
+            self._tell(self.error)
+        told = say_failed(self._store, self.attempt, self.rank)
+        if self._notes is not None and not self._whole:
+            names = [name for file in self._files for name in (file.plan.name, sums_name(file.plan.name))]
+            if not self._finishing:  # else the attempt may be committed, or be about to
+                delete_part(self._store, self.attempt, [*names, receipt_name(self.rank)])
+            if self._local is not None:
+                delete_part(self._local, self.attempt, [*names, *self._notes])
+        if not told and self._store.local_path("") is not None:  # the disk may have room now
+            say_failed(self._store, self.attempt, self.rank)

@@ -279,7 +279,9 @@ def test_torch_loads_flipped_bits(tmp_path: Path) -> None:
     good = state(1, 4, 20_000)
     dcp.save(good, checkpoint_id=tmp_path, no_dist=True)
     silent, errors = flips(tmp_path / "__0_0.distcp", 200, lambda: dcp.FileSystemReader(tmp_path), good)
-    print(f"{silent} load with wrong values, {len(errors)} raise, {200 - silent - len(errors)} change nothing")
+    print(
+        f"{silent} load with wrong values, {len(errors)} raise, {200 - silent - len(errors)} change nothing"
+    )
     assert silent > 180
 
 

@@ -1,202 +1,183 @@
-"""Saves while a loop trains: ss.Checkpoints beside torch.save, dcp.save and dcp.async_save, on a local disk.
+"""ss.Checkpoints beside torch.save, torch.distributed.checkpoint and s3torchconnector: on a disk and on S3.
 
-    python -m benchmarks.checkpoints --folder /tmp/checkpoints --size 350MB --rounds 3
+    python -m benchmarks.checkpoints [--size 2GB] [--rounds 2] [--data DIR] [--out DIR]
 
-Each way runs in a process of its own, in turn with the others. A step of the loop is a matrix product of one
-thread, about 7 ms. Of each save after the first: how long the call takes (stall), how much longer the steps
-took until the checkpoint is durable (lost), the time until then, CPU seconds of the process, and how much its
-resident memory grew at its peak. "raw" writes and syncs the same bytes in the foreground.
+Four questions: saves and loads of a model on a local disk; saves beside a training loop; saves to an object
+store 20 ms away, and loads from it. Each way runs in a process of its own, in turn with the others, and does
+its work more than once: the best figures count, for what else the machine does only adds. The first save of a
+process makes buffers and does not count. s3torchconnector runs if it can be imported.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import statistics
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shardstream.format.sizes import parse_size
+from benchmarks.checkpoints_store import CONNECTOR, GET, OURS, PUT, checkpoints, measure_store
+from benchmarks.saves import (
+    Loop,
+    Watch,
+    bars,
+    best,
+    heading,
+    in_process,
+    load_raw,
+    save_raw,
+    state_of,
+    synced,
+    table,
+    turns,
+    write_results,
+)
+from shardstream.format.sizes import human_size, parse_size
 
-WAYS = ("raw", "torch.save", "dcp.save", "dcp.async_save", "dcp.async_save kept", "ss.Checkpoints")
+RAW, READ = "raw write + fsync", "raw preadv, 4 threads"
+COPY = "memcpy into warm memory"
+KEPT = "dcp.async_save, DefaultStager kept"
+SAVES = (RAW, "torch.save + fsync", "dcp.save", OURS)
+LOADS = {READ: RAW, "torch.load": "torch.save + fsync", "dcp.load": "dcp.save", OURS: OURS}
+STALLS = (COPY, "torch.save + fsync", "dcp.save", "dcp.async_save", KEPT, OURS)
+BARS = (
+    ("save: seconds, of a raw write and fsync", "save", "seconds", OURS, RAW, 1.05),
+    ("save: CPU, of dcp.save", "save", "cpu", OURS, "dcp.save", 0.70),
+    ("load, verified: seconds, of a raw preadv", "load", "seconds", OURS, READ, 1.10),
+    ("stall, of a memcpy into warm memory", "stall", "stall", OURS, COPY, 1.20),
+    ("stall, of dcp.async_save", "stall", "stall", OURS, "dcp.async_save", 0.60),
+    ("lost until durable, of dcp.async_save", "stall", "lost", OURS, "dcp.async_save", 0.50),
+    ("load from S3: seconds, of bare obstore", "S3 load", "seconds", OURS, GET, 1.15),
+    ("load from S3: seconds, of s3torchconnector", "S3 load", "seconds", OURS, CONNECTOR, 0.50),
+)
 
 
-def state_of(size: int) -> dict[str, Any]:
-    """Tensors of 2 MB, as many as make the size."""
+def saver(way: str, folder: str, state: dict[str, Any], pause: float) -> Callable[[int], Callable[[], bool]]:
+    """From a step to a function that says whether its checkpoint is durable; the call itself is the stall.
+
+    The function waits for that at most `pause` seconds.
+    """
     import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-    return {f"layer{n}.weight": torch.rand(512, 1024) for n in range(max(1, size // (512 * 1024 * 4)))}
+    handle = checkpoints(folder) if way == OURS else None
+    options: dict[str, Any] = {}
+    if way == KEPT:
+        options["async_stager"] = DefaultStager(StagingOptions(False, False, False, False))
+    kept = {name: tensor.clone() for name, tensor in state.items()} if way == COPY else {}
+
+    def save(step: int) -> Callable[[], bool]:
+        place = f"{folder}/{step}"
+        if handle is not None:
+            handle.save(step, {"state": state})
+            return lambda: bool(handle.wait(pause))
+        if way == COPY:
+            for name, tensor in state.items():
+                kept[name].copy_(tensor)
+        elif way == RAW:
+            save_raw(place, state)
+        elif way == "torch.save + fsync":
+            torch.save(state, place)
+            synced(place)
+        elif way == "dcp.save":
+            dcp.save(state, checkpoint_id=place, no_dist=True)
+        else:
+            future: Any = dcp.async_save(state, checkpoint_id=place, no_dist=True, **options)
+            return lambda: bool(future.done() and future.result())
+        return lambda: True
+
+    return save
 
 
-def saver(way: str, folder: Path, state: dict[str, Any]) -> Callable[[int], Callable[[], bool]]:
-    """From a step to a function that says whether its checkpoint is durable; the call itself is the stall."""
+def saved(way: str, folder: str, size: int) -> dict[str, float]:
+    """In a process of its own: saves; the last one is left for loads."""
+    state, rows = state_of(size), []
+    os.makedirs(folder)
+    save = saver(way, folder, state, 60.0)
+    for step in range(3):
+        os.sync()
+        with Watch() as watch:
+            durable = save(step)
+            assert durable()
+        rows.append(watch.found)
+        if step:
+            for old in (f"{folder}/{step - 1}", f"{folder}/step-{step - 1}"):
+                shutil.rmtree(old, ignore_errors=True)
+                Path(old).unlink(missing_ok=True)
+    return {**best(rows[1:]), "memory": max(row["memory"] for row in rows)}
+
+
+def loaded(way: str, folder: str, size: int) -> dict[str, float]:
+    """In a process of its own: loads, the first of which fills the page cache."""
     import torch
     import torch.distributed.checkpoint as dcp
 
-    if way == "ss.Checkpoints":
-        import shardstream as ss
-
-        saves = ss.Checkpoints(str(folder), keep=1, memory="8GB", busy="wait")
-
-        def ours(step: int) -> Callable[[], bool]:
-            saves.save(step, {"state": state})
-            return lambda: saves.wait(0.0)
-
-        return ours
-    if way == "raw":
-
-        def raw(step: int) -> Callable[[], bool]:
-            with (folder / f"{step}.raw").open("wb", buffering=0) as file:
-                for tensor in state.values():
-                    file.write(tensor.numpy().data)
-                os.fsync(file.fileno())
-            return lambda: True
-
-        return raw
-    if way == "torch.save":
-
-        def plain(step: int) -> Callable[[], bool]:
-            with (folder / f"{step}.pt").open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            return lambda: True
-
-        return plain
-    if way == "dcp.save":
-
-        def sync(step: int) -> Callable[[], bool]:
-            dcp.save(state, checkpoint_id=str(folder / str(step)))
-            return lambda: True
-
-        return sync
-    options: dict[str, Any] = {}
-    if way.endswith("kept"):
-        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-
-        options["async_stager"] = DefaultStager(StagingOptions(True, True, False, False))
-
-    def asynchronous(step: int) -> Callable[[], bool]:
-        future: Any = dcp.async_save(state, checkpoint_id=str(folder / str(step)), **options)
-        done = getattr(future, "upload_completion", future)
-        return lambda: bool(done.done() and done.result() is not False)
-
-    return asynchronous
+    state, rows = state_of(size, filled=False), []
+    for _ in range(3):
+        with Watch() as watch:
+            if way == READ:
+                load_raw(f"{folder}/2", state)
+            elif way == "torch.load":
+                state.update(torch.load(f"{folder}/2", weights_only=True))
+            elif way == "dcp.load":
+                dcp.load(state, checkpoint_id=f"{folder}/2", no_dist=True)
+            else:
+                assert checkpoints(folder).load({"state": state}) == 2
+        rows.append(watch.found)
+    assert all(bool(tensor.any()) for tensor in state.values())
+    return best(rows[1:])
 
 
-def measured(way: str, folder: Path, size: int, saves: int) -> dict[str, float]:
-    """The medians of one process."""
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
-    folder.mkdir(parents=True)
-    dist.init_process_group("gloo", f"file://{folder}/group", world_size=1, rank=0)
-    state = state_of(size)
-    one = torch.rand(500, 500)
-
-    loop = [0.0]  # CPU seconds of the steps
-
-    def step() -> float:
-        started, cpu = time.perf_counter(), time.thread_time()
-        for _ in range(2):
-            torch.mm(one, one)
-        loop[0] += time.thread_time() - cpu
-        return time.perf_counter() - started
-
-    for _ in range(30):
-        step()
-    usual = statistics.median(step() for _ in range(60))
-    save = saver(way, folder, state)
-    rows: list[dict[str, float]] = []
-    for number in range(saves + 1):
-        os.sync()
-        memory, stop = [resident()], threading.Event()
-        watch = threading.Thread(target=lambda m=memory, s=stop: watched(m, s))
-        watch.start()
-        before, started = time.process_time(), time.perf_counter()
-        loop[0] = 0.0
-        durable = save(number)
-        stall, lost = time.perf_counter() - started, 0.0
-        while not durable():
-            lost += max(0.0, step() - usual)
-        seconds = time.perf_counter() - started
-        cpu = time.process_time() - before - loop[0]
-        stop.set()
-        watch.join()
-        if number:  # the first one makes buffers
-            row = {"stall": stall, "lost": stall + lost, "durable": seconds, "cpu": cpu}
-            rows.append(row | {"memory": max(memory) - memory[0]})
-    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+def stalled(way: str, folder: str, size: int) -> dict[str, float]:
+    """In a process of its own: saves beside a loop."""
+    os.makedirs(folder)
+    save = saver(way, folder, state_of(size), 0.0)
+    loop = Loop()
+    rows = [loop.beside(lambda step=step: save(step)) for step in range(4)]  # type: ignore[misc]
+    return best(rows[1:])
 
 
-def resident() -> int:
-    """Bytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def watched(found: list[int], stop: threading.Event) -> None:
-    """The peak of the resident memory."""
-    while not stop.wait(0.01):
-        found.append(resident())
+def measure(data: Path, size: int, rounds: int, out: Path) -> None:
+    """All tables."""
+    found: dict[str, Any] = {name: {} for name in ("save", "load", "stall", "S3 save", "S3 load")}
+    beside, small = min(size, 350_000_000), min(size, 160_000_000)
+    shutil.rmtree(data, ignore_errors=True)
+    for _ in turns(rounds, 150.0):
+        for way in SAVES:
+            folder = data / way.replace(" ", "_")
+            shutil.rmtree(folder, ignore_errors=True)
+            found["save"].setdefault(way, []).append(in_process(saved, way, str(folder), size))
+        for way, writer in LOADS.items():
+            folder = data / writer.replace(" ", "_")
+            found["load"].setdefault(way, []).append(in_process(loaded, way, str(folder), size))
+        for way in STALLS:
+            shutil.rmtree(data / "stall", ignore_errors=True)
+            found["stall"].setdefault(way, []).append(in_process(stalled, way, str(data / "stall"), beside))
+    shutil.rmtree(data)
+    measure_store(found, small, rounds)
+    lines = ["# Checkpoints", "", heading("Loads of local files are warm."), ""]
+    both, columns = ("seconds", "cpu", "memory"), ("stall", "lost", "durable", "cpu", "memory")
+    lines += table(f"save, {human_size(size)}, local", found["save"], both, RAW)
+    lines += table(f"load, {human_size(size)}, local", found["load"], both, READ)
+    lines += table(f"beside training, {human_size(beside)}", found["stall"], columns, COPY)
+    lines += table(f"save, {human_size(small)}, S3 20 ms away", found["S3 save"], both, PUT)
+    lines += table(f"load, {human_size(small)}, S3 20 ms away", found["S3 load"], both, GET)
+    lines += bars(found, BARS)
+    write_results(out, lines, {"size": size, "found": found})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--size", default="350MB")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--saves", type=int, default=3)
-    parser.add_argument("--ways", nargs="*", default=list(WAYS))
-    parser.add_argument("--one", help="used by this program itself")
+    parser.add_argument("--data", type=Path, default=Path("/tmp/benchmarks-checkpoints"))
+    parser.add_argument("--size", default="2GB")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/checkpoints"))
     given = parser.parse_args()
-    size = parse_size(given.size)
-    if given.one:
-        print(json.dumps(measured(given.one, given.folder, size, given.saves)), flush=True)
-        os._exit(0)
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in given.ways}
-    for number in range(given.rounds):
-        for way in given.ways:
-            folder = given.folder / f"{number}-{way.replace(' ', '-')}"
-            shutil.rmtree(folder, ignore_errors=True)
-            command = [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "benchmarks.checkpoints",
-                "--folder",
-                str(folder),
-            ]
-            command += ["--size", given.size, "--saves", str(given.saves), "--one", way]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            shutil.rmtree(folder, ignore_errors=True)
-            if done.returncode:
-                print(f"{way}: {done.stderr[-500:]}", file=sys.stderr)
-                continue
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    names = ("stall", "lost", "durable", "cpu", "memory")
-    print("| way | stall, s | training time lost until durable, s | durable after, s | CPU, s | memory, MB |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for way, rows in found.items():
-        if rows:
-            cells = []
-            for name in names:
-                values = [row[name] / (1e6 if name == "memory" else 1) for row in rows]
-                form = "{:.0f}" if name == "memory" else "{:.2f}"
-                low, middle, high = min(values), statistics.median(values), max(values)
-                cells.append(f"{form.format(middle)} ({form.format(low)}-{form.format(high)})")
-            print(f"| {way} | {' | '.join(cells)} |")
+    measure(given.data, parse_size(given.size), given.rounds, given.out)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,64 @@
 """Checkpoints of torch.distributed.checkpoint: our Writer and Reader beside torch's, on a local disk.
 
-    python -m benchmarks.dcp --data /tmp/dcp --size 1GB --rounds 3 --out benchmarks/results/dcp
+    python -m benchmarks.dcp [--size 500MB] [--rounds 3] [--data /tmp/dcp] [--out benchmarks/results/dcp]
 
-Each way runs in a process of its own, in turn with the others, after the machine's dirty pages are written.
-Seconds are wall time; CPU seconds are those of the process, kernel included. Memory is the peak above what
-the process had.
+Each way runs in a process of its own, in turn with the others. A process does its work three times, and its
+best figures count: what else the machine does only adds. Before each time, the machine's dirty pages are
+written. CPU seconds are those of the process, kernel included; memory is the peak above what it had.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import os
-import resource
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.saves import (
+    Loop,
+    Watch,
+    bars,
+    best,
+    heading,
+    in_process,
+    load_raw,
+    save_raw,
+    state_of,
+    synced,
+    table,
+    turns,
+    write_results,
+)
 from shardstream.format.sizes import human_size, parse_size
 
-SAVES = [
-    "raw write + fsync", "torch.save + fsync", "safetensors + fsync", "FileSystemWriter, 1 thread",
-    "FileSystemWriter, 2 threads", "FsspecWriter", "HuggingFaceStorageWriter", "ss.dcp.Writer",
-]  # fmt: skip
+RAW, READ, COPY = "raw write + fsync", "raw preadv, 4 threads", "memcpy into warm memory"
+ONE, KEPT, OURS = "FileSystemWriter, 1 thread", "dcp.async_save, DefaultStager kept", "ss.dcp.Writer"
+SAVES = (
+    RAW, "torch.save + fsync", "safetensors + fsync", ONE, "FileSystemWriter, 2 threads", "FsspecWriter",
+    "HuggingFaceStorageWriter", OURS,
+)  # fmt: skip
 LOADS = {
-    "raw preadv, 4 threads": "raw write + fsync", "torch.load": "torch.save + fsync",
-    "safetensors load_file + copy": "safetensors + fsync", "FileSystemReader": "FileSystemWriter, 1 thread",
-    "ss.dcp.Reader of torch's folder": "FileSystemWriter, 1 thread", "ss.dcp.Reader": "ss.dcp.Writer",
+    READ: RAW, "torch.load": "torch.save + fsync", "safetensors load_file + copy": "safetensors + fsync",
+    "FileSystemReader": ONE, "ss.dcp.Reader of torch's folder": ONE, "ss.dcp.Reader": OURS,
 }  # fmt: skip
-STALLS = ["memcpy into warm memory", "dcp.async_save", "dcp.async_save, DefaultStager kept", "ss.dcp.Writer"]
-TENSOR = 5_000_000  # elements of bfloat16
-
-
-def state_of(size: int, filled: bool = True) -> dict[str, Any]:
-    import torch
-
-    count = max(1, size // (2 * TENSOR))
-    one = torch.randn(TENSOR).bfloat16() if filled else torch.zeros(TENSOR, dtype=torch.bfloat16)
-    return {f"layers.{number}.weight": one.clone().reshape(1000, -1) for number in range(count)}
-
-
-class Watch:
-    """Wall seconds, CPU seconds and the peak of memory of a part of a program."""
-
-    def __enter__(self) -> Watch:  # noqa: PYI034, Self came with Python 3.11
-        Path("/proc/self/clear_refs").write_text("5")
-        self._before = _kilobytes("VmRSS")
-        self._cpu = _cpu()
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.found = {
-            "seconds": time.perf_counter() - self._start,
-            "cpu": _cpu() - self._cpu,
-            "memory": (_kilobytes("VmHWM") - self._before) * 1024,
-        }
-
-
-def _kilobytes(name: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(name))
-
-
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+STALLS = (COPY, "dcp.async_save", KEPT, OURS)
+BARS = (
+    ("save: seconds, of a raw write and fsync", "save", "seconds", OURS, RAW, 1.05),
+    ("save: CPU, of a raw write and fsync", "save", "cpu", OURS, RAW, 1.10),
+    ("save: CPU, of FileSystemWriter", "save", "cpu", OURS, ONE, 0.70),
+    ("load, verified: seconds, of a raw preadv", "load", "seconds", "ss.dcp.Reader", READ, 1.10),
+    ("stall, of a memcpy into warm memory", "stall", "stall", OURS, COPY, 1.20),
+    ("stall, of dcp.async_save", "stall", "stall", OURS, "dcp.async_save", 0.60),
+    ("lost until durable, of dcp.async_save", "stall", "lost", OURS, "dcp.async_save", 0.50),
+)
+TIMES = 3
 
 
 def save(way: str, folder: str, state: dict[str, Any]) -> None:
+    """Save a state in one way."""
     import torch
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
@@ -85,13 +66,8 @@ def save(way: str, folder: str, state: dict[str, Any]) -> None:
     import shardstream as ss
 
     os.makedirs(folder, exist_ok=True)
-    if way == "raw write + fsync":
-        with open(f"{folder}/all", "wb") as file:
-            file.writelines(
-                memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) for tensor in state.values()
-            )
-            file.flush()
-            os.fsync(file.fileno())
+    if way == RAW:
+        save_raw(f"{folder}/all", state)
     elif way == "torch.save + fsync":
         with open(f"{folder}/all", "wb") as file:
             torch.save(state, file)
@@ -100,28 +76,27 @@ def save(way: str, folder: str, state: dict[str, Any]) -> None:
         from safetensors.torch import save_file
 
         save_file(state, f"{folder}/all")
-        descriptor = os.open(f"{folder}/all", os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        synced(f"{folder}/all")
     else:
         writers: dict[str, Callable[[], Any]] = {
-            "FileSystemWriter, 1 thread": lambda: dcp.FileSystemWriter(folder),
+            ONE: lambda: dcp.FileSystemWriter(folder),
             "FileSystemWriter, 2 threads": lambda: dcp.FileSystemWriter(folder, thread_count=2),
             "FsspecWriter": lambda: FsspecWriter(f"file://{folder}"),
             "HuggingFaceStorageWriter": lambda: dcp.HuggingFaceStorageWriter(folder),
-            "ss.dcp.Writer": lambda: ss.dcp.Writer(f"{folder}/step-1"),
+            OURS: lambda: ss.dcp.Writer(f"{folder}/step-1"),
         }
         dcp.save(state, storage_writer=writers[way](), no_dist=True)
 
 
 def load(way: str, folder: str, state: dict[str, Any]) -> None:
+    """Load a state that was saved in this folder."""
     import torch
     import torch.distributed.checkpoint as dcp
 
     import shardstream as ss
 
-    if way == "raw preadv, 4 threads":
-        _preadv(f"{folder}/all", [tensor.reshape(-1).view(torch.uint8).numpy() for tensor in state.values()])
+    if way == READ:
+        load_raw(f"{folder}/all", state)
     elif way == "torch.load":
         state.update(torch.load(f"{folder}/all", weights_only=True))
     elif way == "safetensors load_file + copy":
@@ -138,173 +113,102 @@ def load(way: str, folder: str, state: dict[str, Any]) -> None:
         dcp.load(state, storage_reader=reader, no_dist=True)
 
 
-def _preadv(path: str, arrays: list[Any]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    descriptor = os.open(path, os.O_RDONLY)
-    starts = [sum(array.nbytes for array in arrays[:number]) for number in range(len(arrays))]
-    with ThreadPoolExecutor(4) as pool:
-        for count, array in zip(
-            pool.map(
-                lambda pair: os.preadv(descriptor, [pair[0]], pair[1]), zip(arrays, starts, strict=True)
-            ),
-            arrays,
-            strict=True,
-        ):
-            assert count == array.nbytes
-    os.close(descriptor)
+def saved(way: str, folder: str, size: int) -> dict[str, float]:
+    """In a process of its own: saves; the last one is left for loads."""
+    state, small = state_of(size), state_of(1)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as other:
+        save(way, other, small)  # modules that are imported at the first use
+    rows = []
+    for _ in range(TIMES):
+        shutil.rmtree(folder, ignore_errors=True)
+        os.sync()
+        with Watch() as watch:
+            save(way, folder, state)
+        rows.append(watch.found)
+    return best(rows)
 
 
-def stall(way: str, folder: str, state: dict[str, Any], saves: int = 4) -> dict[str, float]:
-    """Medians over saves but the first: how long the call takes, and what steps lose until all is durable."""
-    import torch
+def loaded(way: str, folder: str, size: int) -> dict[str, float]:
+    """In a process of its own: loads, the first of which fills the page cache."""
+    rows = []
+    state = state_of(size, filled=False)
+    for _ in range(TIMES + 1):
+        with Watch() as watch:
+            load(way, folder, state)
+        rows.append(watch.found)
+    assert all(bool(tensor.any()) for tensor in state.values())
+    return best(rows[1:])
+
+
+def stalled(way: str, folder: str, size: int) -> dict[str, float]:
+    """In a process of its own: saves beside a loop; the first one makes buffers."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
     import shardstream as ss
 
-    torch.set_num_threads(1)
-    a = torch.randn(400, 400)
-
-    def step() -> None:
-        for _ in range(4):
-            a @ a
-
-    def steps(seconds: float) -> float:
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            step()
-            count += 1
-        return (time.perf_counter() - start) / count
-
-    quiet = min(steps(0.5) for _ in range(3))
+    state = state_of(size)
     writer = ss.dcp.Writer(f"{folder}/step-0")
     stager = DefaultStager(StagingOptions(False, False, False, False))
     kept = {name: tensor.clone() for name, tensor in state.items()}
-    found = []
-    for number in range(saves):
-        os.sync()
-        begin = time.perf_counter()
-        if way == "memcpy into warm memory":
+    rows, number = [], 0
+
+    def begin() -> Callable[[], bool]:
+        place = f"{folder}/step-{number}"
+        if way == COPY:
             for name, tensor in state.items():
                 kept[name].copy_(tensor)
-            stalled = lost = time.perf_counter() - begin
-            found.append((stalled, lost, 0.0))
-            continue
+            return lambda: True
         options: dict[str, Any] = {"storage_writer": writer}
-        if way != "ss.dcp.Writer":
-            options = {"storage_writer": dcp.FileSystemWriter(f"{folder}/step-{number}")}
-            if "kept" in way:
+        if way != OURS:
+            options = {"storage_writer": dcp.FileSystemWriter(place)}
+            if way == KEPT:
                 options["async_stager"] = stager
-        future = dcp.async_save(state, checkpoint_id=f"{folder}/step-{number}", no_dist=True, **options)
-        stalled = time.perf_counter() - begin
-        count = 0
-        while not future.done():
-            step()
-            count += 1
-        future.result()
-        durable = time.perf_counter() - begin
-        found.append((stalled, durable - count * quiet, durable))
-        shutil.rmtree(f"{folder}/step-{number}")
-    names = ("stall", "lost", "durable")
-    return dict(
-        zip(names, (statistics.median(column) for column in zip(*found[1:], strict=True)), strict=True)
-    )
+        future: Any = dcp.async_save(state, checkpoint_id=place, no_dist=True, **options)
+        return lambda: bool(future.done() and future.result())
 
-
-def one(what: str, way: str, folder: str, size: int) -> dict[str, Any]:
-    """In a process of its own."""
-    warnings.filterwarnings("ignore")
-    threading.excepthook = lambda error: os._exit(3)
-    state = state_of(size, filled=what != "load")
-    # Imports are not part of what is measured.
-    for module in ("torch.distributed.checkpoint", "torch.distributed.tensor", "shardstream.checkpoint.dcp"):
-        importlib.import_module(module)
-    if what == "stall":
-        return stall(way, folder, state)
-    # So are the modules that are imported at the first use.
-    small = state_of(1)
-    with tempfile.TemporaryDirectory() as other:
-        save(LOADS[way] if what == "load" else way, other, small)
-        if what == "load":
-            load(way, other, small)
-    os.sync()
-    with Watch() as watch:
-        (save if what == "save" else load)(way, folder, state)
-    if what == "load":
-        assert all(bool(tensor.any()) for tensor in state.values())
-    return watch.found
-
-
-def run(what: str, way: str, folder: Path, size: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.dcp", "--one", what, way, str(folder), str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{what} {way}: {done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    loop = Loop()
+    for number in range(TIMES + 1):
+        rows.append(loop.beside(begin))
+        shutil.rmtree(f"{folder}/step-{number}", ignore_errors=True)
+    return best(rows[1:])
 
 
 def measure(data: Path, size: int, rounds: int, out: Path) -> None:
+    """All tables; they are written after each round."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {"save": {}, "load": {}, "stall": {}}
-    for number in range(rounds):
+    data.mkdir(parents=True, exist_ok=True)
+    third = size // 3
+    for _ in turns(rounds):
         for way in SAVES:
             folder = data / way.replace(" ", "_")
-            shutil.rmtree(folder, ignore_errors=True)
-            found["save"].setdefault(way, []).append(run("save", way, folder, size))
-        for way, saved in LOADS.items():
-            folder = data / saved.replace(" ", "_")
-            run("load", way, folder, size)  # so that the page cache has it
-            found["load"].setdefault(way, []).append(run("load", way, folder, size))
+            found["save"].setdefault(way, []).append(in_process(saved, way, str(folder), size))
+        for way, writer in LOADS.items():
+            folder = data / writer.replace(" ", "_")
+            found["load"].setdefault(way, []).append(in_process(loaded, way, str(folder), size))
         for way in STALLS:
-            folder = data / "stall"
-            shutil.rmtree(folder, ignore_errors=True)
-            found["stall"].setdefault(way, []).append(run("stall", way, folder, size // 3))
-        print(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps({"size": size, "found": found}, indent=1) + "\n")
-        (out / "results.md").write_text(table(size, found))
+            found["stall"].setdefault(way, []).append(in_process(stalled, way, str(data / "stall"), third))
+            shutil.rmtree(data / "stall", ignore_errors=True)
+        lines = [f"# torch.distributed.checkpoint, {human_size(size)} on a local disk", ""]
+        lines += [heading("Load is warm."), ""]
+        both = ("seconds", "cpu", "memory")
+        lines += table("save", found["save"], both, RAW) + table("load", found["load"], both, READ)
+        columns = ("stall", "lost", "durable", "cpu", "memory")
+        lines += table(f"stall, {human_size(third)}", found["stall"], columns, COPY)
+        lines += bars(found, BARS)
+        write_results(out, lines, {"size": size, "found": found})
     shutil.rmtree(data)
 
 
-def table(size: int, found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """Medians, with the least and the most of all rounds."""
-    lines = [f"# torch.distributed.checkpoint, {human_size(size)} on a local disk", ""]
-    lines += [f"{os.cpu_count()} processors. Medians of the rounds (least to most). Load is warm.", ""]
-    for what, columns in (
-        ("save", ("seconds", "cpu", "memory")),
-        ("load", ("seconds", "cpu", "memory")),
-        ("stall", ("stall", "lost", "durable")),
-    ):
-        heads = {"seconds": "s", "cpu": "CPU s", "memory": "memory"}
-        title = f"{what}, {human_size(size // 3)}" if what == "stall" else what
-        lines += [
-            f"| {title} | {' | '.join(heads.get(each, each) for each in columns)} |",
-            "| --- " * 4 + "|",
-        ]
-        for way, rounds in found[what].items():
-            cells = [_cell(each, [one[each] for one in rounds]) for each in columns]
-            lines.append(f"| {way} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(name: str, values: list[float]) -> str:
-    shown = (lambda value: human_size(max(0, value))) if name == "memory" else (lambda value: f"{value:.2f}")
-    return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", nargs=4)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("/tmp/benchmarks-dcp"))
-    parser.add_argument("--size", default="1GB")
+    parser.add_argument("--size", default="500MB")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/dcp"))
     given = parser.parse_args()
-    if given.one:
-        what, way, folder, size = given.one
-        print(json.dumps(one(what, way, folder, int(size))))
-        return
     measure(given.data, parse_size(given.size), given.rounds, given.out)
 
 

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import threading
-import time
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from shardstream.checkpoint.agreement import Told, again, first_failure, raise_errors
-from shardstream.checkpoint.commit import (
-    PATIENCE,
-    committed_steps,
-    conditional_put,
-    read_manifest,
-    wait_for_manifest,
-)
-from shardstream.checkpoint.layout import new_attempt, step_folder
+from shardstream.checkpoint.behind import Settings
+from shardstream.checkpoint.commit import PATIENCE, committed_steps, read_manifest
+from shardstream.checkpoint.layout import step_folder
 from shardstream.checkpoint.loading import Loading, candidates
 from shardstream.checkpoint.manifest import Manifest
-from shardstream.checkpoint.planning import Tensors
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.retention import Run, delete_step, prune, prune_local, sweep
-from shardstream.checkpoint.saving import Part, Plans, checksum, collected, finish, merge_values, rank_prefix
-from shardstream.checkpoint.staging import BlockPool
-from shardstream.checkpoint.writing import PartWriter
-from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StateError, StorageError
+from shardstream.checkpoint.recovery import recover
+from shardstream.checkpoint.retention import Run, local_run
+from shardstream.checkpoint.saver import Saver
+from shardstream.errors import CorruptionError, OptionError, StateError
 from shardstream.format.numbers import whole_number
 from shardstream.format.sizes import parse_size
 from shardstream.storage.store import Options, absolute, redact
 
 __all__ = ["Checkpoints", "Skipped"]
 
-log = logging.getLogger("shardstream")
 
-_SWEEP_EVERY = 3600.0  # seconds
-_KEEP_LOCAL = 2  # checkpoints on the local disk, if `keep` does not say
+_handles: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
 
 
 class Skipped(NamedTuple):
@@ -46,11 +34,6 @@ class Skipped(NamedTuple):
 
     step: int
     reason: str
-
-
-class _Flight(NamedTuple):
-    step: int
-    writer: PartWriter
 
 
 class Checkpoints:
@@ -63,9 +46,11 @@ class Checkpoints:
 
     Args:
         url: The folder of all checkpoints: a local path, s3://, gs://, az://, or what fsspec knows.
-        local: A folder on a disk of this machine, which is written before the store, and read before it.
+        local: A folder on a disk of this machine, which is written before the store, and read before it. The
+            run gets a folder of its own in it. What a job that was killed had not sent yet, the next one
+            sends and commits.
         keep: How many checkpoints stay; older ones are deleted after a commit. None keeps all. On the local
-            disk as many stay, or 2.
+            disk as many stay, or 2, beside the one that is being written.
         memory: Bytes of this rank's buffers, such as "32GB". They are kept between saves. What does not fit
             waits, within `save`, until something is written.
         busy: What `save` does while an earlier checkpoint is not committed yet: "skip" returns False, "wait"
@@ -95,28 +80,26 @@ class Checkpoints:
     ) -> None:  # fmt: skip
         self.url = redact(str(url))
         self._run = Run(absolute(str(url)), storage_options)
-        self._local = None if local is None else Run(absolute(str(local)))
+        self._local = None if local is None else local_run(str(local), self._run)
         if self._local is not None and self._local.open().local_path("") is None:
             raise OptionError(f"Checkpoints: local={local!r} must be a folder on this machine")
-        if self._local is not None and self._local.url == self._run.url:
+        if local is not None and absolute(str(local)) == self._run.url:
             raise OptionError(f"Checkpoints: local={local!r} is the folder of the checkpoints itself")
         self._run.open()  # a URL that cannot work is refused now
-        self._keep = None if keep is None else whole_number("Checkpoints: keep", keep, 1, 1 << 30)
         self._busy = _choice("busy", busy, ("skip", "wait", "raise"))
-        self._errors = _choice("errors", errors, ("raise", "warn"))
-        self._single_writer, self._patience = bool(single_writer), float(patience)
-        self._pool = BlockPool(parse_size(memory, "Checkpoints: memory"))
+        settings = Settings(
+            None if keep is None else whole_number("Checkpoints: keep", keep, 1, 1 << 30),
+            parse_size(memory, "Checkpoints: memory"), _choice("errors", errors, ("raise", "warn")),
+            bool(single_writer), float(patience),
+        )  # fmt: skip
         self._ranks = Ranks(group)
-        self._plans = Plans(self._ranks, self._pool)
+        self._saver = Saver(self._run, self._local, self._ranks, settings)
         self._loading = Loading(self._run, self._local, self._ranks)
-        self._flight: _Flight | None = None
-        self._conditional: bool | None = None
-        self._committed: set[int] = set()
-        self._swept = 0.0
+        self._recovered = False
         self._process = os.getpid()
         self._lock = threading.RLock()
+        _handles.add(self)
         self.skipped: list[Skipped] = []
-        self.skips = self.failures = 0
 
     def __repr__(self) -> str:
         return f"Checkpoints({self.url!r})"
@@ -146,169 +129,25 @@ class Checkpoints:
             CorruptionError: The same.
         """
         with self._lock:
-            self._after_fork()
             choice = self._busy if busy is None else _choice("busy", busy, ("skip", "wait", "raise"))
             step = whole_number("Checkpoints.save: step", step, 0, (1 << 63) - 1)
-            told = self._ask(step, choice)
-            self._raise_failures(told)
-            raise_errors(self.url, told)
-            if any(each.busy for each in told):
-                if choice == "raise":
-                    raise StateError(f"{self.url}: an earlier checkpoint is not committed yet")
-                self.skips += 1
-                log.info(
-                    "%s: step %d is not saved, since an earlier one is not committed yet", self.url, step
-                )
-                return False
-            # Only now: the states of some objects are made by collectives, which all ranks have to begin.
-            part, told = self._collect(step, state, per_rank or {}, told[0].attempt)
-            raise_errors(self.url, told)
-            assert part is not None
-            self._begin(step, part, told)
-            return True
+            damaged = {each.step for each in self.skipped}
+            saver = self._own_saver()
+            if not self._recovered:
+                self._recover(saver, step)
+            return saver.save(step, state, per_rank or {}, choice, damaged)
 
-    def _after_fork(self) -> None:
-        """The threads of a fork's parent are not here."""
+    def _recover(self, saver: Saver, without: int | None = None) -> None:
+        """Finish what earlier jobs have left on local disks; but not of the step that is saved now."""
+        found = recover(self._run, self._local, self._ranks, saver.behind.conditional, without)
+        saver.behind.committed.update(each.step for each in found if each.committed)
+        self._recovered = True
+
+    def _own_saver(self) -> Saver:
+        """What saves in this process: the threads of a fork's parent are not here."""
         if self._process != os.getpid():
-            self._process, self._flight = os.getpid(), None
-            self._pool = BlockPool(self._pool.limit)
-
-    def _ask(self, step: int, choice: str) -> list[Told]:
-        """Whether the ranks can save, before any of them looks at the state."""
-        if choice == "wait" and self._flight is not None:
-            self._flight.writer.wait()
-        failure, error = self._failure(), ""
-        busy = self._flight is not None and not self._flight.writer.done
-        if self._ranks.rank == 0:
-            error = self._alone(functools.partial(self._check_step, step))
-        return self._ranks.gather(Told(step, new_attempt(), failure, error, busy))
-
-    def _collect(
-        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], attempt: str
-    ) -> tuple[Part | None, list[Told]]:
-        """What this rank has to save, and what all ranks say."""
-        part, check = None, ""
-
-        def collect() -> None:
-            nonlocal part, check
-            part = collected(state, per_rank, self._ranks.rank)
-            check = checksum(part)
-
-        error = self._alone(collect)
-        changed = part is not None and self._plans.changed(part)
-        own = {} if part is None else part.own
-        return part, self._ranks.gather(Told(step, attempt, "", error, False, changed, check, own))
-
-    def _alone(self, work: Callable[[], object]) -> str:
-        """Do what this rank does by itself; returns why it cannot: the others wait until it says so."""
-        try:
-            work()
-        except Exception as error:
-            if self._ranks.size == 1:
-                raise
-            log.debug("a rank cannot save", exc_info=True)
-            return f"{type(error).__name__}: {error}"
-        return ""
-
-    def _check_step(self, step: int) -> None:
-        if self._conditional is None:
-            found = conditional_put(self._run.open())
-            if not found and not self._single_writer:
-                raise OptionError(
-                    f"{self.url}: this store cannot refuse to overwrite an object, so that two jobs could "
-                    "damage each other's checkpoints; give single_writer=True if there is only one job"
-                )
-            self._committed.update(committed_steps(self._run.open()))
-            self._conditional = found
-        if step in self._committed and step in {each.step for each in self.skipped}:
-            log.warning("%s: step %d, which is damaged, is deleted and saved again", self.url, step)
-            delete_step(self._run, step)
-            self._committed.discard(step)
-        if step in self._committed:
-            raise StateError(f"{self.url}: step {step} is committed already, and is never overwritten")
-
-    def _begin(self, step: int, part: Part, told: list[Told]) -> None:
-        if any(each.changed for each in told):
-            self._plans.agree(part)
-        values = merge_values(self._ranks, part, [each.checksum for each in told])
-        attempt, name = told[0].attempt, step_folder(step)
-        local = None if self._local is None else self._local.open(name)
-        then: Any = functools.partial(self._after, step)
-        own = {rank_prefix(rank): each.own for rank, each in enumerate(told) if each.own}
-        if self._ranks.rank == 0:
-            # Without what copies the tensors, which would hold them.
-            rest = part._replace(tensors=Tensors({}, {}))
-            then = functools.partial(self._commit, step, rest, values, own, self._ranks.size)
-        writer = PartWriter(
-            self._run.open(name), attempt, self._ranks.rank, self._pool, local, lambda _: then(writer),
-            functools.partial(_tell, f"{self.url}: step {step} was not saved"),
-        )  # fmt: skip
-        self._flight = _Flight(step, writer)
-        try:
-            for plan in self._plans.files(part):
-                writer.stage(plan)
-        except BaseException as error:
-            writer.abort(error)
-            writer.wait()
-            self._flight = None
-            raise
-        writer.close()
-
-    def _commit(
-        self, step: int, part: Part, values: Mapping[str, Any], own: Mapping[str, Any], world: int,
-        writer: PartWriter,
-    ) -> None:  # fmt: skip
-        finish(
-            self._run, step, writer, world, part, values, own, self._patience, bool(self._conditional),
-            functools.partial(self._committed.add, step),
-        )  # fmt: skip
-        try:
-            self._tidy(step, writer.attempt)
-        except ShardstreamError as error:
-            log.warning("%s: old checkpoints were not deleted: %s", self.url, error)
-        self._after(step, writer)
-
-    def _tidy(self, step: int, attempt: str) -> None:
-        if self._keep is not None:
-            prune(self._run, self._keep, {skipped.step for skipped in self.skipped}, step)
-        if time.monotonic() - self._swept > _SWEEP_EVERY or not self._swept:
-            self._swept = time.monotonic()
-            sweep(self._run, {attempt})
-
-    def _after(self, step: int, writer: PartWriter) -> None:
-        if writer.local_failed:
-            log.warning("%s: step %d went straight to the store: %s", self.url, step, writer.local_failed)
-        if self._local is not None:
-            try:
-                prune_local(self._local, self._keep or _KEEP_LOCAL, step)
-            except ShardstreamError as error:
-                log.warning("%s: old local files were not deleted: %s", self.url, error)
-
-    # Failures
-
-    def _failure(self) -> str:
-        """What the last save has met, or ""."""
-        if self._flight is None or self._flight.writer.error is None:
-            return ""
-        error = self._flight.writer.error
-        return f"step {self._flight.step}: {type(error).__name__}: {error}"
-
-    def _raise_failures(self, told: list[Told]) -> None:
-        failed = first_failure(told)
-        if failed is None:
-            return
-        rank, text = failed
-        flight, self._flight = self._flight, None
-        mine = None if flight is None else flight.writer.error
-        if flight is not None and not flight.writer.done:
-            flight.writer.abort(StorageError(f"rank {rank} has failed"))
-            flight.writer.wait()
-        self.failures += 1
-        where = f"{self.url}: a save has failed{f' on rank {rank}' if self._ranks.size > 1 else ''}, {text}"
-        if self._errors == "warn":
-            warnings.warn(where, RuntimeWarning, stacklevel=3)
-            return
-        raise again(mine, where) from mine
+            self._process, self._saver = os.getpid(), self._saver.forked()
+        return self._saver
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the last save is committed. No other rank needs to call it.
@@ -324,41 +163,17 @@ class Checkpoints:
             CorruptionError: The same.
         """
         with self._lock:
-            self._after_fork()
-            if self._flight is None:
-                return True
-            step, writer = self._flight
-            limit = None if seconds is None else time.monotonic() + seconds
-            if not writer.wait(seconds):
-                return False
-            if writer.error is None and writer.rank:
-                return self._wait_for_commit(step, writer, limit)
-            failure, self._flight = self._failure(), None
-            if not failure:
-                return True
-            self.failures += 1
-            if self._errors == "warn":
-                warnings.warn(f"{self.url}: a save has failed, {failure}", RuntimeWarning, stacklevel=2)
-                return False
-            raise again(writer.error, f"{self.url}: a save has failed, {failure}") from writer.error
+            return self._own_saver().wait(seconds)
 
-    def _wait_for_commit(self, step: int, writer: PartWriter, limit: float | None) -> bool:
-        """On ranks but the first: ask the store until the manifest is there."""
-        name = step_folder(step)
-        try:
-            there = wait_for_manifest(
-                self._run.open(name), self._run.open(name, writer.attempt), self._patience, limit
-            )
-        except StorageError as error:
-            self._flight = None
-            self.failures += 1
-            if self._errors == "warn":
-                warnings.warn(f"{self.url}: a save has failed: {error}", RuntimeWarning, stacklevel=3)
-                return False
-            raise
-        if there:
-            self._flight = None
-        return there
+    @property
+    def skips(self) -> int:
+        """How many saves were skipped, since an earlier one was not committed yet."""
+        return self._saver.skips
+
+    @property
+    def failures(self) -> int:
+        """How many saves have failed."""
+        return self._saver.failures
 
     # Loading
 
@@ -406,9 +221,9 @@ class Checkpoints:
             StorageError: The store failed.
         """
         with self._lock:
-            self._after_fork()
-            if self._flight is not None:
-                self._flight.writer.wait()
+            saver = self._own_saver()
+            saver.settle()
+            self._recover(saver)
             self.skipped = []
             for candidate in candidates(self._run, self._ranks, step):
                 damage = self._loading.load(candidate, state, {} if per_rank is None else per_rank)
@@ -425,12 +240,16 @@ class Checkpoints:
             raise CorruptionError(f"{self.url}: {what}: {why}")
 
 
-def _tell(what: str, error: BaseException) -> None:
-    """Say at once what the next call will raise: there may be none."""
-    log.error("%s: %s: %s", what, type(error).__name__, error)
-
-
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise OptionError(f"Checkpoints: {name}={value!r} must be one of {', '.join(choices)}")
     return value
+
+
+def _unlock() -> None:
+    """In the child of a fork: a thread of the parent that had a lock will not give it back."""
+    for handle in _handles:
+        handle._lock = threading.RLock()  # noqa: SLF001 - its own class
+
+
+os.register_at_fork(after_in_child=_unlock)

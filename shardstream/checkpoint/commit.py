@@ -5,6 +5,7 @@ The store is the barrier: no rank talks to another one in the background.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from shardstream.checkpoint.agreement import OtherRankError
 from shardstream.checkpoint.layout import MANIFEST, receipt_name, step_of
 from shardstream.checkpoint.manifest import (
     MAX_BYTES,
@@ -24,14 +26,14 @@ from shardstream.checkpoint.manifest import (
     decode,
     encode,
 )
+from shardstream.checkpoint.receipts import failure_name, is_failure
 from shardstream.checkpoint.threads import in_threads
-from shardstream.checkpoint.writing import failure_name, is_failure
 from shardstream.errors import CommitError, CorruptionError, StateError, StorageError
 from shardstream.storage.store import Store
 from shardstream.version import __version__
 
 __all__ = [
-    "PATIENCE", "collect", "commit", "committed_steps", "conditional_put", "merge", "now",
+    "PATIENCE", "PROBE", "collect", "commit", "committed_steps", "conditional_put", "merge", "now",
     "read_manifest", "wait_for_manifest",
 ]  # fmt: skip
 
@@ -47,6 +49,8 @@ _CONDITIONAL = (
     "fsspec-memory",
 )
 _PAUSES = (0.02, 1.0)  # seconds between two listings, at first and at most
+
+PROBE = ".probe-"  # begins the names of objects by which it is tried what a store can do
 
 S = TypeVar("S", Manifest, Receipt)
 
@@ -86,7 +90,7 @@ def collect(
         names = set(inside.list())
         failed = [rank for rank in range(world) if failure_name(rank) in names]
         if failed:
-            raise StorageError(f"{inside.url}: rank {failed[0]} has failed; its own error says why")
+            raise OtherRankError(f"{inside.url}: rank {failed[0]} has failed; its own error says why")
         new = [name for name in names if name in wanted and wanted[name] not in found]
         for receipt in in_threads(lambda name: _receipt(folder, attempt, name), new):
             found[receipt.rank] = receipt
@@ -152,7 +156,7 @@ def merge(receipts: Sequence[Receipt]) -> tuple[list[FileInfo], dict[str, Tensor
 def commit(
     folder: Store, step: int, attempt: str, receipts: Sequence[Receipt], *, values: Any = None,
     modules: Sequence[str] = (), data: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None, conditional: bool = True,
+    extra: Mapping[str, Any] | None = None, conditional: bool = True, replace: bool = False,
 ) -> Manifest:  # fmt: skip
     """Put the manifest of an attempt. From then on readers see the checkpoint.
 
@@ -164,9 +168,10 @@ def commit(
         values: See `Manifest`; so are `modules`, `data` and `extra`.
         conditional: Whether the store has a conditional put, see `conditional_put`. Without it the manifest
             is put if there is none yet, which is safe only if there is one writer.
+        replace: Whether to replace a manifest that is there, as on a local disk whose store has none.
 
     Raises:
-        StateError: The step is committed already.
+        StateError: The step is committed already, and that is another attempt.
         CorruptionError: The parts do not make whole tensors.
     """
     files, tensors = merge(receipts)
@@ -177,14 +182,23 @@ def commit(
     taken = f"{folder.url}: this checkpoint is committed already, and is never overwritten"
     encoded = encode(manifest)
     try:
-        if not conditional:
+        if replace:
+            folder.write(MANIFEST, encoded)
+        elif not conditional:
             if folder.exists(MANIFEST):
-                raise StateError(taken)
+                raise CommitError(taken)
             folder.write(MANIFEST, encoded)
         else:
             folder.create(MANIFEST, encoded)
-    except CommitError as error:
-        raise StateError(taken) from error
+    except StorageError as error:
+        # The answer to a request that had an effect may be lost, and another process may finish the same.
+        with contextlib.suppress(StorageError, CorruptionError):
+            there = read_manifest(folder)
+            if there is not None and there.attempt == attempt:
+                return there
+        if isinstance(error, CommitError):
+            raise StateError(taken) from error
+        raise
     return manifest
 
 
@@ -202,12 +216,15 @@ def read_manifest(folder: Store) -> Manifest | None:
         raise
 
 
-def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: float | None) -> bool:
+def wait_for_manifest(
+    folder: Store, inside: Store, attempt: str, patience: float, limit: float | None
+) -> bool:
     """Ask the store until the manifest is there: how ranks but the first learn of the commit.
 
     Args:
         folder: The folder of the checkpoint.
         inside: The folder of the attempt.
+        attempt: Its name.
         patience: Seconds without a new object, after which it will not come.
         limit: When to return at the latest, of `time.monotonic`; or None.
 
@@ -216,6 +233,7 @@ def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: floa
 
     Raises:
         StorageError: A rank has failed, or the manifest did not come.
+        StateError: Another attempt was committed.
     """
     end, pause, seen = time.monotonic() + patience, _PAUSES[0], 0
     while not folder.exists(MANIFEST):
@@ -230,6 +248,9 @@ def wait_for_manifest(folder: Store, inside: Store, patience: float, limit: floa
             return False
         time.sleep(pause)
         pause = min(_PAUSES[1], pause * 1.5)
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.attempt != attempt:
+        raise StateError(f"{folder.url}: this checkpoint was committed by another job")
     return True
 
 
@@ -250,7 +271,7 @@ def conditional_put(store: Store) -> bool:
     Args:
         store: Where two small objects are written and deleted.
     """
-    name = f".probe-{secrets.token_hex(8)}"
+    name = f"{PROBE}{secrets.token_hex(8)}"
     local = store.local_path(name)
     if local is None and not store.backend.startswith(_CONDITIONAL):
         return False

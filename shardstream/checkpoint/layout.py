@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 __all__ = [
-    "BLOCK", "CELL", "ITEM_BITS", "MANIFEST", "MAX_FILE", "FilePlan", "Item", "Placed", "byte_size",
-    "is_attempt", "new_attempt", "plan_files", "receipt_name", "step_folder", "step_of", "sums_name",
+    "BLOCK", "CELL", "ITEM_BITS", "MANIFEST", "MAX_FILE", "PENDING", "FilePlan", "Item", "Placed",
+    "byte_size", "is_attempt", "new_attempt", "plan_files", "rank_of", "receipt_name", "step_folder",
+    "step_of", "sums_name",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
+PENDING = "pending.json"  # on the local disk of the first rank, until the commit
 BLOCK = 8 << 20  # bytes that have one checksum
 CELL = 64 << 10  # bytes that have one more, so that a small slice need not read its block
 MAX_FILE = 256 << 20  # bytes of a file, unless one tensor that must stay whole has more
@@ -31,6 +33,7 @@ ALIGN = 64  # bytes
 
 _STEP = re.compile(r"step-(\d+)\Z")
 _ATTEMPT = re.compile(r"[0-9a-f]{16}\Z")
+_RECEIPT = re.compile(r"rank-(\d{5,})\.json\Z")
 
 # Bits of an element, by the names that safetensors has for dtypes.
 ITEM_BITS = {
@@ -65,6 +68,12 @@ def is_attempt(name: str) -> bool:
 def receipt_name(rank: int) -> str:
     """The name of a rank's receipt, in the folder of the attempt."""
     return f"rank-{rank:05d}.json"
+
+
+def rank_of(name: str) -> int | None:
+    """The rank of a receipt's name; None if it is no receipt."""
+    match = _RECEIPT.match(name)
+    return None if match is None else int(match[1])
 
 
 def sums_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
+from shardstream.checkpoint.agreement import Failure, raise_other
 from shardstream.checkpoint.commit import committed_steps, read_manifest
 from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.layout import MANIFEST, step_folder
@@ -29,28 +30,28 @@ def candidates(run: Run, ranks: Ranks, step: int | None) -> list[int]:
 
     Raises:
         StateError: The step is not committed.
+        StorageError: The store failed.
     """
     steps: list[int] = []
-    error = ""
+    error: Exception | None = None
     if ranks.rank == 0:
         try:
             steps = committed_steps(run.open())
             if step is not None and step not in steps:
-                error = f"{run.open().url}: step {step} is not committed; there are {steps}"
-        except Exception as caught:
-            if ranks.size == 1:
-                raise
-            error = f"{type(caught).__name__}: {caught}"
-    told = ranks.gather((steps, error))
-    if told[0][1]:
-        raise StateError(told[0][1])
-    found: list[int] = told[0][0]
-    return found[::-1] if step is None else [step]
+                raise StateError(f"{run.open().url}: step {step} is not committed; there are {steps}")
+        except Exception as caught:  # noqa: BLE001 - raised once the other ranks know
+            error = caught
+    found, failure = ranks.gather((steps, None if error is None else Failure.of(error)))[0]
+    if error is not None:
+        raise error
+    if failure is not None:
+        raise_other(f"{run.open().url}: rank 0 cannot load", failure)
+    return list(found[::-1]) if step is None else [step]
 
 
 class _Outcome(NamedTuple):
     damage: str = ""  # of the checkpoint: an older one may do
-    error: str = ""  # of anything else
+    error: Failure | None = None  # of anything else
 
 
 class Loading:
@@ -103,13 +104,13 @@ class Loading:
         return self._agree(step, "", error)
 
     def _agree(self, step: int, damage: str, error: Exception | None) -> str:
-        mine = _Outcome(damage, "" if error is None else f"{type(error).__name__}: {error}")
+        mine = _Outcome(damage, None if error is None else Failure.of(error))
         told = self._ranks.gather(tuple(mine))
         if error is not None:
             raise error
         for rank, (_, other) in enumerate(told):
-            if other:
-                raise StateError(f"{self._run.open().url}: rank {rank} cannot load step {step}: {other}")
+            if other is not None:
+                raise_other(f"{self._run.open().url}: rank {rank} cannot load step {step}", other)
         for rank, (other, _) in enumerate(told):
             if other:
                 return f"rank {rank}: {other}" if self._ranks.size > 1 else str(other)

@@ -12,8 +12,8 @@ from shardstream.checkpoint.layout import BLOCK, byte_size
 from shardstream.errors import CorruptionError
 
 __all__ = [
-    "FORMAT", "MAX_BYTES", "VERSION", "Chunk", "FileInfo", "Manifest", "Receipt", "TensorInfo", "decode",
-    "encode",
+    "FORMAT", "MAX_BYTES", "VERSION", "Chunk", "FileInfo", "Manifest", "Pending", "Receipt", "TensorInfo",
+    "decode", "encode",
 ]  # fmt: skip
 
 FORMAT = "shardstream-checkpoint"
@@ -22,7 +22,7 @@ MAX_BYTES = 4 << 30
 
 Data = bytes
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
-T = TypeVar("T", "Manifest", "Receipt")
+T = TypeVar("T", "Manifest", "Pending", "Receipt")
 
 
 class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +81,23 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     rank: int
     files: list[FileInfo]
     tensors: dict[str, TensorInfo]
+
+
+class Pending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the manifest of an attempt will have beside the receipts; on the local disk until the commit.
+
+    Args:
+        step: See `Manifest`; so are `attempt`, `world`, `values`, `modules` and `data`.
+        texts: Objects for the folder beside the tensors, by name, such as config.json.
+    """
+
+    step: int
+    attempt: str
+    world: int
+    values: dict[str, Any]
+    modules: list[str]
+    data: dict[str, Any]
+    texts: dict[str, str]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -164,8 +181,8 @@ class _Sealed(msgspec.Struct, forbid_unknown_fields=True):
     content: msgspec.Raw
 
 
-def encode(value: Manifest | Receipt) -> bytes:
-    """A manifest or a receipt as JSON, with its checksum."""
+def encode(value: Manifest | Pending | Receipt) -> bytes:
+    """One of these as JSON, with its checksum."""
     content = msgspec.json.encode(value)
     return msgspec.json.encode(
         _Sealed(FORMAT, VERSION, xxhash.xxh3_128_hexdigest(content), msgspec.Raw(content))
@@ -173,11 +190,11 @@ def encode(value: Manifest | Receipt) -> bytes:
 
 
 def decode(data: Data, kind: type[T], where: str) -> T:
-    """A manifest or a receipt from its JSON.
+    """One of these from its JSON.
 
     Args:
         data: The file.
-        kind: Manifest or Receipt.
+        kind: Manifest, Pending or Receipt.
         where: The name of the file, for messages.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ __all__ = ["Files", "Request", "read", "requests_of"]
 
 _THREADS = {True: 4, False: 16}  # by whether the files are local
 _TOGETHER = 4  # blocks that one thread reads in turn
+_VIEWS = 400  # parts of memory that a block is read into
 _SMALL_RUN = 16 << 10  # bytes: shorter runs are copied out of whole rows
 _ROWS = 8 << 20  # bytes of such rows at a time
 
@@ -102,14 +104,13 @@ def read(files: Files, requests: Sequence[Request], threads: int | None = None) 
             begin = number * BLOCK
             size = min(BLOCK, files.manifest.files[file].bytes - begin)
             parts = [pending.part(begin, begin + size) for pending in wanted]
-            if len(parts) == 1 and len(parts[0][1]) == size:
-                files.block(file, number, parts[0][1])
-            elif not files.cells(file, number, parts):
+            if not files.cells(file, number, parts):
                 if not hasattr(kept, "memory"):
-                    kept.memory = memoryview(bytearray(BLOCK))
+                    kept.memory = memoryview(mmap.mmap(-1, BLOCK))  # no pages until they are written to
                 memory = kept.memory[:size]
-                files.block(file, number, memory)
-                for start, into in parts:
+                views = _laid(parts, begin, memory)
+                files.block(file, number, views or [memory])
+                for start, into in parts if views is None else ():
                     into[:] = memory[start - begin : start - begin + len(into)]
             for pending in wanted:
                 pending.finish()
@@ -120,6 +121,33 @@ def read(files: Files, requests: Sequence[Request], threads: int | None = None) 
             groups.append([])
         groups[-1].append((file, number))
     in_threads(work, groups, threads or _THREADS[files.is_local])
+
+
+def _laid(parts: Sequence[tuple[int, memoryview]], begin: int, other: memoryview) -> list[memoryview] | None:
+    """The memory that a block is read into: the wanted parts, and `other` for what lies between them.
+
+    Args:
+        parts: (first byte of the file, memory) of what is wanted.
+        begin: The first byte of the block.
+        other: Memory of the block's size.
+
+    Returns:
+        Memory in the order of the file; None if parts overlap, or are too many for one call of the system.
+    """
+    if len(parts) > _VIEWS:
+        return None
+    found: list[memoryview] = []
+    at = begin
+    for start, into in sorted(parts, key=lambda part: part[0]):
+        if start < at:
+            return None
+        if start > at:
+            found.append(other[at - begin : start - begin])
+        found.append(into)
+        at = start + len(into)
+    if at < begin + len(other):
+        found.append(other[at - begin :])
+    return found
 
 
 def requests_of(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.files import Files
-from shardstream.checkpoint.objects import (
-    is_module,
-    is_optimizer,
-    is_sharded,
-    optimizer_template,
-    put_back,
-    state_of,
-)
+from shardstream.checkpoint.modules import is_module, is_optimizer
+from shardstream.checkpoint.objects import is_stateful, put_back, state_of
+from shardstream.checkpoint.optimizers import check_schedule, is_sharded, numbers_of, template
 from shardstream.checkpoint.reading import Request, read, requests_of
 from shardstream.checkpoint.values import Arrays, decode, encode, joined
 from shardstream.errors import StateError
@@ -30,6 +25,13 @@ class _Copied(NamedTuple):
     into: Any  # the tensor
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
+
+
+class _Optimizer(NamedTuple):
+    """An optimizer, and which of its parameters each stored name is."""
+
+    optimizer: Any
+    numbers: Mapping[str, int]
 
 
 class Restoring:
@@ -64,35 +66,49 @@ class Restoring:
     def _plan(self, key: str, value: Any) -> None:
         path = joined(self._prefix, key)
         found = Arrays({}, {})
-        own = state_of(path, value, self._state)
-        encode(own.value, path, found)
         node = self._stored[key]
-        if is_module(value):
-            _check_keys(path, own.value, node)
+        modules: list[str] = []
+        optimizers: dict[str, _Optimizer] = {}
+        for where, each, stored in _objects(path, value, node):
+            if is_module(each):
+                _check_keys(where, state_of(where, each, self._state).value, stored)
+                modules.append(f"{where}/")
+            elif is_optimizer(each):
+                numbers = numbers_of(where, each, self._state, stored)
+                optimizers[f"{where}/state/"] = _Optimizer(each, numbers or {})
+            else:
+                check_schedule(where, each, stored)
+        encode(state_of(path, value, self._state).value, path, found)
 
         def get(where: str, node: dict[str, Any]) -> Any:
             if where not in self._got:
                 if node["$"] == "tensor":
+                    fixed = any(map(where.startswith, modules))
                     target = found.tensors.get(where)
-                    if target is None and is_optimizer(value):
-                        target = self._new_state(path, value, where, node)
-                    self._got[where] = self._want(node, where, target, is_module(value))
+                    if target is None:
+                        target = self._new_state(where, node, optimizers)
+                    self._got[where] = self._want(node, where, target, fixed)
                 else:
                     self._got[where] = self._want_array(node, where)
             return self._got[where]
 
         decode(node, path, get)
 
-    def _new_state(self, path: str, optimizer: Any, where: str, node: dict[str, Any]) -> Any:
-        """Memory for a state that the optimizer does not have yet, as it has not taken a step."""
+    def _new_state(self, where: str, node: dict[str, Any], optimizers: Mapping[str, _Optimizer]) -> Any:
+        """Memory for a state that an optimizer does not have yet, as it has not taken a step."""
         from shardstream.checkpoint.tensors import dtype_named
 
-        info = self._tensors[node["name"]]
-        parts = where.removeprefix(f"{path}/state/").split("/")
-        name = parts[0].replace("~1", "/").replace("~0", "~")
-        if parts[-1] == "step":
+        prefix = next(filter(where.startswith, optimizers), None)
+        if prefix is None:
             return None
-        made = optimizer_template(optimizer, self._state, name, info.shape, dtype_named(info.dtype))
+        optimizer, numbers = optimizers[prefix]
+        info = self._tensors[node["name"]]
+        parts = where.removeprefix(prefix).split("/")
+        number = numbers.get(parts[0].replace("~1", "/").replace("~0", "~"))
+        if parts[-1] == "step" or number is None:
+            return None
+        parameter = [value for group in optimizer.param_groups for value in group["params"]][number]
+        made = template(parameter, info.shape, dtype_named(info.dtype))
         if made is None and node.get("sharded") and is_sharded(optimizer):
             raise StateError(
                 f"{where} is sharded, and this optimizer does not have it yet: take a step with gradients of "
@@ -189,7 +205,35 @@ class Restoring:
 
         loaded = {key: decode(self._stored[key], joined(self._prefix, key), get) for key in self._state}
         for key in list(self._state):
-            self._state[key] = put_back(self._state[key], loaded[key], self._state)
+            path = joined(self._prefix, key)
+            self._state[key] = put_back(path, self._state[key], loaded[key], self._state)
+
+
+def _objects(path: str, value: Any, node: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The objects within a value, with their names and the JSON of their states.
+
+    Raises:
+        StateError: The checkpoint has nothing for one of them.
+    """
+    if is_module(value) or is_stateful(value):
+        if node is None:
+            raise StateError(f"{path} is a {type(value).__name__}, for which the checkpoint has nothing")
+        yield path, value, node
+    elif type(value) in (dict, list, tuple):
+        stored = _children(value, node, path)
+        for key, each in value.items() if type(value) is dict else enumerate(value):
+            yield from _objects(joined(path, key), each, stored.get(key))
+
+
+def _children(value: Any, node: Any, path: str) -> Mapping[Any, Any]:
+    """The JSON within the JSON of a dict, list or tuple, by key or number; empty if it is another one."""
+    kind = node.get("$") if isinstance(node, dict) else None
+    if type(value) is dict and isinstance(node, dict) and kind in (None, "dict"):
+        items = node.items() if kind is None else node["items"]
+        return {decode(key, path, lambda _, found: found): each for key, each in items}
+    if type(value) is list and isinstance(node, list):
+        return dict(enumerate(node))
+    return dict(enumerate(node["items"])) if type(value) is tuple and kind == "tuple" else {}
 
 
 def _check_keys(path: str, mine: Mapping[str, Any], node: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import re
 import time
 from collections.abc import Collection
 from typing import NamedTuple
@@ -11,13 +13,17 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
-from shardstream.checkpoint.commit import committed_steps, read_manifest
+from shardstream.checkpoint.commit import PROBE, committed_steps, read_manifest
+from shardstream.checkpoint.holds import Hold
 from shardstream.checkpoint.layout import MANIFEST, is_attempt, step_folder, step_of
 from shardstream.checkpoint.threads import in_threads
 from shardstream.errors import CorruptionError, StorageError
-from shardstream.storage.store import Options, Store
+from shardstream.storage.store import Options, Store, absolute, redact
 
-__all__ = ["ABANDONED", "Run", "delete_step", "prune", "prune_local", "sweep"]
+__all__ = [
+    "ABANDONED", "Run", "delete_attempt", "delete_if_empty", "delete_part", "delete_step", "local_attempts",
+    "local_run", "prune", "prune_local", "sweep",
+]  # fmt: skip
 
 ABANDONED = 24 * 3600.0  # seconds without a new object, after which an attempt is taken for dead
 SEEN = ".attempts.json"
@@ -34,6 +40,18 @@ class Run(NamedTuple):
         return Store.open("/".join([self.url.rstrip("/") or self.url, *below]), self.options)
 
 
+def local_run(folder: str, run: Run) -> Run:
+    """Where the copies of a run lie in a folder of this machine: each run has a folder of its own in it.
+
+    Args:
+        folder: What the user gave.
+        run: The checkpoints.
+    """
+    url = redact(run.url).rstrip("/")
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", url.rpartition("/")[2]).lstrip(".")[:64] or "run"
+    return Run(f"{absolute(folder).rstrip('/')}/{name}-{xxhash.xxh3_64_hexdigest(url.encode())}")
+
+
 class _Seen(msgspec.Struct):
     """When the objects of an attempt were first seen as they are."""
 
@@ -44,6 +62,7 @@ class _Seen(msgspec.Struct):
 def _delete_folder(run: Run, *below: str) -> None:
     """Delete all objects of a folder that has no folders in it."""
     store = run.open(*below)
+    store.clear_temporary()  # of writers that were killed
     in_threads(store.delete, store.list())
     path = store.local_path("")
     if path is not None:
@@ -51,10 +70,27 @@ def _delete_folder(run: Run, *below: str) -> None:
             os.rmdir(path)
 
 
-def _delete_if_empty(run: Run, *below: str) -> None:
+def delete_if_empty(run: Run, *below: str) -> None:
+    """Delete a folder of a local disk if nothing is in it."""
     path = run.open(*below).local_path("")
     if path is not None:
         with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def delete_part(store: Store, attempt: str, names: Collection[str]) -> None:
+    """Delete what a rank has written of an attempt that failed: a full disk would stay full. Raises nothing.
+
+    Args:
+        store: The folder of the checkpoint.
+        attempt: The folder in it.
+        names: The objects.
+    """
+    with contextlib.suppress(Exception):  # the error that is raised says more
+        in_threads(lambda name: store.delete(f"{attempt}/{name}"), names)
+    path = store.local_path(attempt)
+    if path is not None:
+        with contextlib.suppress(OSError):  # there is more, of other ranks
             os.rmdir(path)
 
 
@@ -69,7 +105,7 @@ def delete_step(run: Run, step: int) -> None:
     folder.delete(MANIFEST)
     if manifest is not None:
         _delete_folder(run, name, manifest.attempt)
-    _delete_if_empty(run, name)
+    delete_if_empty(run, name)
 
 
 def prune(run: Run, keep: int, unsound: Collection[int] = (), last: int | None = None) -> list[int]:
@@ -105,17 +141,34 @@ def _has_manifest(run: Run, step: int) -> bool:
 def prune_local(run: Run, keep: int, last: int) -> None:
     """Delete the files of all steps up to `last` but the newest on this machine's disk.
 
-    Several ranks may do so. A folder with a manifest is a checkpoint of its own, which is left alone.
+    Several ranks may do so. A folder with a manifest is a checkpoint of its own, which is left alone, and so
+    is an attempt that a living process writes.
     """
     names = run.open().list()
     steps = sorted(step for name in names if (step := step_of(name)) is not None and step <= last)
     for step in steps[:-keep]:
-        name = step_folder(step)
-        inside = run.open(name).list()
-        for attempt in () if MANIFEST in inside else inside:
-            with contextlib.suppress(StorageError):  # it is a file, or another rank has deleted it
-                _delete_folder(run, name, attempt)
-        _delete_if_empty(run, name)
+        for attempt in local_attempts(run, step):
+            path = run.open(step_folder(step)).local_path(attempt)
+            hold = None if path is None else Hold.alone(path)
+            if hold is not None:
+                try:
+                    delete_attempt(run, step, attempt)
+                finally:
+                    hold.release()
+        delete_if_empty(run, step_folder(step))
+
+
+def local_attempts(run: Run, step: int) -> list[str]:
+    """The attempts of a step on this machine's disk; none if it is a checkpoint of its own."""
+    inside = run.open(step_folder(step)).list()
+    return [] if MANIFEST in inside else [name for name in inside if is_attempt(name)]
+
+
+def delete_attempt(run: Run, step: int, attempt: str) -> None:
+    """Delete an attempt that nobody writes any more, and the folder of its step if nothing else is there."""
+    with contextlib.suppress(StorageError):  # another process has deleted it
+        _delete_folder(run, step_folder(step), attempt)
+    delete_if_empty(run, step_folder(step))
 
 
 def sweep(run: Run, mine: Collection[str] = (), now: float | None = None) -> list[str]:
@@ -136,26 +189,42 @@ def sweep(run: Run, mine: Collection[str] = (), now: float | None = None) -> lis
     before = _seen(store)
     after: dict[str, _Seen] = {}
     deleted: list[str] = []
+
+    def is_old(place: str, objects: str) -> bool:
+        known = before.get(place)
+        if known is None or known.objects != objects:
+            known = _Seen(objects, time_now)
+        if time_now - known.since < ABANDONED:
+            after[place] = known
+            return False
+        return True
+
     for name in store.list():
+        if name.startswith(PROBE) and is_old(name, ""):
+            store.delete(name)
         if step_of(name.rstrip("/")) is None:
             continue
         for attempt in _uncommitted(run, name):
-            if attempt in mine:
-                continue
             place = f"{name}/{attempt}"
-            objects = xxhash.xxh3_64_hexdigest("\n".join(run.open(name, attempt).list()).encode())
-            known = before.get(place)
-            if known is None or known.objects != objects:
-                after[place] = _Seen(objects, time_now)
-            elif time_now - known.since < ABANDONED:
-                after[place] = known
-            else:
+            names = "\n".join(run.open(name, attempt).list())
+            if attempt not in mine and is_old(place, xxhash.xxh3_64_hexdigest(names.encode())):
                 _delete_folder(run, name, attempt)
-                _delete_if_empty(run, name)
+                delete_if_empty(run, name)
                 deleted.append(place)
     if after != before:
         store.write(SEEN, msgspec.json.encode(after))
+    _sweep_temporary(store, time_now)
     return deleted
+
+
+def _sweep_temporary(store: Store, now: float) -> None:
+    """Delete files of a local disk that writers were killed in, a day after their last byte."""
+    root = store.local_path("")
+    for depth in ("", "step-*/", "step-*/*/"):
+        for path in () if root is None else glob.iglob(f"{glob.escape(root)}/{depth}.tmp-*"):
+            with contextlib.suppress(OSError):
+                if now - os.stat(path).st_mtime > ABANDONED:
+                    os.unlink(path)
 
 
 def _seen(store: Store) -> dict[str, _Seen]:

@@ -1,31 +1,24 @@
-"""One save: what each rank has, what the ranks agree on, and the commit in the background."""
+"""One save: what each rank has, and what the ranks agree on."""
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
 
-from shardstream.checkpoint.commit import collect, commit
-from shardstream.checkpoint.layout import BLOCK, MAX_FILE, FilePlan, step_folder
-from shardstream.checkpoint.manifest import Receipt, TensorInfo
-from shardstream.checkpoint.objects import is_module, is_optimizer, state_of
+from shardstream.checkpoint.layout import BLOCK, MAX_FILE, FilePlan
+from shardstream.checkpoint.modules import is_module, is_optimizer
+from shardstream.checkpoint.objects import state_of
 from shardstream.checkpoint.planning import Held, Tensors, held_by, owners, plan_part
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.slices import Box
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.values import Arrays, encode, joined, merged
-from shardstream.checkpoint.writing import PartWriter
 from shardstream.errors import StateError
 
-__all__ = ["Part", "Plans", "collected", "finish", "rank_prefix"]
-
-log = logging.getLogger("shardstream")
+__all__ = ["Part", "Plans", "checksum", "collected", "merge_values", "rank_prefix"]
 
 _COMPARED = 64 << 10  # bytes: tensors up to this size that are not a module's are compared between the ranks
 
@@ -183,61 +176,3 @@ def merge_values(ranks: Ranks, part: Part, told: Sequence[str]) -> dict[str, Any
 def checksum(part: Part) -> str:
     """A checksum of the values that all ranks should have alike."""
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode([part.values, part.sums]))
-
-
-def finish(
-    run: Run, step: int, writer: PartWriter, world: int, part: Part, values: Mapping[str, Any],
-    own: Mapping[str, Any], patience: float, conditional: bool, then: Callable[[], None],
-) -> None:  # fmt: skip
-    """On the first rank, in the background: wait for all parts, and commit.
-
-    Args:
-        run: The checkpoints.
-        step: The step.
-        writer: The part of this rank; it says if the attempt has failed.
-        world: How many ranks there are.
-        part: What this rank has.
-        values: The state in JSON, of all ranks together.
-        own: What each rank alone has in JSON, by `rank_prefix`.
-        patience: Seconds without a new object, after which a rank is taken for dead.
-        conditional: Whether the store has a conditional put.
-        then: Called once it is committed.
-    """
-    name, attempt = step_folder(step), writer.attempt
-    folder = run.open(name)
-    receipts = collect(folder, run.open(name, attempt), attempt, world, writer.stopped, patience)
-    for text, content in (part.texts | indexes(receipts, part.modules)).items():
-        folder.write(f"{attempt}/{text}", content.encode())
-    stored = dict(values) | dict(own)
-    commit(
-        folder, step, attempt, receipts, values=stored, modules=part.modules, data=part.data,
-        conditional=conditional,
-    )  # fmt: skip
-    then()
-
-
-def indexes(receipts: Sequence[Receipt], modules: Sequence[str]) -> dict[str, str]:
-    """The index of each module whose tensors lie whole in files of their own, as transformers wants it.
-
-    Returns:
-        The content of each, by its name: model.safetensors.index.json for the module "model".
-    """
-    found: dict[str, str] = {}
-    for module in modules:
-        table: dict[str, str] = {}
-        size, whole = 0, True
-        for receipt in receipts:
-            for name, tensor in receipt.tensors.items():
-                if name.startswith(f"{module}/"):
-                    whole = whole and _is_whole(tensor)
-                    file = receipt.files[tensor.chunks[0].file]
-                    table[name.removeprefix(f"{module}/")] = file.name
-        if whole and table:
-            size = sum(file.bytes for r in receipts for file in r.files if file.name in table.values())
-            content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(table.items()))}
-            found[f"{module}.safetensors.index.json"] = json.dumps(content, indent=1)
-    return found
-
-
-def _is_whole(tensor: TensorInfo) -> bool:
-    return len(tensor.chunks) == 1 and tensor.chunks[0].shape == tensor.shape

@@ -43,11 +43,15 @@ def in_threads(work: Callable[[T], R], values: Iterable[T], most: int = _THREADS
                 errors.append(error)
 
     threads = [threading.Thread(target=run, daemon=True) for _ in range(min(most, len(given)) - 1)]
-    for thread in threads:
-        thread.start()
-    run()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        run()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        errors.append(error)  # Ctrl-C: no thread begins another call
+        raise
     if errors:
         raise errors[0]
     return results

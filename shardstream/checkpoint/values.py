@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 from shardstream.errors import StateError
 
-__all__ = ["Arrays", "decode", "difference", "encode", "is_array", "is_tensor", "joined", "merged"]
+__all__ = [
+    "Arrays", "decode", "difference", "encode", "is_array", "is_tensor", "joined", "merged", "shown"
+]  # fmt: skip
 
 _SMALL = 4096  # bytes that are written as text
 _INTS = 1 << 63
@@ -230,3 +232,24 @@ def merged(one: Any, other: Any, path: str = "") -> Any:
             "rank has of its own in per_rank={...}"
         )
     return one
+
+
+def shown(value: Any) -> str:
+    """A value in JSON as people write it. Nothing is read for tensors and arrays, and nothing imported."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if not isinstance(value, dict):
+        return repr(value)
+    kind = value.get("$")
+    if kind is None:
+        return f"{{{', '.join(f'{key!r}: {shown(each)}' for key, each in value.items())}}}"
+    if kind in ("dict", "counter"):
+        return f"{{{', '.join(f'{shown(key)}: {shown(each)}' for key, each in value['items'])}}}"
+    if kind in ("tuple", "set", "frozenset"):
+        inside = ", ".join(map(shown, value["items"]))
+        return f"({inside})" if kind == "tuple" else f"{{{inside}}}"
+    if kind in ("bytes", "bytearray"):
+        return f"{value.get('size', len(value.get('hex', '')) // 2):,} bytes"
+    if kind in ("tensor", "array"):
+        return f"{kind} {value['name']!r}"
+    return str(value.get("value", f"a {kind} of {value.get('dtype', 'another version')}"))

@@ -3,77 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
-import xxhash
-
-from shardstream.checkpoint.layout import BLOCK, CELL, FilePlan, Placed, receipt_name, sums_name
-from shardstream.checkpoint.manifest import Chunk, FileInfo, Receipt, TensorInfo, encode
+from shardstream.checkpoint.holds import Hold
+from shardstream.checkpoint.layout import BLOCK, FilePlan, receipt_name, sums_name
+from shardstream.checkpoint.manifest import FileInfo, Pending, Receipt, encode
+from shardstream.checkpoint.outgoing import Block, Outgoing, named, sync_names
+from shardstream.checkpoint.receipts import receipt_of, say_failed
+from shardstream.checkpoint.retention import delete_part
+from shardstream.checkpoint.sending import Senders
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.errors import OptionError, StorageError
-from shardstream.storage.store import Store, sync_folder
+from shardstream.storage.store import Store
 
-__all__ = ["PartWriter", "failure_name", "is_failure", "receipt_of"]
+__all__ = ["PartWriter", "receipt_of"]
 
 _PARTS = 64  # places in memory that a block is written from; what lies in more is copied together
-_SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
-
-
-def failure_name(rank: int) -> str:
-    """The name of the object by which a rank tells the others that its part will not come."""
-    return f"failed-{rank:05d}.json"
-
-
-def is_failure(name: str) -> bool:
-    """Whether this is the name of such an object."""
-    return name.startswith("failed-")
-
-
-@dataclass(frozen=True)
-class _Block:
-    """8 MiB of a file, fewer at its end. `taken` is memory of the pool, if the bytes lie in it."""
-
-    parts: list[memoryview]
-    taken: memoryview | None
-
-
-@dataclass
-class _File:
-    """A file on its way."""
-
-    plan: FilePlan
-    blocks: list[_Block] = field(default_factory=list)  # that no disk has taken
-    digests: list[str] = field(default_factory=list)
-    sums: bytearray = field(default_factory=bytearray)  # of its cells
-    descriptor: int = -1
-    path: str | None = None  # where it lies on this machine
-
-    def digest(self, parts: Sequence[memoryview]) -> None:
-        """Add the checksums of the next block."""
-        whole, cell, room = xxhash.xxh3_64(), xxhash.xxh3_64(), CELL
-        for part in parts:
-            whole.update(part)
-            start = 0
-            while start < len(part):
-                piece = part[start : start + room]
-                cell.update(piece)
-                start, room = start + len(piece), room - len(piece)
-                if not room:
-                    self.sums += cell.digest()
-                    cell.reset()
-                    room = CELL
-        if room < CELL:
-            self.sums += cell.digest()
-        self.digests.append(whole.hexdigest())
-
-    @property
-    def info(self) -> FileInfo:
-        return FileInfo(self.plan.name, self.plan.size, self.digests)
 
 
 class PartWriter:
@@ -93,11 +41,15 @@ class PartWriter:
         then: Called in the background with the receipt, once it is stored; its errors are errors of the
             attempt.
         failed: Called in the background with the error, if the attempt has failed.
+        notes: Objects for the local folder, which are written there with the receipt once all files are. With
+            them a later job can finish the attempt. If it fails, files that nobody can finish are deleted.
+            None: no such notes, and the caller deletes.
     """
 
     def __init__(
         self, store: Store, attempt: str, rank: int, pool: BlockPool, local: Store | None = None,
         then: Callable[[Receipt], None] | None = None, failed: Callable[[BaseException], None] | None = None,
+        notes: Mapping[str, Pending] | None = None,
     ) -> None:  # fmt: skip
         self.attempt, self.rank = attempt, rank
         self.error: BaseException | None = None
@@ -106,15 +58,29 @@ class PartWriter:
         target = local if local is not None else store
         self._disk = target.local_path(attempt)  # None: no file is written on this machine
         self._sends = store.local_path(attempt) is None or local is not None
-        self._files: list[_File] = []
+        self._notes, self._local = notes, local
+        self._whole = False  # what is on the local disk is enough to finish the attempt
+        self._finishing = False
+        self._hold: Hold | None = None
+        self._files: list[Outgoing] = []
         self._failed = threading.Event()
         self._begin = threading.Event()  # not earlier: the copies that the caller waits for come first
         self._done = threading.Event()
         self._stored = threading.Event()
-        self._queue: queue.SimpleQueue[tuple[_File, _Block] | None] = queue.SimpleQueue()
-        self._uploads: queue.SimpleQueue[_File | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Outgoing, Block] | None] = queue.SimpleQueue()
+        self._senders = Senders(store, attempt, self._failed, self._fail, self._forget)
         self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)
-        self._thread.start()
+
+    def _started(self) -> None:
+        """Start the thread, which whoever stages, closes or aborts needs: one that nobody ends would stay."""
+        if self._thread.ident is None:
+            try:
+                self._thread.start()
+            except BaseException as error:
+                self._fail(error)
+                self._stored.set()
+                self._done.set()
+                raise
 
     def stage(self, plan: FilePlan) -> None:
         """Copy the bytes of a file. Returns once the tensors may change; waits while all memory is in use.
@@ -131,14 +97,15 @@ class PartWriter:
                 f"{plan.name} has {plan.size} bytes, since one of its tensors is that large, and "
                 f"memory={self._pool.limit} is less: give more memory=, or a local disk by local="
             )
-        file = _File(plan)
+        self._started()
+        file = Outgoing(plan)
         self._files.append(file)
         for start in range(0, plan.size, BLOCK):
             parts = plan.views(start, min(start + BLOCK, plan.size), _PARTS)
             if parts is not None:
                 if self._failed.is_set() and self.error is not None:
                     raise self.error
-                self._queue.put((file, _Block(parts, None)))
+                self._queue.put((file, Block(parts, None)))
                 self._begin.set()
                 continue
             if self._pool.empty:
@@ -152,11 +119,12 @@ class PartWriter:
             except BaseException:
                 self._pool.give(block)
                 raise
-            self._queue.put((file, _Block([block[: plan.size - start]], block)))
+            self._queue.put((file, Block([block[: plan.size - start]], block)))
         file.plan = plan.staged()
 
     def close(self) -> None:
         """Say that no more files come."""
+        self._started()
         self._queue.put(None)
         self._begin.set()
 
@@ -197,26 +165,19 @@ class PartWriter:
         self._pool.wake()
 
     def _run(self) -> None:
-        senders = [
-            threading.Thread(target=self._send_all, name=f"upload-{self.attempt}", daemon=False)
-            for _ in range(_SENDERS if self._sends else 0)
-        ]
         try:
-            for sender in senders:
-                sender.start()
+            if self._sends:
+                self._senders.start()
             self._begin.wait()
             while (taken := self._queue.get()) is not None:
                 self._take(*taken)
             if self._disk is not None and not self._failed.is_set():
-                self._sync()
+                sync_names(self._disk)
+                self._note()
                 self._stored.set()
         except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
             self._fail(error)
-        for _ in senders:
-            self._uploads.put(None)
-        for sender in senders:
-            if sender.ident is not None:
-                sender.join()
+        self._senders.finish()
         try:
             if not self._failed.is_set():
                 self._finish()
@@ -225,34 +186,35 @@ class PartWriter:
         try:
             self._clean()
         finally:
+            if self._hold is not None:
+                self._hold.release()
             self._stored.set()
             self._done.set()
 
-    def _give(self, block: _Block) -> None:
+    def _give(self, block: Block) -> None:
         if block.taken is not None:
             self._pool.give(block.taken)
 
-    def _take(self, file: _File, block: _Block) -> None:
+    def _take(self, file: Outgoing, block: Block) -> None:
         """Write a block, or keep it until its file is whole and can be sent."""
         try:
             if not self._failed.is_set() and not self._write(file, block):
                 file.blocks.append(block)
                 if len(file.blocks) * BLOCK >= file.plan.size:
-                    self._uploads.put(file)
+                    self._senders.put(file)
                 return
         except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
             self._fail(error)
         self._give(block)
 
-    def _write(self, file: _File, block: _Block) -> bool:
+    def _write(self, file: Outgoing, block: Block) -> bool:
         """Write a block to the disk; False if no disk takes the file, and the store will."""
         start = len(file.digests) * BLOCK
         if self._disk is None or (start == 0 and (file.blocks or not self._opened(file))):
             return False
-        file.digest(block.parts)
         size = sum(len(part) for part in block.parts)
-        with _named(f"writing {file.path}"):
-            _write_at(file.descriptor, block.parts, start)
+        with named(f"writing {file.path}"):
+            file.write(block.parts, start)
             if start + size == file.plan.size:
                 os.fsync(file.descriptor)
                 os.close(file.descriptor)
@@ -261,14 +223,16 @@ class PartWriter:
                 with open(sums_name(file.path or ""), "xb") as sums:
                     sums.write(file.sums)
                 if self._sends:
-                    self._uploads.put(file)
+                    self._senders.put(file)
         return True
 
-    def _opened(self, file: _File) -> bool:
+    def _opened(self, file: Outgoing) -> bool:
         """Make the file and reserve its bytes; False if there is no room, and it can go to the store."""
         assert self._disk is not None
         path = os.path.join(self._disk, file.plan.name)
         try:
+            if self._notes is not None and self._local is not None and self._hold is None:
+                self._hold = Hold.shared(self._disk)
             os.makedirs(self._disk, exist_ok=True)
             file.descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
             # A full disk says so now, while the bytes are still in memory.
@@ -286,39 +250,31 @@ class PartWriter:
         file.path = path
         return True
 
-    def _sync(self) -> None:
-        """Make the names of the files durable."""
-        assert self._disk is not None
-        for folder in (self._disk, os.path.dirname(self._disk), os.path.dirname(os.path.dirname(self._disk))):
-            if os.path.isdir(folder):
-                with _named(f"writing {folder}"):
-                    sync_folder(folder)
-
-    def _send_all(self) -> None:
-        while (file := self._uploads.get()) is not None:
-            try:
-                if not self._failed.is_set():
-                    self._send(file)
-            except BaseException as error:  # noqa: BLE001 - raised by the caller's next call
-                self._fail(error)
-            for block in file.blocks:
-                self._give(block)
-            file.blocks = []
-
-    def _send(self, file: _File) -> None:
-        path = f"{self.attempt}/{file.plan.name}"
-        if file.path is not None:
-            with _mapped(file.path, file.plan.size) as data:
-                self._store.write(path, data)
-            self._store.write(sums_name(path), file.sums)
+    def _note(self) -> None:
+        """Say on the local disk that the part of this rank is whole there."""
+        if self._notes is None or self._local is None or self.local_failed:
             return
+        names: dict[str, Pending | Receipt] = {**self._notes}
+        names[receipt_name(self.rank)] = receipt_of(self.rank, self.written)  # the last one
+        try:
+            if self._hold is None:
+                self._hold = Hold.shared(self._local.local_path(self.attempt) or "")
+            for name, content in names.items():
+                self._local.write(f"{self.attempt}/{name}", encode(content))
+        except (OSError, StorageError) as error:
+            self.local_failed = str(error)
+        else:
+            self._whole = True
+
+    def _forget(self, file: Outgoing) -> None:
+        """Give back the memory of a file that was sent, or will not be."""
         for block in file.blocks:
-            file.digest(block.parts)
-        self._store.write(path, *(part for block in file.blocks for part in block.parts))
-        self._store.write(sums_name(path), file.sums)
+            self._give(block)
+        file.blocks = []
 
     def _finish(self) -> None:
         receipt = receipt_of(self.rank, self.written)
+        self._finishing = True
         self._store.write(f"{self.attempt}/{receipt_name(self.rank)}", encode(receipt))
         if self._then is not None:
             self._then(receipt)
@@ -329,66 +285,17 @@ class PartWriter:
             if file.descriptor >= 0:
                 os.close(file.descriptor)
                 file.descriptor = -1
-            for block in file.blocks:
-                self._give(block)
-            file.blocks = []
-        if self.error is not None:
-            if self._tell is not None:
-                self._tell(self.error)
-            with contextlib.suppress(Exception):  # the others wait for this rank only for a time
-                self._store.write(f"{self.attempt}/{failure_name(self.rank)}", b"{}")
-
-
-def receipt_of(rank: int, files: Sequence[tuple[FilePlan, FileInfo]]) -> Receipt:
-    """What a rank has written.
-
-    Args:
-        rank: Which rank.
-        files: Its files, in order, with their checksums.
-    """
-    tensors: dict[str, TensorInfo] = {}
-    for number, (plan, _) in enumerate(files):
-        for placed in plan.items:
-            _add(tensors, number, placed)
-    return Receipt(rank, [info for _, info in files], tensors)
-
-
-def _add(tensors: dict[str, TensorInfo], file: int, placed: Placed) -> None:
-    item = placed.item
-    chunk = Chunk(file, placed.start, item.shape, item.offsets)
-    known = tensors.get(item.tensor)
-    if known is None:
-        tensors[item.tensor] = TensorInfo(item.dtype, item.whole or item.shape, [chunk])
-    else:
-        known.chunks.append(chunk)
-
-
-def _write_at(descriptor: int, parts: Sequence[memoryview], start: int) -> None:
-    left = [part for part in parts if len(part)]
-    while left:
-        count = os.pwritev(descriptor, left, start)
-        start += count
-        while left and count >= len(left[0]):
-            count -= len(left.pop(0))
-        if count:
-            left[0] = left[0][count:]
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{what}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _mapped(path: str, size: int) -> Iterator[memoryview]:
-    """The bytes of a file."""
-    if not size:
-        yield memoryview(b"")
-        return
-    with _named(f"reading {path}"), open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    yield memoryview(mapped)
-    # Not closed: a request that was given up may still hold the memory. It goes with its last user.
+            self._forget(file)
+        if self.error is None:
+            return
+        if self._tell is not None:
+            self._tell(self.error)
+        told = say_failed(self._store, self.attempt, self.rank)
+        if self._notes is not None and not self._whole:
+            names = [name for file in self._files for name in (file.plan.name, sums_name(file.plan.name))]
+            if not self._finishing:  # else the attempt may be committed, or be about to
+                delete_part(self._store, self.attempt, [*names, receipt_name(self.rank)])
+            if self._local is not None:
+                delete_part(self._local, self.attempt, [*names, *self._notes])
+        if not told and self._store.local_path("") is not None:  # the disk may have room now
+            say_failed(self._store, self.attempt, self.rank)

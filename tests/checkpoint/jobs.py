@@ -180,7 +180,7 @@ def failing(url: str) -> dict[str, str]:
             mine.write_text("a file where a folder should be")
         found["second"] = outcome(lambda: saves.save(2, state))
         if rank == size - 1:
-            saves._flight.writer.wait()  # type: ignore[union-attr]
+            saves._saver.flight.writer.wait()  # type: ignore[union-attr]
         dist.barrier()  # the first rank still waits for the part that cannot come
         found["third"] = outcome(lambda: saves.save(3, state))
         mine.unlink()
@@ -223,3 +223,47 @@ def resumed(url: str, tensors: int = 8) -> dict[str, Any]:
             step = saves.load(state)
         assert all(bool(state["x"][f"t{n}"].eq(n).all()) for n in range(tensors))
         return {"step": step, "skipped": saves.skipped}
+
+
+def spread() -> dict[str, Any]:
+    """Tensors of which every rank of a job writes some."""
+    return {f"t{n}": torch.full((300_000,), n) for n in range(8)}
+
+
+def killed(url: str, local: str, options: dict[str, Any], steps: list[int]) -> None:
+    """Save, the last step while the store does not answer; each rank is killed once its part is on its disk.
+
+    `local` may have the number of the rank, as if each rank had a machine of its own.
+    """
+    with launch.group() as dist:
+        rank = dist.get_rank()
+        saves = ss.Checkpoints(url, local=local.format(rank=rank), storage_options=options)
+        for step in steps[:-1]:
+            saves.save(step, {"x": spread()}, busy="wait")
+        saves.wait()
+        dist.barrier()
+        Path(f"{local.format(rank='')}-ready-{rank}").touch()
+        while not Path(f"{local.format(rank='')}-go").exists():
+            time.sleep(0.01)
+        saves.save(steps[-1], {"x": spread()}, per_rank={"rank": rank})
+        flight = saves._saver.flight
+        assert flight is not None
+        assert flight.writer.stored(60)
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def goes_on(url: str, local: str, options: dict[str, Any], step: int | None = None) -> dict[str, Any]:
+    """Load what is there, or save a step at once; what there is then."""
+    with launch.group() as dist:
+        rank = dist.get_rank()
+        saves = ss.Checkpoints(url, local=local.format(rank=rank), storage_options=options)
+        own: dict[str, Any] = {"rank": None}
+        if step is not None:
+            assert saves.save(step, {"x": spread()})
+            assert saves.wait()
+        dist.barrier()
+        state = {"x": {name: torch.zeros_like(value) for name, value in spread().items()}}
+        found = saves.load(state, per_rank=own)
+        assert all(torch.equal(state["x"][name], value) for name, value in spread().items())
+        return {"step": found, "steps": saves.steps(), "own": own["rank"]}

@@ -118,3 +118,41 @@ def test_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ss.Checkpoints(url).steps() == [2, 3]
     assert run(["checkpoint", url, "prune"]) == 2
     assert run(["checkpoint", url, "prune", "--keep", "0"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "--step", "10", "--all"], ["show", "elsewhere"], ["list", "--step", "10"],
+        ["show", "--all"], ["verify", "--keep", "2"], ["prune", "--keep", "2", "--module", "x"], ["export"],
+        ["list", "--local", "x"],
+    ],
+)  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(
+    url: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["checkpoint", url, *arguments]) == 2
+    assert len(ss.Checkpoints(url).steps()) == 3
+    assert "--" in capsys.readouterr().err or arguments[0] in ("show", "export")
+
+
+def test_values_are_shown_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saves = ss.Checkpoints(str(tmp_path / "run"))
+    saves.save(
+        1, {"a": (1, "x", float("nan")), "b": {3: [b"ab", None]}, "c": {2}, "d": torch.float16, "e": 1 << 70}
+    )
+    saves.wait()
+    assert run(["checkpoint", str(tmp_path / "run"), "show"]) == 0
+    out = capsys.readouterr().out
+    assert "$" not in out
+    for text in (
+        "a: (1, 'x', nan)",
+        "b: {3: [2 bytes, None]}",
+        "c: {2}",
+        "d: float16",
+        f"e: {1 << 70}",
+        ", 1 rank",
+    ):
+        assert text in out
+    assert run(["checkpoint", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.endswith("\n1 checkpoint\n")

@@ -25,9 +25,18 @@ def run(arguments: list[str], inject: str = "") -> subprocess.CompletedProcess[s
     return subprocess.run([*strace, *arguments], capture_output=True, text=True, timeout=120)
 
 
-def check(folder: Path, least: int) -> int:
+def whole(local: Path | None) -> int:
+    """The newest step that is whole on the local disk and was not committed; 0 if there is none."""
+    found = [] if local is None else [path.parent for path in local.glob("*/step-*/*/pending.json")]
+    return max(
+        (int(path.parent.name[5:]) for path in found if (path / "rank-00000.json").exists()), default=0
+    )
+
+
+def check(folder: Path, least: int, local: Path | None = None) -> int:
     """The newest committed checkpoint loads, and is not older than `least`; its step."""
-    saves = ss.Checkpoints(str(folder))
+    least = max(least, whole(local))
+    saves = ss.Checkpoints(str(folder), local=None if local is None else str(local))
     loaded: dict[str, Any] = {"w": None, "step": None, "more": {}}
     step = saves.load(loaded)
     assert step is not None
@@ -38,17 +47,22 @@ def check(folder: Path, least: int) -> int:
     assert loaded["step"] == step
     assert all(np.array_equal(each, expected["more"][name]) for name, each in loaded["more"].items())  # type: ignore[index]
     assert len(loaded["more"]) == 3
+    assert whole(local) == 0
     return step
 
 
-def goes_on(folder: Path, after: int) -> None:
+def goes_on(folder: Path, after: int, local: Path | None = None) -> None:
     """The next job saves the next step, and steps that are not kept go."""
-    saves = ss.Checkpoints(str(folder), keep=2)
+    saves = ss.Checkpoints(str(folder), keep=2, local=None if local is None else str(local))
     for step in (after + 1, after + 2):
         saves.save(step, state(step), busy="wait")
     saves.wait()
     assert check(folder, after + 2) == after + 2
     assert saves.steps() == [after + 1, after + 2]
+    if local is not None:
+        kept = {path.name for path in local.glob("*/*")}
+        assert kept <= {f"step-{after + 1}", f"step-{after + 2}", f"step-{after}"}
+        assert len(list(local.glob("*/*/*"))) == len(kept) == 2
 
 
 PWRITE = "pwrite64,pwritev,pwritev2"
@@ -74,21 +88,26 @@ def crash(tmp_path: Path, call: str, fault: str, numbers: range, local: bool) ->
         before = ss.Checkpoints(str(folder))
         before.save(0, state(0))
         before.wait()
-        arguments = [folder, 1, 4, *(("--local", tmp_path / f"local-{when}") if local else ())]
+        disk = tmp_path / f"local-{when}" if local else None
+        arguments = [folder, 1, 4, *(("--local", disk) if local else ())]
         done = run(command(*arguments), f"{call}:{fault}:when={when}{'+' if 'error' in fault else ''}")
         if done.returncode == 0 and "error" not in done.stderr.lower() and "not saved" not in done.stderr:
             break
         hits += 1
         lines = [int(line) for line in done.stdout.split() if line.isdigit()]
         # The save before the last one that was begun is committed: `busy="wait"`.
-        newest = check(folder, max(lines, default=1) - 1 if "begun" in done.stdout else 0)
-        goes_on(folder, newest)
+        newest = check(folder, max(lines, default=1) - 1 if "begun" in done.stdout else 0, disk)
+        goes_on(folder, newest, disk)
     return hits
 
 
 @pytest.mark.parametrize("call", ["fsync", "link", "rename"])
 def test_a_job_that_is_killed_leaves_the_last_checkpoint(tmp_path: Path, call: str) -> None:
     assert crash(tmp_path, call, "signal=SIGKILL", range(1, 60, 5), local=False) >= 1
+
+
+def test_a_job_that_is_killed_while_it_sends_is_finished_by_the_next(tmp_path: Path) -> None:
+    assert crash(tmp_path, "rename", "signal=SIGKILL", range(1, 8), local=True) >= 3
 
 
 @pytest.mark.parametrize("call", [PWRITE, "fsync"])

@@ -143,3 +143,22 @@ def test_sets_of_what_lies_in_files_are_refused(tmp_path: Path, value: object) -
 def test_verify_of_all_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["checkpoint", str(tmp_path), "verify", "--all"]) == 1
     assert "no checkpoint is committed here" in capsys.readouterr().err
+
+
+def test_what_killed_writers_leave_is_swept_after_a_day(tmp_path: Path) -> None:
+    saves = saved(tmp_path, 1)
+    dead = tmp_path / "step-2" / ("dead" * 4)
+    dead.mkdir(parents=True)
+    left = [tmp_path, tmp_path / "step-1", Path(saves.folder(1)), dead]
+    files = [folder / ".tmp-0123456789abcdef" for folder in left] + [tmp_path / ".probe-0123456789abcdef"]
+    for file in files:
+        file.write_bytes(b"x")
+    now = files[0].stat().st_mtime
+    day = 24 * 3600
+    for time in (now, now + day - 10):
+        assert sweep(Run(str(tmp_path)), now=time) == []
+        assert all(file.exists() for file in files)
+    assert sweep(Run(str(tmp_path)), now=now + day + 10) == [f"step-2/{dead.name}"]
+    assert not any(file.exists() for file in files)
+    assert not dead.exists()
+    assert saves.load({"x": torch.zeros(100, dtype=torch.int64)}) == 1

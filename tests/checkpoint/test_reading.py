@@ -165,8 +165,9 @@ def test_a_checkpoint_is_committed_once(tmp_path: Path) -> None:
     save(tmp_path, [[item("w", array, (0, 0), array.shape)]])
     store, inside = Store.open(str(tmp_path)), Store.open(f"{tmp_path}/attempt")
     receipts = collect(store, inside, "attempt", 1, lambda seconds: False)
+    assert commit(store, 1, "attempt", receipts).attempt == "attempt"  # as if the answer had been lost
     with pytest.raises(StateError, match="committed already"):
-        commit(store, 1, "attempt", receipts)
+        commit(store, 1, "another", receipts)
 
 
 def test_the_files_are_safetensors_and_tensors_are_aligned(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_many_saves_hold_no_more_memory_than_few(tmp_path: Path, saves: int) -> 
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 16 << 20
     assert len(list((tmp_path / "run").glob("step-*"))) == 1
-    assert len(list((tmp_path / "run-local").glob("step-*"))) == 1
+    assert len(list((tmp_path / "run-local").glob("*/step-*"))) == 1
 
 
 @pytest.mark.parametrize("flips", [12, pytest.param(200, marks=pytest.mark.long)])

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from shardstream.errors import StorageError
 
-__all__ = ["Background", "Committing", "add", "raise_untold", "wait_for"]
+__all__ = ["Background", "Committing", "add", "is_busy", "raise_untold", "wait_for"]
 
 
 class Background(Protocol):
@@ -68,6 +68,12 @@ def add(background: Background, url: str) -> None:
     """Remember work whose error must be told."""
     with _lock:
         _running.append((background, url))
+
+
+def is_busy(url: str) -> bool:
+    """Whether work for this URL goes on."""
+    with _lock:
+        return any(name == url and not background.done for background, name in _running)
 
 
 def raise_untold() -> None:

@@ -23,15 +23,14 @@ from shardstream.storage.store import Options, Store
 __all__ = ["Attempt", "Gathered", "check_conditional", "refuse_to_overwrite"]
 
 
-def refuse_to_overwrite(stores: Sequence[Store]) -> None:
-    """Raise StateError if one of these folders has a checkpoint, ours or torch's."""
-    for store in stores:
-        for name in (MANIFEST, METADATA):
-            if store.exists(name):
-                raise StateError(
-                    f"{store.where(name)} exists: a checkpoint is never overwritten. Save to another folder, "
-                    "or delete this one first"
-                )
+def refuse_to_overwrite(folder: Store) -> None:
+    """Raise StateError if a folder has a checkpoint, ours or torch's."""
+    for name in (MANIFEST, METADATA):
+        if folder.exists(name):
+            raise StateError(
+                f"{folder.where(name)} exists: a checkpoint is never overwritten. Save to another folder, "
+                "or delete this one first"
+            )
 
 
 def check_conditional(folder: Store, single_writer: bool) -> bool:
@@ -102,8 +101,18 @@ class Attempt:
     conditional: bool
     patience: float
 
-    def put(self, folder: Store, receipts: Sequence[Receipt], metadata: Metadata, gathered: Gathered) -> None:
+    def put(
+        self, folder: Store, receipts: Sequence[Receipt], metadata: Metadata, gathered: Gathered,
+        replace: bool = False,
+    ) -> None:  # fmt: skip
         """Commit to a folder.
+
+        Args:
+            folder: The one at the URL, or the one on the local disk.
+            receipts: Of all ranks.
+            metadata: What the planner of the save says.
+            gathered: What all ranks have written.
+            replace: Whether the manifest of another attempt, which may be there, is replaced.
 
         Raises:
             StateError: Somebody else has committed to it meanwhile.
@@ -111,16 +120,28 @@ class Attempt:
         """
         extra = extra_of(Store.open(self.url, self.options).url, metadata, gathered.values)
         conditional = self.conditional or folder.local_path("") is not None
-        commit(folder, step_in(self.url), self.name, receipts, extra=extra, conditional=conditional)
+        commit(
+            folder,
+            step_in(self.url),
+            self.name,
+            receipts,
+            extra=extra,
+            conditional=conditional,
+            replace=replace,
+        )
 
-    def put_behind(self, folder: Store, part: PartWriter, metadata: Metadata, gathered: Gathered) -> None:
+    def put_behind(self, folder: Store, part: PartWriter, metadata: Metadata, gathered: Gathered) -> bool:
         """Wait until all files of all ranks are in the store, then commit to it.
 
         Args:
             part: What this rank writes. Its own errors are told by it.
+
+        Returns:
+            Whether it is committed; False if this rank's own part has failed.
         """
         part.wait()
         if part.error is None:
             inside = Store.open(f"{self.url.rstrip('/')}/{self.name}", self.options)
             receipts = collect(folder, inside, self.name, self.world, part.stopped, self.patience)
             self.put(folder, receipts, metadata, gathered)
+        return part.error is None

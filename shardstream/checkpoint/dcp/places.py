@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 
+import xxhash
+
 from shardstream.errors import OptionError
 
-__all__ = ["last_name", "local_folder", "step_in"]
+__all__ = ["folder_of", "has_name", "last_name", "local_folder", "run_mark", "step_in"]
 
 _NUMBER = re.compile(r"(\d+)\Z")
 
@@ -16,7 +18,7 @@ def last_name(url: str) -> str:
     """The last name of a path or URL.
 
     Raises:
-        OptionError: it has none.
+        OptionError: It has none.
     """
     name = url.rstrip("/").rpartition("/")[2]
     if name in ("", ".", "..") or name.endswith(":"):
@@ -24,9 +26,37 @@ def last_name(url: str) -> str:
     return name
 
 
+def has_name(url: str) -> bool:
+    """Whether a path or URL has a last name."""
+    try:
+        last_name(url)
+    except OptionError:
+        return False
+    return True
+
+
+def folder_of(url: str) -> str:
+    """The folder that a checkpoint lies in, which other checkpoints of its run share."""
+    return url.rstrip("/").rpartition("/")[0]
+
+
+def run_mark(url: str) -> str:
+    """What the local folders of all checkpoints that lie beside this one end with.
+
+    Runs have checkpoints of the same names. So the mark is a digest of the URL without its last name.
+    """
+    return f"-{xxhash.xxh3_64_hexdigest(folder_of(url).encode())}"
+
+
 def local_folder(local: str, url: str) -> str:
-    """The folder of a checkpoint below the folder of local checkpoints."""
-    return os.path.join(os.path.abspath(os.path.expanduser(local)), last_name(url))
+    """The folder of a checkpoint below the folder of local checkpoints.
+
+    Args:
+        local: The folder of local checkpoints.
+        url: An absolute path or a URL: that of the checkpoint.
+    """
+    name = last_name(url) + run_mark(url)
+    return os.path.join(os.path.abspath(os.path.expanduser(local)), name)
 
 
 def step_in(url: str) -> int:

@@ -79,7 +79,7 @@ class Reader(StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Read another checkpoint next, if `checkpoint_id` is the URL of one."""
         if checkpoint_id is not None:
-            self.url = os.fspath(checkpoint_id)
+            self.url = absolute(os.fspath(checkpoint_id))
         self._metadata = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +18,12 @@ from shardstream.checkpoint.commit import PATIENCE
 from shardstream.checkpoint.dcp import background
 from shardstream.checkpoint.dcp.commit import Attempt, Gathered, check_conditional, refuse_to_overwrite
 from shardstream.checkpoint.dcp.items import Part
-from shardstream.checkpoint.dcp.places import local_folder, step_in
+from shardstream.checkpoint.dcp.parts import Destination
+from shardstream.checkpoint.dcp.places import has_name, local_folder, step_in
+from shardstream.checkpoint.dcp.plans import Assignment, Plans
 from shardstream.checkpoint.dcp.staging import Stager
-from shardstream.checkpoint.layout import (
-    MAX_FILE,
-    FilePlan,
-    new_attempt,
-    plan_files,
-    receipt_name,
-    sums_name,
-)
+from shardstream.checkpoint.dcp.tidying import tidy
+from shardstream.checkpoint.layout import new_attempt
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter, receipt_of
 from shardstream.errors import OptionError, StateError
@@ -39,24 +32,9 @@ from shardstream.storage.store import Options, Store, absolute
 
 __all__ = ["Writer"]
 
-_DISK_MEMORY = 64 << 20  # bytes between the state and a disk
-_STORE_FILE = 64 << 20  # bytes of a file that is sent: several are on their way at a time
-_STORE_MEMORY = 4 * _STORE_FILE + (16 << 20)
-
-
-@dataclass(frozen=True)
-class _Assignment:
-    """What the coordinator tells each rank, with its plan."""
-
-    attempt: str
-    rank: int
-    world: int
-
 
 @dataclass
 class _Save:
-    """One save. All calls of torch for it come from one thread."""
-
     url: str
     is_coordinator: bool
     attempt: str = ""
@@ -81,8 +59,11 @@ class Writer(StorageWriter, AsyncStager):
 
     Args:
         url: The checkpoint's folder: a path, or any URL of a store. `checkpoint_id` of a save replaces it.
-        local: A folder on a local disk, in which the checkpoint gets a folder with the last name of `url`;
-            or None.
+        local: A folder on a local disk, in which the checkpoint gets a folder with a name
+            made of it and of a digest of where it lies; or None.
+        keep_local: How many of the checkpoints beside `url` stay in `local`. Older ones that are committed at
+            their URLs are deleted after each save. None deletes nothing; 0 also deletes the one that was
+            saved, once it is committed.
         memory: Bytes that copies of `async_save` may have, such as "32GB"; None for two copies of the state.
         storage_options: For the store of `url`.
         single_writer: Whether you promise that nobody else writes to `url`. Needed for stores that cannot
@@ -93,14 +74,14 @@ class Writer(StorageWriter, AsyncStager):
         OptionError: A URL or an option that cannot be.
     """
 
-    # torch asks for it: `stage` returns when the copy is whole.
-    _synchronize_after_execute = False
+    _synchronize_after_execute = False  # torch asks for it: `stage` returns when the copy is whole
 
     def __init__(
         self,
         url: str | os.PathLike[str],
         local: str | os.PathLike[str] | None = None,
         *,
+        keep_local: int | None = 2,
         memory: str | int | None = None,
         storage_options: Options = None,
         single_writer: bool = False,
@@ -111,6 +92,9 @@ class Writer(StorageWriter, AsyncStager):
         self.local = None if local is None else absolute(os.fspath(local))
         self._memory = None if memory is None else parse_size(memory, "memory")
         self._options, self._single_writer, self._patience = storage_options, single_writer, patience
+        if keep_local is not None and keep_local < 0:
+            raise OptionError(f"keep_local={keep_local} is negative")
+        self._keep_local = keep_local
         step_in(self.url)  # an URL without a name is refused here
         self._start()
 
@@ -122,10 +106,10 @@ class Writer(StorageWriter, AsyncStager):
         self._pools: dict[int, BlockPool] = {}
         self._behind: list[background.Background] = []
         self._conditional: dict[str, bool] = {}
-        self._plans: dict[int, SavePlan] = {}
+        self._plans = Plans()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("url", "local", "_memory", "_options", "_single_writer", "_patience")
+        kept = ("url", "local", "_keep_local", "_memory", "_options", "_single_writer", "_patience")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,6 +127,7 @@ class Writer(StorageWriter, AsyncStager):
         self._own_process()
         behind, self._behind = self._behind, []
         background.wait_for(behind)
+        self._tidy(self.url)  # on ranks but the first, none was committed when they had sent their parts
 
     def close(self) -> None:
         """Wait, as `wait` does, and give memory back."""
@@ -183,11 +168,7 @@ class Writer(StorageWriter, AsyncStager):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether it is a path or URL with a name."""
-        try:
-            step_in(os.fspath(checkpoint_id))
-        except OptionError:
-            return False
-        return True
+        return has_name(os.fspath(checkpoint_id))
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Save to another folder from now on, if `checkpoint_id` is one."""
@@ -210,8 +191,7 @@ class Writer(StorageWriter, AsyncStager):
         self._own_process()
         if not kwargs.get("use_collectives", True):
             raise OptionError(
-                "use_collectives=False is not supported: without collectives no rank knows when all have "
-                "written, and so there is no moment of commit"
+                "use_collectives=False is not supported: without collectives there is no moment of commit"
             )
         background.raise_untold()
         self._thread.save = _Save(getattr(self._thread, "url", self.url), is_coordinator)
@@ -226,8 +206,10 @@ class Writer(StorageWriter, AsyncStager):
         """
         save = self._save
         if save.is_coordinator:
-            folder, local = self._folders(save)
-            refuse_to_overwrite([folder] if local is None else [folder, local])
+            folder = Store.open(save.url, self._options)
+            if background.is_busy(folder.url):
+                raise StateError(f"{folder.url}: an earlier save to it goes on in the background")
+            refuse_to_overwrite(folder)
             if folder.url not in self._conditional:
                 self._conditional[folder.url] = check_conditional(folder, self._single_writer)
         return plan
@@ -236,19 +218,7 @@ class Writer(StorageWriter, AsyncStager):
         """Give all ranks a name for this attempt."""
         save = self._save
         save.attempt, save.world = new_attempt(), len(plans)
-        found = []
-        for rank, plan in enumerate(plans):
-            # A planner that caches plans says only that nothing has changed.
-            kept = plan if plan.usable else self._plans.get(rank)
-            if kept is None:
-                raise OptionError(
-                    "a planner with enable_plan_caching needs one Writer for all its saves: keep it, and "
-                    "give each save its checkpoint_id"
-                )
-            self._plans[rank] = kept
-            given = _Assignment(save.attempt, rank, len(plans))
-            found.append(dataclasses.replace(kept, storage_data=given, usable=True))
-        return found
+        return self._plans.assigned(plans, save.attempt)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the part of this rank. The result is there when this returns.
@@ -258,39 +228,20 @@ class Writer(StorageWriter, AsyncStager):
             StorageError: A disk or a store has failed, in whichever thread.
         """
         save, given = self._save, plan.storage_data
-        assert isinstance(given, _Assignment)
+        assert isinstance(given, Assignment)
         save.attempt, save.world = given.attempt, given.world
-        folder, local = self._folders(save)
-        sends = folder.local_path("") is None or local is not None
-        limit = _STORE_FILE if sends else MAX_FILE
-        content = Part(plan, planner, limit)
-        pool = self._pool(_STORE_MEMORY if sends else _DISK_MEMORY)
-        part = PartWriter(folder, given.attempt, given.rank, pool, local)
-        files: list[FilePlan] = []
-        try:
-            files = plan_files(
-                content.items(), lambda number: f"rank-{given.rank:05d}-{number:05d}.safetensors", limit
-            )
-            for file in files:
-                part.stage(file)
-        except BaseException as error:
-            part.abort(error)
-            self._undo(part, folder, local, files)
-            raise
-        part.close()
-        on_disk = local is not None and part.stored() and part.error is None and not part.local_failed
-        if not on_disk:
-            part.wait()
-        if part.error is not None:
-            self._undo(part, folder, local, files)
-            raise part.error
+        to = self._destination(save.url)
+        content = Part(plan, planner, to.file_size)
+        pool = self._pools.setdefault(to.memory, BlockPool(to.memory))
+        tidied = functools.partial(self._tidy, save.url)
+        part, on_disk = to.write(content, given.attempt, given.rank, pool, tidied)
         self._stager.release(content.addresses)
         save.part = part
         if on_disk:
-            self._remember(part, folder.url)
-        done: Future[list[WriteResult]] = Future()
-        done.set_result(content.results(receipt_of(given.rank, part.written), on_disk))
-        return done
+            self._remember(part, to.folder.url)
+        results: Future[list[WriteResult]] = Future()
+        results.set_result(content.results(receipt_of(given.rank, part.written), on_disk))
+        return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit, once all ranks have written: to the local disk if there is one, and to `url` behind it.
@@ -302,20 +253,26 @@ class Writer(StorageWriter, AsyncStager):
         """
         save, part = self._save, self._save.part
         assert part is not None
-        folder, local = self._folders(save)
-        gathered = Gathered.of(metadata, results, folder.url, save.world)
-        conditional = self._conditional.get(folder.url, False)
+        to = self._destination(save.url)
+        gathered = Gathered.of(metadata, results, to.folder.url, save.world)
+        conditional = self._conditional.get(to.folder.url, False)
         attempt = Attempt(save.url, self._options, save.attempt, save.world, conditional, self._patience)
-        if local is None:
-            attempt.put(folder, gathered.receipts, metadata, gathered)
-        elif gathered.on_disk:
-            attempt.put(local, gathered.receipts, metadata, gathered)
-            work = functools.partial(attempt.put_behind, folder, part, metadata, gathered)
-            self._remember(background.Committing(work, f"commit-{save.attempt}"), folder.url)
-        else:
-            attempt.put_behind(folder, part, metadata, gathered)
+        if to.local is None:
+            attempt.put(to.folder, gathered.receipts, metadata, gathered)
+            return
+
+        def behind() -> None:
+            if attempt.put_behind(to.folder, part, metadata, gathered):
+                self._tidy(save.url)
+
+        if not gathered.on_disk:
+            behind()
             if part.error is not None:
                 raise part.error
+            return
+        # One may be there, of a save that was killed before it was committed at the URL.
+        attempt.put(to.local, gathered.receipts, metadata, gathered, replace=True)
+        self._remember(background.Committing(behind, f"commit-{save.attempt}"), to.folder.url)
 
     # Inside.
 
@@ -330,23 +287,14 @@ class Writer(StorageWriter, AsyncStager):
         if os.getpid() != self._process:
             self._start()  # the threads and memory of the parent are not ours
 
-    def _folders(self, save: _Save) -> tuple[Store, Store | None]:
-        local = None if self.local is None else Store.open(local_folder(self.local, save.url))
-        return Store.open(save.url, self._options), local
+    def _destination(self, url: str) -> Destination:
+        local = None if self.local is None else Store.open(local_folder(self.local, url))
+        return Destination(Store.open(url, self._options), local)
 
-    def _pool(self, limit: int) -> BlockPool:
-        return self._pools.setdefault(limit, BlockPool(limit))
+    def _tidy(self, url: str) -> None:
+        if self.local and self._keep_local is not None:
+            tidy(self.local, url, self._keep_local, self._options)
 
     def _remember(self, sending: background.Background, url: str) -> None:
-        self._behind = [each for each in self._behind if not each.done]
-        self._behind.append(sending)
+        self._behind = [*(each for each in self._behind if not each.done), sending]
         background.add(sending, url)
-
-    def _undo(self, part: PartWriter, folder: Store, local: Store | None, files: Sequence[FilePlan]) -> None:
-        """Delete what this rank has written: a full disk would stay full."""
-        part.wait()
-        names = [name for file in files for name in (file.name, sums_name(file.name))]
-        for store in (folder, *([] if local is None else [local])):
-            for name in (*names, receipt_name(part.rank)):
-                with contextlib.suppress(Exception):  # the error that is being raised says more
-                    store.delete(f"{part.attempt}/{name}")

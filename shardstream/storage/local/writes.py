@@ -7,13 +7,18 @@ import errno
 import os
 from collections.abc import Iterable
 
-__all__ = ["flat", "reserve", "sync_folder", "write_parts"]
+__all__ = ["begin_sync", "flat", "reserve", "sync_folder", "write_parts"]
 
 _AT_ONCE = 512  # parts of one call of the system, which takes 1,024
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _WORTH = 1 << 20  # bytes from which on it is worth a call to reserve room
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+_sync_range = getattr(_libc, "sync_file_range", None)  # Linux has it
+if _sync_range is not None:
+    _sync_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def reserve(file: int, size: int) -> None:
@@ -28,6 +33,15 @@ def reserve(file: int, size: int) -> None:
         number = ctypes.get_errno()
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(number, os.strerror(number))
+
+
+def begin_sync(file: int, start: int, size: int) -> None:
+    """Begin to write bytes of a file to its disk, which a later fsync then waits for less long.
+
+    Errors are those of the fsync.
+    """
+    if _sync_range is not None:
+        _sync_range(file, start, size, _WRITE)
 
 
 def flat(parts: Iterable[bytes | bytearray | memoryview]) -> list[memoryview]:

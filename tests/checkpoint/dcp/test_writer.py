@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 import shardstream as ss
 from shardstream.checkpoint.commit import read_manifest
 from shardstream.storage.store import Store
-from tests.checkpoint.dcp_states import assert_equal, emptied, odd_state, tensors_of
+from tests.checkpoint.dcp.states import assert_equal, emptied, odd_state, tensors_of
 
 # torch warns of one process.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
@@ -73,9 +73,9 @@ def test_memory_is_a_store(tmp_path: Path) -> None:
 
 
 def test_large_tensors_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shardstream.checkpoint.dcp import writer as dcp_writer
+    from shardstream.checkpoint.dcp import parts
 
-    monkeypatch.setattr(dcp_writer, "MAX_FILE", 2 << 20)
+    monkeypatch.setattr(parts, "MAX_FILE", 2 << 20)
     state = {"w": torch.randn(1000, 1000), "v": torch.randn(1000, 10).t()}
     save(tmp_path / "one", state)
     manifest = read_manifest(Store.open(str(tmp_path / "one")))
@@ -265,21 +265,54 @@ def test_local_first_and_the_store_behind(tmp_path: Path) -> None:
     state = odd_state()
     writer = ss.dcp.Writer("memory://run/step-3", local=tmp_path / "nvme")
     save(None, state, writer)
-    assert (tmp_path / "nvme" / "step-3" / "manifest.json").exists()
+    (manifest,) = tmp_path.glob("nvme/step-3-*/manifest.json")
     assert_equal(load("memory://run/step-3", state, local=tmp_path / "nvme"), state)
     writer.wait()
     assert_equal(load("memory://run/step-3", state), state)
-    for file in tmp_path.glob("nvme/step-3/*/*.safetensors"):
+    for file in manifest.parent.glob("*/*.safetensors"):
         file.write_bytes(b"\0" * file.stat().st_size)
     assert_equal(load("memory://run/step-3", state, local=tmp_path / "nvme"), state)
 
 
-def test_a_local_checkpoint_of_another_url_is_not_taken(tmp_path: Path) -> None:
-    writer = ss.dcp.Writer("memory://run-a/step-4", local=tmp_path)
-    save(None, {"w": torch.ones(3)}, writer)
-    writer.wait()
+def test_runs_with_one_local_folder(tmp_path: Path) -> None:
+    """Their checkpoints have the same names."""
+    for value in (1.0, 2.0):
+        writer = ss.dcp.Writer(f"memory://run-{value}/step-4", local=tmp_path)
+        save(None, {"w": torch.full((3,), value)}, writer)
+        writer.wait()
     with pytest.raises(ss.StorageError, match="no checkpoint"):
-        ss.dcp.Reader("memory://run-b/step-4", local=tmp_path).read_metadata()
+        ss.dcp.Reader("memory://run-3.0/step-4", local=tmp_path).read_metadata()
+    for value in (1.0, 2.0):
+        found = {"w": torch.zeros(3)}
+        reader = ss.dcp.Reader(f"memory://run-{value}/step-4/", local=tmp_path)
+        dcp.load(found, storage_reader=reader, no_dist=True)
+        assert found["w"].tolist() == [value] * 3
+
+
+@pytest.mark.parametrize(("keep", "left"), [(2, [2, 3]), (0, []), (None, [0, 1, 2, 3])])
+def test_old_local_checkpoints_are_deleted(tmp_path: Path, keep: int | None, left: list[int]) -> None:
+    for other in (
+        f"memory://other-{keep}/step-1",
+        f"memory://kept-{keep}/step-900",
+    ):  # another run; never committed
+        writer = ss.dcp.Writer(other, local=tmp_path, keep_local=None)
+        save(None, {"w": torch.ones(3)}, writer)
+        writer.wait()
+    Store.open(f"memory://kept-{keep}/step-900").delete("manifest.json")
+    writer = ss.dcp.Writer(f"memory://kept-{keep}/step-0", local=tmp_path, keep_local=keep)
+    for step in range(4):
+        save(
+            None,
+            {"w": torch.full((3,), float(step))},
+            writer,
+            checkpoint_id=f"memory://kept-{keep}/step-{step}",
+        )
+        writer.wait()
+    names = sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir())
+    assert names == sorted(["step-1", "step-900", *(f"step-{step}" for step in left)])
+    for step in range(4):
+        found = load(f"memory://kept-{keep}/step-{step}", {"w": torch.ones(3)}, local=tmp_path)
+        assert found["w"].tolist() == [float(step)] * 3
 
 
 class Opaque:

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import shardstream as ss
 from shardstream.storage.options import Retry
-from tests.checkpoint.dcp_states import assert_equal, emptied, odd_state
+from tests.checkpoint.dcp.states import assert_equal, emptied, odd_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 

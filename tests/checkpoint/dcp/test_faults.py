@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 import shardstream as ss
 from shardstream.checkpoint.dcp import background
+from shardstream.checkpoint.dcp.commit import Attempt
 from tests.distributed.launch import call
 from tests.watch import ended
 
@@ -231,6 +232,40 @@ def test_a_kill_in_mid_save_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert faults(tmp_path, "signal=SIGKILL", ["pwritev2", "fsync", "link"], 1) == 3
 
 
+def save_killed_behind(url: str, local: str) -> None:
+    """Killed once all lies on the local disk, before anything is committed at the URL."""
+    Attempt.put_behind = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, method-assign]
+    save_and_wait(ss.dcp.Writer(url, local=local))
+
+
+def test_a_kill_behind_a_save_does_not_block_its_step(tmp_path: Path) -> None:
+    """What lies on the local disk is read until the step is saved again, and then it is deleted."""
+    url, near = str(tmp_path / "far" / "step-1"), str(tmp_path / "near")
+    with call(save_killed_behind, 1, tmp_path / "rank", url, near) as ranks:
+        assert ranks.wait() == [-signal.SIGKILL]
+    assert same(loaded(ss.dcp.Reader(url, near), state(1)), state(1))
+    writer = ss.dcp.Writer(url, near)
+    dcp.save(state(2), storage_writer=writer, no_dist=True)
+    writer.wait()
+    for reader in (ss.dcp.Reader(url), ss.dcp.Reader(url, near)):
+        assert same(loaded(reader, state(1)), state(2))
+    (folder,) = Path(near).iterdir()
+    assert len([name for name in os.listdir(folder) if name != "manifest.json"]) == 1
+    with pytest.raises(CheckpointException, match="never overwritten"):
+        dcp.save(state(3), storage_writer=ss.dcp.Writer(url, near), no_dist=True)
+
+
+def test_a_step_that_is_on_its_way_is_not_saved_again(tmp_path: Path) -> None:
+    go = threading.Event()
+    url = str(tmp_path / "step-1")
+    behind = background.Committing(lambda: go.wait(60) and None, "commit-test")
+    background.add(behind, url)
+    with pytest.raises(CheckpointException, match="goes on in the background"):
+        dcp.save(state(1), storage_writer=ss.dcp.Writer(url, tmp_path / "near"), no_dist=True)
+    go.set()
+    background.wait_for([behind])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["signal=SIGKILL", "error=ENOSPC"])
 def test_faults_at_every_call(tmp_path: Path, kind: str) -> None:
@@ -243,8 +278,11 @@ def test_faults_at_every_call(tmp_path: Path, kind: str) -> None:
 def test_torch_loads_flipped_bits(tmp_path: Path) -> None:
     good = state(1, 4, 20_000)
     dcp.save(good, checkpoint_id=tmp_path, no_dist=True)
-    silent, _ = flips(tmp_path / "__0_0.distcp", 40, lambda: dcp.FileSystemReader(tmp_path), good)
-    assert silent > 30
+    silent, errors = flips(tmp_path / "__0_0.distcp", 200, lambda: dcp.FileSystemReader(tmp_path), good)
+    print(
+        f"{silent} load with wrong values, {len(errors)} raise, {200 - silent - len(errors)} change nothing"
+    )
+    assert silent > 180
 
 
 def test_flipped_bits_are_named(tmp_path: Path) -> None:

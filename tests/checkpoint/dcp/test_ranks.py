@@ -112,7 +112,7 @@ def test_any_number_of_ranks_loads_what_any_other_saved(tmp_path: Path, how: str
 def test_each_rank_has_a_disk_of_its_own(tmp_path: Path) -> None:
     run(save_sharded, 2, tmp_path / "save", str(tmp_path / "far"), "sync", str(tmp_path / "near"))
     run(load_sharded, 2, tmp_path / "load", [str(tmp_path / "far")])
-    assert all(list(tmp_path.glob(f"near-{rank}/far/*/*.safetensors")) for rank in range(2))
+    assert all(list(tmp_path.glob(f"near-{rank}/far-*/*/*.safetensors")) for rank in range(2))
 
 
 def trained(shape: tuple[int, ...], seed: int) -> tuple[Any, Any]:

@@ -20,6 +20,8 @@ from shardstream.observe.replay import Replay
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.store import local_path_of
 
+_NO_STEP = 0.5  # seconds
+
 
 class Rank:
     """What one rank does.
@@ -67,6 +69,8 @@ class Rank:
     def run(self, phase: str, make: Callable[[], Iterable[Any]]) -> dict[str, Any]:
         """Take the batches of a phase."""
         most = self._batches if phase == CACHED else None
+        # Without a step the replayed batches only tell how fast a loop turns.
+        limit = self._seconds if self._step or phase != REPLAYED else min(self._seconds, _NO_STEP)
         began, cpu = time.monotonic(), _processor()
         loader = make()
         first = waited = 0.0
@@ -84,7 +88,7 @@ class Rank:
             batches += 1
             samples += count
             del batch
-            if batches == most or came - began - first > self._seconds:
+            if batches == most or came - began - first > limit:
                 break
             if self._step:
                 time.sleep(self._step)

@@ -32,6 +32,7 @@ class Work:
         image_size: Images are cropped to this size, as `images.Train(size)` does; None leaves them whole.
         decode: Whether fields are decoded.
         seed: Of the shuffle; None for the natural order.
+        lanes, window: Of the shuffle; None for their defaults.
         prefetch: Bytes of look-ahead; None for the loader's default.
         threads: Of the loader; None for its default.
         storage_options: Of the store.
@@ -46,13 +47,15 @@ class Work:
     image_size: int | None = None
     decode: bool = True
     seed: int | None = 0
+    lanes: int | None = None
+    window: int | None = None
     prefetch: int | None = None
     threads: int | None = None
     storage_options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", absolute(os.fspath(self.url)))
-        for name in ("batch", "seq_len", "image_size", "prefetch", "threads"):
+        for name in ("batch", "seq_len", "image_size", "lanes", "window", "prefetch", "threads"):
             if getattr(self, name) is not None:
                 at_least_one(name, getattr(self, name))
         if self.image_size is not None and not self.decode:
@@ -76,6 +79,13 @@ class Work:
         """A reader without a cache; see `DatasetReader.open`."""
         return DatasetReader.open(self.url, self.storage_options)
 
+    @property
+    def shuffle(self) -> Shuffle | None:
+        """The shuffle; None for the natural order."""
+        if self.seed is None:
+            return None
+        return Shuffle(self.seed, self.lanes, Shuffle.window if self.window is None else self.window)
+
     def dataset(self, cache: Cache | None = None, rank: int = 0, world: int = 1) -> Any:
         """The dataset of one data-parallel rank.
 
@@ -85,7 +95,7 @@ class Work:
             world: How many ranks there are.
         """
         common: dict[str, Any] = {
-            "shuffle": False if self.seed is None else Shuffle(self.seed),
+            "shuffle": self.shuffle or False,
             "cache": cache,
             "topology": Topology(rank, world),
             "storage_options": self.storage_options,

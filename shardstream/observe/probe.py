@@ -15,7 +15,7 @@ from shardstream.observe.probe_disk import measure_disk
 from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import busy_cores, latency, open_loop, sweep
 from shardstream.observe.probe_profile import VERSION, Latency, Profile, StoreRates
-from shardstream.observe.probe_rates import measure_rates
+from shardstream.observe.probe_rates import cores, measure_rates
 from shardstream.observe.probe_ranges import Object, Ranges, objects_below, unhedged
 from shardstream.storage.store import local_path_of, redact
 from shardstream.version import __version__
@@ -40,6 +40,9 @@ def probe(
     seq_len: int | None = None,
     image_size: int | None = None,
     decode: bool = True,
+    seed: int | None = 0,
+    lanes: int | None = None,
+    window: int | None = None,
     seconds: float = 60.0,
     most: str | int = "1GiB",
     storage_options: dict[str, Any] | None = None,
@@ -57,6 +60,7 @@ def probe(
         seq_len: Of a dataset of tokens; 2048 by default.
         image_size: Crop images to this size, as `images.Train(size)` does. By default they stay whole.
         decode: Whether fields are decoded.
+        seed, lanes, window: Of the job's Shuffle. seed=None: the natural order.
         seconds: How long it takes, at least 1.
         most: Bytes that are read from the store, and written to and read from the disk, together.
         storage_options: Of the store.
@@ -75,7 +79,9 @@ def probe(
     if cache is not None and "://" in os.fspath(cache):
         raise OptionError("cache is the folder of a cache on a local disk, such as /nvme/cache")
     options = unhedged(storage_options)
-    work = Work(os.fspath(url), batch, seq_len, image_size, decode, storage_options=options)
+    work = Work(
+        os.fspath(url), batch, seq_len, image_size, decode, seed, lanes, window, storage_options=options
+    )  # fmt: skip
     limits = Limits(seconds, parse_size(most, "most"))
     objects, manifest = objects_below(work.url, options)
     rates = None
@@ -94,11 +100,6 @@ def probe(
         cores(), redact(work.url), round(limits.elapsed, 1),
         read, limits.used - read, tuple(limits.cut), store, disk, rates,
     )  # fmt: skip
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _part(limits: Limits, seconds: float, share: tuple[float, float]) -> Limits:

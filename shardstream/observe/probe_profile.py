@@ -169,12 +169,16 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one core does with the dataset's own frames and samples.
 
     Args:
-        work: The batch, seq_len, image_size, decode and seed that were measured.
+        work: The batch, seq_len, image_size, decode, seed, lanes and window that were measured.
         codec: Of the frames: "zstd", "none", or of an adopted archive.
         decompress_bytes_per_second: Bytes after decompression per second of a core; 0 if nothing is compressed.
-        seconds_per_sample: Seconds of a core for all that comes after decompression: rows, decoding, batches.
+        cold_seconds_per_sample: Seconds of a core for all that this process does for a sample in the first
+            epoch: requests, checks, decompression, decoding, batches.
+        seconds_per_sample: The same without requests, from memory.
         consumer_seconds_per_sample: The part of it in the thread of the training loop, which no other thread
             takes over.
+        cores_used: How many cores one process used, on the average, while its data was in memory. The rest
+            of a process is serial, since Python runs one thread at a time.
         samples: How many samples were measured.
         stored_bytes, raw_bytes: Of a sample, on the average: in the store, and after decompression.
         range_bytes: The mean size of a request that the loader sent; 0 if the data is local.
@@ -183,8 +187,10 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     work: dict[str, int | bool | None]
     codec: str
     decompress_bytes_per_second: float
+    cold_seconds_per_sample: float
     seconds_per_sample: float
     consumer_seconds_per_sample: float
+    cores_used: float
     samples: int
     stored_bytes: float
     raw_bytes: float

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +14,6 @@ from shardstream.format import frames
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_profile import Rates
-from shardstream.order.shuffle import Shuffle
 from shardstream.read.dataset_blocks import STREAMS
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache.options import Cache
@@ -21,7 +22,8 @@ __all__ = ["measure_rates"]
 
 _SHARDS, _FRAMES = 4, 32  # that are decompressed
 _DECOMPRESSING = 0.5  # seconds of a core
-_WARM = 0.25  # of the seconds are for the first pass from memory, in which threads and tables are made
+_LANES = 8  # of a part of a large dataset
+_LOOK = 8  # after so many batches the limits are looked at
 _AHEAD = 32 << 20  # bytes of look-ahead: what is ahead when the time is over was read in vain
 
 
@@ -85,50 +87,52 @@ def _decompression(
 
 @dataclass
 class _Pass:
+    batches: int
     samples: int
+    wall: float  # seconds
     seconds: float  # of cores, of this process
     consumer: float  # of a core, of this thread
-    decompressed: int  # bytes
 
 
-def _pipeline(
-    work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits
-) -> Rates | None:
+def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
     manifest = reader.manifest
     # A part of a large dataset: few lanes, or the first batches would open the frames of all of them.
-    whole = manifest.bytes + manifest.raw_bytes <= limits.bytes_left
-    cache = Cache(ram=2 * max(limits.bytes_left + manifest.raw_bytes if whole else 4 * limits.bytes_left, 64 << 20))
+    whole = manifest.bytes <= limits.bytes_left - 2 * _AHEAD
     small = replace(work, prefetch=min(work.prefetch or _AHEAD, _AHEAD))
-    dataset = small.dataset(cache)
     if not whole and small.seed is not None:
-        contents_of(dataset).shuffle = Shuffle(small.seed, lanes=8)
-    counters = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
-    batches = _fill(small, dataset, counters, limits)
-    if not batches:
+        small = replace(small, lanes=min(small.lanes or _LANES, _LANES))
+    began = limits.seconds_left
+    # Modules are imported, and threads and connections made, before anything is measured.
+    _cold(small, small.dataset(), limits, 0.1 * began, _AHEAD)
+    cache = Cache(ram=2 * max(limits.bytes_left + _AHEAD, 64 << 20))
+    # With the time until the dataset is open: it is there in each epoch's first batches, too.
+    dataset = small.dataset(cache)
+    cold = _cold(small, dataset, limits, 0.5 * began, limits.bytes_left - _AHEAD)
+    if cold is None:
         limits.note("rates of the cores: no batch came within the limits")
         return None
-    after: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
-    _run(small, dataset, batches)
+    counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
+    _taken(small, dataset, cold.batches)
     passes: list[_Pass] = []
     while not passes or not limits.over:
-        passes.append(_run(small, dataset, batches))
+        passes.append(_taken(small, dataset, cold.batches))
     samples = sum(one.samples for one in passes)
-    seconds = sum(one.seconds - per_byte * one.decompressed for one in passes)
-    requests, came = int(after.get("requests", 0)), int(after.get("remote_bytes", 0))
+    seconds = sum(one.seconds for one in passes)
+    requests, came = int(counters.get("requests", 0)), int(counters.get("remote_bytes", 0))
+    shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
     return Rates(
-        {
-            "batch": work.batch, "seq_len": work.seq_len, "image_size": work.image_size,
-            "decode": work.decode, "seed": work.seed,
-        },
+        {name: getattr(work, name) for name in shape},
         codec,
         1 / per_byte if per_byte else 0.0,
-        max(0.0, seconds) / samples,
+        cold.seconds / cold.samples,
+        seconds / samples,
         sum(one.consumer for one in passes) / samples,
+        min(float(cores()), max(1.0, seconds / sum(one.wall for one in passes))),
         samples,
         manifest.bytes / items(dataset),
         manifest.raw_bytes / items(dataset),
         came // requests if requests else 0,
-    )  # fmt: skip
+    )
 
 
 def items(dataset: Any) -> int:
@@ -136,42 +140,39 @@ def items(dataset: Any) -> int:
     return max(1, int(contents_of(dataset).total))
 
 
-def _fill(work: Work, dataset: Any, before: dict[str, Any], limits: Limits) -> int:
-    """Read batches into memory; returns how many."""
-    loader = work.loader(dataset)
-    loader.set_epoch(0)
-    read = contents_of(dataset).reader  # type: ignore[attr-defined]
-    seen = int(before.get("remote_bytes", 0))
-    count, until, most = 0, limits.seconds_left / 2, limits.bytes_left - 2 * _AHEAD
-    began, taken = time.monotonic(), 0
-    iterator = iter(loader)
-    try:
-        for count, _ in enumerate(iterator, start=1):  # noqa: B007 - how far it came
-            taken = int(read.counters.get("remote_bytes", 0)) - seen
-            if time.monotonic() - began > until or taken > max(0, most):
-                break
-    finally:
-        iterator.close()  # type: ignore[attr-defined]
-    limits.count(int(read.counters.get("remote_bytes", 0)) - seen)
-    return count
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(work: Work, dataset: Any, batches: int) -> _Pass:
-    """Make the same batches again, from memory."""
+def _cold(work: Work, dataset: Any, limits: Limits, seconds: float, most: int) -> _Pass | None:
+    """The first batches of an epoch, for so many seconds and bytes; None if there is none."""
+    reader = contents_of(dataset).reader  # type: ignore[attr-defined]
+    until, before = time.monotonic() + seconds, int(reader.counters.get("remote_bytes", 0))
+
+    def enough() -> bool:
+        return time.monotonic() > until or int(reader.counters.get("remote_bytes", 0)) - before > most
+
+    found = _taken(work, dataset, None, enough)
+    limits.count(int(reader.counters.get("remote_bytes", 0)) - before)
+    return found if found.samples else None
+
+
+def _taken(work: Work, dataset: Any, most: int | None, enough: Callable[[], bool] | None = None) -> _Pass:
+    """Take batches of the first epoch: so many, or until it is enough."""
+    began, cpu, consumer = time.monotonic(), time.process_time(), time.thread_time()
     loader = work.loader(dataset)
     loader.set_epoch(0)
-    samples, left = 0, batches
-    cpu, consumer = time.process_time(), time.thread_time()
+    batches = 0
     iterator = iter(loader)
     try:
         for _ in iterator:
-            left -= 1
-            if not left:
+            batches += 1
+            if batches == most or (enough is not None and batches % _LOOK == 1 and enough()):
                 break
     finally:
         iterator.close()  # type: ignore[attr-defined]
-    stats = loader.stats()
-    samples = int(stats["samples"])
     return _Pass(
-        samples, time.process_time() - cpu, time.thread_time() - consumer, int(stats["decompressed_bytes"])
-    )
+        batches, int(loader.stats()["samples"]), time.monotonic() - began,
+        time.process_time() - cpu, time.thread_time() - consumer,
+    )  # fmt: skip

@@ -33,6 +33,7 @@ LATENCIES, KINDS, RANKS = (0.0, 0.02, 0.1), ("tokens", "jpeg"), (1, 4)
 BATCH = 32
 SIZE = {"tokens": None, "jpeg": 224}
 WITHIN, WANTED = 0.15, 10
+LANES, WINDOW = 16, 2  # small datasets: the frames of 64 lanes would be all of them
 GRID = [("32MiB", 1), ("32MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]
 
 
@@ -77,7 +78,7 @@ def rank() -> None:
     for line in sys.stdin:
         options = {name: value for name, value in json.loads(line).items() if value is not None}
         began = time.perf_counter()
-        common = {"shuffle": True, "topology": ss.Topology(told["rank"], told["world"]), "storage_options": told["options"]}
+        common = {"shuffle": ss.Shuffle(0, LANES, WINDOW), "topology": ss.Topology(told["rank"], told["world"]), "storage_options": told["options"]}
         ds: Any = (
             TokenDataset(told["url"], 2048, **common) if told["kind"] == "tokens"
             else StreamingDataset(told["url"], decode=Train(SIZE["jpeg"]), **common)
@@ -162,7 +163,8 @@ def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
             for latency in LATENCIES:
                 remote.ready(str(places[kind]), latency)
                 profile = probe(
-                    place["url"], batch=BATCH, image_size=SIZE[kind], seconds=seconds, storage_options=options
+                    place["url"], batch=BATCH, image_size=SIZE[kind], lanes=LANES, window=WINDOW, seconds=seconds,
+                    storage_options=options,
                 )
                 manifest = Manifest.from_bytes((places[kind] / "manifest.json").read_bytes())
                 objects = [(shard.url, shard.bytes) for shard in manifest.shards if shard.bytes > 2 << 20]
@@ -170,7 +172,8 @@ def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
                 knees.append({"kind": kind, "latency": latency, "knee": profile.store.throughput.knee, "sweep": sweep})  # type: ignore[union-attr]
                 for world in RANKS:
                     advice = advise(
-                        place["url"], profile, batch=BATCH, world=world, image_size=SIZE[kind], storage_options=options
+                        place["url"], profile, batch=BATCH, world=world, image_size=SIZE[kind], lanes=LANES, window=WINDOW,
+                        storage_options=options,
                     )
                     ranks = Ranks(kind, place["url"], options, world)
                     try:

@@ -78,7 +78,11 @@ def rank() -> None:
     for line in sys.stdin:
         options = {name: value for name, value in json.loads(line).items() if value is not None}
         began = time.perf_counter()
-        common = {"shuffle": ss.Shuffle(0, LANES, WINDOW), "topology": ss.Topology(told["rank"], told["world"]), "storage_options": told["options"]}
+        common = {
+            "shuffle": ss.Shuffle(0, LANES, WINDOW),
+            "topology": ss.Topology(told["rank"], told["world"]),
+            "storage_options": told["options"],
+        }
         ds: Any = (
             TokenDataset(told["url"], 2048, **common) if told["kind"] == "tokens"
             else StreamingDataset(told["url"], decode=Train(SIZE["jpeg"]), **common)
@@ -139,7 +143,11 @@ def own_sweep(url: str, options: dict[str, Any], objects: list[tuple[str, int]])
         with ThreadPoolExecutor(workers) as pool:
             began = time.perf_counter()
             sizes = pool.map(
-                lambda one: len(obstore.get_range(store, one[0][0], start=(one[1] << 20) % (one[0][1] - (1 << 20)), length=1 << 20)),
+                lambda one: len(
+                    obstore.get_range(
+                        store, one[0][0], start=(one[1] << 20) % (one[0][1] - (1 << 20)), length=1 << 20
+                    )
+                ),
                 wanted,
             )
             total = sum(sizes)
@@ -159,20 +167,36 @@ def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
     with Remote(scratch) as remote:
         for kind in KINDS:
             place = remote.ready(str(places[kind]), 0.0)
-            options = {name: place[key] for name, key in (("key", "key"), ("secret", "secret"), ("endpoint_url", "endpoint"))}
+            options = {
+                name: place[key]
+                for name, key in (("key", "key"), ("secret", "secret"), ("endpoint_url", "endpoint"))
+            }
             for latency in LATENCIES:
                 remote.ready(str(places[kind]), latency)
                 profile = probe(
-                    place["url"], batch=BATCH, image_size=SIZE[kind], lanes=LANES, window=WINDOW, seconds=seconds,
+                    place["url"],
+                    batch=BATCH,
+                    image_size=SIZE[kind],
+                    lanes=LANES,
+                    window=WINDOW,
+                    seconds=seconds,
                     storage_options=options,
                 )
                 manifest = Manifest.from_bytes((places[kind] / "manifest.json").read_bytes())
                 objects = [(shard.url, shard.bytes) for shard in manifest.shards if shard.bytes > 2 << 20]
                 sweep = own_sweep(place["url"], options, objects)
-                knees.append({"kind": kind, "latency": latency, "knee": profile.store.throughput.knee, "sweep": sweep})  # type: ignore[union-attr]
+                knees.append(
+                    {"kind": kind, "latency": latency, "knee": profile.store.throughput.knee, "sweep": sweep}
+                )  # type: ignore[union-attr]
                 for world in RANKS:
                     advice = advise(
-                        place["url"], profile, batch=BATCH, world=world, image_size=SIZE[kind], lanes=LANES, window=WINDOW,
+                        place["url"],
+                        profile,
+                        batch=BATCH,
+                        world=world,
+                        image_size=SIZE[kind],
+                        lanes=LANES,
+                        window=WINDOW,
                         storage_options=options,
                     )
                     ranks = Ranks(kind, place["url"], options, world)
@@ -194,8 +218,13 @@ def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
 
 def _grid(ranks: Ranks, kind: str, latency: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
     ours = {"prefetch": settings["prefetch"], "threads": settings["threads"]}
-    cases = [("advised", ours), *(("grid", {"prefetch": ahead, "threads": threads}) for ahead, threads in GRID)]
-    found: list[dict[str, Any]] = [{"kind": kind, "latency": latency, "case": name, **case, "seconds": []} for name, case in cases]
+    cases = [
+        ("advised", ours),
+        *(("grid", {"prefetch": ahead, "threads": threads}) for ahead, threads in GRID),
+    ]
+    found: list[dict[str, Any]] = [
+        {"kind": kind, "latency": latency, "case": name, **case, "seconds": []} for name, case in cases
+    ]
     for _ in range(3):  # in turn
         for row, (_, case) in zip(found, cases, strict=True):
             row["seconds"].append(ranks.epoch(**case))
@@ -232,11 +261,19 @@ def report(found: dict[str, Any]) -> str:
             f"| {row['kind']} | {1e3 * row['latency']:.0f} | {row['ranks']} | {statistics.median(times):.2f} | "
             f"{min(times):.2f} to {max(times):.2f} | {row['predicted']:.2f} | {error(row):+.0%} | {row['bound']} |"
         )
-    text += ["", f"Within 15 %: {near} of {len(rows)} (wanted: {WANTED}).", "", "| data | latency, ms | knee of the probe | best of obstore's sweep | rate at the knee / best |", "| --- | --- | --- | --- | --- |"]
+    text += [
+        "",
+        f"Within 15 %: {near} of {len(rows)} (wanted: {WANTED}).",
+        "",
+        "| data | latency, ms | knee of the probe | best of obstore's sweep | rate at the knee / best |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for one in found["knees"]:
         sweep = {int(workers): rate for workers, rate in one["sweep"].items()}
         best = max(sweep, key=lambda workers: sweep[workers])
-        text.append(f"| {one['kind']} | {1e3 * one['latency']:.0f} | {one['knee']} | {best} | {sweep[one['knee']] / sweep[best]:.2f} |")
+        text.append(
+            f"| {one['kind']} | {1e3 * one['latency']:.0f} | {one['knee']} | {best} | {sweep[one['knee']] / sweep[best]:.2f} |"
+        )
     text += ["", "| data | setting | seconds, median | advised / best |", "| --- | --- | --- | --- |"]
     for kind in KINDS:
         cases = [row for row in found["grid"] if row["kind"] == kind]
@@ -244,7 +281,9 @@ def report(found: dict[str, Any]) -> str:
         for row in cases:
             middle = statistics.median(row["seconds"])
             share = f"{best_seconds / middle:.2f}" if row["case"] == "advised" else ""
-            text.append(f"| {kind} | {row['case']}: prefetch {row['prefetch']}, threads {row['threads']} | {middle:.2f} | {share} |")
+            text.append(
+                f"| {kind} | {row['case']}: prefetch {row['prefetch']}, threads {row['threads']} | {middle:.2f} | {share} |"
+            )
     return "\n".join(text) + "\n"
 
 

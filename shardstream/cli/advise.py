@@ -10,7 +10,6 @@ from shardstream.cli import options
 from shardstream.cli.probe import Batch, Decode, ImageSize, Lanes, Natural, Seed, SeqLen, Window
 
 
-
 def advise(
     url: Annotated[str, typer.Argument(help="URL of the dataset.")],
     profile: Annotated[

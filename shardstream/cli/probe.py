@@ -83,17 +83,27 @@ def _show(profile: Profile) -> None:
     _show_sweep(store.small)
     for loop in store.open_loops:
         print(
-            f"\nopen loop, {loop.per_second:,.0f} arrivals/s ({loop.share:.0%} of the knee), {human_size(loop.bytes)}: "
-            f"p50 {loop.p50_ms:.2f} ms, p95 {loop.p95_ms:.2f} ms, p99 {loop.p99_ms:.2f} ms"
+            f"\nopen loop, {loop.per_second:,.0f} arrivals/s ({loop.share:.0%} of the knee), "
+            f"{human_size(loop.bytes)}: p50 {loop.p50_ms:.2f} ms, p95 {loop.p95_ms:.2f} ms, p99 {loop.p99_ms:.2f} ms"
         )
     if disk is not None:
-        print(f"\ndisk of the cache: writes {human_size(disk.write_bytes_per_second)}/s with fsync; cold reads:")
+        print(
+            f"\ndisk of the cache: writes {human_size(disk.write_bytes_per_second)}/s with fsync; cold reads:"
+        )
         for one in disk.latencies:
-            print(f"  {human_size(one.bytes):<22}{one.p50_ms:>8.2f} ms{one.p95_ms:>8.2f} ms{one.p99_ms:>8.2f} ms")
+            print(
+                f"  {human_size(one.bytes):<22}{one.p50_ms:>8.2f} ms{one.p95_ms:>8.2f} ms{one.p99_ms:>8.2f} ms"
+            )
         _show_sweep(disk.throughput)
     if rates is not None:
-        unit = f"{rates.decompress_bytes_per_second / 1e6:,.0f} MB/s" if rates.decompress_bytes_per_second else "-"
-        print(f"\none core: decompresses {unit} ({rates.codec}); makes {1 / rates.seconds_per_sample:,.0f} samples/s")
+        unit = (
+            f"{rates.decompress_bytes_per_second / 1e6:,.0f} MB/s"
+            if rates.decompress_bytes_per_second
+            else "-"
+        )
+        print(
+            f"\none core: decompresses {unit} ({rates.codec}); makes {1 / rates.seconds_per_sample:,.0f} samples/s"
+        )
         print(
             f"  from memory, {1 / rates.cold_seconds_per_sample:,.0f} from the store; a process uses "
             f"{rates.cores_used:.2f} cores; a request has {human_size(rates.range_bytes)}"

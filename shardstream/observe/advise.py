@@ -9,16 +9,22 @@ from typing import Any
 from shardstream.errors import OptionError
 from shardstream.format.numbers import whole_number
 from shardstream.format.sizes import parse_size
-from shardstream.observe import advise_lines
-from shardstream.observe.advise_facts import Facts, facts_of
-from shardstream.observe.advise_lines import Line
+from shardstream.observe.advise_facts import facts_of
+from shardstream.observe.advise_lines import Line, lines_of
 from shardstream.observe.advise_model import Job, Prediction, predict
+from shardstream.observe.advise_plan import PREFETCH, Plan, memory_here
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_profile import Profile
 
 __all__ = ["Advice", "advise"]
 
 _LITTLE_WAIT = 0.05  # of the time: below it, work on the data is not worth its while
+_REMEDIES = {
+    "store": "The store gives too little: warm a cache (`shardstream warm`), or use more machines.",
+    "cores": "The cores are too slow: smaller images, fields as they are stored, DALI, or more machines.",
+    "one process": "One process for each rank is too slow: cheaper decoding and transforms, or DALI.",
+    "training loop": "The loop's own thread is too slow: larger batches, with fewer Python objects in them.",
+}
 
 
 @dataclass(frozen=True)
@@ -127,64 +133,59 @@ def advise(
     shuffle = work.shuffle
     job = Job(
         batch, reading, max(1, min(here // share or 1, reading)), (step_ms or 0.0) / 1e3,
-        ahead or advise_lines.PREFETCH, 0 if shuffle is None else shuffle.lanes_for(reading),
+        ahead or PREFETCH, 0 if shuffle is None else shuffle.lanes_for(reading),
         1 if shuffle is None else shuffle.window,
     )  # fmt: skip
-    plan = advise_lines.Plan(
+    plan = Plan(
         facts, job, predict(facts.data, facts.machine, job), world=world, share=share, epochs=epochs,
         nodes=-(-world // here),
-        memory=advise_lines.memory_here() if memory is None else parse_size(memory, "memory"),
+        memory=memory_here() if memory is None else parse_size(memory, "memory"),
         memory_given=memory is not None,
         disk=None if disk is None else parse_size(disk, "disk"),
         model=None if model_bytes is None else parse_size(model_bytes, "model_bytes"),
-        images=image_size,
+        image_size=image_size,
     )  # fmt: skip
     settings = plan.settings()
     return Advice(
-        verdict(plan.prediction, job, facts), tuple(plan.lines(settings)), settings, _numbers(plan.prediction, job),
+        _verdict(plan), tuple(lines_of(plan)), settings, _numbers(plan.prediction, job),
         {"batch": batch, "world": world, "ranks_per_node": here, "share": share, "step_ms": step_ms},
     )  # fmt: skip
 
 
-def wait_share(rate: float, demand: float) -> float:
-    """The part of the time that a job waits if it asks for more than it gets."""
-    return max(0.0, 1 - rate / demand) if demand not in (0, float("inf")) else 1.0
-
-
-def verdict(prediction: Prediction, job: Job, facts: Facts) -> str:
-    """What to do."""
-    origin = facts.of("cold", "best", "base")
+def _verdict(plan: Plan) -> str:
+    """What to do, in a few sentences."""
+    prediction, job = plan.prediction, plan.job
+    origin = plan.facts.of("cold", "best", "base")
     if not job.step:
         return (
             f"The loader alone gives {prediction.rate:,.0f} samples/s on a machine ({origin}), bound by: "
             f"{prediction.bound}. Give --step-ms to hear whether that is enough."
         )
-    waits = wait_share(prediction.rate_without_step, job.demand)
+    waits, bound = (
+        plan.wait_share,
+        min(prediction.stages, key=lambda name: (name == "step", prediction.stages[name])),
+    )
+    gain = 1 / max(1e-9, 1 - waits)
     if waits <= _LITTLE_WAIT:
         return (
-            f"Do nothing: the data comes {prediction.rate_without_step / job.demand:.1f} times as fast as the job takes "
-            f"it, and no work on the data can make a step more than {1 / (1 - waits):.2f} times as fast ({origin})."
+            f"Do nothing: data comes {prediction.rate_without_step / job.demand:.3g} times as fast as the job "
+            f"takes it. No work on the data can make a step more than {gain:.2f} times as fast ({origin})."
         )
-    bound, gain = prediction.bound, 1 / max(1e-9, 1 - waits)
-    cached = wait_share(prediction.cached_rate, job.demand)
-    advice = {
-        "store": "the store gives too little: warm a cache (`shardstream warm`), or add machines",
-        "cores": "the cores are too slow: decode less (smaller images, `stored` fields), use DALI, or add machines",
-        "one process": "one process per rank is too slow: `engine=\"process\"`, or cheaper transforms and decoding",
-        "training loop": "the loop's own thread is too slow: larger batches, or fewer Python objects in them",
-    }[bound]
-    tail = "" if bound != "store" else f" From a full cache it waits {cached:.0%}."
-    return (
-        f"The job waits {waits:.0%} of its time ({origin}), and would run {gain:.2f} times as fast with free data. "
-        f"{advice[0].upper()}{advice[1:]}.{tail}"
+    text = (
+        f"The job waits {waits:.0%} of its time, and would run {gain:.2f} times as fast with free data ({origin}). "
+        f"{_REMEDIES[bound]}"
     )
+    if bound == "store":
+        cached = max(0.0, 1 - min(prediction.cached_rate, job.demand) / job.demand)
+        text += f" From a full cache it waits {cached:.0%}."
+    return text
 
 
 def _numbers(prediction: Prediction, job: Job) -> dict[str, Any]:
     return {
         "samples_per_second": prediction.rate,
         "cached_per_second": prediction.cached_rate,
-        "wait_share": wait_share(prediction.rate, job.demand) if job.step else None,
+        "wait_share": max(0.0, 1 - prediction.rate_without_step / job.demand) if job.step else None,
         "epoch_seconds": prediction.epoch_seconds,
         "first_batch_seconds": prediction.first_batch_seconds,
         "bound": prediction.bound,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from shardstream.dataset import contents_of
 from shardstream.errors import OptionError
@@ -86,7 +86,13 @@ def _machine(
     rates = None if profile is None else profile.rates
     if rates is not None:
         _same(work, rates)
-    store: dict[str, float] = {"base": BASE, "stream": STREAM, "best": BEST, "fetch": FETCH, "store_only": 0.0}
+    store: dict[str, float] = {
+        "base": BASE,
+        "stream": STREAM,
+        "best": BEST,
+        "fetch": FETCH,
+        "store_only": 0.0,
+    }
     note("assumed", *store)
     if data.local:
         store["base"] = 1e-4
@@ -116,7 +122,8 @@ def _machine(
     warm = ITEM + data.raw * (BYTE + per_byte) + (data.raw / 100e3 / PIXELS if images else 0.0)
     return Machine(
         count, min(count, CORES_USED), store["base"], store["stream"], store["best"], float(REQUEST),
-        warm + data.stored * (store["fetch"] - store["store_only"]), warm, ITEM, store["fetch"], store["store_only"], per_byte,
+        warm + data.stored * (store["fetch"] - store["store_only"]), warm, ITEM, store["fetch"],
+        store["store_only"], per_byte,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of advise: from data, a machine and a job to rates, by stage, and to the seconds of an epoch."""
+"""The arithmetic of advise: from data, a machine and a job to rates by stage, and to seconds of an epoch."""
 
 from __future__ import annotations
 
@@ -173,13 +173,15 @@ def shard_bytes(total: float, ranks: int) -> int:
 
 
 def predict(data: Data, machine: Machine, job: Job) -> Prediction:
-    """Rates by stage: each allows c / D, its capacity divided by what an item demands of it; the least counts."""
+    """Rates by stage: each allows c / D, its capacity over what an item demands of it; the least counts."""
     amplification = 1.0
     if job.lanes and job.world > 1:
         # A lane ends within a window of frames, which the rank of the next lane reads, too.
         amplification = min(float(job.world), 1 + job.lanes * job.window / data.frames)
-    stored, raw = data.stored * amplification, data.raw * amplification
-    more = (amplification - 1) * (data.stored * (machine.fetch - machine.store_only) + data.raw * machine.decompress)
+    stored = data.stored * amplification
+    more = (amplification - 1) * (
+        data.stored * (machine.fetch - machine.store_only) + data.raw * machine.decompress
+    )
     # Of the store's own work, if it runs here, every byte costs.
     cold, warm = machine.cold + more, machine.warm + (amplification - 1) * data.raw * machine.decompress
     beside = stored * machine.store_only

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-import shardstream
 from shardstream.errors import OptionError, ShardstreamError, StorageError
 from shardstream.format.numbers import whole_number
 from shardstream.observe.bench_work import Work
@@ -80,7 +79,7 @@ class Bench(msgspec.Struct, frozen=True):
 
     @property
     def preparation_stall(self) -> float | None:
-        """1 - P / G: the part of the time that decompression and decoding cost; None if a step takes no time."""
+        """1 - P / G: the part of the time that preparation costs; None if a step takes no time."""
         return _stall(self.cached, self.replayed) if self.step_ms else None
 
     @property
@@ -121,7 +120,7 @@ def bench(
     Replayed: 50 batches again and again. After each batch a rank sleeps for `step_ms`, where a job computes.
 
     Args:
-        url: A dataset, a URL or a local path. A local one is dropped from the page cache before the cold phase.
+        url: A dataset, a URL or a local path. Before the cold phase a local one is dropped from the page cache.
         batch: Samples of a batch of a rank.
         ranks: The data-parallel ranks of this machine.
         world: How many ranks the job has; by default those of this machine are all.
@@ -154,7 +153,10 @@ def bench(
         storage_options=storage_options,
     )  # fmt: skip
     work = work.resolved(DatasetReader.open(work.url, storage_options).manifest.kind)
-    with _folder(cache) as folder, _Processes(work, folder, chosen, size, step_ms / 1e3, seconds) as processes:
+    with (
+        _folder(cache) as folder,
+        _Processes(work, folder, chosen, size, step_ms / 1e3, seconds) as processes,
+    ):
         cold = processes.run(COLD)
         cached = processes.run(CACHED)
         replayed = processes.run(REPLAYED)
@@ -186,7 +188,7 @@ class _Processes(contextlib.AbstractContextManager["_Processes"]):
         self._batch = work.batch
         self._begun: list[subprocess.Popen[bytes]] = []
         # Another Python finds the package where this one has it.
-        root = str(Path(shardstream.__file__).parent.parent)
+        root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "shardstream.observe.bench_rank"]
         try:
@@ -197,7 +199,9 @@ class _Processes(contextlib.AbstractContextManager["_Processes"]):
                 )  # fmt: skip
                 self._begun.append(process)
                 told = {"work": work, "cache": folder, "rank": rank, "world": world}
-                pickle.dump(told | {"step": step, "seconds": seconds, "replayed": _REPLAYED}, _pipe(process.stdin))
+                pickle.dump(
+                    told | {"step": step, "seconds": seconds, "replayed": _REPLAYED}, _pipe(process.stdin)
+                )
                 _pipe(process.stdin).flush()
             self.url = str(self._answers()[0]["url"])
         except BaseException:

@@ -61,8 +61,8 @@ def _rates(axes: Any, found: Bench) -> None:
     axes.set_yticks(range(len(phases)), [_NAMES[phase.name] for phase in phases], fontsize=9)
     axes.margins(x=0.2)
     axes.set_xlim(left=0)
-    axes.set_xlabel("samples/s of all ranks here" + (" (lines: each rank x ranks)" if len(found.ranks) > 1 else ""),
-                    fontsize=8)  # fmt: skip
+    each = " (lines: each rank x ranks)" if len(found.ranks) > 1 else ""
+    axes.set_xlabel(f"samples/s of all ranks here{each}", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -78,7 +78,9 @@ def _step(axes: Any, found: Bench) -> None:
     bottom = 0.0
     for name, height, colour in parts:
         share = height / cold if cold else 0.0
-        axes.bar(0, height, bottom=bottom, color=colour, width=0.5, label=f"{name}: {height:,.3g} ms, {share:.0%}")
+        axes.bar(
+            0, height, bottom=bottom, color=colour, width=0.5, label=f"{name}: {height:,.3g} ms, {share:.0%}"
+        )
         bottom += height
     axes.set_xlim(-0.5, 1.9)
     axes.set_xticks([])

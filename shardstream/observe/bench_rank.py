@@ -1,4 +1,4 @@
-"""One rank of a bench, in a process of its own: reads phases from stdin, and answers with pickles on stdout."""
+"""One rank of a bench, a process of its own: reads phases from stdin, and answers with pickles on stdout."""
 
 from __future__ import annotations
 

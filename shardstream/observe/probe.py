@@ -15,8 +15,8 @@ from shardstream.observe.probe_disk import measure_disk
 from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import busy_cores, latency, open_loop, sweep
 from shardstream.observe.probe_profile import VERSION, Latency, Profile, StoreRates
-from shardstream.observe.probe_rates import cores, measure_rates
 from shardstream.observe.probe_ranges import Object, Ranges, objects_below, unhedged
+from shardstream.observe.probe_rates import cores, measure_rates
 from shardstream.storage.store import local_path_of, redact
 from shardstream.version import __version__
 

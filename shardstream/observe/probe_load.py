@@ -19,7 +19,9 @@ __all__ = ["busy_cores", "closed_loop", "latency", "open_loop", "sweep"]
 
 Read = Callable[[int], int]  # reads so many bytes, and says how many came
 _ROUNDS = 3  # requests of each worker of a closed loop, at least; the first one is not counted
-_EVEN = 8  # requests that each level of a sweep may send beyond its rounds, so that low ones are measured, too
+_EVEN = (
+    8  # requests that each level of a sweep may send beyond its rounds, so that low ones are measured, too
+)
 _GAIN = 1.05  # a doubling that brings less is no gain
 _STILL = 2  # doublings without a gain after which the sweep ends
 _ARRIVALS = 256  # threads for requests that arrive by chance, at most
@@ -102,9 +104,7 @@ def closed_loop(read: Read, size: int, concurrency: int, limits: Limits, idle: f
     )  # fmt: skip
 
 
-def sweep(
-    ranges: Ranges, size: int, limits: Limits, most: int, idle: float = 0.0
-) -> Sweep | None:
+def sweep(ranges: Ranges, size: int, limits: Limits, most: int, idle: float = 0.0) -> Sweep | None:
     """Closed loops of doubling concurrency, until two doublings bring nothing.
 
     Args:
@@ -126,9 +126,9 @@ def sweep(
         level = closed_loop(ranges.read, size, concurrency, part, idle)
         if level is None:
             limits.note(
-                f"concurrency of {size} byte ranges: none above {concurrency // 2}, by the limits or the size of the data"
-                if levels else f"concurrency of {size} byte ranges: left out, by the limits or the size of the data"
-            )  # fmt: skip
+                f"concurrency of {size} byte ranges: none above {concurrency // 2}, "
+                "by the limits or the size of the data"
+            )
             break
         levels.append(level)
         still = 0 if level.bytes_per_second >= _GAIN * best else still + 1
@@ -140,7 +140,7 @@ def sweep(
 def open_loop(
     read: Read, size: int, per_second: float, share: float, limits: Limits, seed: int = 0
 ) -> OpenLoop | None:
-    """Requests that arrive at a mean rate, whether or not others are done; the waiting for a thread counts."""
+    """Requests that arrive at a mean rate, whether or not others are done; waiting for a thread counts."""
     draw, times, scope = random.Random(seed), [], CancelScope()
     errors: list[BaseException] = []
     read_one = _timed(read)
@@ -188,7 +188,9 @@ def _timed(read: Read) -> Callable[[int], tuple[int, float]]:
 
 
 @contextlib.contextmanager
-def _running(work: Callable[[], None], count: int, scope: CancelScope) -> Iterator[Sequence[threading.Thread]]:
+def _running(
+    work: Callable[[], None], count: int, scope: CancelScope
+) -> Iterator[Sequence[threading.Thread]]:
     """Threads that do some work. When the block is left, they have ended; after Ctrl-C, soon."""
     threads = [threading.Thread(target=work, name="shardstream-probe", daemon=True) for _ in range(count)]
     begun: list[threading.Thread] = []

@@ -1,4 +1,4 @@
-"""The profile that a probe writes: what a store, a disk and the cores of a machine can do, in stated units."""
+"""The profile that a probe writes: what a store, a disk and the cores of a machine can do, with units."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(self.levels, key=lambda level: level.bytes_per_second)
 
     def at(self, concurrency: float) -> float:
-        """Bytes per second at a concurrency: between two levels in proportion, beyond the last one its rate."""
+        """Bytes per second at a concurrency: between two levels in proportion, beyond the last its rate."""
         before: Level | None = None
         for level in self.levels:
             if level.concurrency >= concurrency:
@@ -171,7 +171,7 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         work: The batch, seq_len, image_size, decode, seed, lanes and window that were measured.
         codec: Of the frames: "zstd", "none", or of an adopted archive.
-        decompress_bytes_per_second: Bytes after decompression per second of a core; 0 if nothing is compressed.
+        decompress_bytes_per_second: Bytes after decompression per second of a core; 0 without compression.
         cold_seconds_per_sample: Seconds of a core for all that this process does for a sample in the first
             epoch: requests, checks, decompression, decoding, batches.
         seconds_per_sample: The same without requests, from memory.

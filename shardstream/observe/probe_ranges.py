@@ -60,7 +60,9 @@ class Ranges:
     @property
     def retries(self) -> int:
         """How many requests were tried again so far."""
-        return sum(each.session.retries for each in {id(one.store): one.store for one in self.objects}.values())
+        return sum(
+            each.session.retries for each in {id(one.store): one.store for one in self.objects}.values()
+        )
 
     def read(self, size: int) -> int:
         """Read a range of `size` bytes, or a smaller object as a whole; returns how many bytes came."""

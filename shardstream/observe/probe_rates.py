@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from shardstream.dataset import contents_of
+from shardstream.errors import OptionError
 from shardstream.format import frames
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_limits import Limits
@@ -22,9 +24,12 @@ __all__ = ["measure_rates"]
 
 _SHARDS, _FRAMES = 4, 32  # that are decompressed
 _DECOMPRESSING = 0.5  # seconds of a core
-_LANES = 8  # of a part of a large dataset
 _LOOK = 8  # after so many batches the limits are looked at
-_AHEAD = 32 << 20  # bytes of look-ahead: what is ahead when the time is over was read in vain
+_OFTEN = 0.02  # seconds between looks at what threads wait for
+_FIRST = 8 << 20  # bytes of the samples that are read first
+_GROW = 0.7  # the part of the time that is planned for
+_RAM = 128 << 20  # bytes of memory for all but the frames
+_PASSES = 8  # from memory
 
 
 def measure_rates(work: Work, limits: Limits) -> Rates | None:
@@ -60,10 +65,8 @@ def frames_to_read(reader: DatasetReader) -> list[tuple[int, int]]:
     return draw.sample(found, min(_FRAMES, len(found)))
 
 
-def _decompression(
-    reader: DatasetReader, chosen: list[tuple[int, int]], limits: Limits
-) -> tuple[str, float]:
-    """(codec, seconds of a core per byte after decompression); 0 if nothing is decompressed frame by frame."""
+def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits: Limits) -> tuple[str, float]:
+    """(codec, seconds of a core per byte after decompression); 0 if frames are not compressed by themselves."""
     codecs = {reader.manifest.shards[shard].codec for shard, _ in chosen}
     codec = "mixed" if len(codecs) > 1 else codecs.pop()
     stored = [
@@ -87,38 +90,46 @@ def _decompression(
 
 @dataclass
 class _Pass:
-    batches: int
     samples: int
     wall: float  # seconds
     seconds: float  # of cores, of this process
+    wanted: float  # of cores, that its threads used or waited for because other processes had them
     consumer: float  # of a core, of this thread
 
 
 def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
-    manifest = reader.manifest
-    # A part of a large dataset: few lanes, or the first batches would open the frames of all of them.
-    whole = manifest.bytes <= limits.bytes_left - 2 * _AHEAD
-    small = replace(work, prefetch=min(work.prefetch or _AHEAD, _AHEAD))
-    if not whole and small.seed is not None:
-        small = replace(small, lanes=min(small.lanes or _LANES, _LANES))
-    began = limits.seconds_left
+    manifest, began = reader.manifest, limits.seconds_left
+    each = max(1.0, manifest.bytes / manifest.samples)
     # Modules are imported, and threads and connections made, before anything is measured.
-    _cold(small, small.dataset(), limits, 0.1 * began, _AHEAD)
-    cache = Cache(ram=2 * max(limits.bytes_left + _AHEAD, 64 << 20))
-    # With the time until the dataset is open: it is there in each epoch's first batches, too.
-    dataset = small.dataset(cache)
-    cold = _cold(small, dataset, limits, 0.5 * began, limits.bytes_left - _AHEAD)
-    if cold is None:
+    count = min(manifest.samples, max(work.batch, int(_FIRST / each)))
+    found = _epoch(work, _part_of(work, None, count, manifest.samples), limits)
+    limits.count(int(count * each))
+    dataset, cold = None, None
+    while count < manifest.samples or cold is None:
+        # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
+        by_time = int(count * _GROW * max(0.0, limits.seconds_left - began / 3) / max(found.wall, 1e-3))
+        more = min(manifest.samples, by_time, int(limits.bytes_left / each))
+        if cold is not None and (more < 2 * count or found.wall > began / 8):
+            break
+        count = max(count, more)
+        dataset = _part_of(work, Cache(ram=4 * int(count * each) + _RAM), count, manifest.samples)
+        limits.count(int(count * each))
+        found = cold = _epoch(work, dataset, limits)
+    if cold is None or not cold.samples:
         limits.note("rates of the cores: no batch came within the limits")
         return None
-    counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
-    _taken(small, dataset, cold.batches)
-    passes: list[_Pass] = []
-    while not passes or not limits.over:
-        passes.append(_taken(small, dataset, cold.batches))
-    samples = sum(one.samples for one in passes)
+    counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined,arg-type]
+    passes = [_epoch(work, dataset, limits)]
+    while not limits.over and len(passes) < _PASSES:
+        passes.append(_epoch(work, dataset, limits))
+    # The time may have ended the last one before what it opened was used. In the first one, memory is touched
+    # for the first time.
+    whole_ones = [one for one in passes if one.samples == passes[0].samples]
+    passes = whole_ones[1:] or whole_ones
+    samples = max(1, sum(one.samples for one in passes))
     seconds = sum(one.seconds for one in passes)
     requests, came = int(counters.get("requests", 0)), int(counters.get("remote_bytes", 0))
+    whole = items(work.dataset())
     shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
     return Rates(
         {name: getattr(work, name) for name in shape},
@@ -127,12 +138,23 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
         cold.seconds / cold.samples,
         seconds / samples,
         sum(one.consumer for one in passes) / samples,
-        min(float(cores()), max(1.0, seconds / sum(one.wall for one in passes))),
+        min(float(cores()), max(1.0, sum(one.wanted for one in passes) / sum(one.wall for one in passes))),
         samples,
-        manifest.bytes / items(dataset),
-        manifest.raw_bytes / items(dataset),
-        came // requests if requests else 0,
+        manifest.bytes / whole,
+        manifest.raw_bytes / whole,
+        came // requests if requests and contents_of(dataset).remote else 0,
     )
+
+
+def _part_of(work: Work, cache: Cache | None, count: int, total: int) -> Any:
+    """A dataset of the first samples, or the whole one."""
+    dataset = work.dataset(cache)
+    if count >= total:
+        return dataset
+    try:
+        return dataset.subset(numbers=range(count))
+    except OptionError:  # too few tokens for a block
+        return dataset
 
 
 def items(dataset: Any) -> int:
@@ -145,34 +167,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cold(work: Work, dataset: Any, limits: Limits, seconds: float, most: int) -> _Pass | None:
-    """The first batches of an epoch, for so many seconds and bytes; None if there is none."""
-    reader = contents_of(dataset).reader  # type: ignore[attr-defined]
-    until, before = time.monotonic() + seconds, int(reader.counters.get("remote_bytes", 0))
-
-    def enough() -> bool:
-        return time.monotonic() > until or int(reader.counters.get("remote_bytes", 0)) - before > most
-
-    found = _taken(work, dataset, None, enough)
-    limits.count(int(reader.counters.get("remote_bytes", 0)) - before)
-    return found if found.samples else None
-
-
-def _taken(work: Work, dataset: Any, most: int | None, enough: Callable[[], bool] | None = None) -> _Pass:
-    """Take batches of the first epoch: so many, or until it is enough."""
-    began, cpu, consumer = time.monotonic(), time.process_time(), time.thread_time()
+def _epoch(work: Work, dataset: Any, limits: Limits) -> _Pass:
+    """Take the batches of the first epoch; fewer, if the time is over."""
+    began, cpu, consumer, delayed = time.monotonic(), time.process_time(), time.thread_time(), _delayed()
     loader = work.loader(dataset)
     loader.set_epoch(0)
-    batches = 0
+    batches, delay, look = 0, 0.0, began
     iterator = iter(loader)
     try:
         for _ in iterator:
             batches += 1
-            if batches == most or (enough is not None and batches % _LOOK == 1 and enough()):
+            if limits.over and batches % _LOOK == 0:
                 break
+            if time.monotonic() > look:  # threads end with the iterator, and what they waited with them
+                delay, look = max(delay, _delayed() - delayed), time.monotonic() + _OFTEN
     finally:
         iterator.close()  # type: ignore[attr-defined]
+    used = time.process_time() - cpu
     return _Pass(
-        batches, int(loader.stats()["samples"]), time.monotonic() - began,
-        time.process_time() - cpu, time.thread_time() - consumer,
+        int(loader.stats()["samples"]), time.monotonic() - began, used, used + delay,
+        time.thread_time() - consumer,
     )  # fmt: skip
+
+
+def _delayed() -> float:
+    """Seconds that the threads of this process could have run, but waited for a core; 0 if it is not known."""
+    total = 0
+    for thread in threading.enumerate():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            with open(f"/proc/self/task/{thread.native_id}/schedstat", encoding="ascii") as file:
+                total += int(file.read().split()[1])
+    return total / 1e9

@@ -168,12 +168,12 @@ def _verdict(plan: Plan) -> str:
     gain = 1 / max(1e-9, 1 - waits)
     if waits <= _LITTLE_WAIT:
         return (
-            f"Do nothing: data comes {prediction.rate_without_step / job.demand:.3g} times as fast as the job "
-            f"takes it. No work on the data can make a step more than {gain:.2f} times as fast ({origin})."
+            f"Do nothing: data comes {prediction.rate_without_step / job.demand:.3g} times as fast as the "
+            f"job takes it. No work on the data can make a step more than {gain:.2f} times as fast ({origin})."
         )
     text = (
-        f"The job waits {waits:.0%} of its time, and would run {gain:.2f} times as fast with free data ({origin}). "
-        f"{_REMEDIES[bound]}"
+        f"The job waits {waits:.0%} of its time, and would run {gain:.2f} times as fast with free data "
+        f"({origin}). {_REMEDIES[bound]}"
     )
     if bound == "store":
         cached = max(0.0, 1 - min(prediction.cached_rate, job.demand) / job.demand)

@@ -90,8 +90,7 @@ def _data(plan: Plan) -> Iterator[_Row]:
     yield "bytes of a sample, decompressed", data.raw, "bytes", "raw", "bytes / samples"
     yield "bytes of a frame, stored", data.frame, "bytes", "frames", "bytes / frames"
     yield ("read / needed", plan.prediction.amplification, "x", "frames",
-           f"1 + lanes {job.lanes} x window {job.window} / frames {data.frames:,}, if there are several ranks: "
-           "they share the frames at the ends of lanes")
+           f"1 + lanes {job.lanes} x window {job.window} / frames {data.frames:,} for several ranks, at lanes' ends")
 
 
 def _demand(plan: Plan) -> Iterator[_Row]:
@@ -109,7 +108,7 @@ def _demand(plan: Plan) -> Iterator[_Row]:
 def _machine(plan: Plan) -> Iterator[_Row]:
     machine = plan.facts.machine
     yield "cores", machine.cores, "", "cores", "of a machine of the job"
-    yield "cores that one process uses", machine.cores_used, "", "cores_used", "Python runs one thread at a time"
+    yield "cores that one process uses", machine.cores_used, "", "cores_used", "one thread of Python at a time"
     yield "a sample from the store", machine.cold, "s", "cold", "of a core, all stages"
     yield "a sample from memory", machine.warm, "s", "warm", "of a core, without requests"
 
@@ -123,7 +122,7 @@ def _stages(plan: Plan) -> Iterator[_Row]:
     yield "from a full cache", found.cached_rate, "samples/s", "warm", "the same without the store"
     if job.step:
         share = plan.wait_share
-        yield "share of the time that the job waits", share, "share", "cold best", "1 - what comes / what is taken"
+        yield "share of the time that the job waits", share, "share", "cold best", "1 - comes / taken"
         yield ("the most that free data would give", 1 / max(1e-9, 1 - share), "x", "cold best",
                "Amdahl: 1 / (1 - share)")
         threads = max(1, math.ceil(job.demand / job.here * plan.facts.machine.cold))
@@ -156,8 +155,8 @@ def _requests(plan: Plan) -> Iterator[_Row]:
     yield "bytes of a request", size, "bytes", "request", "bytes / requests of the loader"
     yield "latency at load", loaded, "s", "base stream", why
     yield ("on their way for a rank", little(plan.rank_bytes, size, loaded), "requests", "base request stored",
-           f"Little: {human_size(plan.rank_bytes)}/s / {human_size(size)} x {1e3 * loaded:.3g} ms; "
-           f"a rank has at most {MOST_REQUESTS}")
+           f"Little: {human_size(plan.rank_bytes)}/s / {human_size(size)} x {1e3 * loaded:.3g} ms, "
+           f"at most {MOST_REQUESTS}")
     least = machine.base * machine.stream
     yield ("least useful bytes of a request", least, "bytes", "base stream",
            "latency x rate of a stream: smaller ones mostly wait")

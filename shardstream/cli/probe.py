@@ -84,7 +84,8 @@ def _show(profile: Profile) -> None:
     for loop in store.open_loops:
         print(
             f"\nopen loop, {loop.per_second:,.0f} arrivals/s ({loop.share:.0%} of the knee), "
-            f"{human_size(loop.bytes)}: p50 {loop.p50_ms:.2f} ms, p95 {loop.p95_ms:.2f} ms, p99 {loop.p99_ms:.2f} ms"
+            f"{human_size(loop.bytes)}: p50 {loop.p50_ms:.2f} ms, p95 {loop.p95_ms:.2f} ms, "
+            f"p99 {loop.p99_ms:.2f} ms"
         )
     if disk is not None:
         print(
@@ -92,7 +93,8 @@ def _show(profile: Profile) -> None:
         )
         for one in disk.latencies:
             print(
-                f"  {human_size(one.bytes):<22}{one.p50_ms:>8.2f} ms{one.p95_ms:>8.2f} ms{one.p99_ms:>8.2f} ms"
+                f"  {human_size(one.bytes):<22}{one.p50_ms:>8.2f} ms{one.p95_ms:>8.2f} ms"
+                f"{one.p99_ms:>8.2f} ms"
             )
         _show_sweep(disk.throughput)
     if rates is not None:
@@ -102,7 +104,8 @@ def _show(profile: Profile) -> None:
             else "-"
         )
         print(
-            f"\none core: decompresses {unit} ({rates.codec}); makes {1 / rates.seconds_per_sample:,.0f} samples/s"
+            f"\none core: decompresses {unit} ({rates.codec}); "
+            f"makes {1 / rates.seconds_per_sample:,.0f} samples/s"
         )
         print(
             f"  from memory, {1 / rates.cold_seconds_per_sample:,.0f} from the store; a process uses "
@@ -121,6 +124,7 @@ def _show_sweep(sweep: Sweep | None) -> None:
     for level in sweep.levels:
         mark = "  <" if level.concurrency == sweep.knee else ""
         print(
-            f"  {level.concurrency:>4}  {level.per_second:>10,.0f} requests/s  {human_size(level.bytes_per_second):>11}/s"
+            f"  {level.concurrency:>4}  {level.per_second:>10,.0f} requests/s"
+            f"  {human_size(level.bytes_per_second):>11}/s"
             f"  p50 {level.p50_ms:>8.2f} ms  p99 {level.p99_ms:>8.2f} ms{mark}"
         )

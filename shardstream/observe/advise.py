@@ -111,6 +111,8 @@ def advise(
     """
     for name, value in (("world", world), ("share", share), ("epochs", epochs)):
         whole_number(name, value, 1)
+    if cores is not None:
+        whole_number("cores", cores, 1)
     here = min(world, 8) if ranks_per_node is None else whole_number("ranks_per_node", ranks_per_node, 1)
     if here > world or world % share:
         raise OptionError(f"ranks_per_node={here} and share={share} must go into world={world}")
@@ -169,7 +171,7 @@ def _verdict(plan: Plan) -> str:
     if waits <= _LITTLE_WAIT:
         return (
             f"Do nothing: data comes {prediction.rate_without_step / job.demand:.3g} times as fast as the "
-            f"job takes it. No work on the data can make a step more than {gain:.2f} times as fast ({origin})."
+            f"job takes it. With free data a step is {gain:.2f} times as fast, not more ({origin})."
         )
     text = (
         f"The job waits {waits:.0%} of its time, and would run {gain:.2f} times as fast with free data "

@@ -90,7 +90,7 @@ def _data(plan: Plan) -> Iterator[_Row]:
     yield "bytes of a sample, decompressed", data.raw, "bytes", "raw", "bytes / samples"
     yield "bytes of a frame, stored", data.frame, "bytes", "frames", "bytes / frames"
     yield ("read / needed", plan.prediction.amplification, "x", "frames",
-           f"1 + lanes {job.lanes} x window {job.window} / frames {data.frames:,} for several ranks, at lanes' ends")
+           f"1 + lanes {job.lanes} x window {job.window} / frames {data.frames:,}, if ranks share lanes' ends")
 
 
 def _demand(plan: Plan) -> Iterator[_Row]:
@@ -107,8 +107,8 @@ def _demand(plan: Plan) -> Iterator[_Row]:
 
 def _machine(plan: Plan) -> Iterator[_Row]:
     machine = plan.facts.machine
-    yield "cores", machine.cores, "", "cores", "of a machine of the job"
-    yield "cores that one process uses", machine.cores_used, "", "cores_used", "one thread of Python at a time"
+    yield "cores of a machine", machine.cores, "", "cores", "of the job"
+    yield "cores that one process uses", machine.cores_used, "", "cores_used", "Python: one thread at a time"
     yield "a sample from the store", machine.cold, "s", "cold", "of a core, all stages"
     yield "a sample from memory", machine.warm, "s", "warm", "of a core, without requests"
 
@@ -154,9 +154,10 @@ def _requests(plan: Plan) -> Iterator[_Row]:
     yield "rate of a stream", machine.stream, "bytes/s", "stream", "the slope of this line"
     yield "bytes of a request", size, "bytes", "request", "bytes / requests of the loader"
     yield "latency at load", loaded, "s", "base stream", why
-    yield ("on their way for a rank", little(plan.rank_bytes, size, loaded), "requests", "base request stored",
-           f"Little: {human_size(plan.rank_bytes)}/s / {human_size(size)} x {1e3 * loaded:.3g} ms, "
-           f"at most {MOST_REQUESTS}")
+    law = f"{human_size(plan.rank_bytes)}/s / {human_size(size)} x {1e3 * loaded:.3g} ms"
+    flight = little(plan.rank_bytes, size, loaded)
+    yield ("on their way for a rank", flight, "requests", "base request stored",
+           f"Little: {law}; at most {MOST_REQUESTS}")
     least = machine.base * machine.stream
     yield ("least useful bytes of a request", least, "bytes", "base stream",
            "latency x rate of a stream: smaller ones mostly wait")
@@ -169,7 +170,7 @@ def _shards(plan: Plan) -> Iterator[_Row]:
     data, world = plan.facts.data, plan.job.world
     size = shard_bytes(data.bytes, world)
     yield "shards", data.shards, "", "shards", "the manifest; wanted: at most 50,000"
-    yield "shards for a rank", data.shards / world, "", "shards", "wanted: at least 8, for shuffling and even loads"
+    yield "shards for a rank", data.shards / world, "", "shards", "wanted: at least 8"
     yield (f"shards of {human_size(size)} would be", data.bytes / size, "", "stored",
            "bytes / a power of two that fits both")
 
@@ -198,7 +199,8 @@ def _warm_up(plan: Plan) -> Iterator[_Row]:
     if data.local:
         return
     items, size = data.items / plan.nodes, data.bytes / plan.nodes
-    yield ("filling the caches before the job takes", size / (plan.job.here * machine.best), "s", "best stored",
+    filling = size / (plan.job.here * machine.best)
+    yield ("filling the caches before the job takes", filling, "s", "best stored",
            "bytes / machines / rate of the store")
     saved = items / found.rate - items / found.cached_rate
     later = ("from the second epoch on the cache is full without it" if plan.epochs > 1
@@ -218,27 +220,29 @@ def _parallel(plan: Plan) -> Iterator[_Row]:
         yield ("bytes to the ranks that share a batch", sent, "bytes", "raw",
                f"broadcast=: {human_size(batch)} x {plan.share - 1}, a step")
         yield "time of that broadcast", sent / _LINK, "s", "assumed", "at 100 GB/s between GPUs of a machine"
-        yield ("core time if each of them reads", each, "s", "cold",
-               "a step: "
-               + ("more, so let one of them read and broadcast" if each > sent / _LINK else "less: let each read"))
+        better = "more, so let one of them read and broadcast" if each > sent / _LINK else "less: let each read"
+        yield "core time if each of them reads", each, "s", "cold", f"a step: {better}"
 
 
 def _precision(plan: Plan) -> Iterator[_Row]:
     job, side = plan.job, plan.image_size
     for name, size in (("uint8", 1), ("16 bits", 2), ("32 bits", 4)) if side is not None else ():
-        yield (f"images of a batch to the device, {name}", job.batch * 3 * (side or 0) ** 2 * size, "bytes", "given",
+        pixels = job.batch * 3 * (side or 0) ** 2
+        yield (f"images of a batch to the device, {name}", pixels * size, "bytes", "given",
                f"batch x 3 x {side}^2 x {size}; the bytes in the store stay the same")
     if job.step:
-        yield ("bytes/s of a machine, steps half as long", job.demand * _MIXED * plan.facts.data.stored, "bytes/s",
-               "assumed", "16 bits instead of 32 may halve a step: then data has to come twice as fast")
+        rate = job.demand * _MIXED * plan.facts.data.stored
+        yield ("bytes/s of a machine, steps half as long", rate, "bytes/s", "assumed",
+               "16 bits instead of 32 may halve a step: then data has to come twice as fast")
 
 
 def _model(plan: Plan) -> Iterator[_Row]:
     size = plan.model
     if size is None:
         return
-    yield "bytes of the weights", size, "bytes", "given", "read once by each machine, if its ranks share a cache"
-    yield "seconds to load them", size / plan.facts.machine.best, "s", "best", "bytes / best rate of one process"
+    yield "bytes of the weights", size, "bytes", "given", "each machine reads them once, with a cache"
+    seconds = size / plan.facts.machine.best
+    yield "seconds to load them", seconds, "s", "best", "bytes / best rate of one process"
     yield "all machines at the start", size * plan.nodes, "bytes", "given", f"{plan.nodes} machines x bytes"
     yield ("bytes of a checkpoint with AdamW", _ADAM * size, "bytes", "assumed",
            "weights of 16 bits, and of 32 bits a copy and two moments: (2 + 12) / 2")

@@ -120,7 +120,7 @@ def bench(
     Replayed: 50 batches again and again. After each batch a rank sleeps for `step_ms`, where a job computes.
 
     Args:
-        url: A dataset, a URL or a local path; a local one is dropped from the page cache before the cold phase.
+        url: A dataset. A local one is dropped from the page cache before the cold phase.
         batch: Samples of a batch of a rank.
         ranks: The data-parallel ranks of this machine.
         world: How many ranks the job has; by default those of this machine are all.

@@ -26,9 +26,9 @@ SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20, 4 << 20, 8 <<
 _SMALL, _LARGE = 4 << 10, 1 << 20  # bytes of the ranges of closed loops
 _MOST = 64  # requests on their way: a loader has no more
 _SHARES = (0.5, 0.9)  # of the knee's rate, for open loops
-# Parts of all seconds and bytes.
+# Parts of all seconds and bytes. If there is a disk, the others share what it leaves of the bytes.
 _RATES, _LATENCIES, _SWEEP = (0.25, 0.2), (0.2, 0.2), (0.22, 0.4)
-_IOPS, _OPEN, _DISK = (0.1, 0.05), (0.1, 0.1), (0.13, 0.4)
+_IOPS, _OPEN, _DISK = (0.1, 0.05), (0.1, 0.1), (0.13, 0.3)
 _IDLE = 0.2  # seconds in which other processes are watched
 
 
@@ -84,21 +84,21 @@ def probe(
     )  # fmt: skip
     limits = Limits(seconds, parse_size(most, "most"))
     objects, manifest = objects_below(work.url, options)
-    rates = None
+    asked = limits if cache is None else limits.part(seconds, 1 - _DISK[1])
+    disk = rates = None
     if manifest is None and (seq_len is not None or image_size is not None):
         raise OptionError(f"{redact(work.url)} is no dataset: seq_len and image_size go with one")
-    if manifest is not None:
-        rates = measure_rates(work.resolved(manifest.kind), _part(limits, seconds, _RATES))
-    store = _store(work.url, options, objects, limits, seconds)
-    read = limits.used
-    disk = None
     if cache is not None:
         disk = measure_disk(os.path.abspath(os.fspath(cache)), _part(limits, seconds, _DISK))
+    on_disk = limits.used
+    if manifest is not None:
+        rates = measure_rates(work.resolved(manifest.kind), _part(asked, seconds, _RATES))
+    store = _store(work.url, options, objects, asked, seconds)
     return Profile(
         VERSION, __version__, socket.gethostname(),
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         cores(), redact(work.url), round(limits.elapsed, 1),
-        read, limits.used - read, tuple(limits.cut), store, disk, rates,
+        limits.used - on_disk, on_disk, tuple(limits.cut), store, disk, rates,
     )  # fmt: skip
 
 

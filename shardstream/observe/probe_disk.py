@@ -18,7 +18,7 @@ from shardstream.storage.store import LocalStore
 __all__ = ["measure_disk"]
 
 _FILE = 128 << 20  # bytes that are written at most
-_PIECE = 4 << 20  # bytes of a write
+_PIECE = 1 << 20  # bytes of a write
 _SIZES = (4 << 10, 256 << 10, 1 << 20)  # bytes of cold reads
 _RANGE = 1 << 20  # bytes of a read of the closed loops: about a frame
 _MOST = 32  # concurrency

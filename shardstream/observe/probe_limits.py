@@ -16,13 +16,13 @@ class Limits:
         size: Bytes.
 
     Attributes:
-        size: All bytes.
+        size: All bytes, at the beginning.
         cut: What was left out or ended early, and why.
     """
 
     def __init__(self, seconds: float, size: int) -> None:
         self.started = time.monotonic()
-        self.size = max(1, size)
+        self.size = size
         self._end, self._left = self.started + seconds, size
         self._lock = threading.Lock()
         self._above: list[Limits] = []

@@ -98,8 +98,9 @@ def closed_loop(read: Read, size: int, concurrency: int, limits: Limits, idle: f
     took = sorted(1e3 * one[1] for one in counted)
     rate = sum(one[2] for one in counted) / seconds
     others = max(0.0, machine - idle * whole)
+    p50, p99 = percentile(took, 0.5), percentile(took, 0.99)
     return Level(
-        concurrency, len(counted), len(counted) / seconds, rate, percentile(took, 0.5), percentile(took, 0.99),
+        concurrency, len(counted), len(counted) / seconds, rate, p50, p99,
         cpu / total * 1e9, max(cpu, others) / total * 1e9,
     )  # fmt: skip
 
@@ -122,7 +123,7 @@ def sweep(ranges: Ranges, size: int, limits: Limits, most: int, idle: float = 0.
         ranges.make_cold()
         fresh = ranges.fresh(size)
         share = weight * limits.bytes_left if fresh is None else min(weight * limits.bytes_left, fresh)
-        part = limits.part(limits.seconds_left / len(following), share / limits.size)
+        part = limits.part(limits.seconds_left / len(following), share / max(1, limits.size))
         level = closed_loop(ranges.read, size, concurrency, part, idle)
         if level is None:
             limits.note(

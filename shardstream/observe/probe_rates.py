@@ -66,7 +66,7 @@ def frames_to_read(reader: DatasetReader) -> list[tuple[int, int]]:
 
 
 def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits: Limits) -> tuple[str, float]:
-    """(codec, seconds of a core per byte after decompression); 0 if frames are not compressed by themselves."""
+    """(codec, seconds of a core per byte after decompression); 0 if frames have no compression of their own."""
     codecs = {reader.manifest.shards[shard].codec for shard, _ in chosen}
     codec = "mixed" if len(codecs) > 1 else codecs.pop()
     stored = [
@@ -104,7 +104,8 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     count = min(manifest.samples, max(work.batch, int(_FIRST / each)))
     found = _epoch(work, _part_of(work, None, count, manifest.samples), limits)
     limits.count(int(count * each))
-    dataset, cold = None, None
+    dataset: Any = None
+    cold: _Pass | None = None
     while count < manifest.samples or cold is None:
         # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
         by_time = int(count * _GROW * max(0.0, limits.seconds_left - began / 3) / max(found.wall, 1e-3))
@@ -118,7 +119,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     if cold is None or not cold.samples:
         limits.note("rates of the cores: no batch came within the limits")
         return None
-    counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined,arg-type]
+    counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
     passes = [_epoch(work, dataset, limits)]
     while not limits.over and len(passes) < _PASSES:
         passes.append(_epoch(work, dataset, limits))
@@ -191,10 +192,10 @@ def _epoch(work: Work, dataset: Any, limits: Limits) -> _Pass:
 
 
 def _delayed() -> float:
-    """Seconds that the threads of this process could have run, but waited for a core; 0 if it is not known."""
+    """Seconds in which threads of this process waited for a core that others had; 0 if it is not known."""
     total = 0
     for thread in threading.enumerate():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/self/task/{thread.native_id}/schedstat", encoding="ascii") as file:
-                total += int(file.read().split()[1])
+        name = f"/proc/self/task/{thread.native_id}/schedstat"
+        with contextlib.suppress(OSError, ValueError, IndexError), open(name, encoding="ascii") as file:
+            total += int(file.read().split()[1])
     return total / 1e9

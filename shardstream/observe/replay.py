@@ -103,7 +103,7 @@ class Replay(Generic[B]):
                         size = min(size, _joint(taken, batch))
                     if taken and size > self._limit:
                         _LOG.warning(
-                            "Replay: %d batches take %s, and memory=%s is the limit: they are repeated, not %d",
+                            "Replay: %d batches take %s, the limit is memory=%s: they are repeated, not %d",
                             len(taken), human_size(_joint(taken)), human_size(self._limit), self._wanted,
                         )  # fmt: skip
                         break

@@ -85,7 +85,7 @@ def test_what_is_assumed_given_and_measured(tokens: Path) -> None:
     assert all(math.isfinite(line.value) and line.how for line in found.lines)
     by_name = {line.name: line for line in found.lines}
     assert by_name["a sample from the store"].origin == "assumed"
-    assert by_name["cores"].origin == "given"
+    assert by_name["cores of a machine"].origin == "given"
     assert by_name["ranks that read different batches"].value == 8
     assert by_name["bytes in the store"].value == pytest.approx(100e12, rel=0.01)
     assert found.settings["shard_size"] == "2GiB"

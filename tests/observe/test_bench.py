@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,9 +16,7 @@ from shardstream.observe.bench_plot import plot
 
 
 def test_two_ranks_of_four(images: Path, tmp_path: Path) -> None:
-    found = bench(
-        images, 5, ranks=[0, 2], world=4, step_ms=2, seconds=10, image_size=32, cache=tmp_path / "c"
-    )
+    found = bench(images, 5, ranks=[0, 2], world=4, step_ms=2, seconds=1, image_size=32, cache=tmp_path / "c")
     assert found.cold.samples == found.cached.samples == 60
     assert len(found.cold.ranks) == 2
     # A step sleeps: no phase can be faster, and replayed batches take hardly longer.

@@ -2,11 +2,12 @@
 
     python -m benchmarks.advise [--rounds 3] [--out benchmarks/results/advise]
 
-Twelve settings: latency 0, 20 and 100 ms x tokens and JPEG x 1 and 4 ranks. SeaweedFS on this machine, behind a
-proxy that adds the latency to each request. Each latency is probed once for each dataset. Then the ranks,
-processes of their own, read an epoch without a cache, from opening the dataset to the last batch; a clock of
-this benchmark says how long the slowest one took. For the knee, the concurrency is doubled by a program of this
-benchmark, with requests of obstore. For the setting, `prefetch` and `threads` that are advised run beside a grid.
+Twelve settings: latency 0, 20 and 100 ms x tokens and JPEG x 1 and 4 ranks. SeaweedFS on this machine, behind
+a proxy that adds the latency to each request. Each latency is probed once for each dataset. Then the ranks,
+processes of their own, read an epoch without a cache, from opening the dataset to the last batch. A clock of
+this benchmark says how long the slowest one took. For the knee, a program of this benchmark doubles the
+concurrency, with requests of obstore. For the setting, the `prefetch` and `threads` that are advised run beside
+a grid.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ GRID = [("32MiB", 1), ("32MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4),
 
 
 def make(folder: Path) -> dict[str, Path]:
-    """The two datasets: 48 M tokens in zstd, and 2,000 JPEGs of about 90 KB."""
+    """The two datasets: 128 M tokens in zstd, and 2,000 JPEGs of about 90 KB."""
     import shardstream as ss
 
     draw = np.random.default_rng(0)
-    tokens = np.minimum(draw.zipf(1.3, 48_000_000), 50_000).astype(np.uint16)
+    tokens = np.minimum(draw.zipf(1.3, 128_000_000), 50_000).astype(np.uint16)
     tokens[::1000] = 0
     tokens.tofile(folder / "tokens.bin")
     common: dict[str, Any] = {"shard_size": "8MiB", "frame_size": "256KiB", "workers": 2}
@@ -77,7 +78,7 @@ def rank() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         options = {name: value for name, value in json.loads(line).items() if value is not None}
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         common = {
             "shuffle": ss.Shuffle(0, LANES, WINDOW),
             "topology": ss.Topology(told["rank"], told["world"]),
@@ -89,7 +90,7 @@ def rank() -> None:
         )  # fmt: skip
         for _ in ss.StreamingLoader(ds, BATCH, last="short", **options):
             pass
-        print(time.perf_counter() - began, flush=True)
+        print(json.dumps([time.perf_counter() - began, time.process_time() - cpu]), flush=True)
 
 
 class Ranks:
@@ -110,12 +111,13 @@ class Ranks:
             assert one.stdout is not None
             assert one.stdout.readline() == "ready\n"
 
-    def epoch(self, **options: Any) -> float:
-        """Seconds of the slowest rank."""
+    def epoch(self, **options: Any) -> tuple[float, float]:
+        """Seconds of the slowest rank, and seconds of cores of all ranks."""
         for one in self._all:
             one.stdin.write(json.dumps(options) + "\n")  # type: ignore[union-attr]
             one.stdin.flush()  # type: ignore[union-attr]
-        return max(float(one.stdout.readline()) for one in self._all)  # type: ignore[union-attr]
+        found = [json.loads(one.stdout.readline()) for one in self._all]  # type: ignore[union-attr]
+        return max(wall for wall, _ in found), sum(cpu for _, cpu in found)
 
     def close(self) -> None:
         for one in self._all:
@@ -208,12 +210,14 @@ def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
                     finally:
                         ranks.close()
                     rows.append({
-                        "kind": kind, "latency": latency, "ranks": world, "seconds": times,
+                        "kind": kind, "latency": latency, "ranks": world, "seconds": [wall for wall, _ in times],
+                        "cpu": statistics.median(cpu for _, cpu in times), "load": os.getloadavg()[0],
+                        "predicted_cpu": advice.prediction["cpu_seconds"],
                         "predicted": advice.prediction["epoch_seconds"],
                         "bound": advice.prediction["bound"],
                     })  # fmt: skip
                     print(line(rows[-1]), flush=True)
-    return {"rows": rows, "knees": knees, "grid": grid, "load": os.getloadavg()[0]}
+    return {"rows": rows, "knees": knees, "grid": grid}
 
 
 def _grid(ranks: Ranks, kind: str, latency: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -227,7 +231,7 @@ def _grid(ranks: Ranks, kind: str, latency: float, settings: dict[str, Any]) -> 
     ]
     for _ in range(3):  # in turn
         for row, (_, case) in zip(found, cases, strict=True):
-            row["seconds"].append(ranks.epoch(**case))
+            row["seconds"].append(ranks.epoch(**case)[0])
     return found
 
 
@@ -241,7 +245,8 @@ def line(row: dict[str, Any]) -> str:
     times = row["seconds"]
     return (
         f"{row['kind']}, {1e3 * row['latency']:.0f} ms, {row['ranks']} ranks: {statistics.median(times):.2f} s "
-        f"({min(times):.2f} to {max(times):.2f}), predicted {row['predicted']:.2f} s ({error(row):+.0%}), by {row['bound']}"
+        f"({min(times):.2f} to {max(times):.2f}), predicted {row['predicted']:.2f} s ({error(row):+.0%}), "
+        f"by {row['bound']}; cores {row['cpu']:.2f} s, predicted {row['predicted_cpu']:.2f} s; load {row['load']:.0f}"
     )
 
 
@@ -250,16 +255,19 @@ def report(found: dict[str, Any]) -> str:
     rows = found["rows"]
     near = sum(abs(error(row)) <= WITHIN for row in rows)
     text = [
-        "# advise beside the loader", "", "Made by `python -m benchmarks.advise`. An epoch without a cache, the slowest rank; median of the rounds.",
-        f"Load of the machine at the end: {found['load']:.1f}.", "",
-        "| data | latency, ms | ranks | measured, s | least to largest | predicted, s | error | bound |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "# advise beside the loader", "",
+        "Made by `python -m benchmarks.advise`. An epoch without a cache, until the slowest rank is done; the",
+        "median of the rounds. Core seconds are those of the ranks, without the store and the proxy.", "",
+        "| data | latency, ms | ranks | measured, s | least to largest | predicted, s | error | bound "
+        "| core s, measured | core s, predicted | load |",
+        "| --- " * 11 + "|",
     ]  # fmt: skip
     for row in rows:
         times = row["seconds"]
         text.append(
             f"| {row['kind']} | {1e3 * row['latency']:.0f} | {row['ranks']} | {statistics.median(times):.2f} | "
-            f"{min(times):.2f} to {max(times):.2f} | {row['predicted']:.2f} | {error(row):+.0%} | {row['bound']} |"
+            f"{min(times):.2f} to {max(times):.2f} | {row['predicted']:.2f} | {error(row):+.0%} | {row['bound']} | "
+            f"{row['cpu']:.2f} | {row['predicted_cpu']:.2f} | {row['load']:.1f} |"
         )
     text += [
         "",
@@ -272,7 +280,8 @@ def report(found: dict[str, Any]) -> str:
         sweep = {int(workers): rate for workers, rate in one["sweep"].items()}
         best = max(sweep, key=lambda workers: sweep[workers])
         text.append(
-            f"| {one['kind']} | {1e3 * one['latency']:.0f} | {one['knee']} | {best} | {sweep[one['knee']] / sweep[best]:.2f} |"
+            f"| {one['kind']} | {1e3 * one['latency']:.0f} | {one['knee']} | {best} | "
+            f"{sweep[one['knee']] / sweep[best]:.2f} |"
         )
     text += ["", "| data | setting | seconds, median | advised / best |", "| --- | --- | --- | --- |"]
     for kind in KINDS:
@@ -282,7 +291,8 @@ def report(found: dict[str, Any]) -> str:
             middle = statistics.median(row["seconds"])
             share = f"{best_seconds / middle:.2f}" if row["case"] == "advised" else ""
             text.append(
-                f"| {kind} | {row['case']}: prefetch {row['prefetch']}, threads {row['threads']} | {middle:.2f} | {share} |"
+                f"| {kind} | {row['case']}: prefetch {row['prefetch']}, threads {row['threads']} | "
+                f"{middle:.2f} | {share} |"
             )
     return "\n".join(text) + "\n"
 

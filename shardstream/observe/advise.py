@@ -38,7 +38,7 @@ class Advice:
         settings: Arguments that fit the job, by name: `prefetch` and `threads` of the loader, `ram` of the
             cache, and `shard_size` and `frame_size` of a pack.
         prediction: `samples_per_second` of the ranks on this machine; `wait_share` of a job with a step;
-            `epoch_seconds` and `first_batch_seconds` of the loader alone with an empty cache; `bound`, the
+            `epoch_seconds`, `first_batch_seconds` and `cpu_seconds` of the loader alone, cold; `bound`, the
             stage that allows least; `stages`, samples per second by stage; `cached_per_second`.
     """
 
@@ -190,6 +190,7 @@ def _numbers(prediction: Prediction, job: Job) -> dict[str, Any]:
         "wait_share": max(0.0, 1 - prediction.rate_without_step / job.demand) if job.step else None,
         "epoch_seconds": prediction.epoch_seconds,
         "first_batch_seconds": prediction.first_batch_seconds,
+        "cpu_seconds": prediction.cpu_seconds,
         "bound": prediction.bound,
         "stages": {name: rate for name, rate in prediction.stages.items() if rate != float("inf")},
     }

@@ -90,7 +90,7 @@ def _data(plan: Plan) -> Iterator[_Row]:
     yield "bytes of a sample, decompressed", data.raw, "bytes", "raw", "bytes / samples"
     yield "bytes of a frame, stored", data.frame, "bytes", "frames", "bytes / frames"
     yield ("read / needed", plan.prediction.amplification, "x", "frames",
-           f"1 + lanes {job.lanes} x window {job.window} / frames {data.frames:,}, if ranks share lanes' ends")
+           f"1 + lanes {job.lanes} x window {job.window} / frames {data.frames:,}: ranks share lanes' ends")
 
 
 def _demand(plan: Plan) -> Iterator[_Row]:
@@ -220,7 +220,7 @@ def _parallel(plan: Plan) -> Iterator[_Row]:
         yield ("bytes to the ranks that share a batch", sent, "bytes", "raw",
                f"broadcast=: {human_size(batch)} x {plan.share - 1}, a step")
         yield "time of that broadcast", sent / _LINK, "s", "assumed", "at 100 GB/s between GPUs of a machine"
-        better = "more, so let one of them read and broadcast" if each > sent / _LINK else "less: let each read"
+        better = "more: let one of them read and broadcast" if each > sent / _LINK else "less: let each read"
         yield "core time if each of them reads", each, "s", "cold", f"a step: {better}"
 
 

@@ -122,6 +122,7 @@ class Prediction:
         cached: The same if the data is in memory or on a fast disk.
         epoch_seconds: From opening the dataset to the last batch, with an empty cache and without a model.
         first_batch_seconds: Until the first batch.
+        cpu_seconds: Of cores, of all ranks on this machine, for that epoch.
         requests: On their way for one rank.
         amplification: Bytes that are read, divided by the bytes of the items: frames at the borders of lanes
             are read by two ranks.
@@ -132,6 +133,7 @@ class Prediction:
     cached: dict[str, float]
     epoch_seconds: float
     first_batch_seconds: float
+    cpu_seconds: float
     requests: float
     amplification: float
     open_bytes: float
@@ -212,4 +214,4 @@ def predict(data: Data, machine: Machine, job: Job) -> Prediction:
     busy = max(fetching, share * fetching + (1 - share) * items / others, items / others)
     trips = 0.0 if data.local else ROUND_TRIPS * machine.base
     first = trips + min(job.batch, lanes) * data.frame / store + job.batch * cold
-    return Prediction(stages, cached, trips + busy, first, requests, amplification, opened)
+    return Prediction(stages, cached, trips + busy, first, items * cold, requests, amplification, opened)

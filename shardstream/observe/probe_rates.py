@@ -66,7 +66,7 @@ def frames_to_read(reader: DatasetReader) -> list[tuple[int, int]]:
 
 
 def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits: Limits) -> tuple[str, float]:
-    """(codec, seconds of a core per byte after decompression); 0 if frames have no compression of their own."""
+    """(codec, seconds of a core per byte after decompression); 0 seconds if frames are not compressed."""
     codecs = {reader.manifest.shards[shard].codec for shard, _ in chosen}
     codec = "mixed" if len(codecs) > 1 else codecs.pop()
     stored = [

@@ -108,8 +108,8 @@ def _show(profile: Profile) -> None:
             f"makes {1 / rates.seconds_per_sample:,.0f} samples/s"
         )
         print(
-            f"  from memory, {1 / rates.cold_seconds_per_sample:,.0f} from the store; a process uses "
-            f"{rates.cores_used:.2f} cores; a request has {human_size(rates.range_bytes)}"
+            f"  from memory, {1 / rates.cold_seconds_per_sample:,.0f} from the store; one process at most "
+            f"{1 / rates.serial_seconds_per_sample:,.0f}; a request has {human_size(rates.range_bytes)}"
         )
     for text in profile.cut:
         print(f"cut: {text}")

@@ -23,7 +23,7 @@ DECOMPRESS, FETCH = 800e6, 1.2e-9  # bytes per second of a core; seconds of a co
 PIXELS = 770.0  # JPEGs of about 100 KB that a core decodes in a second
 ITEM, BYTE = 5e-6, 1e-9  # seconds of a core per item, and per byte that is copied
 REQUEST = 2 << 20  # bytes: what a loader asks for at first
-CORES_USED = 1.5
+OPENING, SERIAL = 0.1, 0.5  # seconds of a core; the part of the work beside decoders that is serial
 
 
 @dataclass
@@ -108,22 +108,24 @@ def _machine(
         }
         note("measured", *store)
     if rates is not None:
-        note("measured", "cold", "warm", "consumer", "cores_used", "decompress", "request")
-        per_byte = 1 / rates.decompress_bytes_per_second if rates.decompress_bytes_per_second else 0.0
+        note("measured", "opening", "cold", "warm", "serial", "consumer", "decompress", "request")
+        decompress = rates.decompress_bytes_per_second
         return Machine(
-            count, min(count, rates.cores_used), store["base"], store["stream"], store["best"],
-            rates.range_bytes or data.frame, rates.cold_seconds_per_sample, rates.seconds_per_sample,
-            rates.consumer_seconds_per_sample, store["fetch"], store["store_only"], per_byte,
+            cores=count, **store, request=rates.range_bytes or data.frame, opening=rates.open_seconds,
+            cold=rates.cold_seconds_per_sample, warm=rates.seconds_per_sample,
+            serial=rates.serial_seconds_per_sample, consumer=rates.consumer_seconds_per_sample,
+            decompress=1 / decompress if decompress else 0.0,
         )  # fmt: skip
-    note("assumed", "cold", "warm", "consumer", "cores_used", "decompress", "request")
+    note("assumed", "opening", "cold", "warm", "serial", "consumer", "decompress", "request")
     packed = any(shard.codec != "none" for shard in manifest.shards)
-    per_byte = 1 / DECOMPRESS if packed else 0.0
     images = work.decode and any(info.codec in ("jpg", "jpeg") for info in manifest.fields)
-    warm = ITEM + data.raw * (BYTE + per_byte) + (data.raw / 100e3 / PIXELS if images else 0.0)
+    per_byte = 1 / DECOMPRESS if packed else 0.0
+    fetching = data.stored * (store["fetch"] - store["store_only"])
+    copying = ITEM + data.raw * BYTE
+    warm = copying + data.raw * per_byte + (data.raw / 100e3 / PIXELS if images else 0.0)
     return Machine(
-        count, min(count, CORES_USED), store["base"], store["stream"], store["best"], float(REQUEST),
-        warm + data.stored * (store["fetch"] - store["store_only"]), warm, ITEM, store["fetch"],
-        store["store_only"], per_byte,
+        cores=count, **store, request=float(REQUEST), opening=OPENING, cold=fetching + warm, warm=warm,
+        serial=SERIAL * (fetching + copying), consumer=ITEM, decompress=per_byte,
     )  # fmt: skip
 
 

@@ -24,8 +24,8 @@ _STAGES = {
     "store": ("best cold", "ranks x min(best rate, requests x bytes / latency) / bytes of a sample"),
     "cores": ("cold", "cores / seconds of a core for a sample"),
     "one process": (
-        "cold cores_used",
-        "ranks x cores that a process can use / seconds of a core for a sample",
+        "serial",
+        "ranks / seconds of a sample that a process does one after the other",
     ),
     "training loop": ("consumer", "ranks / seconds of the loop's thread for a sample"),
     "step": ("given", "ranks x batch / step"),
@@ -108,8 +108,9 @@ def _demand(plan: Plan) -> Iterator[_Row]:
 def _machine(plan: Plan) -> Iterator[_Row]:
     machine = plan.facts.machine
     yield "cores of a machine", machine.cores, "", "cores", "of the job"
-    yield "cores that one process uses", machine.cores_used, "", "cores_used", "Python: one thread at a time"
+    yield "opening the dataset", machine.opening, "s", "opening", "of a core, in each process"
     yield "a sample from the store", machine.cold, "s", "cold", "of a core, all stages"
+    yield "the serial part of it", machine.serial, "s", "serial", "all but decompression and decoders"
     yield "a sample from memory", machine.warm, "s", "warm", "of a core, without requests"
 
 
@@ -133,7 +134,7 @@ def _stages(plan: Plan) -> Iterator[_Row]:
 def _start(plan: Plan) -> Iterator[_Row]:
     found = plan.prediction
     yield ("first batch after", found.first_batch_seconds, "s", "base best",
-           "4 round trips + the frames of the first batch")
+           "5 round trips + opening + the frames of the first batch")
     yield ("an epoch without a model", found.epoch_seconds, "s", "cold best",
            "of the samples of this machine, with an empty cache")
 

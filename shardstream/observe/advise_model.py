@@ -9,7 +9,7 @@ __all__ = ["Data", "Job", "Machine", "Prediction", "little", "predict", "shard_b
 
 MOST_REQUESTS = 64  # that one process has on its way
 LARGEST = 8 << 20  # bytes of a request of the loader
-ROUND_TRIPS = 4  # one after the other before the first batch: connection, manifest, indexes, frames
+ROUND_TRIPS = 5  # that nothing overlaps: connection, manifest, indexes, the first frames, the last ones
 MOST_SHARDS, SHARDS_A_RANK = 50_000, 8
 SMALLEST_SHARD, LARGEST_SHARD = 64 << 20, 2 << 30
 
@@ -55,13 +55,14 @@ class Machine:
 
     Args:
         cores: Of the machine.
-        cores_used: How many of them one process can use, since Python runs one thread at a time.
         base: Seconds of a request without its bytes.
         stream: Bytes per second of one request after that.
         best: Bytes per second of one process with many requests.
         request: Bytes of a request.
+        opening: Seconds of a core until a process has its first batch.
         cold: Seconds of a core for an item that comes from the store.
         warm: Seconds of a core for an item that is in memory.
+        serial: The part of `cold` that one process does one after the other.
         consumer: Seconds of the training loop's thread for an item.
         fetch: Seconds of a core for a byte from the store; of the store itself, too, if it runs here.
         store_only: The part of `fetch` that other processes take.
@@ -69,13 +70,14 @@ class Machine:
     """
 
     cores: float
-    cores_used: float
     base: float
     stream: float
     best: float
     request: float
+    opening: float
     cold: float
     warm: float
+    serial: float
     consumer: float
     fetch: float
     store_only: float
@@ -194,13 +196,13 @@ def predict(data: Data, machine: Machine, job: Job) -> Prediction:
     stages = {
         "store": job.here * store / stored,
         "cores": machine.cores / (cold + beside),
-        "one process": job.here * machine.cores_used / cold,
+        "one process": job.here / machine.serial,
         "training loop": job.here / machine.consumer if machine.consumer else math.inf,
         **demand,
     }
     cached = {
         "cores": machine.cores / warm,
-        "one process": job.here * machine.cores_used / warm,
+        "one process": job.here / min(machine.serial, warm),
         "training loop": stages["training loop"],
         **demand,
     }
@@ -213,5 +215,8 @@ def predict(data: Data, machine: Machine, job: Job) -> Prediction:
     # Until the frames of all lanes are there, hardly anything can be built.
     busy = max(fetching, share * fetching + (1 - share) * items / others, items / others)
     trips = 0.0 if data.local else ROUND_TRIPS * machine.base
-    first = trips + min(job.batch, lanes) * data.frame / store + job.batch * cold
-    return Prediction(stages, cached, trips + busy, first, items * cold, requests, amplification, opened)
+    # All processes open the dataset at the same time.
+    opening = machine.opening * max(1.0, job.here / machine.cores)
+    first = trips + opening + min(job.batch, lanes) * data.frame / store
+    cpu = items * cold + job.here * machine.opening
+    return Prediction(stages, cached, trips + opening + busy, first, cpu, requests, amplification, opened)

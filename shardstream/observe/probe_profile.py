@@ -172,13 +172,14 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         work: The batch, seq_len, image_size, decode, seed, lanes and window that were measured.
         codec: Of the frames: "zstd", "none", or of an adopted archive.
         decompress_bytes_per_second: Bytes after decompression per second of a core; 0 without compression.
-        cold_seconds_per_sample: Seconds of a core for all that this process does for a sample in the first
-            epoch: requests, checks, decompression, decoding, batches.
+        open_seconds: Seconds of a core until the first batch, in each process: opening, connections, threads.
+        cold_seconds_per_sample: Seconds of a core for all that a process does for a sample in the first
+            epoch after that: requests, checks, decompression, decoding, batches.
         seconds_per_sample: The same without requests, from memory.
+        serial_seconds_per_sample: The part of the cold seconds that one process does one after the other,
+            since Python runs one thread at a time: all but decompression and decoders.
         consumer_seconds_per_sample: The part of it in the thread of the training loop, which no other thread
             takes over.
-        cores_used: How many cores one process used, on the average, while its data was in memory. The rest
-            of a process is serial, since Python runs one thread at a time.
         samples: How many samples were measured.
         stored_bytes, raw_bytes: Of a sample, on the average: in the store, and after decompression.
         range_bytes: The mean size of a request that the loader sent; 0 if the data is local.
@@ -187,10 +188,11 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     work: dict[str, int | bool | None]
     codec: str
     decompress_bytes_per_second: float
+    open_seconds: float
     cold_seconds_per_sample: float
     seconds_per_sample: float
+    serial_seconds_per_sample: float
     consumer_seconds_per_sample: float
-    cores_used: float
     samples: int
     stored_bytes: float
     raw_bytes: float

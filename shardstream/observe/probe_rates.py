@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import os
 import random
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from shardstream.dataset import contents_of
+from shardstream.dataset.sample_contents import SampleContents
 from shardstream.errors import OptionError
 from shardstream.format import frames
 from shardstream.observe.bench_work import Work
@@ -25,7 +25,8 @@ __all__ = ["measure_rates"]
 _SHARDS, _FRAMES = 4, 32  # that are decompressed
 _DECOMPRESSING = 0.5  # seconds of a core
 _LOOK = 8  # after so many batches the limits are looked at
-_OFTEN = 0.02  # seconds between looks at what threads wait for
+_PATIENCE = 4  # times the seconds of this part: an epoch that is cut off would look expensive
+_LEAST_SERIAL = 0.05  # of a sample's work, at least, that only one thread of a process does at a time
 _FIRST = 8 << 20  # bytes of the samples that are read first
 _GROW = 0.7  # the part of the time that is planned for
 _RAM = 128 << 20  # bytes of memory for all but the frames
@@ -93,17 +94,17 @@ class _Pass:
     samples: int
     wall: float  # seconds
     seconds: float  # of cores, of this process
-    wanted: float  # of cores, that its threads used or waited for because other processes had them
     consumer: float  # of a core, of this thread
 
 
 def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
     manifest, began = reader.manifest, limits.seconds_left
     each = max(1.0, manifest.bytes / manifest.samples)
-    # Modules are imported, and threads and connections made, before anything is measured.
+    # Modules are imported before anything is measured.
     count = min(manifest.samples, max(work.batch, int(_FIRST / each)))
     found = _epoch(work, _part_of(work, None, count, manifest.samples), limits)
-    limits.count(int(count * each))
+    opened = _epoch(work, work.dataset(), limits, batches=1)
+    limits.count(int(2 * count * each))
     dataset: Any = None
     cold: _Pass | None = None
     while count < manifest.samples or cold is None:
@@ -115,36 +116,56 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
         count = max(count, more)
         dataset = _part_of(work, Cache(ram=4 * int(count * each) + _RAM), count, manifest.samples)
         limits.count(int(count * each))
-        found = cold = _epoch(work, dataset, limits)
-    if cold is None or not cold.samples:
+        found = cold = _epoch(work, dataset, limits, patience=_PATIENCE * began)
+    if not cold.samples:
         limits.note("rates of the cores: no batch came within the limits")
         return None
     counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
-    passes = [_epoch(work, dataset, limits)]
-    while not limits.over and len(passes) < _PASSES:
-        passes.append(_epoch(work, dataset, limits))
-    # The time may have ended the last one before what it opened was used. In the first one, memory is touched
-    # for the first time.
-    whole_ones = [one for one in passes if one.samples == passes[0].samples]
-    passes = whole_ones[1:] or whole_ones
-    samples = max(1, sum(one.samples for one in passes))
-    seconds = sum(one.seconds for one in passes)
     requests, came = int(counters.get("requests", 0)), int(counters.get("remote_bytes", 0))
+    warm = _from_memory(work, dataset, limits)
+    plain = warm
+    if isinstance(contents_of(dataset), SampleContents) and work.decode:
+        # What decoders take, they take without Python's lock, several threads at a time.
+        plain = _from_memory(work, _undecoded(dataset), limits)
     whole = items(work.dataset())
+    fixed = min(opened.seconds, cold.seconds / 2)
+    cold_each = (cold.seconds - fixed) / cold.samples
+    raw = manifest.raw_bytes / whole
+    serial = cold_each - max(0.0, warm.seconds - plain.seconds) / warm.samples - per_byte * raw
     shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
     return Rates(
         {name: getattr(work, name) for name in shape},
         codec,
         1 / per_byte if per_byte else 0.0,
-        cold.seconds / cold.samples,
-        seconds / samples,
-        sum(one.consumer for one in passes) / samples,
-        min(float(cores()), max(1.0, sum(one.wanted for one in passes) / sum(one.wall for one in passes))),
-        samples,
+        fixed,
+        cold_each,
+        warm.seconds / warm.samples,
+        max(serial, warm.consumer / warm.samples, _LEAST_SERIAL * cold_each),
+        warm.consumer / warm.samples,
+        cold.samples,
         manifest.bytes / whole,
-        manifest.raw_bytes / whole,
+        raw,
         came // requests if requests and contents_of(dataset).remote else 0,
     )
+
+
+def _from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
+    """The median epoch of some, by seconds of cores; in the first one, memory is touched for the first time."""
+    until = time.monotonic() + max(0.1, limits.seconds_left / 2)
+    found = [_epoch(work, dataset, limits, patience=limits.seconds_left + 1.0)]
+    while time.monotonic() < until and len(found) < _PASSES:
+        found.append(_epoch(work, dataset, limits))
+    # The time may have ended the last one before what it opened was used.
+    whole = [one for one in found if one.samples == found[0].samples]
+    whole = sorted(whole[1:] or whole, key=lambda one: one.seconds)
+    return whole[len(whole) // 2]
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The same samples from the same memory, with fields as they are stored."""
+    found = copy.copy(dataset)
+    found._contents = contents_of(dataset).decoding(False)  # type: ignore[attr-defined]  # noqa: SLF001
+    return found
 
 
 def _part_of(work: Work, cache: Cache | None, count: int, total: int) -> Any:
@@ -168,34 +189,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _epoch(work: Work, dataset: Any, limits: Limits) -> _Pass:
-    """Take the batches of the first epoch; fewer, if the time is over."""
-    began, cpu, consumer, delayed = time.monotonic(), time.process_time(), time.thread_time(), _delayed()
+def _epoch(
+    work: Work, dataset: Any, limits: Limits, batches: int | None = None, patience: float = 0.0
+) -> _Pass:
+    """Take the batches of the first epoch: all, or so many; fewer, if the time is over.
+
+    Args:
+        work: Makes the loader.
+        dataset: What is read.
+        limits: When it ends.
+        batches: How many, or None.
+        patience: Seconds that it may take, even if the time is over.
+    """
+    began, cpu, consumer = time.monotonic(), time.process_time(), time.thread_time()
     loader = work.loader(dataset)
     loader.set_epoch(0)
-    batches, delay, look = 0, 0.0, began
     iterator = iter(loader)
     try:
-        for _ in iterator:
-            batches += 1
-            if limits.over and batches % _LOOK == 0:
+        for number, _ in enumerate(iterator, start=1):
+            if number == batches:
                 break
-            if time.monotonic() > look:  # threads end with the iterator, and what they waited with them
-                delay, look = max(delay, _delayed() - delayed), time.monotonic() + _OFTEN
+            if number % _LOOK == 0 and limits.over and time.monotonic() - began > patience:
+                break
     finally:
         iterator.close()  # type: ignore[attr-defined]
-    used = time.process_time() - cpu
     return _Pass(
-        int(loader.stats()["samples"]), time.monotonic() - began, used, used + delay,
-        time.thread_time() - consumer,
+        int(loader.stats()["samples"]), time.monotonic() - began,
+        time.process_time() - cpu, time.thread_time() - consumer,
     )  # fmt: skip
-
-
-def _delayed() -> float:
-    """Seconds in which threads of this process waited for a core that others had; 0 if it is not known."""
-    total = 0
-    for thread in threading.enumerate():
-        name = f"/proc/self/task/{thread.native_id}/schedstat"
-        with contextlib.suppress(OSError, ValueError, IndexError), open(name, encoding="ascii") as file:
-            total += int(file.read().split()[1])
-    return total / 1e9

@@ -16,7 +16,8 @@ from tests.corpora import digests
 
 DATA = Data(items=1_000_000, stored=100e3, raw=200e3, frames=100_000, shards=1_000)
 MACHINE = Machine(
-    cores=8, cores_used=4, base=0.03, stream=90e6, best=1e9, request=2e6, cold=1e-3, warm=5e-4, consumer=1e-5,
+    cores=8, opening=0.1, base=0.03, stream=90e6, best=1e9, request=2e6, cold=1e-3, warm=5e-4, serial=2e-4,
+    consumer=1e-5,
     fetch=1e-9, store_only=0, decompress=1e-9,
 )  # fmt: skip
 JOB = Job(batch=32, world=8, here=8, step=0.1, prefetch=256 << 20, lanes=64, window=4)

@@ -6,8 +6,8 @@ Twelve settings: latency 0, 20 and 100 ms x tokens and JPEG x 1 and 4 ranks. Sea
 a proxy that adds the latency to each request. Each latency is probed once for each dataset. Then the ranks,
 processes of their own, read an epoch without a cache, from opening the dataset to the last batch. A clock of
 this benchmark says how long the slowest one took. For the knee, a program of this benchmark doubles the
-concurrency, with requests of obstore. For the setting, the `prefetch` and `threads` that are advised run beside
-a grid.
+concurrency, with requests of obstore. For the setting, the `prefetch` and `threads` that are advised run
+beside a grid.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
                     finally:
                         ranks.close()
                     rows.append({
-                        "kind": kind, "latency": latency, "ranks": world, "seconds": [wall for wall, _ in times],
+                        "kind": kind, "latency": latency, "ranks": world,
+                        "seconds": [wall for wall, _ in times],
                         "cpu": statistics.median(cpu for _, cpu in times), "load": os.getloadavg()[0],
                         "predicted_cpu": advice.prediction["cpu_seconds"],
                         "predicted": advice.prediction["epoch_seconds"],
@@ -244,9 +245,11 @@ def line(row: dict[str, Any]) -> str:
     """One setting in words."""
     times = row["seconds"]
     return (
-        f"{row['kind']}, {1e3 * row['latency']:.0f} ms, {row['ranks']} ranks: {statistics.median(times):.2f} s "
+        f"{row['kind']}, {1e3 * row['latency']:.0f} ms, {row['ranks']} ranks: "
+        f"{statistics.median(times):.2f} s "
         f"({min(times):.2f} to {max(times):.2f}), predicted {row['predicted']:.2f} s ({error(row):+.0%}), "
-        f"by {row['bound']}; cores {row['cpu']:.2f} s, predicted {row['predicted_cpu']:.2f} s; load {row['load']:.0f}"
+        f"by {row['bound']}; cores {row['cpu']:.2f} s, predicted {row['predicted_cpu']:.2f} s; "
+        f"load {row['load']:.0f}"
     )
 
 
@@ -257,16 +260,16 @@ def report(found: dict[str, Any]) -> str:
     text = [
         "# advise beside the loader", "",
         "Made by `python -m benchmarks.advise`. An epoch without a cache, until the slowest rank is done; the",
-        "median of the rounds. Core seconds are those of the ranks, without the store and the proxy.", "",
-        "| data | latency, ms | ranks | measured, s | least to largest | predicted, s | error | bound "
-        "| core s, measured | core s, predicted | load |",
+        "median of the rounds. Core seconds are those of the ranks, without store and proxy.", "",
+        "| data | ms | ranks | seconds | from, to | predicted | error | bound | core s | predicted | load |",
         "| --- " * 11 + "|",
     ]  # fmt: skip
     for row in rows:
         times = row["seconds"]
         text.append(
-            f"| {row['kind']} | {1e3 * row['latency']:.0f} | {row['ranks']} | {statistics.median(times):.2f} | "
-            f"{min(times):.2f} to {max(times):.2f} | {row['predicted']:.2f} | {error(row):+.0%} | {row['bound']} | "
+            f"| {row['kind']} | {1e3 * row['latency']:.0f} | {row['ranks']} | "
+            f"{statistics.median(times):.2f} | {min(times):.2f} to {max(times):.2f} | "
+            f"{row['predicted']:.2f} | {error(row):+.0%} | {row['bound']} | "
             f"{row['cpu']:.2f} | {row['predicted_cpu']:.2f} | {row['load']:.1f} |"
         )
     text += [

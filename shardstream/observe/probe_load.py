@@ -122,6 +122,9 @@ def sweep(ranges: Ranges, size: int, limits: Limits, most: int, idle: float = 0.
         weight = (_ROUNDS * concurrency + _EVEN) / sum(_ROUNDS * each + _EVEN for each in following)
         ranges.make_cold()
         fresh = ranges.fresh(size)
+        if fresh is not None and fresh < _ROUNDS * size:
+            limits.note(f"cold ranges of {size} bytes: the data is so small that some came from memory")
+            fresh = None
         share = weight * limits.bytes_left if fresh is None else min(weight * limits.bytes_left, fresh)
         part = limits.part(limits.seconds_left / len(following), share / max(1, limits.size))
         level = closed_loop(ranges.read, size, concurrency, part, idle)

@@ -150,7 +150,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
 
 
 def _from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
-    """The median epoch of some, by seconds of cores; in the first one, memory is touched for the first time."""
+    """The median epoch of some, by seconds of cores; without the first one, which touches fresh memory."""
     until = time.monotonic() + max(0.1, limits.seconds_left / 2)
     found = [_epoch(work, dataset, limits, patience=limits.seconds_left + 1.0)]
     while time.monotonic() < until and len(found) < _PASSES:

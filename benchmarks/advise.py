@@ -259,7 +259,7 @@ def report(found: dict[str, Any]) -> str:
     near = sum(abs(error(row)) <= WITHIN for row in rows)
     text = [
         "# advise beside the loader", "",
-        "Made by `python -m benchmarks.advise`. An epoch without a cache, until the slowest rank is done; the",
+        "Made by `python -m benchmarks.advise`. An epoch without a cache, until the slowest rank has it; the",
         "median of the rounds. Core seconds are those of the ranks, without store and proxy.", "",
         "| data | ms | ranks | seconds | from, to | predicted | error | bound | core s | predicted | load |",
         "| --- " * 11 + "|",

@@ -72,7 +72,10 @@ def _show(profile: Profile) -> None:
 
     store, rates, disk = profile.store, profile.rates, profile.disk
     print(f"{profile.url}: {store.objects:,} objects, {human_size(store.object_bytes)}, by {store.backend}")
-    print(f"{profile.seconds:.0f} s, {human_size(profile.read_bytes)} read, {profile.cores} cores")
+    print(
+        f"{profile.seconds:.0f} s, {human_size(profile.read_bytes)} read; "
+        f"{profile.cores} cores, of which {profile.free_cores:.1f} were free"
+    )
     print("\none request at a time                p50        p95        p99")
     for one in store.latencies:
         few = "" if one.requests >= 100 else f"   of {one.requests} requests"

@@ -81,7 +81,10 @@ def _machine(
     def note(origin: Origin, *names: str) -> None:
         origins.update(dict.fromkeys(names, origin))
 
-    count = cores or (profile.cores if profile is not None else cores_here())
+    known = float(cores_here()) if profile is None else profile.free_cores
+    count = float(cores) if cores else max(known, 0.1)
+    # A machine of the job, which the user describes, is taken to be free.
+    share = 1.0 if cores or profile is None else max(profile.free_core, 0.1)
     note("given" if cores else "measured", "cores")
     rates = None if profile is None else profile.rates
     if rates is not None:
@@ -111,9 +114,10 @@ def _machine(
         note("measured", "opening", "cold", "warm", "serial", "consumer", "decompress", "request")
         decompress = rates.decompress_bytes_per_second
         return Machine(
-            cores=count, **store, request=rates.range_bytes or data.frame, opening=rates.open_seconds,
+            cores=count, **store, request=rates.range_bytes or data.frame, opening=rates.open_seconds / share,
             cold=rates.cold_seconds_per_sample, warm=rates.seconds_per_sample,
-            serial=rates.serial_seconds_per_sample, consumer=rates.consumer_seconds_per_sample,
+            serial=rates.serial_seconds_per_sample / share,
+            consumer=rates.consumer_seconds_per_sample / share,
             decompress=1 / decompress if decompress else 0.0,
         )  # fmt: skip
     note("assumed", "opening", "cold", "warm", "serial", "consumer", "decompress", "request")

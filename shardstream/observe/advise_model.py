@@ -54,7 +54,7 @@ class Machine:
     """One machine and its store.
 
     Args:
-        cores: Of the machine.
+        cores: Of the machine, as many as are free.
         base: Seconds of a request without its bytes.
         stream: Bytes per second of one request after that.
         best: Bytes per second of one process with many requests.
@@ -218,5 +218,5 @@ def predict(data: Data, machine: Machine, job: Job) -> Prediction:
     # All processes open the dataset at the same time.
     opening = machine.opening * max(1.0, job.here / machine.cores)
     first = trips + opening + min(job.batch, lanes) * data.frame / store
-    cpu = items * cold + job.here * machine.opening
+    cpu = items * cold + job.here * machine.opening  # of free cores
     return Prediction(stages, cached, trips + opening + busy, first, cpu, requests, amplification, opened)

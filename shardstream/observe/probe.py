@@ -13,7 +13,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_disk import measure_disk
 from shardstream.observe.probe_limits import Limits
-from shardstream.observe.probe_load import busy_cores, latency, open_loop, sweep
+from shardstream.observe.probe_load import busy_cores, free_cores, latency, open_loop, sweep
 from shardstream.observe.probe_profile import VERSION, Latency, Profile, StoreRates
 from shardstream.observe.probe_ranges import Object, Ranges, objects_below, unhedged
 from shardstream.observe.probe_rates import cores, measure_rates
@@ -29,6 +29,7 @@ _SHARES = (0.5, 0.9)  # of the knee's rate, for open loops
 # Parts of all seconds and bytes. If there is a disk, the others share what it leaves of the bytes.
 _RATES, _LATENCIES, _SWEEP = (0.25, 0.2), (0.2, 0.2), (0.22, 0.4)
 _IOPS, _OPEN, _DISK = (0.1, 0.05), (0.1, 0.1), (0.13, 0.3)
+_CALIBRATION = 0.3  # seconds in which threads are busy to see how many cores they get
 _IDLE = 0.2  # seconds in which other processes are watched
 
 
@@ -94,10 +95,12 @@ def probe(
     if manifest is not None:
         rates = measure_rates(work.resolved(manifest.kind), _part(asked, seconds, _RATES))
     store = _store(work.url, options, objects, asked, seconds)
+    count = cores()
+    free = free_cores(count, _CALIBRATION), free_cores(1, _CALIBRATION)
     return Profile(
         VERSION, __version__, socket.gethostname(),
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        cores(), redact(work.url), round(limits.elapsed, 1),
+        count, *free, redact(work.url), round(limits.elapsed, 1),
         limits.used - on_disk, on_disk, tuple(limits.cut), store, disk, rates,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import threading
@@ -15,7 +16,7 @@ from shardstream.observe.probe_profile import Latency, Level, OpenLoop, Sweep, k
 from shardstream.observe.probe_ranges import Ranges
 from shardstream.storage.cancellation import Cancelled, CancelScope, working_for
 
-__all__ = ["busy_cores", "closed_loop", "latency", "open_loop", "sweep"]
+__all__ = ["busy_cores", "closed_loop", "free_cores", "latency", "open_loop", "sweep"]
 
 Read = Callable[[int], int]  # reads so many bytes, and says how many came
 _ROUNDS = 3  # requests of each worker of a closed loop, at least; the first one is not counted
@@ -28,9 +29,12 @@ _ARRIVALS = 256  # threads for requests that arrive by chance, at most
 
 
 def latency(read: Read, size: int, limits: Limits) -> Latency | None:
-    """Requests one after the other, as long as the limits allow; None if they allow none."""
+    """Requests one after the other, three and as many as the limits allow; None if the bytes allow none."""
     times: list[float] = []
     read_one = _timed(read)
+    for _ in range(min(_ROUNDS, limits.bytes_left // max(1, size))):
+        limits.count(size)
+        times.append(read_one(size)[1])
     while limits.take(size):
         times.append(read_one(size)[1])
     if not times:
@@ -55,7 +59,7 @@ def closed_loop(read: Read, size: int, concurrency: int, limits: Limits, idle: f
     Returns:
         The level, or None.
     """
-    if limits.bytes_left < _ROUNDS * concurrency * size or limits.over:
+    if limits.bytes_left < _ROUNDS * concurrency * size:
         return None
     ends: list[tuple[float, float, int]] = []  # when a request was answered, after how long, and its bytes
     stopped: list[float] = []
@@ -127,7 +131,8 @@ def sweep(ranges: Ranges, size: int, limits: Limits, most: int, idle: float = 0.
             fresh = None
         share = weight * limits.bytes_left if fresh is None else min(weight * limits.bytes_left, fresh)
         part = limits.part(limits.seconds_left / len(following), share / max(1, limits.size))
-        level = closed_loop(ranges.read, size, concurrency, part, idle)
+        over = bool(levels) and limits.over  # one level comes, however slow the store is
+        level = None if over else closed_loop(ranges.read, size, concurrency, part, idle)
         if level is None:
             limits.note(
                 f"concurrency of {size} byte ranges: none above {concurrency // 2}, "
@@ -209,6 +214,20 @@ def _running(
         scope.end()
         for thread in begun:
             thread.join()
+
+
+def free_cores(threads: int, seconds: float) -> float:
+    """How many cores so many busy threads of this process get, beside other programs and within quotas."""
+    data, until = bytes(1 << 20), time.monotonic() + seconds
+
+    def work() -> None:
+        while time.monotonic() < until:
+            hashlib.sha256(data)  # without Python's lock
+
+    began, cpu = time.monotonic(), time.process_time()
+    with _running(work, threads, CancelScope()):
+        pass
+    return min(float(threads), (time.process_time() - cpu) / (time.monotonic() - began))
 
 
 def _busy() -> float:

@@ -208,6 +208,9 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         host: The name of the machine.
         date: When it was measured, UTC, ISO 8601.
         cores: How many cores this process may use.
+        free_cores: How many of them it got when all of its threads were busy: fewer if other programs run, or
+            if a container has a quota.
+        free_core: What one busy thread got of a core.
         url: What was read, without credentials.
         seconds: How long the probe took.
         read_bytes: The bytes that came from the store.
@@ -224,6 +227,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str
     date: str
     cores: int
+    free_cores: float
+    free_core: float
     url: str
     seconds: float
     read_bytes: int

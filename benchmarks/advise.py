@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15, help="of each probe")
+    parser.add_argument("--seconds", type=float, default=20, help="of each probe")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.rank:

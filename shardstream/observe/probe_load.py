@@ -129,7 +129,8 @@ def sweep(ranges: Ranges, size: int, limits: Limits, most: int, idle: float = 0.
         if fresh is not None and fresh < _ROUNDS * size:
             limits.note(f"cold ranges of {size} bytes: the data is so small that some came from memory")
             fresh = None
-        share = weight * limits.bytes_left if fresh is None else min(weight * limits.bytes_left, fresh)
+        share = max(weight * limits.bytes_left, float(_ROUNDS * concurrency * size))
+        share = share if fresh is None else min(share, fresh)
         part = limits.part(limits.seconds_left / len(following), share / max(1, limits.size))
         over = bool(levels) and limits.over  # one level comes, however slow the store is
         level = None if over else closed_loop(ranges.read, size, concurrency, part, idle)

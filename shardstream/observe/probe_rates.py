@@ -6,7 +6,7 @@ import copy
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shardstream.dataset import contents_of
@@ -25,6 +25,8 @@ __all__ = ["measure_rates"]
 _SHARDS, _FRAMES = 4, 32  # that are decompressed
 _DECOMPRESSING = 0.5  # seconds of a core
 _LOOK = 8  # after so many batches the limits are looked at
+_AHEAD = 32 << 20  # bytes of look-ahead
+_MOST_FIXED = 0.8  # of an epoch's seconds are for opening, at most
 _PATIENCE = 4  # times the seconds of this part: an epoch that is cut off would look expensive
 _LEAST_SERIAL = 0.05  # of a sample's work, at least, that only one thread of a process does at a time
 _FIRST = 8 << 20  # bytes of the samples that are read first
@@ -82,7 +84,7 @@ def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits:
     for data, size in stored:
         frames.decompress("zstd", data, size, "")
     began, done = time.thread_time(), 0
-    while time.thread_time() - began < _DECOMPRESSING and not limits.over:
+    while not done or (time.thread_time() - began < _DECOMPRESSING and not limits.over):
         for data, size in stored:
             frames.decompress("zstd", data, size, "")
             done += size
@@ -99,23 +101,28 @@ class _Pass:
 
 def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
     manifest, began = reader.manifest, limits.seconds_left
+    # What is ahead when an epoch ends early was read in vain.
+    work = replace(work, prefetch=min(work.prefetch or _AHEAD, _AHEAD))
     each = max(1.0, manifest.bytes / manifest.samples)
     # Modules are imported before anything is measured.
     count = min(manifest.samples, max(work.batch, int(_FIRST / each)))
     found = _epoch(work, _part_of(work, None, count, manifest.samples), limits)
-    opened = _epoch(work, work.dataset(), limits, batches=1)
-    limits.count(int(2 * count * each))
+    # The first batch opens a frame of each lane.
+    frame = manifest.bytes / max(1, sum(shard.frames for shard in manifest.shards))
+    lanes = 1 if work.shuffle is None else min(work.batch, work.shuffle.lanes_for(1))
+    all_fits = lanes * frame < limits.bytes_left / 4
+    first = work.dataset() if all_fits else _part_of(work, None, count, manifest.samples)
+    opened = _epoch(work, first, limits, batches=1)
     dataset: Any = None
     cold: _Pass | None = None
     while count < manifest.samples or cold is None:
         # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
-        by_time = int(count * _GROW * max(0.0, limits.seconds_left - began / 3) / max(found.wall, 1e-3))
+        by_time = int(count * _GROW * max(limits.seconds_left - began / 3, began / 3) / max(found.wall, 1e-3))
         more = min(manifest.samples, by_time, int(limits.bytes_left / each))
         if cold is not None and (more < 2 * count or found.wall > began / 8):
             break
         count = max(count, more)
         dataset = _part_of(work, Cache(ram=4 * int(count * each) + _RAM), count, manifest.samples)
-        limits.count(int(count * each))
         found = cold = _epoch(work, dataset, limits, patience=_PATIENCE * began)
     if not cold.samples:
         limits.note("rates of the cores: no batch came within the limits")
@@ -128,7 +135,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
         # What decoders take, they take without Python's lock, several threads at a time.
         plain = _from_memory(work, _undecoded(dataset), limits)
     whole = items(work.dataset())
-    fixed = min(opened.seconds, cold.seconds / 2)
+    fixed = min(opened.seconds, _MOST_FIXED * cold.seconds)
     cold_each = (cold.seconds - fixed) / cold.samples
     raw = manifest.raw_bytes / whole
     serial = cold_each - max(0.0, warm.seconds - plain.seconds) / warm.samples - per_byte * raw
@@ -203,6 +210,7 @@ def _epoch(
     """
     began, cpu, consumer = time.monotonic(), time.process_time(), time.thread_time()
     loader = work.loader(dataset)
+    came = int(contents_of(dataset).reader.counters.get("remote_bytes", 0))  # type: ignore[attr-defined]
     loader.set_epoch(0)
     iterator = iter(loader)
     try:
@@ -213,7 +221,9 @@ def _epoch(
                 break
     finally:
         iterator.close()  # type: ignore[attr-defined]
+    stats = loader.stats()
+    limits.count(int(stats.get("remote_bytes", 0)) - came)
     return _Pass(
-        int(loader.stats()["samples"]), time.monotonic() - began,
+        int(stats["samples"]), time.monotonic() - began,
         time.process_time() - cpu, time.thread_time() - consumer,
     )  # fmt: skip

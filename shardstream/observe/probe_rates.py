@@ -112,7 +112,8 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     lanes = 1 if work.shuffle is None else min(work.batch, work.shuffle.lanes_for(1))
     all_fits = lanes * frame < limits.bytes_left / 4
     first = work.dataset() if all_fits else _part_of(work, None, count, manifest.samples)
-    opened = _epoch(work, first, limits, batches=1)
+    # Without look-ahead, and so without work for batches that are not taken.
+    opened = _epoch(replace(work, prefetch=1), first, limits, batches=1)
     dataset: Any = None
     cold: _Pass | None = None
     while count < manifest.samples or cold is None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import closed_loop, open_loop
 from shardstream.observe.probe_profile import Level, Profile, Sweep, knee_of, percentile
 from shardstream.storage.store import Store
+from tests.corpora import pack_rows
 from tests.servers import Weed
-from tests.watch import settled
+from tests.watch import ended, settled
 
 
 def upload(folder: Path, weed: Weed) -> str:
@@ -97,6 +97,9 @@ def test_any_folder_one_object_and_a_local_dataset(tmp_path: Path, images: Path)
         assert found.rates is None
         assert (found.store.objects, found.store.object_bytes) == (1, 40_000)
         assert found.store.backend == "local"
+    found = probe(pack_rows(tmp_path, [{"text": "one"}]), seconds=1)  # one frame
+    assert found.rates is not None
+    assert found.store.throughput is not None
     found = probe(images, seconds=2, image_size=32)
     assert found.rates is not None
     assert found.rates.codec == "none"
@@ -139,28 +142,22 @@ def test_a_load_ends_with_the_first_error() -> None:
     assert settled()
 
 
+@pytest.mark.parametrize("command", ["probe", pytest.param("bench", marks=pytest.mark.long)])
 def test_an_interrupt_leaves_nothing(
-    tokens: Path, weed: Weed, proxy_to: Callable[..., Any], tmp_path: Path
+    tokens: Path, weed: Weed, proxy_to: Callable[..., Any], tmp_path: Path, command: str
 ) -> None:
     url = upload(tokens, weed)
+    cache = tmp_path / "cache"
     with proxy_to(weed, latency=0.05) as proxy:
         options = [f"--storage-option={name}={value}" for name, value in weed.options(proxy.url).items()]
-        command = [
-            sys.executable,
-            "-m",
-            "shardstream",
-            "probe",
-            url,
-            "--cache",
-            str(tmp_path / "c"),
-            *options,
-        ]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
-        while proxy.counts.requests < 60 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        options += ["--batch=8", "--step-ms=200"] if command == "bench" else []
+        begun = [sys.executable, "-m", "shardstream", command, url, "--cache", str(cache), *options]
+        process = subprocess.Popen(begun, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        assert ended(lambda: proxy.counts.requests >= 20)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert said.strip() == "interrupted"
-    assert not (tmp_path / "c").exists() or os.listdir(tmp_path / "c") == []
+    assert not cache.exists() or os.listdir(cache) == []
+    with pytest.raises(ProcessLookupError):  # nobody is left of its session
+        os.killpg(process.pid, 0)

@@ -30,6 +30,7 @@ _MOST_FIXED = 0.8  # of an epoch's seconds are for opening, at most
 _PATIENCE = 4  # times the seconds of this part: an epoch that is cut off would look expensive
 _LEAST_SERIAL = 0.05  # of a sample's work, at least, that only one thread of a process does at a time
 _FIRST = 8 << 20  # bytes of the samples that are read first
+_LEAST = 4  # times the samples that are read first
 _GROW = 0.7  # the part of the time that is planned for
 _RAM = 128 << 20  # bytes of memory for all but the frames
 _PASSES = 8  # from memory
@@ -119,6 +120,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     while count < manifest.samples or cold is None:
         # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
         by_time = int(count * _GROW * max(limits.seconds_left - began / 3, began / 3) / max(found.wall, 1e-3))
+        by_time = max(by_time, _LEAST * count if cold is None else 0)  # or opening would be most of it
         more = min(manifest.samples, by_time, int(limits.bytes_left / each))
         if cold is not None and (more < 2 * count or found.wall > began / 8):
             break

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from shardstream.logs.log import Log as Log
     from shardstream.maintain.verify import verify as verify
     from shardstream.maintain.warm import warm as warm
+    from shardstream.observe.advise import advise as advise
+    from shardstream.observe.replay import Replay as Replay
     from shardstream.order.shuffle import Shuffle as Shuffle
     from shardstream.packing.adopt import index as index
     from shardstream.packing.commit_parts import commit as commit
@@ -59,6 +61,7 @@ _HOMES = {
     "MissingExtraError": "shardstream.errors",
     "Mixture": "shardstream.dataset",
     "OptionError": "shardstream.errors",
+    "Replay": "shardstream.observe.replay",
     "Retry": "shardstream.storage.options",
     "ShardstreamError": "shardstream.errors",
     "Shuffle": "shardstream.order.shuffle",
@@ -72,6 +75,7 @@ _HOMES = {
     "Timeouts": "shardstream.storage.options",
     "Topology": "shardstream.distributed",
     "Writer": "shardstream.packing.samples_writer",
+    "advise": "shardstream.observe.advise",
     "commit": "shardstream.packing.commit_parts",
     "dcp": "shardstream.checkpoint",
     "decoder": "shardstream.decode.registry",
@@ -103,6 +107,7 @@ __all__ = [
     "MissingExtraError",
     "Mixture",
     "OptionError",
+    "Replay",
     "Retry",
     "ShardstreamError",
     "Shuffle",
@@ -116,6 +121,7 @@ __all__ = [
     "TokenDataset",
     "Topology",
     "Writer",
+    "advise",
     "commit",
     "dcp",
     "decoder",

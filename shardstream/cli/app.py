@@ -11,11 +11,14 @@ import typer
 
 from shardstream.cli import (
     adopt,
+    advise,
+    bench,
     cache,
     checkpoint,
     export,
     inspect,
     pack,
+    probe,
     rebuild,
     show,
     verify,
@@ -50,6 +53,9 @@ app.command()(cache.cache)
 app.command()(checkpoint.checkpoint)
 app.command()(show.show)
 app.command()(weights.weights)
+app.command()(probe.probe)
+app.command()(bench.bench)
+app.command()(advise.advise)
 
 
 def _version(wanted: bool) -> None:

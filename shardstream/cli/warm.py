@@ -54,7 +54,7 @@ def warm(
         report = run(
             url,
             Cache(cache, disk=disk, disk_format=options.unchecked(disk_format), always=always),
-            ranks=None if ranks is None else _numbers(ranks),
+            ranks=None if ranks is None else numbers(ranks),
             dp_size=world,
             epochs=epochs,
             limit=limit,
@@ -82,7 +82,7 @@ def warm(
         raise typer.Exit(1)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """The numbers in a text such as "0-3,6"."""
     numbers: list[int] = []
     for part in text.split(","):

@@ -1,0 +1,232 @@
+"""What one core does with a dataset's own frames: decompression alone, and all that follows it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shardstream.dataset import contents_of
+from shardstream.dataset.sample_contents import SampleContents
+from shardstream.errors import OptionError
+from shardstream.format import frames
+from shardstream.observe.bench_work import Work
+from shardstream.observe.probe_limits import Limits
+from shardstream.observe.probe_profile import Rates
+from shardstream.read.dataset_blocks import STREAMS
+from shardstream.read.reader import DatasetReader
+from shardstream.storage.cache.options import Cache
+
+__all__ = ["measure_rates"]
+
+_SHARDS, _FRAMES = 4, 32  # that are decompressed
+_DECOMPRESSING = 0.5  # seconds of a core
+_LOOK = 8  # after so many batches the limits are looked at
+_AHEAD = 32 << 20  # bytes of look-ahead
+_MOST_FIXED = 0.8  # of an epoch's seconds are for opening, at most
+_PATIENCE = 4  # times the seconds of this part: an epoch that is cut off would look expensive
+_LEAST_SERIAL = 0.05  # of a sample's work, at least, that only one thread of a process does at a time
+_FIRST = 8 << 20  # bytes of the samples that are read first
+_LEAST = 4  # times the samples that are read first
+_GROW = 0.7  # the part of the time that is planned for
+_RAM = 128 << 20  # bytes of memory for all but the frames
+_PASSES = 8  # from memory
+
+
+def measure_rates(work: Work, limits: Limits) -> Rates | None:
+    """The rates of a dataset; None if the limits end it before anything is known.
+
+    Some batches are read into memory, and then made again and again from there. The processor time of that
+    is measured, and so the number does not depend on what else runs on the machine.
+    """
+    reader = work.opened()
+    manifest = reader.manifest
+    if not manifest.samples:
+        limits.note("rates of the cores: the dataset has no samples")
+        return None
+    chosen = frames_to_read(reader)
+    frame_bytes = sum(reader.manifest.shards[shard].bytes // max(1, reader.manifest.shards[shard].frames)
+                      for shard, _ in chosen)  # fmt: skip
+    if not limits.take(frame_bytes):
+        limits.note("rates of the cores: the bytes or seconds did not suffice")
+        return None
+    codec, per_byte = _decompression(reader, chosen, limits)
+    return _pipeline(work, reader, codec, per_byte, limits)
+
+
+def frames_to_read(reader: DatasetReader) -> list[tuple[int, int]]:
+    """(shard, frame) of some frames of a few shards."""
+    draw = random.Random(0)
+    shards = [number for number, shard in enumerate(reader.manifest.shards) if shard.frames]
+    found = [
+        (shard, frame)
+        for shard in draw.sample(shards, min(_SHARDS, len(shards)))
+        for frame in range(reader.manifest.shards[shard].frames)
+    ]
+    return draw.sample(found, min(_FRAMES, len(found)))
+
+
+def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits: Limits) -> tuple[str, float]:
+    """(codec, seconds of a core per byte after decompression); 0 seconds if frames are not compressed."""
+    codecs = {reader.manifest.shards[shard].codec for shard, _ in chosen}
+    codec = "mixed" if len(codecs) > 1 else codecs.pop()
+    stored = [
+        (bytes(reader.stored_frame(shard, frame)), int(reader.index(shard).frame_raw_size[frame]))
+        for shard, frame in chosen
+        if reader.manifest.shards[shard].codec == "zstd"
+    ]
+    if not stored:
+        if codec in STREAMS:
+            limits.note("decompression: the shards are whole compressed streams, whose rate was not measured")
+        return codec, 0.0
+    for data, size in stored:
+        frames.decompress("zstd", data, size, "")
+    began, done = time.thread_time(), 0
+    while not done or (time.thread_time() - began < _DECOMPRESSING and not limits.over):
+        for data, size in stored:
+            frames.decompress("zstd", data, size, "")
+            done += size
+    return codec, (time.thread_time() - began) / max(1, done)
+
+
+@dataclass
+class _Pass:
+    samples: int
+    wall: float  # seconds
+    seconds: float  # of cores, of this process
+    consumer: float  # of a core, of this thread
+
+
+def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
+    manifest, began = reader.manifest, limits.seconds_left
+    # What is ahead when an epoch ends early was read in vain.
+    work = replace(work, prefetch=min(work.prefetch or _AHEAD, _AHEAD))
+    each = max(1.0, manifest.bytes / manifest.samples)
+    # Modules are imported before anything is measured.
+    count = min(manifest.samples, max(work.batch, int(_FIRST / each)))
+    found = _epoch(work, _part_of(work, None, count, manifest.samples), limits)
+    # The first batch opens a frame of each lane.
+    frame = manifest.bytes / max(1, sum(shard.frames for shard in manifest.shards))
+    lanes = 1 if work.shuffle is None else min(work.batch, work.shuffle.lanes_for(1))
+    all_fits = lanes * frame < limits.bytes_left / 4
+    first = work.dataset() if all_fits else _part_of(work, None, count, manifest.samples)
+    # Without look-ahead, and so without work for batches that are not taken.
+    opened = _epoch(replace(work, prefetch=1), first, limits, batches=1)
+    dataset: Any = None
+    cold: _Pass | None = None
+    while count < manifest.samples or cold is None:
+        # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
+        by_time = int(count * _GROW * max(limits.seconds_left - began / 3, began / 3) / max(found.wall, 1e-3))
+        by_time = max(by_time, _LEAST * count if cold is None else 0)  # or opening would be most of it
+        more = min(manifest.samples, by_time, int(limits.bytes_left / each))
+        if cold is not None and (more < 2 * count or found.wall > began / 8):
+            break
+        count = max(count, more)
+        dataset = _part_of(work, Cache(ram=4 * int(count * each) + _RAM), count, manifest.samples)
+        found = cold = _epoch(work, dataset, limits, patience=_PATIENCE * began)
+    if not cold.samples:
+        limits.note("rates of the cores: no batch came within the limits")
+        return None
+    counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
+    requests, came = int(counters.get("requests", 0)), int(counters.get("remote_bytes", 0))
+    warm = _from_memory(work, dataset, limits)
+    plain = warm
+    if isinstance(contents_of(dataset), SampleContents) and work.decode:
+        # What decoders take, they take without Python's lock, several threads at a time.
+        plain = _from_memory(work, _undecoded(dataset), limits)
+    whole = items(work.dataset())
+    fixed = min(opened.seconds, _MOST_FIXED * cold.seconds)
+    cold_each = (cold.seconds - fixed) / cold.samples
+    raw = manifest.raw_bytes / whole
+    serial = cold_each - max(0.0, warm.seconds - plain.seconds) / warm.samples - per_byte * raw
+    shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
+    return Rates(
+        {name: getattr(work, name) for name in shape},
+        codec,
+        1 / per_byte if per_byte else 0.0,
+        fixed,
+        cold_each,
+        warm.seconds / warm.samples,
+        max(serial, warm.consumer / warm.samples, _LEAST_SERIAL * cold_each),
+        warm.consumer / warm.samples,
+        cold.samples,
+        manifest.bytes / whole,
+        raw,
+        came // requests if requests and contents_of(dataset).remote else 0,
+    )
+
+
+def _from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
+    """The median epoch of some, by seconds of cores; without the first one, which touches fresh memory."""
+    until = time.monotonic() + max(0.1, limits.seconds_left / 2)
+    found = [_epoch(work, dataset, limits, patience=limits.seconds_left + 1.0)]
+    while time.monotonic() < until and len(found) < _PASSES:
+        found.append(_epoch(work, dataset, limits))
+    # The time may have ended the last one before what it opened was used.
+    whole = [one for one in found if one.samples == found[0].samples]
+    whole = sorted(whole[1:] or whole, key=lambda one: one.seconds)
+    return whole[len(whole) // 2]
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The same samples from the same memory, with fields as they are stored."""
+    found = copy.copy(dataset)
+    found._contents = contents_of(dataset).decoding(False)  # type: ignore[attr-defined]  # noqa: SLF001
+    return found
+
+
+def _part_of(work: Work, cache: Cache | None, count: int, total: int) -> Any:
+    """A dataset of the first samples, or the whole one."""
+    dataset = work.dataset(cache)
+    if count >= total:
+        return dataset
+    try:
+        return dataset.subset(numbers=range(count))
+    except OptionError:  # too few tokens for a block
+        return dataset
+
+
+def items(dataset: Any) -> int:
+    """How many samples, or blocks of tokens, the dataset has, at least 1."""
+    return max(1, int(contents_of(dataset).total))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _epoch(
+    work: Work, dataset: Any, limits: Limits, batches: int | None = None, patience: float = 0.0
+) -> _Pass:
+    """Take the batches of the first epoch: all, or so many; fewer, if the time is over.
+
+    Args:
+        work: Makes the loader.
+        dataset: What is read.
+        limits: When it ends.
+        batches: How many, or None.
+        patience: Seconds that it may take, even if the time is over.
+    """
+    began, cpu, consumer = time.monotonic(), time.process_time(), time.thread_time()
+    loader = work.loader(dataset)
+    came = int(contents_of(dataset).reader.counters.get("remote_bytes", 0))  # type: ignore[attr-defined]
+    loader.set_epoch(0)
+    iterator = iter(loader)
+    try:
+        for number, _ in enumerate(iterator, start=1):
+            if number == batches:
+                break
+            if number % _LOOK == 0 and limits.over and time.monotonic() - began > patience:
+                break
+    finally:
+        iterator.close()  # type: ignore[attr-defined]
+    stats = loader.stats()
+    limits.count(int(stats.get("remote_bytes", 0)) - came)
+    return _Pass(
+        int(stats["samples"]), time.monotonic() - began,
+        time.process_time() - cpu, time.thread_time() - consumer,
+    )  # fmt: skip

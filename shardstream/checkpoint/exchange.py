@@ -26,7 +26,7 @@ Wanted = Mapping[str, Sequence[Box]]  # by the name of a tensor, the parts of it
 _SMALLEST = 4 * CELL  # bytes of a part of a file that is worth it
 _PIECES = (2 << 20, 16 << 20)  # bytes that one rank reads of it, at least and at most, where that can be
 _ROUND = 128 << 20  # bytes that all ranks read before they exchange them
-_SLACK = 1.02  # of what is needed; more than that is too much to read
+_SLACK = 1.04  # of what is needed; more than that is too much to read
 
 
 class Slice(NamedTuple):
@@ -84,11 +84,14 @@ def shared(manifest: Manifest, wanted: Sequence[Wanted], replicas: bool) -> list
 
 def _is_shared(source: Box, parts: Sequence[Box], item: int, replicas: bool) -> bool:
     """Whether the ranks would read much more alone than together."""
-    if len(parts) < 2 or not (replicas or any(part.shape[1:] != source.shape[1:] for part in parts)):
+    if len(parts) < 2:
         return False
-    row = Box(source.offsets[1:], source.shape[1:]).elements * item
-    alone = sum(part.shape[0] * row for part in parts)
     first, end = _extent(parts)
+    cut = any(part.shape[1:] != source.shape[1:] for part in parts)
+    if not cut and not replicas and sum(part.shape[0] for part in parts) > end - first:
+        return False  # the same rows on several ranks
+    row = Box(source.offsets[1:], source.shape[1:]).elements * item
+    alone = sum(part.shape[0] * row + CELL for part in parts)  # each begins and ends within a cell
     return alone > _SLACK * (end - first) * row
 
 

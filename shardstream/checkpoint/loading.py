@@ -136,9 +136,9 @@ class Loading:
         damage, error = "", None
         try:
             work()
-        except Exception as found:  # noqa: BLE001 - raised once the other ranks know
-            lost = isinstance(found, CorruptionError) or isinstance(found.__cause__, FileNotFoundError)
-            damage, error = (str(found), None) if lost and damages else ("", found)
+        except Exception as caught:  # noqa: BLE001 - raised once the other ranks know
+            lost = isinstance(caught, CorruptionError) or isinstance(caught.__cause__, FileNotFoundError)
+            damage, error = (str(caught), None) if lost and damages else ("", caught)
         told = self._ranks.gather((damage, None if error is None else Failure.of(error), result()))
         if error is not None:
             raise error

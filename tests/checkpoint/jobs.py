@@ -301,8 +301,5 @@ def damaged_exchange(url: str, options: dict[str, Any]) -> dict[str, Any]:
             again = ss.Checkpoints(url, storage_options=options)
             step = again.load(fresh)
         assert torch.equal(fresh["x"], state["x"])
-        return {
-            "step": found,
-            "read": step._loading.bytes_read,
-            "skipped": [each.reason for each in step.skipped],
-        }
+        reasons = [each.reason for each in again.skipped]
+        return {"step": step, "read": again._loading.bytes_read, "skipped": reasons}

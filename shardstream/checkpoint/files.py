@@ -106,7 +106,7 @@ class Files:
         }
         found = _runs(sorted(touched))
         size = min(BLOCK, total - begin)
-        if 4 * sum((last - first) * CELL for first, last in found) > 3 * size:
+        if 20 * sum((last - first) * CELL for first, last in found) > 19 * size:
             return False
         sums = self._cell_sums(file)
         if len(sums) != 8 * -(-total // CELL):

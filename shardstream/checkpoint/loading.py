@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from shardstream.checkpoint.agreement import Failure, raise_other
 from shardstream.checkpoint.commit import committed_steps, read_manifest
+from shardstream.checkpoint.exchange import exchange, shared
 from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.layout import MANIFEST, step_folder
 from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.restoring import Restoring
 from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.saving import rank_prefix
+from shardstream.checkpoint.slices import Box
 from shardstream.errors import CorruptionError, StateError
 
 __all__ = ["Loading", "candidates"]
@@ -49,11 +52,6 @@ def candidates(run: Run, ranks: Ranks, step: int | None) -> list[int]:
     return list(found[::-1]) if step is None else [step]
 
 
-class _Outcome(NamedTuple):
-    damage: str = ""  # of the checkpoint: an older one may do
-    error: Failure | None = None  # of anything else
-
-
 class Loading:
     """The loads of one handle.
 
@@ -65,6 +63,7 @@ class Loading:
 
     def __init__(self, run: Run, local: Run | None, ranks: Ranks) -> None:
         self._run, self._local, self._ranks = run, local, ranks
+        self.bytes_read = 0  # by this rank, of disks and stores, in the last load
 
     def load(self, step: int, state: dict[str, Any], per_rank: dict[str, Any]) -> str:
         """Load a step. All ranks call it.
@@ -80,41 +79,77 @@ class Loading:
         Raises:
             StateError: The objects and the checkpoint do not fit, on any rank.
         """
-        damage, error = "", None
         parts: list[Restoring] = []
-        try:
-            parts = self._restoring(step, state, per_rank)
-            for part in parts:
-                part.read()
-        except CorruptionError as found:
-            damage = str(found)
-        except Exception as found:  # noqa: BLE001 - raised by `_agree`, once the other ranks know
-            if isinstance(found.__cause__, FileNotFoundError):
-                damage = str(found)
-            else:
-                error = found
-        damage = self._agree(step, damage, error)
+        wanted: dict[str, list[Box]] = {}
+
+        def plan() -> None:
+            parts.extend(self._restoring(step, state, per_rank))
+            for each in parts[0].slices:
+                wanted.setdefault(each.name, []).append(each.box)
+
+        damage, told = self._together(step, plan, lambda: wanted)
         if damage:
             return damage
-        try:
+        files = parts[0].files
+        pieces = shared(files.manifest, told, not files.is_local) if self._ranks.size > 1 else []
+        chunks: dict[str, set[int]] = {}
+        for piece in pieces:
+            chunks.setdefault(piece.name, set()).add(piece.chunk)
+
+        def read() -> None:
+            failed: Exception | None = None
+            try:
+                for part in parts:
+                    part.read(chunks)
+            except Exception as error:  # noqa: BLE001 - the other ranks wait for the pieces of this one
+                failed = error
+            exchange(files, self._ranks, pieces, told, parts[0].slices)
+            if failed is not None:
+                raise failed
+
+        def apply() -> None:
             for part in parts:
                 part.apply()
-        except Exception as found:  # noqa: BLE001 - raised by `_agree`, once the other ranks know
-            error = found
-        return self._agree(step, "", error)
 
-    def _agree(self, step: int, damage: str, error: Exception | None) -> str:
-        mine = _Outcome(damage, None if error is None else Failure.of(error))
-        told = self._ranks.gather(tuple(mine))
+        damage, _ = self._together(step, read)
+        self.bytes_read = sum(part.files.bytes_read for part in parts[:1])
+        return damage or self._together(step, apply, damages=False)[0]
+
+    def _together(
+        self, step: int, work: Callable[[], None], result: Callable[[], Any] = lambda: None,
+        damages: bool = True,
+    ) -> tuple[str, list[Any]]:  # fmt: skip
+        """Do something on each rank.
+
+        Args:
+            step: The step.
+            work: What to do.
+            result: What to tell the other ranks then.
+            damages: Whether damage is found, for which an older step may do; else it is an error.
+
+        Returns:
+            "", or what the first rank with damage has found; and the results of all ranks.
+
+        Raises:
+            ShardstreamError: A rank has met something else.
+        """
+        damage, error = "", None
+        try:
+            work()
+        except Exception as caught:  # noqa: BLE001 - raised once the other ranks know
+            lost = isinstance(caught, CorruptionError) or isinstance(caught.__cause__, FileNotFoundError)
+            damage, error = (str(caught), None) if lost and damages else ("", caught)
+        told = self._ranks.gather((damage, None if error is None else Failure.of(error), result()))
         if error is not None:
             raise error
-        for rank, (_, other) in enumerate(told):
-            if other is not None:
-                raise_other(f"{self._run.open().url}: rank {rank} cannot load step {step}", other)
-        for rank, (other, _) in enumerate(told):
-            if other:
-                return f"rank {rank}: {other}" if self._ranks.size > 1 else str(other)
-        return ""
+        for rank, (_, failure, _) in enumerate(told):
+            if failure is not None:
+                raise_other(f"{self._run.open().url}: rank {rank} cannot load step {step}", failure)
+        results = [each[2] for each in told]
+        for rank, (found, _, _) in enumerate(told):
+            if found:
+                return f"rank {rank}: {found}" if self._ranks.size > 1 else str(found), results
+        return "", results
 
     def _files(self, step: int) -> Files:
         name = step_folder(step)

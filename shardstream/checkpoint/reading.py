@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from shardstream.checkpoint.files import Files
@@ -151,8 +151,9 @@ def _laid(parts: Sequence[tuple[int, memoryview]], begin: int, other: memoryview
 
 
 def requests_of(
-    name: str, tensor: TensorInfo, offsets: tuple[int, ...], shape: tuple[int, ...], into: memoryview
-) -> list[Request]:
+    name: str, tensor: TensorInfo, offsets: tuple[int, ...], shape: tuple[int, ...], into: memoryview,
+    without: Collection[int] = (),
+) -> list[Request]:  # fmt: skip
     """What is to be read for a slice of a tensor.
 
     Args:
@@ -161,6 +162,7 @@ def requests_of(
         offsets: Where the slice begins, in each dimension.
         shape: Of the slice.
         into: Writable memory for the slice, row-major: as many bytes as it has.
+        without: The numbers of chunks that come in another way.
 
     Raises:
         CorruptionError: The chunks do not cover the slice.
@@ -169,12 +171,14 @@ def requests_of(
     item = byte_size(tensor.dtype, ())
     requests: list[Request] = []
     held = 0
-    for chunk in tensor.chunks:
+    for number, chunk in enumerate(tensor.chunks):
         source = Box(chunk.offsets or (0,) * len(chunk.shape), chunk.shape)
         common = intersection(source, target)
         if common is None:
             continue
         held += common.elements
+        if number in without:
+            continue
         found = runs(source, target, common)
         first = next(found)
         if first.length * item < _SMALL_RUN and first.length < common.elements:

@@ -21,7 +21,7 @@ from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.receipts import is_failure
 from shardstream.checkpoint.retention import Run, delete_attempt, delete_if_empty, local_attempts
-from shardstream.errors import CorruptionError, StateError
+from shardstream.errors import CorruptionError, StateError, StorageError
 
 __all__ = ["Recovered", "recover"]
 
@@ -76,7 +76,7 @@ def recover(
     Raises:
         StorageError: The store has failed. What is on the disks stays.
     """
-    held = {} if local is None else _held(local)
+    held: dict[tuple[int, str], tuple[Hold, Left]] = {}
     try:
         return _recover(run, local, ranks, conditional, without, partly, held)
     finally:
@@ -84,9 +84,8 @@ def recover(
             hold.release()
 
 
-def _held(local: Run) -> dict[tuple[int, str], tuple[Hold, Left]]:
-    """The attempts on this disk that no living process writes; of several ranks, one has each."""
-    found: dict[tuple[int, str], tuple[Hold, Left]] = {}
+def _hold(local: Run, found: dict[tuple[int, str], tuple[Hold, Left]]) -> None:
+    """Hold the attempts on this disk that no living process writes; of several ranks, one has each."""
     for name in local.open().list():
         step = step_of(name)
         if step is None:
@@ -94,18 +93,22 @@ def _held(local: Run) -> dict[tuple[int, str], tuple[Hold, Left]]:
         for attempt in local_attempts(local, step):
             hold = Hold.alone(local.open(name).local_path(attempt) or "")
             if hold is not None:
+                found[step, attempt] = hold, Left(step, attempt, [], 0)  # which are released in any case
                 found[step, attempt] = hold, left_on(local, step, attempt)
-    return found
 
 
 def _recover(
     run: Run, local: Run | None, ranks: Ranks, conditional: Callable[[], bool], without: int | None,
-    partly: bool, held: Mapping[tuple[int, str], tuple[Hold, Left]],
+    partly: bool, held: dict[tuple[int, str], tuple[Hold, Left]],
 ) -> list[Recovered]:  # fmt: skip
-    mine = [left for _, left in held.values()]
-    told: list[list[Left]] = ranks.gather(mine)
+    def look() -> None:
+        if local is not None:
+            _hold(local, held)
+
+    told: list[list[Left]] = _together(run, ranks, look, lambda: [left for _, left in held.values()])
     if not any(told):
         return []
+    mine = [left for _, left in held.values()]
     plans: dict[tuple[int, str], _Plan] = {}
 
     def plan() -> None:
@@ -227,11 +230,14 @@ def _commit(run: Run, step: int, attempt: str, conditional: Callable[[], bool]) 
 def _tidy(local: Run | None, left: Left, plan: _Plan) -> None:
     """Delete what is of no more use on this disk."""
     assert local is not None
-    if plan.what == _DELETE:
-        delete_attempt(local, left.step, left.attempt)
-    elif plan.what != _SEND:
-        local.open(step_folder(left.step), left.attempt).delete(PENDING)
-    delete_if_empty(local, step_folder(left.step))
+    try:
+        if plan.what == _DELETE:
+            delete_attempt(local, left.step, left.attempt)
+        elif plan.what != _SEND:
+            local.open(step_folder(left.step), left.attempt).delete(PENDING)
+        delete_if_empty(local, step_folder(left.step))
+    except StorageError as error:  # the other ranks go on, and the next job tries it again
+        log.warning("%s: step %d was not deleted: %s", local.open().url, left.step, error)
 
 
 def _results(run: Run, plans: Mapping[tuple[int, str], _Plan], first: bool) -> list[Recovered]:

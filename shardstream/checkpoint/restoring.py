@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from shardstream.checkpoint.exchange import Slice
 from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.modules import is_module, is_optimizer
 from shardstream.checkpoint.objects import is_stateful, put_back, state_of
@@ -16,15 +17,6 @@ from shardstream.errors import StateError
 __all__ = ["Restoring"]
 
 _AT_ONCE = 512 << 20  # bytes of memory beside the tensors, for those that cannot be read into
-
-
-class _Copied(NamedTuple):
-    """A part of a tensor that is read elsewhere first."""
-
-    name: str
-    into: Any  # the tensor
-    offsets: tuple[int, ...]
-    shape: tuple[int, ...]
 
 
 class _Optimizer(NamedTuple):
@@ -50,10 +42,10 @@ class Restoring:
     def __init__(
         self, files: Files, state: dict[str, Any], stored: Mapping[str, Any], prefix: str = ""
     ) -> None:
-        self._files, self._state, self._stored, self._prefix = files, state, stored, prefix
+        self.files, self._state, self._stored, self._prefix = files, state, stored, prefix
         self._tensors = files.manifest.tensors
         self._requests: list[Request] = []
-        self._copied: list[_Copied] = []
+        self.slices: list[Slice] = []  # of tensors
         self._got: dict[str, Any] = {}
         self._read: set[tuple[str, int]] = set()
         for key in state:
@@ -120,7 +112,7 @@ class Restoring:
         """The tensor that will hold a stored one: `target`, if it is like it, or a new one."""
         import torch
 
-        from shardstream.checkpoint.tensors import bytes_of, dtype_name, dtype_named, pieces_of
+        from shardstream.checkpoint.tensors import dtype_name, dtype_named, pieces_of
 
         name = node["name"]
         info = self._tensors[name]
@@ -140,11 +132,7 @@ class Restoring:
             if place in self._read:
                 continue
             self._read.add(place)
-            memory = bytes_of(data)
-            if memory is None:
-                self._copied.append(_Copied(name, data, box.offsets, box.shape))
-            else:
-                self._requests += requests_of(name, info, box.offsets, box.shape, memory)
+            self.slices.append(Slice(name, box, data))
         return target
 
     def _want_array(self, node: dict[str, Any], where: str) -> Any:
@@ -161,24 +149,43 @@ class Restoring:
         self._requests += requests_of(node["name"], info, (0,), info.shape, memory)
         return made
 
-    def read(self) -> None:
+    def read(self, shared: Mapping[str, Collection[int]] | None = None) -> None:
         """Read all bytes. From here on the tensors of the objects change.
+
+        Args:
+            shared: By the names of tensors, the numbers of chunks that `exchange` reads afterwards.
 
         Raises:
             CorruptionError: Bytes are not those that were written.
         """
-        read(self._files, self._requests)
-        waiting: list[_Copied] = []
-        size = 0
-        for copied in self._copied:
-            waiting.append(copied)
-            size += copied.into.nbytes
-            if size >= _AT_ONCE:
-                self._copy(waiting)
-                waiting, size = [], 0
-        self._copy(waiting)
+        from shardstream.checkpoint.tensors import bytes_of
 
-    def _copy(self, parts: list[_Copied]) -> None:
+        requests = list(self._requests)
+        copied: list[Slice] = []
+        for each in self.slices:
+            memory = bytes_of(each.data)
+            if memory is None:
+                copied.append(each)
+            else:
+                requests += self._requests_of(each, memory, shared)
+        read(self.files, requests)
+        waiting: list[Slice] = []
+        size = 0
+        for each in copied:
+            waiting.append(each)
+            size += each.data.nbytes
+            if size >= _AT_ONCE:
+                self._copy(waiting, shared)
+                waiting, size = [], 0
+        self._copy(waiting, shared)
+
+    def _requests_of(
+        self, part: Slice, into: memoryview, shared: Mapping[str, Collection[int]] | None
+    ) -> list[Request]:
+        info, without = self._tensors[part.name], (shared or {}).get(part.name, ())
+        return requests_of(part.name, info, part.box.offsets, part.box.shape, into, without)
+
+    def _copy(self, parts: list[Slice], shared: Mapping[str, Collection[int]] | None) -> None:
         """Read parts into memory of the CPU, and copy them to where they belong."""
         if not parts:
             return
@@ -186,15 +193,15 @@ class Restoring:
 
         from shardstream.checkpoint.tensors import bytes_of
 
-        made = [torch.empty(part.shape, dtype=part.into.dtype) for part in parts]
+        made = [torch.empty(part.box.shape, dtype=part.data.dtype) for part in parts]
         requests = []
         for part, memory in zip(parts, made, strict=True):
             into = bytes_of(memory)
             assert into is not None
-            requests += requests_of(part.name, self._tensors[part.name], part.offsets, part.shape, into)
-        read(self._files, requests)
+            requests += self._requests_of(part, into, shared)
+        read(self.files, requests)
         for part, memory in zip(parts, made, strict=True):
-            part.into.copy_(memory)
+            part.data.copy_(memory)
 
     def apply(self) -> None:
         """Give the objects what was read."""

@@ -59,14 +59,12 @@ class PartWriter:
         self._disk = target.local_path(attempt)  # None: no file is written on this machine
         self._sends = store.local_path(attempt) is None or local is not None
         self._notes, self._local = notes, local
-        self._whole = False  # what is on the local disk is enough to finish the attempt
-        self._finishing = False
+        self._finishing = self._whole = False  # whole: what is on the local disk is enough to finish it
         self._hold: Hold | None = None
         self._files: list[Outgoing] = []
         self._failed = threading.Event()
         self._begin = threading.Event()  # not earlier: the copies that the caller waits for come first
-        self._done = threading.Event()
-        self._stored = threading.Event()
+        self._done, self._stored = threading.Event(), threading.Event()
         self._queue: queue.SimpleQueue[tuple[Outgoing, Block] | None] = queue.SimpleQueue()
         self._senders = Senders(store, attempt, self._failed, self._fail, self._forget)
         self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)

@@ -267,3 +267,39 @@ def goes_on(url: str, local: str, options: dict[str, Any], step: int | None = No
         found = saves.load(state, per_rank=own)
         assert all(torch.equal(state["x"][name], value) for name, value in spread().items())
         return {"step": found, "steps": saves.steps(), "own": own["rank"]}
+
+
+def resharded(folder: str) -> list[dict[str, Any]]:
+    """Save and load in several layouts, within one job: values are compared, and the bytes that were read."""
+    from benchmarks import resharding
+
+    with launch.group():
+        return resharding.job(folder, 24 << 20, (1, 3))
+
+
+def damaged_exchange(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Load replicas that all ranks read together from a store, the newest of which is damaged."""
+    with launch.group() as dist:
+        saves = ss.Checkpoints(url, storage_options=options)
+        state = {"x": torch.arange(1 << 20).reshape(1024, 1024)}
+        for step in (1, 2):
+            saves.save(step, state, busy="wait")
+        saves.wait()
+        dist.barrier()
+        if dist.get_rank() == 0:
+            from shardstream.storage.store import Store
+
+            folder, manifest = Store.open(f"{url}/step-2", options), saves.manifest(2)
+            path = manifest.path(manifest.files[0])
+            data = bytearray(folder.read(path))
+            data[-1] ^= 1
+            folder.write(path, bytes(data))
+        dist.barrier()
+        fresh = {"x": torch.zeros(1024, 1024, dtype=torch.int64)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = ss.Checkpoints(url, storage_options=options)
+            step = again.load(fresh)
+        assert torch.equal(fresh["x"], state["x"])
+        reasons = [each.reason for each in again.skipped]
+        return {"step": step, "read": again._loading.bytes_read, "skipped": reasons}

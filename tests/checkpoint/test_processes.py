@@ -61,8 +61,9 @@ def stage():
     interrupted(lambda: saves.save(1, large), lambda: saves._saver.pool.empty)
     try:
         saves.save(1, state)
-    except ss.StorageError as error:
-        print("KeyboardInterrupt" in str(error), flush=True)
+        print("lost", flush=True)
+    except ss.StorageError:  # what ended the first one: Ctrl-C, or the store before it
+        pass
     saves.save(1, state)
     saves.wait()
 
@@ -127,7 +128,7 @@ def test_ctrl_c_ends_the_call_and_not_the_handle(started: Any, work: str) -> Non
     out, errors = program.communicate(timeout=60)
     assert program.returncode == 0, errors
     assert out.split("\n")[-2] == "[1]"
-    assert "False" not in out
+    assert "lost" not in out
     assert saves.load({"x": np.zeros(1000)}) == 1
 
 

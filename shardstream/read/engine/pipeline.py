@@ -38,6 +38,8 @@ _POLL = 0.5  # seconds
 # Seconds: shorter steps are counted together, for a call for each batch would be felt; the second while the
 # work is traced.
 _TELL, _TRACED = 0.05, 0.001
+# If a batch and the step with it take less than so many seconds, some batches after it are not timed.
+_QUICK, _UNTIMED = 0.001, 8
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
 _REUSED, _REUSED_PART = 32 << 20, 2
@@ -161,25 +163,33 @@ class _Flow(Generic[T]):
                 self._limit(ready)
                 self._admit()  # so that the threads have work while the consumer computes
                 begun = asked = clock()
-                count, built, due = 0, 0.0, begun + (_TRACED if listening() else _TELL)
+                count, untimed, built = 0, 0, 0.0
+                due = begun + (_TRACED if listening() else _TELL)
                 for batch, samples in self._of(head):
                     stats.batches += 1  # not by `add`: a call for each batch would be felt
                     stats.samples += samples
-                    given = clock()
-                    built += given - asked
-                    if given > due:
-                        stats.tell_process()
-                    yield batch
-                    asked = clock()
                     count += 1
-                    if asked > due:
-                        self._spend(head, count, begun, built, asked)
-                        count, built, begun = 0, 0.0, asked
-                        due = begun + (_TRACED if listening() else _TELL)
+                    if untimed:
+                        yield batch
+                        untimed -= 1
+                        if not untimed:
+                            asked = clock()
+                    else:
+                        given = clock()
+                        if given > due:
+                            stats.tell_process()
+                        yield batch
+                        now = clock()
+                        built = given - asked
+                        untimed = min(_UNTIMED, int(_QUICK / (now - asked + 1e-9)))
+                        asked = now
+                        if now > due:
+                            self._spend(head, count, begun, built, now)
+                            count, begun, due = 0, now, now + (_TRACED if listening() else _TELL)
                     head.left -= 1
                     del batch
                 if count:
-                    self._spend(head, count, begun, built, asked)
+                    self._spend(head, count, begun, built, clock())
                 if head.unit.direct:
                     self._release(head)
                 self._head = None
@@ -277,11 +287,13 @@ class _Flow(Generic[T]):
             head: Their unit.
             count: How many they are.
             begun: When the first of them was asked for.
-            built: The seconds until they were given.
+            built: The seconds until the last of them that was timed was built.
             asked: When the batch after them was asked for.
         """
         stats = self._stats
         stats.tell_process()
+        # What is left is the consumer's: also if one step among quick ones takes long.
+        built = min(count * built, asked - begun)
         link = self._builder.link(head.unit) if listening() else None
         if head.unit.direct:
             stats.recorder.span(_BATCH, begun, begun + built, count, link)

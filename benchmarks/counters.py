@@ -24,6 +24,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import timeit
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

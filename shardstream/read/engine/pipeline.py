@@ -43,7 +43,8 @@ _QUICK, _UNTIMED = 0.001, 8
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
 _REUSED, _REUSED_PART = 32 << 20, 2
-_FETCH, _BATCH, _STEP, _WAITING = stage("fetch"), stage("batch"), stage("step"), slot("waiting_since")
+_FETCH, _BATCH, _STEP, _WAIT = stage("fetch"), stage("batch"), stage("step"), stage("wait")
+_WAITING = slot("waiting_since")
 
 
 @dataclass
@@ -135,6 +136,7 @@ class _Flow(Generic[T]):
         self._planned: deque[Unit] = deque()  # units that are planned and not begun
         self._plan: Task[_Plan]
         self._planning = True
+        self._waited = False  # for the next batch
         self._outer, self._process = current(), os.getpid()
 
     def batches(self) -> Generator[T, None, None]:
@@ -144,7 +146,7 @@ class _Flow(Generic[T]):
             self._scope.idle_threads = self._builders
             self._plan = self._planner.submit(self._some)
             while True:
-                self._until(self._ready)
+                self._waited = self._until(self._ready)
                 if not self._pending:
                     if (error := self._plan.result().error) is not None:
                         raise error
@@ -298,6 +300,9 @@ class _Flow(Generic[T]):
         if head.unit.direct:
             stats.recorder.span(_BATCH, begun, begun + built, count, link)
         if stats.delivers:
+            if count > self._waited:
+                stats.recorder.nothing(_WAIT, count - self._waited)
+            self._waited = False
             taken = None if link is None else (link[1], ())
             stats.recorder.span(_STEP, begun + built, asked, count, taken)
 
@@ -336,15 +341,15 @@ class _Flow(Generic[T]):
             return built.bytes
         return max(unit.volume, unit.grows * (self._builder.expected or 0) * len(unit.sizes))
 
-    def _until(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready()` is true.
+    def _until(self, ready: Callable[[], bool]) -> bool:
+        """Wait until `ready()` is true; returns whether it was not.
 
         Raises:
             StorageError: Nothing was done for longer than the deadline, or this process is a fork.
             Cancelled: The work around this iteration was ended.
         """
         if ready():
-            return
+            return False
         started, delivers = time.monotonic(), self._stats.delivers
         if delivers:
             put(_WAITING, started)
@@ -352,7 +357,7 @@ class _Flow(Generic[T]):
             while True:
                 self._news.wait(min(_POLL, self._budget.deadline))
                 if ready():
-                    return
+                    return True
                 if self._outer.over:
                     raise Cancelled
                 if self._process != os.getpid():

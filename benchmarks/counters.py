@@ -89,8 +89,8 @@ def computed(loader: Any, file: str) -> list[float]:
     from shardstream.counters import recorder
     from shardstream.counters.layout import slot, stage
 
-    def each(call: Callable[[], Any], number: int = 20_000) -> float:
-        return min(timeit.repeat(call, number=number, repeat=7)) / number
+    def each(call: Callable[[], Any], number: int = 2_000) -> float:
+        return min(timeit.repeat(call, number=number, repeat=60)) / number
 
     counted: Counter[str] = Counter()
 

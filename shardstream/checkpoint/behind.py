@@ -14,12 +14,16 @@ from shardstream.checkpoint.layout import PENDING, step_folder
 from shardstream.checkpoint.manifest import Pending
 from shardstream.checkpoint.retention import Run, prune, prune_local, sweep
 from shardstream.checkpoint.writing import PartWriter
+from shardstream.counters.layout import slot
+from shardstream.counters.recorder import put
 from shardstream.errors import OptionError
 from shardstream.storage.store import redact
 
 __all__ = ["Behind", "Settings"]
 
 log = logging.getLogger("shardstream")
+
+_STEP = slot("checkpoint_step")
 
 _SWEEP_EVERY = 3600.0  # seconds
 _KEEP_LOCAL = 2  # checkpoints on the local disk, if `keep` does not say
@@ -98,6 +102,7 @@ class Behind:
 
     def sent(self, step: int, writer: PartWriter) -> None:
         """The part of this rank is in the store."""
+        put(_STEP, step)
         if writer.local_failed:
             log.warning("%s: step %d went straight to the store: %s", self._url, step, writer.local_failed)
         self._prune_local(step)

@@ -19,12 +19,16 @@ from shardstream.checkpoint.retention import Run, delete_step
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, merge_values, rank_prefix
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.recorder import add, span
 from shardstream.errors import ShardstreamError, StateError, StorageError
 from shardstream.storage.store import redact
 
 __all__ = ["Saver"]
 
 log = logging.getLogger("shardstream")
+
+_SAVE, _SKIPPED = stage("save"), slot("saves_skipped")
 
 
 class _Flight(NamedTuple):
@@ -76,6 +80,15 @@ class Saver:
             busy: What to do while an earlier save goes on.
             damaged: Committed steps that are known to be damaged.
         """
+        started = time.monotonic()
+        begun = self._save(step, state, per_rank, busy, damaged)
+        span(_SAVE, started, time.monotonic())
+        return begun
+
+    def _save(
+        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str,
+        damaged: Collection[int],
+    ) -> bool:  # fmt: skip
         self.behind.damaged = damaged
         told, error = self._ask(step, busy)
         self._raise_failures(told)
@@ -84,6 +97,7 @@ class Saver:
             if busy == "raise":
                 raise StateError(f"{self._url}: an earlier checkpoint is not committed yet")
             self.skips += 1
+            add(_SKIPPED)
             log.info("%s: step %d is not saved, since an earlier one is not committed yet", self._url, step)
             return False
         # Only now: the states of some objects are made by collectives, which all ranks have to begin.
@@ -203,7 +217,7 @@ class Saver:
         where = f" on rank {rank}" if self._ranks.size > 1 else ""
         text = f"{self._url}: a save has failed{where}, {failure.text}"
         if self._settings.errors == "warn":
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
             return
         raise again(failure.kind, text) from mine
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from shardstream.checkpoint.holds import Hold
@@ -16,12 +17,18 @@ from shardstream.checkpoint.receipts import receipt_of, say_failed
 from shardstream.checkpoint.retention import delete_part
 from shardstream.checkpoint.sending import Senders
 from shardstream.checkpoint.staging import BlockPool
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import add, span
 from shardstream.errors import OptionError, StorageError
 from shardstream.storage.store import Store
 
 __all__ = ["PartWriter", "receipt_of"]
 
 _PARTS = 64  # places in memory that a block is written from; what lies in more is copied together
+
+_DURABLE, _SAVES, _BYTES = stage("durable"), slot("saves"), slot("checkpoint_bytes")
+_COMMITS, _FAILURES = slot("commits"), slot("saves_failed")
 
 
 class PartWriter:
@@ -66,6 +73,9 @@ class PartWriter:
         self._begin = threading.Event()  # not earlier: the copies that the caller waits for come first
         self._done, self._stored = threading.Event(), threading.Event()
         self._queue: queue.SimpleQueue[tuple[Outgoing, Block] | None] = queue.SimpleQueue()
+        begin("checkpoint", store.url)
+        add(_SAVES)
+        self._since = time.monotonic()
         self._senders = Senders(store, attempt, self._failed, self._fail, self._forget)
         self._thread = threading.Thread(target=self._run, name=f"checkpoint-{attempt}", daemon=False)
 
@@ -276,6 +286,9 @@ class PartWriter:
         self._store.write(f"{self.attempt}/{receipt_name(self.rank)}", encode(receipt))
         if self._then is not None:
             self._then(receipt)
+        add(_BYTES, sum(file.plan.size for file in self._files))
+        span(_DURABLE, self._since, time.monotonic())
+        add(_COMMITS)
 
     def _clean(self) -> None:
         """After an error: give back what is left, and tell the other ranks."""
@@ -286,6 +299,7 @@ class PartWriter:
             self._forget(file)
         if self.error is None:
             return
+        add(_FAILURES)
         if self._tell is not None:
             self._tell(self.error)
         told = say_failed(self._store, self.attempt, self.rank)

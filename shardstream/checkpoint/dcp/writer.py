@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,15 @@ from shardstream.checkpoint.dcp.tidying import tidy
 from shardstream.checkpoint.layout import new_attempt
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter, receipt_of
+from shardstream.counters.layout import stage
+from shardstream.counters.recorder import span
 from shardstream.errors import OptionError, StateError
 from shardstream.format.sizes import parse_size
 from shardstream.storage.store import Options, Store, absolute
 
 __all__ = ["Writer"]
+
+_SAVE = stage("save")
 
 
 @dataclass
@@ -153,7 +158,10 @@ class Writer(StorageWriter, AsyncStager):
         """
         self._own_process()
         background.raise_untold()
-        return self._stager.stage(state_dict)
+        started = time.monotonic()
+        staged = self._stager.stage(state_dict)
+        span(_SAVE, started, time.monotonic())
+        return staged
 
     def synchronize_staging(self) -> None:
         """Nothing: `stage` returns when the copy is whole."""

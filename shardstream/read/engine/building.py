@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from shardstream.counters.layout import stage
+from shardstream.counters.recorder import Link, listening
 from shardstream.errors import StorageError
 from shardstream.read.engine.frames import FrameId
 from shardstream.read.engine.sizes import Sizes
@@ -21,6 +23,7 @@ __all__ = ["Builder", "Built", "delivered"]
 T = TypeVar("T")
 
 _POLL = 0.5  # seconds
+_BATCH = stage("batch")
 
 
 @dataclass
@@ -101,8 +104,19 @@ class Builder(Generic[T]):
                 built.batches.append((batch, samples))
         except Exception as error:  # noqa: BLE001 - raised in its place, behind these batches
             built.error = error
-        self._stats.add(build_seconds=time.monotonic() - started - waited)
+        seconds = time.monotonic() - started - waited
+        self._stats.build_seconds += seconds
+        self._stats.add(frame_wait_seconds=waited)
+        if built.batches:
+            begun = started + waited
+            link = self.link(unit) if listening() else None
+            self._stats.recorder.span(_BATCH, begun, begun + seconds, len(built.batches), link)
         return built
+
+    def link(self, unit: Unit) -> Link:
+        """What the batches of a unit are made of, and what names them, for a trace."""
+        number = id(self._source)
+        return [(number, *need.frame) for need in unit.needs], [id(unit)]
 
     def batches(
         self, unit: Unit, buffer: Callable[[FrameId], Any], prepare: Callable[[], object] | None

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.recorder import listening, put
 from shardstream.errors import StorageError
 from shardstream.read.engine.building import Builder, Built, delivered
 from shardstream.read.engine.frames import FrameId, FramesInMemory
@@ -33,9 +35,16 @@ _DEPTH = 16  # how many units may be on their way
 _UNKNOWN = 2  # how many units that grow may be on their way while their size is unknown
 _PLANNED = 0.001  # seconds of planning after which the consumer gets the units so far
 _POLL = 0.5  # seconds
+# Seconds: shorter steps are counted together, for a call for each batch would be felt; the second while the
+# work is traced.
+_TELL, _TRACED = 0.05, 0.001
+# If a batch and the step with it take less than so many seconds, some batches after it are not timed.
+_QUICK, _UNTIMED = 0.001, 8
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
 _REUSED, _REUSED_PART = 32 << 20, 2
+_FETCH, _BATCH, _STEP, _WAIT = stage("fetch"), stage("batch"), stage("step"), stage("wait")
+_WAITING = slot("waiting_since")
 
 
 @dataclass
@@ -111,13 +120,14 @@ class _Flow(Generic[T]):
     ) -> None:
         self._source, self._budget, self._stats = source, budget, stats
         self._scope, self._news = CancelScope(), News()
+        self._scope.recorder = stats.recorder
         small = budget.prefetch // (4 * _DEPTH)
         self._builder = Builder(source, finish, budget, stats, singles, self._scope, self._news, small)
         self._planner = Pool("shardstream-plan", 1, self._scope, self._news, self)
         self._fetchers = Pool("shardstream-fetch", budget.threads, self._scope, self._news, self)
         self._builders = Pool("shardstream-build", budget.threads, self._scope, self._news, self)
         self._frames: FramesInMemory[Any] = FramesInMemory(
-            _timed(source.fetch, stats), source.recycle, self._fetchers
+            _timed(source, stats), source.recycle, self._fetchers
         )
         self._pending: deque[_Pending[T]] = deque()
         self._head: _Pending[T] | None = None  # the unit that is being delivered
@@ -126,23 +136,24 @@ class _Flow(Generic[T]):
         self._planned: deque[Unit] = deque()  # units that are planned and not begun
         self._plan: Task[_Plan]
         self._planning = True
+        self._waited = False  # for the next batch
         self._outer, self._process = current(), os.getpid()
 
     def batches(self) -> Generator[T, None, None]:
         """All batches. The threads end when this generator ends."""
-        stats = self._stats
+        stats, clock = self._stats, time.monotonic
         try:
             self._scope.idle_threads = self._builders
             self._plan = self._planner.submit(self._some)
             while True:
-                self._until(self._ready)
+                self._waited = self._until(self._ready)
                 if not self._pending:
                     if (error := self._plan.result().error) is not None:
                         raise error
                     self._source.check_again()
-                    self._limit()
+                    self._limit(stats.queue_depth)
                     return
-                stats.set(queue_depth=sum(item.ready() for item in self._pending))
+                ready = sum(item.ready() for item in self._pending)
                 head = self._head = self._pending.popleft()
                 stats.add(frames=self._frames.fetched, decompressed_bytes=self._frames.fetched_bytes)
                 self._frames.fetched = self._frames.fetched_bytes = 0
@@ -151,19 +162,42 @@ class _Flow(Generic[T]):
                 if not head.unit.direct:
                     self._release(head)
                 head.left -= 1  # the first batch, which the consumer is about to get
-                self._limit()
+                self._limit(ready)
                 self._admit()  # so that the threads have work while the consumer computes
+                begun = asked = clock()
+                count, untimed, built = 0, 0, 0.0
+                due = begun + (_TRACED if listening() else _TELL)
                 for batch, samples in self._of(head):
                     stats.batches += 1  # not by `add`: a call for each batch would be felt
                     stats.samples += samples
-                    yield batch
+                    count += 1
+                    if untimed:
+                        yield batch
+                        untimed -= 1
+                        if not untimed:
+                            asked = clock()
+                    else:
+                        given = clock()
+                        if given > due:
+                            stats.tell_process()
+                        yield batch
+                        now = clock()
+                        built = given - asked
+                        untimed = min(_UNTIMED, int(_QUICK / (now - asked + 1e-9)))
+                        asked = now
+                        if now > due:
+                            self._spend(head, count, begun, built, now)
+                            count, begun, due = 0, now, now + (_TRACED if listening() else _TELL)
                     head.left -= 1
                     del batch
+                if count:
+                    self._spend(head, count, begun, built, clock())
                 if head.unit.direct:
                     self._release(head)
                 self._head = None
                 del head
         finally:
+            stats.tell_process()
             if os.getpid() == self._process:  # in a fork the threads belong to the parent
                 self._scope.end()
                 for pool in (self._planner, self._fetchers, self._builders):
@@ -248,7 +282,31 @@ class _Flow(Generic[T]):
         self._fetched -= item.fetched
         item.fetched = 0
 
-    def _limit(self) -> None:
+    def _spend(self, head: _Pending[T], count: int, begun: float, built: float, asked: float) -> None:
+        """Count the time of some batches.
+
+        Args:
+            head: Their unit.
+            count: How many they are.
+            begun: When the first of them was asked for.
+            built: The seconds until the last of them that was timed was built.
+            asked: When the batch after them was asked for.
+        """
+        stats = self._stats
+        stats.tell_process()
+        # What is left is the consumer's: also if one step among quick ones takes long.
+        built = min(count * built, asked - begun)
+        link = self._builder.link(head.unit) if listening() else None
+        if head.unit.direct:
+            stats.recorder.span(_BATCH, begun, begun + built, count, link)
+        if stats.delivers:
+            if count > self._waited:
+                stats.recorder.nothing(_WAIT, count - self._waited)
+            self._waited = False
+            taken = None if link is None else (link[1], ())
+            stats.recorder.span(_STEP, begun + built, asked, count, taken)
+
+    def _limit(self, ready: int) -> None:
         """Free unused memory that is beyond the limits, and report in `stats` what memory is used for."""
         budget, frames = self._budget, self._frames
         frames.shrink(budget.keep + self._fetched)
@@ -268,7 +326,8 @@ class _Flow(Generic[T]):
             "batches": built,
             "idle batch buffers": idle_batches,
         }
-        self._stats.set(memory={"ram": ram, "prefetch": prefetch}, tiers=self._source.counters())
+        self._stats.tiers = self._source.counters()
+        self._stats.hold({"ram": ram, "prefetch": prefetch}, ready)
 
     def _charged(self, item: _Pending[T]) -> int:
         """The bytes of the batches of a unit that are built, or will be built, and are not delivered."""
@@ -282,21 +341,23 @@ class _Flow(Generic[T]):
             return built.bytes
         return max(unit.volume, unit.grows * (self._builder.expected or 0) * len(unit.sizes))
 
-    def _until(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready()` is true.
+    def _until(self, ready: Callable[[], bool]) -> bool:
+        """Wait until `ready()` is true; returns whether it was not.
 
         Raises:
             StorageError: Nothing was done for longer than the deadline, or this process is a fork.
             Cancelled: The work around this iteration was ended.
         """
         if ready():
-            return
-        started = time.monotonic()
+            return False
+        started, delivers = time.monotonic(), self._stats.delivers
+        if delivers:
+            put(_WAITING, started)
         try:
             while True:
                 self._news.wait(min(_POLL, self._budget.deadline))
                 if ready():
-                    return
+                    return True
                 if self._outer.over:
                     raise Cancelled
                 if self._process != os.getpid():
@@ -310,7 +371,9 @@ class _Flow(Generic[T]):
                         f"a batch was not ready after {limit:.0f} s; is the storage answering?"
                     )
         finally:
-            self._stats.add(wait_seconds=time.monotonic() - started)
+            self._stats.waited(started, time.monotonic())
+            if delivers:
+                put(_WAITING, 0)
 
     def _of(self, head: _Pending[T]) -> Iterator[tuple[T, int]]:
         """The batches of the unit that is being delivered: built here, or by a thread before."""
@@ -323,14 +386,18 @@ class _Flow(Generic[T]):
         return delivered(built)
 
 
-def _timed(fetch: Callable[[int, int], Any], stats: Stats) -> Callable[[int, int], Any]:
-    """`fetch`, with its time counted."""
+def _timed(source: Source, stats: Stats) -> Callable[[int, int], Any]:
+    """`source.fetch`, with its time counted."""
+    fetch, number = source.fetch, id(source)
 
     def timed(shard: int, frame: int) -> Any:
         started = time.monotonic()
         try:
             return fetch(shard, frame)
         finally:
-            stats.add(fetch_seconds=time.monotonic() - started)
+            ended = time.monotonic()
+            stats.fetch_seconds += ended - started
+            link = ((), [(number, shard, frame)]) if listening() else None
+            stats.recorder.span(_FETCH, started, ended, 1, link)
 
     return timed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,10 @@ from shardstream.weights.digests import Digests
 from shardstream.weights.header import FileHeader, TensorInfo, read_header
 from shardstream.weights.urls import PICKLES, Place, open_place
 
-__all__ = ["INDEX", "SINGLE", "Catalog", "open_catalog", "optional"]
+__all__ = ["INDEX", "SINGLE", "Catalog", "Names", "open_catalog", "optional"]
+
+# Which tensors are wanted: all, those of a list, or those of which a function says so.
+Names = Iterable[str] | Callable[[str], bool] | None
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -54,14 +57,16 @@ class Catalog:
         """A file's name for messages."""
         return self.place.where(file)
 
-    def chosen(self, names: Iterable[str] | None) -> list[TensorInfo]:
-        """The tensors of these names, or all, in the order of their bytes.
+    def chosen(self, names: Names) -> list[TensorInfo]:
+        """The tensors that are wanted, in the order of their bytes.
 
         Raises:
-            OptionError: There is no tensor of that name.
+            OptionError: There is no tensor of a name.
         """
         if names is None:
             return list(self.tensors.values())
+        if callable(names):
+            return [tensor for name, tensor in self.tensors.items() if names(name)]
         if isinstance(names, str):
             raise OptionError(f"names={names!r} must be a list of names")
         wanted = set(names)

@@ -12,7 +12,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.options import Options
 from shardstream.storage.spans import GAP
-from shardstream.weights.catalog import Catalog, open_catalog
+from shardstream.weights.catalog import Catalog, Names, open_catalog
 from shardstream.weights.cuda import can_prefetch, prefetched
 from shardstream.weights.header import TensorInfo
 from shardstream.weights.pieces import Job, landed
@@ -88,7 +88,7 @@ class _Lent:
 
 def load_weights(
     url: str | os.PathLike[str],
-    names: Iterable[str] | None = None,
+    names: Names = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     *,
@@ -104,7 +104,8 @@ def load_weights(
         url: A folder with `model.safetensors.index.json` or `.safetensors` files, such a file or index, or a
             checkpoint of shardstream: a local path, https://, s3://, gs://, az://, or
             hf://ORGANISATION/MODEL[@REVISION].
-        names: The tensors that are wanted; None for all.
+        names: The tensors that are wanted: a list of names, or a function that says of a name whether it is;
+            None for all.
         dtype: What float64, float32, float16 and bfloat16 become. Integers, fp8 and fp4 stay as they are:
             their scales are tensors of their own.
         device: Where they go; None for the CPU.
@@ -132,7 +133,7 @@ def load_weights(
 
 def stream_weights(
     url: str | os.PathLike[str],
-    names: Iterable[str] | None = None,
+    names: Names = None,
     device: str | torch.device | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -147,7 +148,7 @@ def stream_weights(
 
     Args:
         url: See `load_weights`.
-        names: The tensors that are wanted; None for all.
+        names: See `load_weights`.
         device: Where they go; None for the CPU.
         dtype: See `load_weights`.
         memory: Bytes of tensors that are on their way or wait to be taken: a number, or a text such as

@@ -17,11 +17,11 @@ from shardstream.checkpoint.objects import is_module, is_optimizer, state_of
 from shardstream.checkpoint.planning import Held, Tensors, held_by, owners, plan_part
 from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.retention import Run
-from shardstream.checkpoint.slices import Box
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.values import Arrays, encode, joined, merged
 from shardstream.checkpoint.writing import PartWriter
 from shardstream.errors import StateError
+from shardstream.slices import Box
 
 __all__ = ["Part", "Plans", "collected", "finish", "rank_prefix"]
 

@@ -125,9 +125,7 @@ class WeightsLoader(DefaultModelLoader):
             return model
         return f"hf://{model}" + ("" if model_config.revision is None else f"@{model_config.revision}")
 
-    def _stream(
-        self, url: str, unused: Callable[[str], bool] | None
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def _stream(self, url: str, unused: Callable[[str], bool] | None) -> Iterator[tuple[str, torch.Tensor]]:
         def wanted(name: str) -> bool:
             return not (unused is not None and unused(name)) and not should_skip_weight(
                 name, self.local_expert_ids
@@ -137,4 +135,3 @@ class WeightsLoader(DefaultModelLoader):
         return stream_weights(
             url, wanted, memory=ours.memory, cache=ours.cache, storage_options=ours.storage_options
         )
-

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from shardstream.errors import OptionError
+from shardstream.slices import Run
 from shardstream.weights.digests import BLOCK
 from shardstream.weights.header import BITS, TensorInfo
 from shardstream.weights.pieces import Piece
-from shardstream.weights.slices import Rows, Run, plan_slice
+from shardstream.weights.slices import Rows, plan_slice
 
 __all__ = ["Buffer", "convertible", "dtype_of", "empty", "memory_of", "pieces_of", "shape_of"]
 

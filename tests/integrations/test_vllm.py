@@ -66,7 +66,8 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return lambda kind: registry.setdefault(load_format, kind)
 
     parts: dict[str, dict[str, Any]] = {
-        "vllm": {}, "vllm.config": {"ModelConfig": SimpleNamespace}, "vllm.config.load": {"LoadConfig": LoadConfig},
+        "vllm": {}, "vllm.config": {"ModelConfig": SimpleNamespace},
+        "vllm.config.load": {"LoadConfig": LoadConfig},
         "vllm.model_executor": {},
         "vllm.model_executor.model_loader": {"register_model_loader": register_model_loader},
         "vllm.model_executor.model_loader.default_loader": {"DefaultModelLoader": DefaultModelLoader},

@@ -82,25 +82,29 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(known[:5]) + (f" and {len(known) - 5:,} more" if len(known) > 5 else "")
 
 
-def open_catalog(url: str, options: Options = None, recorded: bool = True) -> Catalog:
+def open_catalog(
+    url: str, options: Options = None, recorded: bool = True, connections: int = 0
+) -> Catalog:
     """Read the index and all headers at a URL.
 
     Args:
         url: See `load_weights`.
         options: For the store.
         recorded: Whether `shardstream.digests.json` is of use.
+        connections: How many to open meanwhile, since much will be read soon.
 
     Raises:
         CorruptionError: A file is damaged, or files contradict each other.
         OptionError: No such URL is possible.
         StorageError: There are no weights, or they cannot be read.
     """
-    place = open_place(url, options)
+    place = open_place(url, options, connections)
     prefix, known = "", dict[str, Digests]()
     anew, index = "", None
     names: dict[str, str] | None = None
+    headers = dict[str, FileHeader]()
     if place.file is None:
-        texts = _texts(place)
+        texts, headers = _texts(place)
         if (manifest := texts[_MANIFEST]) is not None:
             prefix, known = _of_checkpoint(manifest, place.where(_MANIFEST))
             texts[INDEX] = optional(place, prefix + INDEX)
@@ -117,7 +121,7 @@ def open_catalog(url: str, options: Options = None, recorded: bool = True) -> Ca
         files = sorted(set(names.values()))
     else:
         files = [place.file]
-    headers = _headers(place, files)
+    headers = headers or _headers(place, files)
     for file, header in headers.items():
         sizes = {
             place.hub[file].bytes if file in place.hub else None,
@@ -144,10 +148,14 @@ def optional(place: Place, name: str, most: int = _MOST) -> bytes | None:
         raise
 
 
-def _texts(place: Place) -> dict[str, bytes | None]:
+def _texts(place: Place) -> tuple[dict[str, bytes | None], dict[str, FileHeader]]:
+    """The texts beside the weights; and the headers, where it is plain without the texts whose they are."""
     names = (INDEX, digests.NAME, _MANIFEST)
-    with ThreadPoolExecutor(len(names), "shardstream-weights") as pool:
-        return dict(zip(names, pool.map(lambda name: optional(place, name), names), strict=True))
+    plain = SINGLE in (place.names or ()) and not {INDEX, _MANIFEST} & set(place.names or ())
+    with ThreadPoolExecutor(len(names) + 1, "shardstream-weights") as pool:
+        texts = {name: pool.submit(optional, place, name) for name in names}
+        headers = _headers(place, [SINGLE]) if plain else {}
+        return {name: text.result() for name, text in texts.items()}, headers
 
 
 def _of_checkpoint(data: bytes, where: str) -> tuple[str, dict[str, Digests]]:

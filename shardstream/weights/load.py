@@ -26,12 +26,13 @@ __all__ = ["Buffers", "gap_of", "load_weights", "located", "stream_weights"]
 
 _LOCAL_GAP = 16 << 10  # bytes that take less time than another call of the system
 _BUDGET = "512MiB"
+_CONNECTIONS = 16  # to stores: as many ranges are on their way at least
 
 
 def located(url: str | os.PathLike[str], cache: Any, options: Options) -> Catalog:
     """The weights at a URL, or of the local folder that they are fetched to."""
     if cache is None:
-        return open_catalog(os.fspath(url), options)
+        return open_catalog(os.fspath(url), options, connections=_CONNECTIONS)
     from shardstream.weights.fetch import fetch_weights
 
     return open_catalog(fetch_weights(url, cache, storage_options=options))

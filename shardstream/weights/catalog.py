@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.storage.options import Options
 from shardstream.weights import digests
 from shardstream.weights.digests import Digests
-from shardstream.weights.header import FileHeader, TensorInfo, read_header
+from shardstream.weights.header import FileHeader, TensorInfo, read_header, without_duplicates
 from shardstream.weights.urls import PICKLES, Place, open_place
 
 __all__ = ["INDEX", "SINGLE", "Catalog", "Names", "open_catalog", "optional"]
 
 # Which tensors are wanted: all, those of a list, or those of which a function says so.
 Names = Iterable[str] | Callable[[str], bool] | None
+
+log = logging.getLogger("shardstream")
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -114,6 +118,11 @@ def open_catalog(
         if texts[INDEX] is not None:
             index = prefix + INDEX
             names = _of_index(texts[INDEX], place.where(index), prefix)
+            if SINGLE in set(place.names or ()) - set(names.values()):
+                log.warning(
+                    "%s: the files of %s are read, not %s, which is here, too: delete what is not needed",
+                    place.store.url, index, SINGLE,
+                )  # fmt: skip
         files = sorted(set(names.values())) if names is not None else _without_index(place)
     elif place.file.endswith(".index.json"):
         index = place.file
@@ -121,7 +130,12 @@ def open_catalog(
         files = sorted(set(names.values()))
     else:
         files = [place.file]
-    headers = headers or _headers(place, files)
+    try:
+        headers = headers or _headers(place, files)
+    except StorageError as error:
+        if names is None or not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise StorageError(f"{error}; {place.where(str(index))} names it: fetch it again") from error.__cause__
     for file, header in headers.items():
         sizes = {
             place.hub[file].bytes if file in place.hub else None,
@@ -178,10 +192,12 @@ def _of_checkpoint(data: bytes, where: str) -> tuple[str, dict[str, Digests]]:
 def _of_index(data: bytes | None, where: str, prefix: str) -> dict[str, str]:
     """The file of each tensor, as the index of Hugging Face says."""
     try:
-        found: Any = msgspec.json.decode(data or b"")
+        found: Any = json.loads(data or b"", object_pairs_hook=without_duplicates)
         names = {str(name): prefix + _safe(file, where) for name, file in found["weight_map"].items()}
-    except (msgspec.DecodeError, LookupError, TypeError, AttributeError) as error:
-        raise CorruptionError(f"{where}: an index must have a weight_map of tensors and files") from error
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise CorruptionError(
+            f"{where}: an index must have a weight_map of tensors and files: {error}"
+        ) from error
     if not names:
         raise CorruptionError(f"{where}: its weight_map is empty")
     return names

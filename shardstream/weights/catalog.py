@@ -86,9 +86,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(known[:5]) + (f" and {len(known) - 5:,} more" if len(known) > 5 else "")
 
 
-def open_catalog(
-    url: str, options: Options = None, recorded: bool = True, connections: int = 0
-) -> Catalog:
+def open_catalog(url: str, options: Options = None, recorded: bool = True, connections: int = 0) -> Catalog:
     """Read the index and all headers at a URL.
 
     Args:
@@ -135,7 +133,9 @@ def open_catalog(
     except StorageError as error:
         if names is None or not isinstance(error.__cause__, FileNotFoundError):
             raise
-        raise StorageError(f"{error}; {place.where(str(index))} names it: fetch it again") from error.__cause__
+        raise StorageError(
+            f"{error}; {place.where(str(index))} names it: fetch it again"
+        ) from error.__cause__
     for file, header in headers.items():
         sizes = {
             place.hub[file].bytes if file in place.hub else None,

@@ -31,7 +31,7 @@ def prefetched(
     catalog: Catalog, wanted: Sequence[TensorInfo], device: torch.device
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     """The tensors, file by file, as they land on the GPU."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     by_file: dict[str, dict[str, TensorInfo]] = {}
     for info in wanted:
@@ -44,5 +44,5 @@ def prefetched(
             with opened as handle, handle.prefetch(dict.fromkeys(names)) as loader:
                 for name, tensor in loader:
                     yield names[name], tensor
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CorruptionError(f"{catalog.where(file)}: cannot be loaded to {device}: {error}") from error

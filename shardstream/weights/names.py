@@ -1,4 +1,4 @@
-"""Which tensor of the files fills which tensor of a model: by their names, after the model's hooks for loading."""
+"""Which tensor of the files fills which one of a model: by their names, after the hooks of the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Names(NamedTuple):
 
 
 def names_of(model: torch.nn.Module) -> Names:
-    """What `load_state_dict` of torch would fill: the real names, not those that hooks give out when saving."""
+    """What `load_state_dict` of torch would fill, by the real names: hooks for saving may give out others."""
     state = model.state_dict(keep_vars=True)  # its hooks bring the tensors of FSDP back that are gathered
     by_identity: dict[int, Target] = {}
     for name, tensor in _tensors(model):
@@ -57,8 +57,8 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def renamed(model: torch.nn.Module, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """The tensors of the files by the names that the model has for them.
 
-    A module may have hooks that rename what it loads, such as old names or those of a wrapper. They are called as
-    `load_state_dict` would, with tensors that have no memory; where each one ends up is its name.
+    A module may have hooks that rename what it loads, such as old names or those of a wrapper. They are
+    called as `load_state_dict` would, with tensors that have no memory; where each one ends up is its name.
 
     Raises:
         OptionError: A hook makes new tensors, for which it needs their values.

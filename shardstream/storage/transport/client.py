@@ -87,7 +87,7 @@ class _Whole:
     paths: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
     path: str = ""
-    content: Content = Content(b"", None, "")
+    content: Content | None = None
 
 
 class _Connection(NamedTuple):
@@ -193,11 +193,12 @@ class Client:
         """A range of an object that is sent whole: of the one that is kept, or that is asked for now."""
         with whole.lock:
             if whole.path != full:
-                whole.path, whole.content = "", Content(b"", None, "")  # makes room before the next one comes
+                whole.path, whole.content = "", None  # makes room before the next one comes
                 found = self._asked(full, where, start, size)
                 if found.whole is None:
                     return found  # by now the server knows ranges
                 whole.path, whole.content = full, found
+            assert whole.content is not None
             found = whole.content
         assert found.whole is not None
         return Content(memoryview(found.whole)[start : start + size], found.total, found.version)

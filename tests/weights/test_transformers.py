@@ -20,7 +20,7 @@ def model() -> Any:
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.3,
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    return transformers.LlamaForCausalLM(config).eval()
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -34,7 +34,7 @@ def test_what_it_saves_is_loaded(tmp_path: Path, model: Any) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     with torch.device("meta"):
         meta = transformers.LlamaForCausalLM(model.config)
-    ours = transformers.LlamaForCausalLM(model.config).to(torch.bfloat16).eval()
+    ours = transformers.LlamaForCausalLM(model.config).eval()
     assert ss.load_into(ours, tmp_path) == ([], [])  # tied weights have one name in the files
     assert torch.equal(logits(ours), logits(model))
     assert ss.load_into(meta, tmp_path) == ([], [])
@@ -42,8 +42,8 @@ def test_what_it_saves_is_loaded(tmp_path: Path, model: Any) -> None:
     # Without its own way to files.
     kind = transformers.AutoModelForCausalLM
     given = type(model).from_pretrained(None, config=model.config, state_dict=ss.load_weights(tmp_path))
-    assert torch.equal(logits(given.to(torch.bfloat16).eval()), logits(model))
-    fetched = kind.from_pretrained(ss.fetch_weights(tmp_path, tmp_path / "cache"), dtype=torch.bfloat16)
+    assert torch.equal(logits(given.eval()), logits(model))
+    fetched = kind.from_pretrained(ss.fetch_weights(tmp_path, tmp_path / "cache"), dtype=torch.float32)
     assert torch.equal(logits(fetched.eval()), logits(model))
 
 
@@ -53,8 +53,8 @@ def test_it_loads_a_checkpoint(tmp_path: Path, model: Any) -> None:
     saves.wait()
     [index] = tmp_path.glob("**/model.safetensors.index.json")
     model.config.save_pretrained(index.parent)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(index.parent, dtype=torch.bfloat16).eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(index.parent, dtype=torch.float32).eval()
     assert torch.equal(logits(loaded), logits(model))
-    again = transformers.LlamaForCausalLM(model.config).to(torch.bfloat16).eval()
+    again = transformers.LlamaForCausalLM(model.config).eval()
     assert ss.load_into(again, next(tmp_path.glob("step-3"), index.parent)) == ([], [])
     assert torch.equal(logits(again), logits(model))

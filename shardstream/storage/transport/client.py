@@ -182,6 +182,8 @@ class Client:
             found = self._asked(full, where, start, size)
             if found.whole is not None:
                 whole.paths.add(full)
+                with whole.lock:
+                    whole.path, whole.content = full, found
         if found.total is not None or found.version:
             self.session.check(where, found.version, found.total)
         return found.data

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.layout import MAX_FILE, FilePlan, Item, byte_size, plan_files
-from shardstream.checkpoint.slices import Box
 from shardstream.errors import StateError
+from shardstream.slices import Box
 
 __all__ = ["Held", "Tensors", "held_by", "owners", "plan_part"]
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.layout import BLOCK, byte_size
 from shardstream.checkpoint.manifest import TensorInfo
-from shardstream.checkpoint.slices import Box, intersection, runs
 from shardstream.checkpoint.threads import in_threads
 from shardstream.errors import CorruptionError
+from shardstream.slices import Box, intersection, runs
 
 __all__ = ["Files", "Request", "read", "requests_of"]
 

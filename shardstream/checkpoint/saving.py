@@ -13,10 +13,10 @@ from shardstream.checkpoint.modules import is_module, is_optimizer
 from shardstream.checkpoint.objects import state_of
 from shardstream.checkpoint.planning import Held, Tensors, held_by, owners, plan_part
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.slices import Box
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.values import Arrays, encode, joined, merged
 from shardstream.errors import StateError
+from shardstream.slices import Box
 
 __all__ = ["Part", "Plans", "checksum", "collected", "merge_values", "rank_prefix"]
 

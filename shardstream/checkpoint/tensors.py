@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shardstream.checkpoint.slices import Box
 from shardstream.errors import StateError
+from shardstream.slices import Box
 
 if TYPE_CHECKING:
     import torch

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from shardstream.errors import CommitError, StorageError
 from shardstream.storage.local.reads import read_exactly, read_parts, version_of
@@ -32,7 +33,7 @@ _THREADS = 64
 def local_path_of(url: str) -> str | None:
     """The local path of a URL, or None for a remote one."""
     if url.startswith("file://"):
-        return os.path.abspath(url[7:])
+        return os.path.abspath(unquote(url[7:].removeprefix("localhost")))
     return None if SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +15,15 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.storage.options import Options
 from shardstream.weights import digests
 from shardstream.weights.digests import Digests
-from shardstream.weights.header import FileHeader, TensorInfo, read_header
+from shardstream.weights.header import FileHeader, TensorInfo, read_header, without_duplicates
 from shardstream.weights.urls import PICKLES, Place, open_place
 
-__all__ = ["INDEX", "SINGLE", "Catalog", "open_catalog", "optional"]
+__all__ = ["INDEX", "SINGLE", "Catalog", "Names", "open_catalog", "optional"]
+
+# Which tensors are wanted: all, those of a list, or those of which a function says so.
+Names = Iterable[str] | Callable[[str], bool] | None
+
+log = logging.getLogger("shardstream")
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -54,14 +61,16 @@ class Catalog:
         """A file's name for messages."""
         return self.place.where(file)
 
-    def chosen(self, names: Iterable[str] | None) -> list[TensorInfo]:
-        """The tensors of these names, or all, in the order of their bytes.
+    def chosen(self, names: Names) -> list[TensorInfo]:
+        """The tensors that are wanted, in the order of their bytes.
 
         Raises:
-            OptionError: There is no tensor of that name.
+            OptionError: There is no tensor of a name.
         """
         if names is None:
             return list(self.tensors.values())
+        if callable(names):
+            return [tensor for name, tensor in self.tensors.items() if names(name)]
         if isinstance(names, str):
             raise OptionError(f"names={names!r} must be a list of names")
         wanted = set(names)
@@ -77,25 +86,27 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(known[:5]) + (f" and {len(known) - 5:,} more" if len(known) > 5 else "")
 
 
-def open_catalog(url: str, options: Options = None, recorded: bool = True) -> Catalog:
+def open_catalog(url: str, options: Options = None, recorded: bool = True, connections: int = 0) -> Catalog:
     """Read the index and all headers at a URL.
 
     Args:
         url: See `load_weights`.
         options: For the store.
         recorded: Whether `shardstream.digests.json` is of use.
+        connections: How many to open meanwhile, since much will be read soon.
 
     Raises:
         CorruptionError: A file is damaged, or files contradict each other.
         OptionError: No such URL is possible.
         StorageError: There are no weights, or they cannot be read.
     """
-    place = open_place(url, options)
+    place = open_place(url, options, connections)
     prefix, known = "", dict[str, Digests]()
     anew, index = "", None
     names: dict[str, str] | None = None
+    headers = dict[str, FileHeader]()
     if place.file is None:
-        texts = _texts(place)
+        texts, headers = _texts(place)
         if (manifest := texts[_MANIFEST]) is not None:
             prefix, known = _of_checkpoint(manifest, place.where(_MANIFEST))
             texts[INDEX] = optional(place, prefix + INDEX)
@@ -105,6 +116,11 @@ def open_catalog(url: str, options: Options = None, recorded: bool = True) -> Ca
         if texts[INDEX] is not None:
             index = prefix + INDEX
             names = _of_index(texts[INDEX], place.where(index), prefix)
+            if SINGLE in set(place.names or ()) - set(names.values()):
+                log.warning(
+                    "%s: the files of %s are read, not %s, which is here, too: delete what is not needed",
+                    place.store.url, index, SINGLE,
+                )  # fmt: skip
         files = sorted(set(names.values())) if names is not None else _without_index(place)
     elif place.file.endswith(".index.json"):
         index = place.file
@@ -112,7 +128,14 @@ def open_catalog(url: str, options: Options = None, recorded: bool = True) -> Ca
         files = sorted(set(names.values()))
     else:
         files = [place.file]
-    headers = _headers(place, files)
+    try:
+        headers = headers or _headers(place, files)
+    except StorageError as error:
+        if names is None or not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise StorageError(
+            f"{error}; {place.where(str(index))} names it: fetch it again"
+        ) from error.__cause__
     for file, header in headers.items():
         sizes = {
             place.hub[file].bytes if file in place.hub else None,
@@ -139,10 +162,14 @@ def optional(place: Place, name: str, most: int = _MOST) -> bytes | None:
         raise
 
 
-def _texts(place: Place) -> dict[str, bytes | None]:
+def _texts(place: Place) -> tuple[dict[str, bytes | None], dict[str, FileHeader]]:
+    """The texts beside the weights; and the headers, where it is plain without the texts whose they are."""
     names = (INDEX, digests.NAME, _MANIFEST)
-    with ThreadPoolExecutor(len(names), "shardstream-weights") as pool:
-        return dict(zip(names, pool.map(lambda name: optional(place, name), names), strict=True))
+    plain = SINGLE in (place.names or ()) and not {INDEX, _MANIFEST} & set(place.names or ())
+    with ThreadPoolExecutor(len(names) + 1, "shardstream-weights") as pool:
+        texts = {name: pool.submit(optional, place, name) for name in names}
+        headers = _headers(place, [SINGLE]) if plain else {}
+        return {name: text.result() for name, text in texts.items()}, headers
 
 
 def _of_checkpoint(data: bytes, where: str) -> tuple[str, dict[str, Digests]]:
@@ -165,10 +192,12 @@ def _of_checkpoint(data: bytes, where: str) -> tuple[str, dict[str, Digests]]:
 def _of_index(data: bytes | None, where: str, prefix: str) -> dict[str, str]:
     """The file of each tensor, as the index of Hugging Face says."""
     try:
-        found: Any = msgspec.json.decode(data or b"")
+        found: Any = json.loads(data or b"", object_pairs_hook=without_duplicates)
         names = {str(name): prefix + _safe(file, where) for name, file in found["weight_map"].items()}
-    except (msgspec.DecodeError, LookupError, TypeError, AttributeError) as error:
-        raise CorruptionError(f"{where}: an index must have a weight_map of tensors and files") from error
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise CorruptionError(
+            f"{where}: an index must have a weight_map of tensors and files: {error}"
+        ) from error
     if not names:
         raise CorruptionError(f"{where}: its weight_map is empty")
     return names

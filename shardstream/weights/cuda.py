@@ -36,7 +36,7 @@ def prefetched(
     catalog: Catalog, wanted: Sequence[TensorInfo], device: torch.device
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     """The tensors, file by file, as they land on the GPU."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     begin("weights", catalog.place.store.url)
     by_file: dict[str, dict[str, TensorInfo]] = {}
@@ -52,5 +52,5 @@ def prefetched(
                     add(_TENSORS)
                     add(_BYTES, tensor.nbytes)
                     yield names[name], tensor
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CorruptionError(f"{catalog.where(file)}: cannot be loaded to {device}: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 from shardstream.errors import CorruptionError
 from shardstream.storage.store import Store
 
-__all__ = ["BITS", "LARGEST", "FileHeader", "TensorInfo", "parse_header", "read_header"]
+__all__ = ["BITS", "LARGEST", "FileHeader", "TensorInfo", "parse_header", "read_header", "without_duplicates"]
 
 LARGEST = 100_000_000  # bytes of a header, as safetensors allows
 _FIRST = 64 << 10  # bytes that are read at first: most headers are shorter
@@ -100,7 +100,7 @@ def parse_header(text: bytes, total: int, file: str, where: str) -> FileHeader:
         CorruptionError: The header is damaged, or does not fit the file. The message names the tensor.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_without_duplicates)
+        found = json.loads(text, object_pairs_hook=without_duplicates)
         if not isinstance(found, dict) or text[:1] != b"{":
             raise ValueError("no object")
     except (ValueError, RecursionError) as error:
@@ -125,7 +125,8 @@ def parse_header(text: bytes, total: int, file: str, where: str) -> FileHeader:
     return FileHeader(total, tuple(tensors), metadata)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if it has a name twice, of which Python would take the last one."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

@@ -14,6 +14,7 @@ from shardstream.storage.options import Options
 from shardstream.weights.catalog import Catalog
 from shardstream.weights.header import TensorInfo
 from shardstream.weights.load import Buffers, gap_of, located
+from shardstream.weights.names import Target, names_of, renamed
 from shardstream.weights.pieces import Job, landed
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ class Keys(NamedTuple):
     unexpected_keys: list[str]
 
 
-class _Target(NamedTuple):
-    """A tensor of the model, under all its names."""
-
-    names: list[str]
-    tensor: torch.Tensor
-
-
 def load_into(
     model: torch.nn.Module,
     url: str | os.PathLike[str],
@@ -54,7 +48,7 @@ def load_into(
 
     The bytes land in the parameters' own memory. A parameter keeps its dtype and is converted if the file has
     another one. Of a DTensor, as FSDP2 and tensor parallelism make them, a rank reads its slice only. Tied
-    parameters are read once, under any of their names.
+    parameters are read once, under any of their names. Hooks that rename what a module loads are followed.
 
     Args:
         model: Its tensors may be real, or on the meta device: then they get memory here, all when everything
@@ -79,17 +73,18 @@ def load_into(
     """
     torch = require("torch", "torch")
     catalog = located(url, cache, storage_options)
-    targets, others = _targets(model)
-    wanted: list[tuple[TensorInfo, _Target]] = []
+    targets, others = names_of(model)
+    tensors = renamed(model, catalog.tensors)
+    wanted: list[tuple[TensorInfo, Target]] = []
     missing = list(others)
     for target in targets:
-        known = [name for name in target.names if name in catalog.tensors]
+        known = [name for name in target.names if name in tensors]
         if known:
-            wanted.append((catalog.tensors[known[-1]], target))  # torch copies one after the other
+            wanted.append((tensors[known[-1]], target))  # torch copies one after the other
         else:
             missing += target.names
     named = {name for target in targets for name in target.names}
-    unexpected = [name for name in catalog.tensors if name not in named]
+    unexpected = [name for name in tensors if name not in named]
     _check(catalog, wanted, missing if strict else [], unexpected if strict else [])
     with torch.no_grad():
         _fill(model, catalog, wanted, device)
@@ -97,23 +92,9 @@ def load_into(
     return Keys(missing, unexpected)
 
 
-def _targets(model: torch.nn.Module) -> tuple[list[_Target], list[str]]:
-    """The tensors of a model's state, and the names in it that are no tensors."""
-    import torch
-
-    by_identity: dict[int, _Target] = {}
-    others = []
-    for name, value in model.state_dict(keep_vars=True).items():
-        if isinstance(value, torch.Tensor):
-            by_identity.setdefault(id(value), _Target([], value)).names.append(name)
-        else:
-            others.append(name)
-    return list(by_identity.values()), others
-
-
 def _check(
     catalog: Catalog,
-    wanted: Iterable[tuple[TensorInfo, _Target]],
+    wanted: Iterable[tuple[TensorInfo, Target]],
     missing: list[str],
     unexpected: list[str],
 ) -> None:
@@ -139,14 +120,14 @@ def _check(
 def _fill(
     model: torch.nn.Module,
     catalog: Catalog,
-    wanted: list[tuple[TensorInfo, _Target]],
+    wanted: list[tuple[TensorInfo, Target]],
     device: Any,
 ) -> None:
     import torch
 
     from shardstream.weights.tensors import dtype_of, pieces_of
 
-    made: list[tuple[_Target, torch.Tensor]] = []
+    made: list[tuple[Target, torch.Tensor]] = []
     jobs = []
     gap = gap_of(catalog)
     where = torch.device("cpu")
@@ -176,7 +157,7 @@ def _fill(
         _assign(model, target, whole)
 
 
-def _local(target: _Target) -> tuple[torch.Tensor, list[int]]:
+def _local(target: Target) -> tuple[torch.Tensor, list[int]]:
     """The part of a tensor that this rank has, and where it begins in the whole."""
     tensor: Any = target.tensor
     chunks = getattr(tensor, "__create_chunk_list__", None)  # DTensor's way to tell torch's checkpoints
@@ -218,7 +199,7 @@ def _with_memory(tensor: Any, local: torch.Tensor, device: Any) -> tuple[torch.T
     return whole, filled
 
 
-def _assign(model: torch.nn.Module, target: _Target, tensor: torch.Tensor) -> None:
+def _assign(model: torch.nn.Module, target: Target, tensor: torch.Tensor) -> None:
     """Put a tensor in the place of one on the meta device, under all its names."""
     import torch
 

@@ -12,7 +12,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.options import Options
 from shardstream.storage.spans import GAP
-from shardstream.weights.catalog import Catalog, open_catalog
+from shardstream.weights.catalog import Catalog, Names, open_catalog
 from shardstream.weights.cuda import can_prefetch, prefetched
 from shardstream.weights.header import TensorInfo
 from shardstream.weights.pieces import Job, landed
@@ -26,12 +26,13 @@ __all__ = ["Buffers", "gap_of", "load_weights", "located", "stream_weights"]
 
 _LOCAL_GAP = 16 << 10  # bytes that take less time than another call of the system
 _BUDGET = "512MiB"
+_CONNECTIONS = 16  # to stores: as many ranges are on their way at least
 
 
 def located(url: str | os.PathLike[str], cache: Any, options: Options) -> Catalog:
     """The weights at a URL, or of the local folder that they are fetched to."""
     if cache is None:
-        return open_catalog(os.fspath(url), options)
+        return open_catalog(os.fspath(url), options, connections=_CONNECTIONS)
     from shardstream.weights.fetch import fetch_weights
 
     return open_catalog(fetch_weights(url, cache, storage_options=options))
@@ -88,7 +89,7 @@ class _Lent:
 
 def load_weights(
     url: str | os.PathLike[str],
-    names: Iterable[str] | None = None,
+    names: Names = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     *,
@@ -104,7 +105,8 @@ def load_weights(
         url: A folder with `model.safetensors.index.json` or `.safetensors` files, such a file or index, or a
             checkpoint of shardstream: a local path, https://, s3://, gs://, az://, or
             hf://ORGANISATION/MODEL[@REVISION].
-        names: The tensors that are wanted; None for all.
+        names: The tensors that are wanted: a list of names, or a function that says of a name whether it is;
+            None for all.
         dtype: What float64, float32, float16 and bfloat16 become. Integers, fp8 and fp4 stay as they are:
             their scales are tensors of their own.
         device: Where they go; None for the CPU.
@@ -132,7 +134,7 @@ def load_weights(
 
 def stream_weights(
     url: str | os.PathLike[str],
-    names: Iterable[str] | None = None,
+    names: Names = None,
     device: str | torch.device | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -147,7 +149,7 @@ def stream_weights(
 
     Args:
         url: See `load_weights`.
-        names: The tensors that are wanted; None for all.
+        names: See `load_weights`.
         device: Where they go; None for the CPU.
         dtype: See `load_weights`.
         memory: Bytes of tensors that are on their way or wait to be taken: a number, or a text such as

@@ -1,24 +1,17 @@
-"""Which bytes of a file a slice of a tensor is. Pure arithmetic."""
+"""How a slice of a tensor is read: by runs of its elements, or by whole rows. Arithmetic alone."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Rows", "Run", "plan_slice"]
+from shardstream.slices import Box, Run, runs
+
+__all__ = ["Rows", "plan_slice"]
 
 _MOST_OVERREAD = 2  # times the wanted bytes: until then one range is better than many
 _LARGEST_ROW = 4 << 20  # bytes
-
-
-class Run(NamedTuple):
-    """Neighbouring elements: where they begin in the tensor, and in the slice; how many."""
-
-    source: int
-    target: int
-    length: int
 
 
 class Rows(NamedTuple):
@@ -48,19 +41,11 @@ def plan_slice(
     """
     if 0 in sizes:
         return []
+    whole, part = Box((0,) * len(shape), tuple(shape)), Box(tuple(offsets), tuple(sizes))
     inner = next((dim for dim in reversed(range(len(shape))) if sizes[dim] != shape[dim]), 0)
-    count = math.prod(sizes[inner:])
-    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
     if math.prod(sizes[:inner]) > 1:
-        row, wanted = strides[0] * item, math.prod(sizes[1:]) * item
-        between = strides[inner] * (shape[inner] - sizes[inner]) * item
+        row, wanted = math.prod(shape[1:]) * item, math.prod(sizes[1:]) * item
+        between = math.prod(shape[inner + 1 :]) * (shape[inner] - sizes[inner]) * item
         if row <= _LARGEST_ROW and (row <= _MOST_OVERREAD * wanted or between <= gap):
             return Rows(offsets[0], sizes[0])
-    base = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
-    outer = itertools.product(*(range(size) for size in sizes[:inner]))
-    return [
-        Run(
-            base + sum(at * stride for at, stride in zip(place, strides, strict=False)), number * count, count
-        )
-        for number, place in enumerate(outer)
-    ]
+    return list(runs(whole, part, part))

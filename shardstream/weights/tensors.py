@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from shardstream.errors import OptionError
+from shardstream.slices import Run
 from shardstream.weights.digests import BLOCK
 from shardstream.weights.header import BITS, TensorInfo
 from shardstream.weights.pieces import Piece
-from shardstream.weights.slices import Rows, Run, plan_slice
+from shardstream.weights.slices import Rows, plan_slice
 
 __all__ = ["Buffer", "convertible", "dtype_of", "empty", "memory_of", "pieces_of", "shape_of"]
 
@@ -150,7 +151,7 @@ def _direct(info: TensorInfo, target: torch.Tensor, runs: Sequence[Run], item: i
 def _bounced(info: TensorInfo, target: torch.Tensor, source: torch.dtype, runs: Sequence[Run]) -> list[Piece]:
     """Pieces of whole elements, cut near the blocks of the file, that are converted or sent to a device."""
     item = source.itemsize
-    flat = target.detach().view(-1)
+    flat, ready = target.detach().view(-1), _ready(target)
     found = []
     for run in runs:
         at, left = run.target, run.length
@@ -158,17 +159,16 @@ def _bounced(info: TensorInfo, target: torch.Tensor, source: torch.dtype, runs: 
         while left:
             count = min(left, max(1, (BLOCK - start % BLOCK) // item))
             place = flat[at : at + count]
-            found.append(
-                Piece(start, count * item, None, functools.partial(_finish, place, source, count * item))
-            )
+            finish = functools.partial(_finish, place, ready, source, count * item)
+            found.append(Piece(start, count * item, None, finish))
             start += count * item
             at += count
             left -= count
     return found
 
 
-def _finish(place: torch.Tensor, source: torch.dtype, size: int, buffer: Buffer, at: int) -> None:
-    _deliver(place, buffer.tensor(at, size, source))
+def _finish(place: torch.Tensor, ready: Any, source: torch.dtype, size: int, buffer: Buffer, at: int) -> None:
+    _deliver(place, ready, buffer.tensor(at, size, source))
 
 
 def _rows(
@@ -181,17 +181,18 @@ def _rows(
     cut = tuple(
         slice(offset, offset + size) for offset, size in zip(offsets[1:], target.shape[1:], strict=True)
     )
-    found = []
+    found, ready = [], _ready(target)
     for first in range(0, rows.length, most):
         count = min(most, rows.length - first)
         place = target.detach()[first : first + count]
-        finish = functools.partial(_finish_rows, place, source, (count, *shape[1:]), cut)
+        finish = functools.partial(_finish_rows, place, ready, source, (count, *shape[1:]), cut)
         found.append(Piece(info.start + (rows.first + first) * row, count * row, None, finish))
     return found
 
 
 def _finish_rows(
     place: torch.Tensor,
+    ready: Any,
     source: torch.dtype,
     shape: Sequence[int],
     cut: tuple[slice, ...],
@@ -199,17 +200,31 @@ def _finish_rows(
     at: int,
 ) -> None:
     whole = buffer.tensor(at, math.prod(shape) * source.itemsize, source).view(tuple(shape))
-    _deliver(place, whole[(slice(None), *cut)])
+    _deliver(place, ready, whole[(slice(None), *cut)])
 
 
-def _deliver(place: torch.Tensor, elements: torch.Tensor) -> None:
+def _ready(target: torch.Tensor) -> Any:
+    """For memory of a GPU: when its work is done that may still use it.
+
+    It may be the memory of a tensor that was freed while work with it is queued on this thread's stream.
+    """
+    if target.device.type != "cuda":
+        return None
+    return torch.cuda.current_stream(target.device).record_event()
+
+
+def _deliver(place: torch.Tensor, ready: Any, elements: torch.Tensor) -> None:
     """Copy elements of a buffer to their place; to a GPU on a stream that is awaited."""
     with torch.no_grad():
         if place.device.type != "cuda":
             place.copy_(elements)
             return
         stream = torch.cuda.Stream(place.device)  # type: ignore[no-untyped-call]
+        stream.wait_event(ready)
         with torch.cuda.stream(stream):
-            # Converted there, not here: the GPU is faster at it.
-            place.copy_(elements.to(place.device, non_blocking=True))
+            if elements.dtype == place.dtype and elements.is_contiguous() and place.is_contiguous():
+                place.copy_(elements, non_blocking=True)
+            else:
+                # Converted there, not here: the GPU is faster at it.
+                place.copy_(elements.to(place.device, non_blocking=True))
         stream.synchronize()

@@ -58,12 +58,13 @@ class Place:
         return self.store.where(file) if file else self.store.url
 
 
-def open_place(url: str | os.PathLike[str], options: Options = None) -> Place:
+def open_place(url: str | os.PathLike[str], options: Options = None, connections: int = 0) -> Place:
     """The place that a URL names: a folder, a file `.safetensors`, or an index `.index.json`.
 
     Args:
         url: A local path, a URL of a store, https://, or hf://ORGANISATION/MODEL[@REVISION][/FOLDER].
         options: For the store.
+        connections: How many to open meanwhile, since much will be read soon.
 
     Raises:
         OptionError: No such URL is possible.
@@ -75,13 +76,18 @@ def open_place(url: str | os.PathLike[str], options: Options = None) -> Place:
     local = local_path_of(url)
     path = url if local is not None else urlsplit(url).path
     if path.endswith(".safetensors"):
-        return Place(Store.open(url, options), "")
+        store = Store.open(url, options)
+        store.warm_up("", connections)
+        return Place(store, "")
     if path.endswith(".index.json"):
         folder, _, name = url.rpartition("/")
-        return Place(Store.open(folder or ".", options), name)
+        store = Store.open(folder or ".", options)
+        store.warm_up(name, connections)
+        return Place(store, name)
     if local is not None and not os.path.isdir(local):
         raise _no_folder(url, local)
     store = Store.open(url, options)
+    store.warm_up("model.safetensors", connections)  # it need not be there
     lists = not url.lower().startswith(("http://", "https://"))
     return Place(store, names=store.list() if lists else None)
 

@@ -57,6 +57,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         (b'{"weight_map": {"a": "/etc/x"}}', "cannot be"),
         (b'{"weight_map": {"a": "s3://b/x"}}', "cannot be"),
         (b'{"weight_map": {"a": "m.safetensors"}}', "tensor 'a' is missing, which the index lists"),
+        (b'{"weight_map": {"b": "m.safetensors", "b": "n.safetensors"}}', "'b' is there twice"),
     ],
 )  # fmt: skip
 def test_damaged_indexes(tmp_path: Path, index: bytes, message: str) -> None:
@@ -64,6 +65,30 @@ def test_damaged_indexes(tmp_path: Path, index: bytes, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_bytes(index)
     with pytest.raises(CorruptionError, match=message):
         open_catalog(str(tmp_path))
+
+
+def test_an_index_and_files_that_disagree(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    save_file({"a": torch.ones(2), "unlisted": torch.ones(1)}, tmp_path / "one.safetensors")
+    index.write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}')
+    with pytest.raises(StorageError, match=r"two.safetensors: .*index.json names it: fetch it again"):
+        open_catalog(str(tmp_path))
+    # As in transformers, all tensors of the files that are named count.
+    index.write_text('{"weight_map": {"a": "one.safetensors"}}')
+    assert open_catalog(str(tmp_path)).tensors.keys() == {"a", "unlisted"}
+    assert not caplog.records
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    assert ss.load_weights(tmp_path)["a"].tolist() == [1, 1]
+    assert "not model.safetensors, which is here, too" in caplog.text
+
+
+def test_paths_in_urls_of_files_are_quoted(tmp_path: Path) -> None:
+    folder = tmp_path / "a b 100%"
+    folder.mkdir()
+    save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    for url in (folder.as_uri(), f"file://{folder}", folder.as_uri().replace("file://", "file://localhost")):
+        assert ss.load_weights(url).keys() == {"a"}
+        assert ss.load_weights(f"{url}/model.safetensors").keys() == {"a"}
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,3 +133,53 @@ def test_a_dtype_that_no_torch_has(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"abc")
     with pytest.raises((OptionError, CorruptionError)):
         ss.load_into(torch.nn.Linear(2, 2, bias=False), tmp_path)
+
+
+class Renamed(torch.nn.Module):
+    """A module with another name when it is saved, and one that loads old names, too."""
+
+    def __init__(self, computed: bool = False) -> None:
+        super().__init__()
+        self.wrapped = torch.nn.Linear(3, 2)
+        self.norm = torch.nn.LayerNorm(3)
+        self.register_state_dict_post_hook(self._save)
+        self.register_load_state_dict_pre_hook(self._load)
+        self.norm.register_load_state_dict_pre_hook(self._load_norm)
+        self.computed = computed
+
+    @staticmethod
+    def _save(module: Any, state: dict[str, Any], prefix: str, meta: Any) -> None:
+        for name in [name for name in state if ".wrapped." in f".{name}"]:
+            state[name.replace("wrapped.", "")] = state.pop(name)
+
+    @staticmethod
+    def _load(module: Any, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        for name in ("weight", "bias"):
+            state[f"{prefix}wrapped.{name}"] = state.pop(prefix + name)
+        if module.computed:
+            state[f"{prefix}wrapped.bias"] = state[f"{prefix}wrapped.bias"] * 2
+
+    @staticmethod
+    def _load_norm(module: Any, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        if f"{prefix}gamma" in state:
+            state[f"{prefix}weight"] = state.pop(f"{prefix}gamma")
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_hooks_that_rename_are_followed(tmp_path: Path, meta: bool) -> None:
+    """As by load_state_dict of torch, with the same file."""
+    saved = {f"0.{name}": torch.randn_like(each) for name, each in Renamed().state_dict().items()}
+    saved["0.norm.gamma"] = saved.pop("0.norm.weight")
+    assert "0.weight" in saved
+    save_file(saved, tmp_path / "model.safetensors")
+    expected = torch.nn.Sequential(Renamed())
+    expected.load_state_dict(saved)
+    with torch.device("meta" if meta else "cpu"):
+        model = torch.nn.Sequential(Renamed())
+    assert ss.load_into(model, tmp_path) == ([], [])
+    assert same(model.state_dict(), expected.state_dict())
+    save_file({**saved, "0.more": torch.ones(1)}, tmp_path / "more.safetensors")
+    with pytest.raises(StateError, match=r"here, but not in the model: '0\.more'"):
+        ss.load_into(model, tmp_path / "more.safetensors")
+    with pytest.raises(OptionError, match=r"0\.wrapped\.bias: a hook .* computes it"):
+        ss.load_into(torch.nn.Sequential(Renamed(computed=True)), tmp_path)

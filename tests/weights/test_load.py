@@ -204,6 +204,12 @@ def test_web_servers_with_and_without_ranges(
     assert same(ss.load_weights(f"{proxy.url}/{target.name}"), state)
     [part] = target.glob("*00001-of*")
     assert ss.load_weights(f"{proxy.url}/{target.name}/{part.name}?token=x").keys() < state.keys()
+    # A file that comes whole comes once, however many blocks it has.
+    save_file({"long": torch.arange(8 << 20)}, target / "long.safetensors")
+    proxy.reset_counts()
+    found = ss.load_weights(f"{proxy.url}/{target.name}/long.safetensors")["long"]
+    assert torch.equal(found, torch.arange(8 << 20))
+    assert proxy.counts.requests == (1 if ignore else 10)
 
 
 def test_memory_stores_and_missing_ones(state: dict[str, torch.Tensor]) -> None:

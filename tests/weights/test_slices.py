@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardstream.weights.slices import Rows, Run, plan_slice
+from shardstream.slices import Run
+from shardstream.weights.slices import Rows, plan_slice
 
 
 @st.composite

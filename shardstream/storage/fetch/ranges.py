@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 
@@ -22,7 +21,8 @@ _REMOTE = 16, 64  # ranges on their way, at least and at most: four for a proces
 _LOCAL = 4, 32  # threads, at least and at most: a parallel file system wants more than there are processors
 
 # Closed at the end of the program: a thread that is in the code of torch then would have it abort.
-_readers: weakref.WeakSet[RangeReader] = weakref.WeakSet()
+# No WeakSet: Python calls its callback wherever a reader is freed, and drops a Ctrl-C that comes meanwhile.
+_readers: set[RangeReader] = set()
 
 Done = Callable[[BaseException | None], None]
 
@@ -137,6 +137,7 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
         self._scope.end()
         with self._lock:
             self._ended.wait_for(lambda: not self._open)
+        _readers.discard(self)
 
 
 def read_ranges(

@@ -12,11 +12,15 @@ Data = bytes | memoryview
 
 
 class Content(NamedTuple):
-    """Bytes of an object; the size of the whole object, or None; what names its version, or ""."""
+    """Bytes of an object; the size of the whole object, or None; what names its version, or "".
+
+    whole: The whole object, if the server has sent it although a range was asked for.
+    """
 
     data: Data
     total: int | None
     version: str
+    whole: Data | None = None
 
 
 class Backend(Protocol):

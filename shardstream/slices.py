@@ -1,4 +1,4 @@
-"""Which bytes of which chunks make a slice of a tensor. Arithmetic alone."""
+"""Parts of tensors, and which elements they have in common. Arithmetic alone."""
 
 from __future__ import annotations
 

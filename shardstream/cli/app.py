@@ -18,6 +18,7 @@ from shardstream.cli import (
     pack,
     rebuild,
     show,
+    top,
     verify,
     warm,
     weights,
@@ -50,6 +51,7 @@ app.command()(cache.cache)
 app.command()(checkpoint.checkpoint)
 app.command()(show.show)
 app.command()(weights.weights)
+app.command()(top.top)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""What measures, advises and shows."""

@@ -1,0 +1,54 @@
+"""Keys that a user presses while a view is shown, one at a time, without an echo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+
+__all__ = ["keys"]
+
+_ARROWS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down"}
+
+
+@contextlib.contextmanager
+def keys() -> Iterator[Callable[[float], str]]:
+    """A function that waits up to some seconds for a key, and gives its name; "" if none was pressed.
+
+    Names are the letter itself, "up" and "down". Without a terminal as standard input there are no keys, and
+    the function sleeps.
+    """
+    try:
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+    except (AttributeError, ValueError, OSError, termios.error):
+        yield _no_key
+        return
+    try:
+        tty.setcbreak(terminal, termios.TCSANOW)
+        now = termios.tcgetattr(terminal)
+        # Ctrl-Z would leave the shell on the screen of the view, without an echo.
+        now[6][termios.VSUSP] = b"\0"
+        termios.tcsetattr(terminal, termios.TCSANOW, now)
+        yield lambda seconds: _key(terminal, seconds)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+
+def _no_key(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+def _key(terminal: int, seconds: float) -> str:
+    if not select.select([terminal], [], [], seconds)[0]:
+        return ""
+    pressed = os.read(terminal, 8)
+    if not pressed:  # the terminal is gone
+        return "q"
+    return _ARROWS.get(pressed, pressed[:1].decode("ascii", "replace"))

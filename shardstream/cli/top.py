@@ -38,11 +38,11 @@ def top(
         options.print_json(view.snapshot(every))
         return
     console = Console()
-    live = console.is_terminal and sys.stdin.isatty()
+    live = sys.stdout.isatty() and sys.stdin.isatty() and not console.is_dumb_terminal
     if serve is None:
         view.watch(console, every, sort) if live else view.look(console, every, sort)
         return
-    from shardstream.observe.serve import serve as open_endpoint
+    from shardstream.observe.endpoint import serve as open_endpoint
 
     with open_endpoint(serve, host=host) as endpoint:
         if live:

@@ -175,9 +175,8 @@ def _has_changed(before: _Mark, now: _Mark) -> bool:
 
 
 def _state(snapshot: Snapshot, now: float, idle: float) -> str:
-    said = [system_state(snapshot)]
+    if stopped := system_state(snapshot):
+        return f"{stopped}, no progress {idle:.0f} s"
     if (waiting := waiting_seconds(snapshot, now)) >= _LONG:
-        said.append(f"waits for data since {waiting:.0f} s")
-    elif idle >= _LONG:
-        said.append(f"no progress since {idle:.0f} s")
-    return ", ".join(filter(None, said))
+        return f"waits for data {waiting:.0f} s"
+    return f"no progress {idle:.0f} s" if idle >= _LONG else ""

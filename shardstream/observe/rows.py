@@ -16,7 +16,7 @@ class Row:
         job: The name of the job that it belongs to.
         rank: Its rank in the job.
         what: The URL or path that it reads.
-        state: "" if it works; else why it does not, such as "stopped" or "no progress for 12 s".
+        state: "" if it works; else why it does not, such as "stopped" or "no progress 12 s".
         samples: Samples a second.
         batches: Batches a second.
         wait: The share of the time in which the loop waited for data, 0 to 1.

@@ -16,8 +16,8 @@ from shardstream.observe.rows import Row, Work, sort_rows
 __all__ = ["load_table", "plain_text", "work_table"]
 
 _GAP = 2  # columns of the terminal between two columns of a table
-_NAME = 24  # the least width of the first column
-_STATE = 26
+_NAME = 20  # the least width of the first column
+_STATE = 26  # "stopped, no progress 100 s"
 _SOME, _MUCH = 0.05, 0.20  # shares of waiting from which it is worth a look, and costs a lot
 
 
@@ -96,14 +96,14 @@ def load_table(rows: Iterable[Row], width: int, by: str, lines: int | None = Non
         table.add_column(column.title, no_wrap=True, justify="right", width=column.width)
     table.add_column("state", no_wrap=True, width=_STATE)
     jobs = [list(found) for _, found in groupby(sorted(rows, key=lambda row: row.job), lambda row: row.job)]
-    room = None if lines is None else max(3, lines // max(1, len(jobs)))
-    for job in jobs:
+    rooms = _shared([len(job) + (len(job) > 1) for job in jobs], lines)
+    for job, room in zip(jobs, rooms, strict=True):
         if len(job) == 1:
             _add(table, shown, _job_name(job), job[0], "bold")
             continue
         _add(table, shown, _job_name(job), _sum(job), "bold")
         ranks = sort_rows(job, by)
-        most = len(ranks) if room is None or len(ranks) < room else room - 2
+        most = len(ranks) if len(ranks) < room else max(1, room - 2)
         first = max(0, min(skip, len(ranks) - most))
         for row in ranks[first : first + most]:
             name = f"  rank {row.rank}" if row.rank is not None else f"  process {row.pid}"
@@ -111,6 +111,17 @@ def load_table(rows: Iterable[Row], width: int, by: str, lines: int | None = Non
         if most < len(ranks):
             table.add_row(Text(f"  {first + 1} to {first + most} of {len(ranks)}", style="dim"))
     return table
+
+
+def _shared(wanted: list[int], lines: int | None) -> list[int]:
+    """How many lines each job gets: what a small one does not need is left to the large ones."""
+    if lines is None:
+        return wanted
+    given, left = [0] * len(wanted), lines
+    for done, number in enumerate(sorted(range(len(wanted)), key=wanted.__getitem__)):
+        given[number] = min(wanted[number], max(3, left // (len(wanted) - done)))
+        left -= given[number]
+    return given
 
 
 def _fitting(width: int) -> list[_Column]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -54,8 +55,8 @@ def look(console: Console, seconds: float = 1.0, by: str = "rank", read: Read = 
         by: What the ranks of a job are sorted by; one of `rows.SORTS`.
         read: What gives the snapshots of all processes.
     """
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDE)
+    if not console.file.isatty() and "COLUMNS" not in os.environ:
+        console.width = _WIDE
     console.print(_picture(_two_looks(seconds, read), console.width, by))
 
 

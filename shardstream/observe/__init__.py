@@ -1,1 +1,25 @@
-"""What measures, advises and shows."""
+"""Watching a job: traces of its threads, and an endpoint that tells what its processes count."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+# Imported at first use.
+_HOMES: dict[str, str] = {}
+
+__all__: list[str] = []
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'shardstream.observe' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

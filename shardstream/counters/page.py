@@ -1,0 +1,252 @@
+"""The file of this process: made when its work begins, removed when it ends.
+
+Before that, and if no file can be made, the numbers are in private memory. So code that counts never asks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import mmap
+import os
+import stat
+import struct
+import sys
+import tempfile
+import threading
+import time
+
+from shardstream.counters.cells import Cells
+from shardstream.counters.layout import ACTIVITIES, HEADER, MAGIC, SIZE, SLOTS_AT, VERSION
+from shardstream.counters.processes import boot_id, host_name, is_running, pid_namespace, start_of
+
+__all__ = ["PROCESS", "Header", "begin", "clear_dead", "directories", "may_judge", "read_header"]
+
+PROCESS = Cells()  # what this process counts
+_LOG = logging.getLogger("shardstream")
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a folder in it is made for this user alone
+_VARIABLE = "SHARDSTREAM_COUNTERS"  # a folder for the files, or "off"
+_SUFFIX = ".counters"
+_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_WORLDS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_JOBS = ("SHARDSTREAM_JOB", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+
+
+class Header:
+    """What the head of a file says.
+
+    Attributes:
+        pid: The process.
+        start: When it started, in clock ticks after boot; 0 if unknown.
+        began: When it began to count, in seconds since 1970.
+        began_monotonic: The same on the monotonic clock.
+        namespace: Of its process id.
+        activities: What it does; some of `ACTIVITIES`.
+        rank: Its rank, -1 if unknown.
+        world: How many ranks there are, -1 if unknown.
+        boot: The boot of the machine.
+        host: The name of the machine.
+        job: The name of the job.
+        what: What it reads or writes.
+    """
+
+    __slots__ = (
+        "activities", "began", "began_monotonic", "boot", "host", "job", "namespace", "pid", "rank", "start",
+        "what", "world",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.start = start_of(self.pid)
+        self.began, self.began_monotonic = time.time(), time.monotonic()
+        self.namespace, self.boot, self.host = pid_namespace(), boot_id(), host_name()
+        self.activities: frozenset[str] = frozenset()
+        self.rank, self.world = _number(_RANKS), _number(_WORLDS)
+        program = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
+        self.job = next(filter(None, map(os.environ.get, _JOBS)), program)
+        self.what = ""
+
+    def pack(self) -> bytes:
+        """The bytes of the header."""
+        bits = sum(1 << number for number, name in enumerate(ACTIVITIES) if name in self.activities)
+        texts = self.boot, self.host, self.job, self.what
+        return HEADER.pack(
+            MAGIC, VERSION, SIZE, self.pid, self.start, self.began, self.began_monotonic, self.namespace,
+            bits, self.rank, self.world, *(text.encode("utf-8", "replace") for text in texts),
+        )  # fmt: skip
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of a file; None if it is none of this version."""
+    if len(data) != SIZE:
+        return None
+    magic, version, size, *fields = HEADER.unpack_from(data)
+    if (magic, version, size) != (MAGIC, VERSION, SIZE):
+        return None
+    found: Header = Header.__new__(Header)
+    found.pid, found.start, found.began, found.began_monotonic, found.namespace, bits = fields[:6]
+    found.activities = frozenset(name for number, name in enumerate(ACTIVITIES) if bits >> number & 1)
+    found.rank, found.world = fields[6:8]
+    texts = [text.partition(b"\0")[0].decode("utf-8", "replace") for text in fields[8:]]
+    found.boot, found.host, found.job, found.what = texts
+    return found
+
+
+def _number(names: tuple[str, ...]) -> int:
+    for name in names:
+        if (value := os.environ.get(name, "")).isdecimal():
+            return min(int(value), 2**31 - 1)
+    return -1
+
+
+def directories() -> list[str]:
+    """The folders in which files may be, the first one first; none if they are turned off."""
+    chosen = os.environ.get(_VARIABLE)
+    if chosen is not None:
+        return [] if chosen.lower() in ("off", "0", "") else [chosen]
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    name = f"shardstream-{user}"
+    # Where a machine has /dev/shm, the temporary folder is for when that one is full or closed.
+    places = _SHARED_MEMORY, tempfile.gettempdir()
+    return [os.path.join(place, name) for place in places if os.path.isdir(place)]
+
+
+class _File:
+    """The file of this process, if it has one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.header: Header | None = None
+        self.path: str | None = None
+
+    def open(self, header: Header) -> None:
+        """Make the file, and let the process count in it."""
+        places = directories()
+        reasons = []
+        for place in places:
+            try:
+                self.path, memory = _create(place, header)
+            except OSError as error:
+                reasons.append(f"{place}: {error.strerror or error}")
+                continue
+            # What is counted between these two lines by another thread is lost.
+            memory[SLOTS_AT:SIZE] = bytes(PROCESS.memory[SLOTS_AT:SIZE])
+            PROCESS.use(memory)
+            _at_exit()
+            return
+        if places:
+            _LOG.warning("the counters of this process are not shown to others: %s", "; ".join(reasons))
+
+    def close(self) -> None:
+        """Remove the file."""
+        path, header = self.path, self.header
+        if path is not None and header is not None and header.pid == os.getpid():
+            self.path = None
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+_file = _File()
+
+
+def begin(activity: str, what: str = "", rank: int | None = None, world: int | None = None) -> None:
+    """Say what this process does from now on. The first call makes its file; raises nothing.
+
+    Args:
+        activity: One of `ACTIVITIES`.
+        what: The dataset, checkpoint or log, without credentials.
+        rank: The rank of the process, if it is known better than from the environment.
+        world: How many ranks there are.
+    """
+    with _file.lock:
+        new = _file.header is None
+        header = _file.header = _file.header or Header()
+        before = header.pack()
+        header.activities |= {activity}
+        header.what = what or header.what
+        if rank is not None and world is not None:
+            header.rank, header.world = rank, world
+        if new:
+            _file.open(header)
+        elif (after := header.pack()) != before:
+            PROCESS.memory[: len(after)] = after
+
+
+def _create(place: str, header: Header) -> tuple[str, mmap.mmap]:
+    """A new file, and its memory."""
+    with contextlib.suppress(FileExistsError):
+        os.makedirs(place, mode=0o700)
+    found = os.lstat(place)
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        raise PermissionError(0, "it belongs to somebody else")
+    clear_dead(place)
+    number = 0
+    while True:
+        path = os.path.join(place, f"{header.pid}-{header.start}-{number}{_SUFFIX}")
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+            descriptor = os.open(path, flags, 0o600)
+            break
+        except FileExistsError:
+            number += 1
+    try:
+        # All of it is written, in one step. A reader never sees half of it. And if the folder is full, this
+        # fails, and not a store to the map later, which would kill the process.
+        head = header.pack()
+        if os.write(descriptor, head + bytes(SIZE - len(head))) != SIZE:
+            raise OSError(0, "it is full")
+        return path, mmap.mmap(descriptor, SIZE)
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def clear_dead(place: str) -> None:
+    """Remove the files of processes that have ended, of this machine and this namespace."""
+    for name in _names(place):
+        path = os.path.join(place, name)
+        try:
+            pid, start, _ = map(int, name[: -len(_SUFFIX)].split("-"))
+            if is_running(pid, start):
+                continue
+            with open(path, "rb") as file:
+                header = read_header(file.read(SIZE))
+            if header is None or may_judge(header):
+                os.unlink(path)
+        except (OSError, ValueError, struct.error):
+            continue
+
+
+def may_judge(header: Header) -> bool:
+    """Whether this process can see if the process of a file is running: not from another container."""
+    here = boot_id(), pid_namespace(), host_name()
+    return (header.boot, header.namespace, header.host) == here
+
+
+def _names(place: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(place) if name.endswith(_SUFFIX))
+    except OSError:
+        return []
+
+
+def _at_exit() -> None:
+    """Remove the file at the end, also at the end of a child that `multiprocessing` has forked."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _file.close, exitpriority=-100)
+
+
+def _after_fork() -> None:
+    """The child counts from zero, and has a file as soon as it begins something."""
+    global _file
+    _file = _File()
+    PROCESS.use(bytearray(SIZE))
+
+
+atexit.register(lambda: _file.close())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

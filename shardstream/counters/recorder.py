@@ -1,0 +1,98 @@
+"""What code calls that counts: for a loader and its process, or for the process alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from shardstream.counters.cells import Cells, bucket
+from shardstream.counters.layout import BUCKETS, PER_DOUBLING, STAGES
+from shardstream.counters.page import PROCESS
+
+__all__ = ["Recorder", "add", "listen", "observe", "put", "span"]
+
+_SCALE = tuple(1e6 if each.unit == "seconds" else 1.0 for each in STAGES)  # to the unit of the buckets
+_LAST = BUCKETS - 1
+_log2 = math.log2
+
+# (number of the stage, begin, end, events); times in seconds of `time.monotonic`.
+Listener = Callable[[int, float, float, int], Any]
+_listener: Listener | None = None
+
+
+def listen(listener: Listener | None) -> None:
+    """Tell somebody of each span from now on, in the thread that worked; None: nobody."""
+    global _listener
+    _listener = listener
+
+
+def add(slot: int, amount: float = 1) -> None:
+    """Add to a counter of this process."""
+    PROCESS.slots[slot] += amount
+
+
+def put(slot: int, value: float) -> None:
+    """Set a number of this process that is no sum."""
+    PROCESS.slots[slot] = value
+
+
+def observe(stage: int, value: float) -> None:
+    """Count an event of a stage of this process, with its value in seconds or bytes."""
+    PROCESS.observe(stage, bucket(value * _SCALE[stage]), value, 1)
+
+
+def span(stage: int, started: float, ended: float) -> None:
+    """Count an event of a stage of this process.
+
+    Args:
+        stage: Its number.
+        started: When it began, in seconds of `time.monotonic`.
+        ended: When it ended.
+    """
+    seconds = ended - started
+    PROCESS.observe(stage, bucket(seconds * 1e6), seconds, 1)
+    if _listener is not None:
+        _listener(stage, started, ended, 1)
+
+
+class Recorder(Cells):
+    """Counts for one loader, and at the same time for its process. For many threads."""
+
+    __slots__ = ()
+
+    def add(self, slot: int, amount: float = 1) -> None:
+        """Add to a counter."""
+        self.slots[slot] += amount
+        PROCESS.slots[slot] += amount
+
+    def put(self, slot: int, value: float) -> None:
+        """Set a number that is no sum."""
+        self.slots[slot] = value
+        PROCESS.slots[slot] = value
+
+    def span(self, stage: int, started: float, ended: float, count: int = 1) -> None:
+        """Count events of a stage that took the same time each, one after another.
+
+        Args:
+            stage: Its number.
+            started: When the first one began, in seconds of `time.monotonic`.
+            ended: When the last one ended.
+            count: How many they are, at least 1.
+        """
+        seconds = ended - started
+        each = seconds * 1e6 / count
+        at = min(int(PER_DOUBLING * _log2(each)), _LAST) if each > 1 else 0
+        place, number = stage * BUCKETS + at, 2 * stage
+        try:  # what `observe` does, for both: a call would cost more than the rest
+            self.slots[number] += count
+            self.slots[number + 1] += seconds
+            self.buckets[place] += count
+            PROCESS.slots[number] += count
+            PROCESS.slots[number + 1] += seconds
+            PROCESS.buckets[place] += count
+        except ValueError:  # a bucket is full
+            self.make_room(stage)
+            PROCESS.make_room(stage)
+        if _listener is not None:
+            _listener(stage, started, ended, count)

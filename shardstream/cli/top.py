@@ -42,7 +42,7 @@ def top(
     if serve is None:
         view.watch(console, every, sort) if live else view.look(console, every, sort)
         return
-    from shardstream.observe.endpoint import serve as open_endpoint
+    from shardstream.observe.serving import serve as open_endpoint
 
     with open_endpoint(serve, host=host) as endpoint:
         if live:

@@ -61,7 +61,8 @@ def render(families: Iterable[Family]) -> bytes:
             if isinstance(value, Buckets):
                 _add_histogram(lines, family.name, labels, value)
             else:
-                lines.append(f"{family.name}{{{labels}}} {_number(value)}")
+                braces = f"{{{labels}}}" if labels else ""
+                lines.append(f"{family.name}{braces} {_number(value)}")
     lines.append("")  # the last line, too, ends with a line feed
     return "\n".join(lines).encode("utf-8", "replace")
 

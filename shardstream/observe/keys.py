@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import sys
 import termios
 import time
 import tty
+from collections import deque
 from collections.abc import Callable, Iterator
 
 __all__ = ["keys"]
 
-_ARROWS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down"}
+_KEY = re.compile(rb"\x1b[O\[]([A-Z])|(.)", re.DOTALL)
+_ARROWS = {b"A": "up", b"B": "down"}
 
 
 @contextlib.contextmanager
@@ -35,7 +38,8 @@ def keys() -> Iterator[Callable[[float], str]]:
         # Ctrl-Z would leave the shell on the screen of the view, without an echo.
         now[6][termios.VSUSP] = b"\0"
         termios.tcsetattr(terminal, termios.TCSANOW, now)
-        yield lambda seconds: _key(terminal, seconds)
+        typed: deque[str] = deque()
+        yield lambda seconds: _key(terminal, typed, seconds)
     finally:
         termios.tcsetattr(terminal, termios.TCSANOW, before)
 
@@ -45,10 +49,14 @@ def _no_key(seconds: float) -> str:
     return ""
 
 
-def _key(terminal: int, seconds: float) -> str:
-    if not select.select([terminal], [], [], seconds)[0]:
-        return ""
-    pressed = os.read(terminal, 8)
-    if not pressed:  # the terminal is gone
-        return "q"
-    return _ARROWS.get(pressed, pressed[:1].decode("ascii", "replace"))
+def _key(terminal: int, typed: deque[str], seconds: float) -> str:
+    if not typed:
+        if not select.select([terminal], [], [], seconds)[0]:
+            return ""
+        pressed = os.read(terminal, 64)
+        if not pressed:  # the terminal is gone
+            return "q"
+        # Keys that were pressed fast come together.
+        for arrow, letter in _KEY.findall(pressed):
+            typed.append(_ARROWS.get(arrow, "") or letter.decode("latin-1"))
+    return typed.popleft()

@@ -23,6 +23,7 @@ __all__ = ["Endpoint", "serve"]
 
 _LOOPBACK = "127.0.0.1"
 _PATIENCE = 10.0  # seconds for a client to send its request, and to take each part of the answer
+_LOOK = 0.1  # seconds until the thread sees that it is to end
 _PAGE = b"<html><title>shardstream</title><a href='/metrics'>/metrics</a></html>\n"
 
 
@@ -61,7 +62,7 @@ class Endpoint:
         _open.add(self)
         # A daemon: an endpoint that is open keeps no program from ending.
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="shardstream-metrics", daemon=True
+            target=self._server.serve_forever, args=(_LOOK,), name="shardstream-metrics", daemon=True
         )
         self._thread.start()
 

@@ -17,7 +17,6 @@ from rich.live import Live
 from rich.text import Text
 
 from shardstream.counters.snapshots import Snapshot, read_all
-from shardstream.format.shown import counted
 from shardstream.observe.history import History, Process
 from shardstream.observe.keys import keys
 from shardstream.observe.report import report
@@ -116,7 +115,8 @@ def _screen(
     processes: Sequence[Process], width: int, height: int, by: str, skip: int, every: float, note: str
 ) -> RenderableType:
     ended = sum(process.ended is not None for process in processes)
-    count = counted(len(processes) - ended, "process").replace("processs", "processes")
+    running = len(processes) - ended
+    count = f"{running:,} process{'' if running == 1 else 'es'}"
     title = f"shardstream top   {socket.gethostname()}   {count}   {time.strftime('%H:%M:%S')}"
     foot = f"q quit   s sort: {by}   arrows: more ranks   every {every:g} s   {note}"
     return Group(

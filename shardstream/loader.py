@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypedDict, overload
 
+from shardstream.counters.page import begin
 from shardstream.dataset import OrderedDataset, StreamingDataset, contents_of
 from shardstream.dataset.argument_errors import unexpected
 from shardstream.dataset.arguments import Engine, Last, Sample, at_least_one, check_choice
@@ -226,6 +227,9 @@ class StreamingLoader(Generic[B]):
         if not decided:
             self._warn_if_empty()
         run, scope = self._cursor.begin(self._batches.samples), CancelScope()
+        scope.recorder = self._stats.recorder
+        ranks = self._contents.topology
+        begin("loader", self._ds.url, ranks.dp_rank, ranks.dp_size)
         iteration = ProcessBound(self._deliver(run, scope))
         self._begun[iteration] = scope
         return self._cursor.follow(iteration, run)
@@ -347,6 +351,13 @@ class StreamingLoader(Generic[B]):
             came from each tier; `requests` to the store; `retries` and `hedges` among them; `concurrency`,
             how many requests at a time are worth having; `refetches` of damaged blocks; and `backend`, what
             the store is reached by.
+
+            `stages` has by name how long the stages took: "wait" and "step" of the consumer; "batch", a batch
+            is built, of which "decode" and "transform" are parts; "fetch", a frame comes into memory, of
+            which "request", "disk" and "decompress" are parts. Each has the `count` of its events, the sum of
+            their `seconds`, and their percentiles `p50`, `p95` and `p99` in seconds, which are right within
+            5 %. Steps shorter than 50 ms are counted together. What other ranks read for this one is not
+            in it.
 
             `memory` has the bytes that were held when the last unit of work was taken, by name, of each of
             the two budgets: "prefetch" is the loader's; "ram" is the cache's, of a mixture the sum of those

@@ -156,7 +156,7 @@ def begin(activity: str, what: str = "", rank: int | None = None, world: int | N
     Args:
         activity: One of `ACTIVITIES`.
         what: The dataset, checkpoint or log, without credentials.
-        rank: The rank of the process, if it is known better than from the environment.
+        rank: The rank of the process, if the environment does not tell it.
         world: How many ranks there are.
     """
     with _file.lock:
@@ -165,7 +165,7 @@ def begin(activity: str, what: str = "", rank: int | None = None, world: int | N
         before = header.pack()
         header.activities |= {activity}
         header.what = what or header.what
-        if rank is not None and world is not None:
+        if header.world < 0 and rank is not None and world is not None:
             header.rank, header.world = rank, world
         if new:
             _file.open(header)

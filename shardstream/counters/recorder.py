@@ -10,10 +10,11 @@ from shardstream.counters.cells import Cells, bucket
 from shardstream.counters.layout import BUCKETS, PER_DOUBLING, STAGES
 from shardstream.counters.page import PROCESS
 
-__all__ = ["Recorder", "add", "listen", "observe", "put", "span"]
+__all__ = ["NO_LOADER", "Recorder", "add", "listen", "listening", "observe", "put", "span"]
 
 _SCALE = tuple(1e6 if each.unit == "seconds" else 1.0 for each in STAGES)  # to the unit of the buckets
 _LAST = BUCKETS - 1
+_CONSUMER = 2  # the first stages are those of the consumer: wait, step
 _log2 = math.log2
 
 # (number of the stage, begin, end, events); times in seconds of `time.monotonic`.
@@ -25,6 +26,11 @@ def listen(listener: Listener | None) -> None:
     """Tell somebody of each span from now on, in the thread that worked; None: nobody."""
     global _listener
     _listener = listener
+
+
+def listening() -> bool:
+    """Whether somebody is told of spans."""
+    return _listener is not None
 
 
 def add(slot: int, amount: float = 1) -> None:
@@ -54,6 +60,10 @@ def span(stage: int, started: float, ended: float) -> None:
     PROCESS.observe(stage, bucket(seconds * 1e6), seconds, 1)
     if _listener is not None:
         _listener(stage, started, ended, 1)
+
+
+# The values of slots, and the buckets that are not empty, each with its number.
+Sparse = tuple[list[float], list[tuple[int, int]]]
 
 
 class Recorder(Cells):
@@ -96,3 +106,29 @@ class Recorder(Cells):
             PROCESS.make_room(stage)
         if _listener is not None:
             _listener(stage, started, ended, count)
+
+    def copy(self) -> Cells:
+        """What it has counted so far."""
+        return Cells(bytearray(self.memory))
+
+    def sparse(self) -> Sparse:
+        """What it has counted so far, for another process."""
+        return [*self.slots], [(place, count) for place, count in enumerate(self.buckets) if count]
+
+    def continue_with(self, before: Cells, theirs: Sparse) -> None:
+        """Take over the stages of another process, except those of the consumer, who is here.
+
+        Args:
+            before: What was counted here when the other process began.
+            theirs: What it has counted, of `sparse`.
+        """
+        slots, buckets = theirs
+        for number in range(2 * _CONSUMER, 2 * len(STAGES)):
+            self.slots[number] = before.slots[number] + slots[number]
+        self.buckets[_CONSUMER * BUCKETS :] = before.buckets[_CONSUMER * BUCKETS :]
+        for place, count in buckets:
+            if place >= _CONSUMER * BUCKETS:
+                self.buckets[place] += count
+
+
+NO_LOADER = Recorder()  # for work that belongs to no loader: only what it adds to the process is read

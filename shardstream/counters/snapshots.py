@@ -55,6 +55,11 @@ class Histogram:
         middle: float = 2.0 ** ((number + 0.5) / PER_DOUBLING)
         return middle / 1e6 if self.unit == "seconds" else middle
 
+    def as_dict(self) -> dict[str, float]:
+        """Its "count", its sum as "seconds" or "bytes", and "p50", "p95" and "p99" in the same unit."""
+        marks = {f"p{percent}": self.percentile(percent) for percent in (50, 95, 99)}
+        return {"count": self.count, self.unit: self.sum, **marks}
+
     def since(self, earlier: Histogram) -> Histogram:
         """The events after an earlier snapshot of the same histogram."""
         pairs = zip(self.buckets, earlier.buckets, strict=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.counters.layout import stage
 from shardstream.dataset.batch_maker import BatchMaker, Collate, Finish
 from shardstream.dataset.transforms import Transform
 from shardstream.decode.modes import Decode, modes
@@ -17,8 +19,11 @@ from shardstream.format.kinds import extension
 from shardstream.format.manifest import Manifest
 from shardstream.read.samples.batch import Batch, Ragged, collate, column
 from shardstream.read.samples.plan import RawBatch
+from shardstream.storage.cancellation import current
 
 __all__ = ["SampleMaker"]
+
+_DECODE = stage("decode")
 
 
 class SampleMaker(BatchMaker):
@@ -47,6 +52,7 @@ class SampleMaker(BatchMaker):
         self._modes = modes(decode, {name: self._kinds[name][0] for name in wanted})
         self.pictures = self._modes.taken  # the fields that become images of one size
         self.aliases = self._modes.aliases
+        self._timed = not self.cheap  # to decode little takes less than to look at the clock twice
 
     @property
     def transforms(self) -> bool:
@@ -77,6 +83,7 @@ class SampleMaker(BatchMaker):
         return lambda raw: join(self.listed(raw))
 
     def _columns(self, raw: RawBatch) -> Batch:
+        started = time.monotonic() if self._timed else 0.0
         batch = Batch(__key__=raw.keys, **self._images(raw))
         for name, views in raw.fields.items():
             if name in self.pictures:
@@ -86,6 +93,8 @@ class SampleMaker(BatchMaker):
                 batch[name] = Ragged.gather(views, raw.memory)
             else:
                 batch[name] = column(self._values(raw, name))
+        if self._timed:
+            current().recorder.span(_DECODE, started, time.monotonic())
         return batch
 
     def _values(self, raw: RawBatch, name: str) -> list[Any]:
@@ -140,6 +149,7 @@ class SampleMaker(BatchMaker):
 
     def _decoded(self, raw: RawBatch) -> list[Any]:
         """The decoded samples of a batch."""
+        started = time.monotonic()
         made = self._images(raw)
         names: list[str] = ["__key__", *made]
         columns: list[list[Any]] = [raw.keys, *map(list, made.values())]
@@ -155,6 +165,7 @@ class SampleMaker(BatchMaker):
             for sample, view in zip(samples, raw.fields[name], strict=True):
                 if view is None:
                     del sample[name]
+        current().recorder.span(_DECODE, started, time.monotonic())
         return samples
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -12,13 +13,16 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from shardstream.counters.layout import stage
 from shardstream.dataset.global_random import CHECKS, GLOBALS, watched
 from shardstream.dataset.worker_epochs import current_worker
 from shardstream.errors import noted
 from shardstream.order.generators import Generators
+from shardstream.storage.cancellation import current
 from shardstream.storage.fetch.cancellable_map import cancellable_map
 
 R = TypeVar("R")
+_TRANSFORM = stage("transform")
 
 __all__ = ["Seeded", "Transform", "seeded", "wants_rng"]
 
@@ -129,10 +133,13 @@ class Transform:
             with noted(f"in the transform of {name(row)} of {self._url}"):
                 return self._call(samples[row], generators, row)
 
+        started = time.monotonic()
         try:
             cancellable_map(one, range(len(samples)), made)
         except Exception as error:  # noqa: BLE001 - raised behind what was made
             return made, error
+        finally:
+            current().recorder.span(_TRANSFORM, started, time.monotonic())
         return made, None
 
     def _call(self, sample: Any, generators: Generators | None, row: int) -> Any:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import zstandard
 
+from shardstream.counters.layout import stage
 from shardstream.errors import CorruptionError
 from shardstream.format.frames import WINDOW_LOG_MAX, check_size, damaged
 from shardstream.read.buffers import Buffer, BufferPool
+from shardstream.storage.cancellation import current
 
 __all__ = ["Decompressor"]
+
+_DECOMPRESS = stage("decompress")
 
 
 class Decompressor:
@@ -51,6 +56,7 @@ class Decompressor:
         Raises:
             CorruptionError: The frame is damaged, or has fewer bytes.
         """
+        started = time.monotonic()
         try:
             filled = (
                 self._context().stream_reader(stored, read_across_frames=True).readinto(into)
@@ -59,6 +65,7 @@ class Decompressor:
             )
         except zstandard.ZstdError as error:
             raise CorruptionError(damaged(where, "zstd frame", error)) from error
+        current().recorder.span(_DECOMPRESS, started, time.monotonic())
         if filled != len(into):
             raise CorruptionError(f"{where}: {filled} bytes decompressed, {len(into)} expected")
 

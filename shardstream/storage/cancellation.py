@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+from shardstream.counters.recorder import NO_LOADER, Recorder
+
 __all__ = ["CancelScope", "Cancelled", "IdleThreads", "current", "work_for", "working_for"]
 
 T = TypeVar("T")
@@ -34,10 +36,12 @@ class CancelScope:
 
     Attributes:
         met: What the work met that is to be counted: each time the name of a counter of the loader.
+        recorder: Where the work is counted and timed.
     """
 
     def __init__(self) -> None:
         self.over = False
+        self.recorder: Recorder = NO_LOADER
         self.met: deque[str] = deque()
         self.idle_threads: IdleThreads | None = None
         self._process = os.getpid()

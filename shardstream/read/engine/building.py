@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from shardstream.counters.layout import stage
 from shardstream.errors import StorageError
 from shardstream.read.engine.frames import FrameId
 from shardstream.read.engine.sizes import Sizes
@@ -21,6 +22,7 @@ __all__ = ["Builder", "Built", "delivered"]
 T = TypeVar("T")
 
 _POLL = 0.5  # seconds
+_BATCH = stage("batch")
 
 
 @dataclass
@@ -101,7 +103,11 @@ class Builder(Generic[T]):
                 built.batches.append((batch, samples))
         except Exception as error:  # noqa: BLE001 - raised in its place, behind these batches
             built.error = error
-        self._stats.add(build_seconds=time.monotonic() - started - waited)
+        seconds = time.monotonic() - started - waited
+        self._stats.build_seconds += seconds
+        if built.batches:
+            begun = started + waited
+            self._stats.recorder.span(_BATCH, begun, begun + seconds, len(built.batches))
         return built
 
     def batches(

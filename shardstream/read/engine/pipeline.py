@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.recorder import listening, put
 from shardstream.errors import StorageError
 from shardstream.read.engine.building import Builder, Built, delivered
 from shardstream.read.engine.frames import FrameId, FramesInMemory
@@ -33,9 +35,11 @@ _DEPTH = 16  # how many units may be on their way
 _UNKNOWN = 2  # how many units that grow may be on their way while their size is unknown
 _PLANNED = 0.001  # seconds of planning after which the consumer gets the units so far
 _POLL = 0.5  # seconds
+_TELL = 0.05  # seconds; shorter steps are counted together, for a call for each batch would be felt
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
 _REUSED, _REUSED_PART = 32 << 20, 2
+_FETCH, _BATCH, _STEP, _WAITING = stage("fetch"), stage("batch"), stage("step"), slot("waiting_since")
 
 
 @dataclass
@@ -111,6 +115,7 @@ class _Flow(Generic[T]):
     ) -> None:
         self._source, self._budget, self._stats = source, budget, stats
         self._scope, self._news = CancelScope(), News()
+        self._scope.recorder = stats.recorder
         small = budget.prefetch // (4 * _DEPTH)
         self._builder = Builder(source, finish, budget, stats, singles, self._scope, self._news, small)
         self._planner = Pool("shardstream-plan", 1, self._scope, self._news, self)
@@ -130,7 +135,7 @@ class _Flow(Generic[T]):
 
     def batches(self) -> Generator[T, None, None]:
         """All batches. The threads end when this generator ends."""
-        stats = self._stats
+        stats, clock = self._stats, time.monotonic
         try:
             self._scope.idle_threads = self._builders
             self._plan = self._planner.submit(self._some)
@@ -140,9 +145,9 @@ class _Flow(Generic[T]):
                     if (error := self._plan.result().error) is not None:
                         raise error
                     self._source.check_again()
-                    self._limit()
+                    self._limit(stats.queue_depth)
                     return
-                stats.set(queue_depth=sum(item.ready() for item in self._pending))
+                ready = sum(item.ready() for item in self._pending)
                 head = self._head = self._pending.popleft()
                 stats.add(frames=self._frames.fetched, decompressed_bytes=self._frames.fetched_bytes)
                 self._frames.fetched = self._frames.fetched_bytes = 0
@@ -151,19 +156,34 @@ class _Flow(Generic[T]):
                 if not head.unit.direct:
                     self._release(head)
                 head.left -= 1  # the first batch, which the consumer is about to get
-                self._limit()
+                self._limit(ready)
                 self._admit()  # so that the threads have work while the consumer computes
+                begun = asked = clock()
+                count, built, due = 0, 0.0, begun if listening() else begun + _TELL
                 for batch, samples in self._of(head):
                     stats.batches += 1  # not by `add`: a call for each batch would be felt
                     stats.samples += samples
+                    given = clock()
+                    built += given - asked
+                    if given > due:
+                        stats.tell_process()
                     yield batch
+                    asked = clock()
+                    count += 1
+                    if asked > due:
+                        self._spend(head, count, begun, built, asked)
+                        count, built, begun = 0, 0.0, asked
+                        due = begun if listening() else begun + _TELL
                     head.left -= 1
                     del batch
+                if count:
+                    self._spend(head, count, begun, built, asked)
                 if head.unit.direct:
                     self._release(head)
                 self._head = None
                 del head
         finally:
+            stats.tell_process()
             if os.getpid() == self._process:  # in a fork the threads belong to the parent
                 self._scope.end()
                 for pool in (self._planner, self._fetchers, self._builders):
@@ -248,7 +268,24 @@ class _Flow(Generic[T]):
         self._fetched -= item.fetched
         item.fetched = 0
 
-    def _limit(self) -> None:
+    def _spend(self, head: _Pending[T], count: int, begun: float, built: float, asked: float) -> None:
+        """Count the time of some batches.
+
+        Args:
+            head: Their unit.
+            count: How many they are.
+            begun: When the first of them was asked for.
+            built: The seconds until they were given.
+            asked: When the batch after them was asked for.
+        """
+        stats = self._stats
+        stats.tell_process()
+        if head.unit.direct:
+            stats.recorder.span(_BATCH, begun, begun + built, count)
+        if stats.delivers:
+            stats.recorder.span(_STEP, begun + built, asked, count)
+
+    def _limit(self, ready: int) -> None:
         """Free unused memory that is beyond the limits, and report in `stats` what memory is used for."""
         budget, frames = self._budget, self._frames
         frames.shrink(budget.keep + self._fetched)
@@ -268,7 +305,8 @@ class _Flow(Generic[T]):
             "batches": built,
             "idle batch buffers": idle_batches,
         }
-        self._stats.set(memory={"ram": ram, "prefetch": prefetch}, tiers=self._source.counters())
+        self._stats.tiers = self._source.counters()
+        self._stats.hold({"ram": ram, "prefetch": prefetch}, ready)
 
     def _charged(self, item: _Pending[T]) -> int:
         """The bytes of the batches of a unit that are built, or will be built, and are not delivered."""
@@ -291,7 +329,9 @@ class _Flow(Generic[T]):
         """
         if ready():
             return
-        started = time.monotonic()
+        started, delivers = time.monotonic(), self._stats.delivers
+        if delivers:
+            put(_WAITING, started)
         try:
             while True:
                 self._news.wait(min(_POLL, self._budget.deadline))
@@ -310,7 +350,9 @@ class _Flow(Generic[T]):
                         f"a batch was not ready after {limit:.0f} s; is the storage answering?"
                     )
         finally:
-            self._stats.add(wait_seconds=time.monotonic() - started)
+            self._stats.waited(started, time.monotonic())
+            if delivers:
+                put(_WAITING, 0)
 
     def _of(self, head: _Pending[T]) -> Iterator[tuple[T, int]]:
         """The batches of the unit that is being delivered: built here, or by a thread before."""
@@ -331,6 +373,8 @@ def _timed(fetch: Callable[[int, int], Any], stats: Stats) -> Callable[[int, int
         try:
             return fetch(shard, frame)
         finally:
-            stats.add(fetch_seconds=time.monotonic() - started)
+            ended = time.monotonic()
+            stats.fetch_seconds += ended - started
+            stats.recorder.span(_FETCH, started, ended)
 
     return timed

@@ -1,12 +1,23 @@
-"""The counters of a loader. A new counter is one line here, and a call of `add` or `set` at its place."""
+"""The counters of a loader. A new counter is one line here, and a call of `add` or `set` at its place.
+
+What is counted here is also counted for the whole process, where other processes see it: see `counters`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Stats"]
+from shardstream.counters.layout import COUNTERS, slot, stage
+from shardstream.counters.recorder import Recorder, add, put
+from shardstream.counters.snapshots import histogram_of
+
+__all__ = ["STAGES", "Stats"]
+
+# The stages of a loader's work. Those from "batch" on may be another process's.
+STAGES = ("wait", "step", "batch", "fetch", "request", "disk", "decompress", "decode", "transform")
+_SLOTS = {each.name: slot(each.name) for each in COUNTERS if each.group == "loader"}
+_WAIT = stage("wait")
 
 
 @dataclass
@@ -29,6 +40,8 @@ class Stats:
         tolerated: How many JPEGs with errors were decoded by Pillow, since libjpeg-turbo warned of them.
         tiers: The counters of the storage, such as the bytes from each tier, by name.
         memory: The bytes in use, by the name of the budget and of what uses them.
+        delivers: Whether batches go from here to the consumer, and not to another process that counts them.
+        recorder: How long the stages took.
     """
 
     batches: int = 0
@@ -43,16 +56,48 @@ class Stats:
     tolerated: int = 0
     tiers: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    delivers: bool = True
+    recorder: Recorder = field(default_factory=Recorder, repr=False, compare=False)
+    _told: tuple[int, int] = (0, 0)  # batches and samples that the process has counted
 
     def add(self, **amounts: float) -> None:
         """Add to counters, by their names."""
         for name, amount in amounts.items():
             setattr(self, name, getattr(self, name) + amount)
+            if name in _SLOTS and name not in ("batches", "samples"):
+                add(_SLOTS[name], amount)
 
     def set(self, **values: Any) -> None:
         """Set counters that are no sums, by their names."""
         for name, value in values.items():
             setattr(self, name, value)
+
+    def waited(self, started: float, ended: float) -> None:
+        """The consumer waited between these times of `time.monotonic`."""
+        self.wait_seconds += ended - started
+        if self.delivers:
+            self.recorder.span(_WAIT, started, ended)
+
+    def tell_process(self) -> None:
+        """Count for the process what was delivered here since the last call."""
+        if self.delivers:
+            batches, samples = self._told
+            self._told = self.batches, self.samples
+            add(_SLOTS["batches"], self.batches - batches)
+            add(_SLOTS["samples"], self.samples - samples)
+
+    def hold(self, memory: dict[str, dict[str, int]], queue_depth: int) -> None:
+        """Say what is in memory now, by budget and holder, and how many units of work are ready."""
+        self.memory, self.queue_depth = memory, queue_depth
+        put(_SLOTS["queue_depth"], queue_depth)
+        for name, holders in memory.items():
+            limit = holders.get("limit", 0)
+            put(_SLOTS[f"{name}_limit_bytes"], limit)
+            put(_SLOTS[f"{name}_used_bytes"], sum(holders.values()) - limit)
+
+    def counts(self) -> dict[str, Any]:
+        """The counters by name, for another process."""
+        return {name: value for name, value in vars(self).items() if name not in _OWN}
 
     def continue_with(self, before: Stats, counts: dict[str, Any], wait_seconds: float) -> None:
         """Take over the counters of another process.
@@ -65,9 +110,15 @@ class Stats:
         for name, value in counts.items():
             setattr(self, name, value if isinstance(value, dict) else getattr(before, name) + value)
         self.wait_seconds = wait_seconds
+        self.tell_process()
 
     def as_dict(self) -> dict[str, Any]:
-        """All counters by name, with those of `tiers` among them. "bytes_read" is "decompressed_bytes"."""
-        counts: dict[str, Any] = dataclasses.asdict(self)
-        tiers: dict[str, Any] = counts.pop("tiers")
-        return counts | {"bytes_read": self.decompressed_bytes} | tiers
+        """All counters by name, with those of `tiers` among them. "bytes_read" is "decompressed_bytes".
+
+        "stages" has for each of `STAGES` how many events it had, their seconds, and percentiles.
+        """
+        stages = {name: histogram_of(self.recorder, stage(name)).as_dict() for name in STAGES}
+        return self.counts() | {"bytes_read": self.decompressed_bytes, "stages": stages} | self.tiers
+
+
+_OWN = ("tiers", "delivers", "recorder", "_told")

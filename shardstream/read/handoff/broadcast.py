@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from shardstream.counters.layout import stage
 from shardstream.errors import OptionError, ShardstreamError, StorageError, require
 from shardstream.read.engine.stats import Stats
 from shardstream.read.handoff.serve import portable
@@ -24,7 +25,8 @@ from shardstream.read.handoff.shared_memory import dumped, placed
 
 __all__ = ["Broadcast"]
 
-_STEP = 1 << 16
+_ROOM = 1 << 16
+_STEP = stage("step")
 _BATCH, _END, _ERROR = range(3)
 _HEAD = struct.Struct("<IIQQQ")  # kind, samples, bytes in all, bytes of the pickle, number of spans
 _SPAN = struct.Struct("<QQ")
@@ -92,7 +94,7 @@ class Broadcast:
                 raise OptionError(f"ranks {number} and 0 of the broadcast's group do not share data: {told}")
 
     def _sent(self, batches: Generator[Any, None, None], stats: Stats) -> Generator[Any, None, None]:
-        capacity = _STEP
+        capacity = _ROOM
         try:
             while True:
                 before = stats.samples
@@ -106,18 +108,18 @@ class Broadcast:
                     raise
                 started = time.monotonic()
                 capacity = self._send(_pack(_BATCH, stats.samples - before, batch), capacity)
-                stats.add(wait_seconds=time.monotonic() - started)
+                stats.waited(started, time.monotonic())
                 yield batch
         finally:
             batches.close()
 
     def _received(self, stats: Stats) -> Generator[Any, None, None]:
-        capacity = _STEP
+        capacity = _ROOM
         while True:
             started = time.monotonic()
             memory, capacity = self._receive(capacity)
             kind, samples, value = _unpack(memory)
-            stats.add(wait_seconds=time.monotonic() - started)
+            stats.waited(started, time.monotonic())
             if kind == _END:
                 return
             if kind == _ERROR:
@@ -125,8 +127,11 @@ class Broadcast:
                     value.add_note(f"on rank {self._reader}, which reads for this one")
                 raise value
             stats.add(batches=1, samples=samples)
+            stats.tell_process()
             del memory
+            given = time.monotonic()
             yield value
+            stats.recorder.span(_STEP, given, time.monotonic())
             del value
 
     def _send(self, message: Any, capacity: int) -> int:
@@ -175,7 +180,7 @@ def _empty(size: int) -> Any:
 
 def _capacity(size: int) -> int:
     """How many bytes the next message may have in one collective: a little more than this message had."""
-    return -(-(size + size // 16) // _STEP) * _STEP
+    return -(-(size + size // 16) // _ROOM) * _ROOM
 
 
 def _pack(kind: int, samples: int, value: Any) -> Any:

@@ -7,7 +7,7 @@ ahead, up to a limit in bytes. It ends when the process of the consumer ends.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import copy
 import os
 import signal
 import socket
@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.recorder import put
 from shardstream.errors import OptionError, StorageError
 from shardstream.read.engine.stats import Stats
 from shardstream.read.handoff import child_process, messages
@@ -24,6 +26,7 @@ from shardstream.read.handoff.shared_memory import Message, Reader
 
 __all__ = ["ReadingProcess"]
 
+_WAIT, _STEP, _WAITING = stage("wait"), stage("step"), slot("waiting_since")
 _STOP_TIMEOUT = 1.0  # seconds until a process that does not end is killed
 _LOOK = 5.0  # seconds between looks at whether the other process lives
 
@@ -62,21 +65,32 @@ class ReadingProcess:
         if self._close is None:
             self._start()
         self._run += 1
-        run, process, before = self._run, os.getpid(), dataclasses.replace(stats)
-        waited = stats.wait_seconds
+        run, process, before = self._run, os.getpid(), copy.copy(stats)
+        timings = stats.recorder.copy()
+        waited, given = stats.wait_seconds, 0.0
         self._send(messages.ORDER.pack(messages.RUN, run, epoch, position))
         try:
             while run == self._run:
                 started = time.monotonic()
+                if given:
+                    stats.recorder.span(_STEP, given, started)
+                put(_WAITING, started)
                 kind, value = self._take(run)
-                waited += time.monotonic() - started
+                ended = time.monotonic()
+                put(_WAITING, 0)
+                stats.recorder.span(_WAIT, started, ended)
+                waited += ended - started
                 if kind == messages.END:
+                    stats.recorder.continue_with(timings, value)
                     return
                 if kind == messages.ERROR:
                     raise value
-                batch, counts = value
+                batch, counts, theirs = value
                 stats.continue_with(before, counts, waited)
+                if theirs is not None:
+                    stats.recorder.continue_with(timings, theirs)
                 del value
+                given = time.monotonic()
                 yield batch
                 del batch
             raise OptionError("engine='process' serves one iteration at a time, and a later one has begun")

@@ -5,17 +5,19 @@ The processes send messages over a pair of Unix sockets. Batches lie in memory t
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import os
 import pickle
 import select
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
+from shardstream.counters.page import begin
 from shardstream.read.engine.stats import Stats
 from shardstream.read.handoff import messages
 from shardstream.read.handoff.shared_memory import Writer
@@ -25,6 +27,7 @@ __all__ = ["Produce", "portable", "serve"]
 Produce = Callable[[int, int, Stats], Generator[Any, None, None]]
 
 _DEPTH = 16  # how many batches may wait for the consumer
+_TIMINGS = 0.25  # seconds after which the consumer gets the histograms again
 
 
 class _Left(BaseException):  # a BaseException, so that user code does not catch it
@@ -141,9 +144,9 @@ class _Consumer:
         shared["limit"] += self._most
         shared |= {"shared memory": sum(self._ahead), "idle shared memory": self._memory.idle}
 
-    def end(self, run: int) -> None:
-        """Say that a run is over."""
-        self._send(messages.KIND.pack(messages.END, run), None)
+    def end(self, run: int, timings: Any) -> None:
+        """Say that a run is over, and how long its stages took."""
+        self.put(messages.END, run, timings)
 
     def _send(self, data: bytes, file: int | None) -> None:
         try:
@@ -162,20 +165,25 @@ def serve(theirs: socket.socket, what: tuple[Produce, int]) -> None:
         theirs: The socket.
         what: The function that makes batches, and how many bytes of batches may wait for the consumer.
     """
+    begin("reader")
     produce, ahead = what
     consumer = _Consumer(theirs, Writer(ahead), ahead)
     run = 0
     while True:
         run, epoch, position = consumer.next(run)
-        stats = Stats()
+        stats = Stats(delivers=False)
+        sent = 0.0
         built = produce(epoch, position, stats)
         try:
             for batch in consumer.batches(run, built):
-                counts = dataclasses.asdict(stats)
+                counts = stats.counts() | {"tiers": stats.tiers, "memory": copy.deepcopy(stats.memory)}
                 consumer.count(counts["memory"])
-                consumer.put(messages.BATCH, run, (batch, counts))
+                timings = None
+                if time.monotonic() > sent + _TIMINGS:  # they take longer than the counts
+                    timings, sent = stats.recorder.sparse(), time.monotonic()
+                consumer.put(messages.BATCH, run, (batch, counts, timings))
                 del batch
-            consumer.end(run)
+            consumer.end(run, stats.recorder.sparse())
         except _Left:
             continue
         except Exception as error:  # noqa: BLE001 - raised again by the consumer

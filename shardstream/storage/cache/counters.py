@@ -5,7 +5,14 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from shardstream.counters.layout import slot
+from shardstream.counters.recorder import add
+
 __all__ = ["ReadCounters"]
+
+_RAM_HITS, _RAM_BYTES = slot("ram_hits"), slot("ram_bytes")
+_DISK_HITS, _DISK_BYTES = slot("disk_hits"), slot("disk_bytes")
+_MISSES, _REFETCHES = slot("misses"), slot("refetches")
 
 
 @dataclass
@@ -35,19 +42,25 @@ class ReadCounters:
         """The RAM tier gave a block."""
         with self._lock:
             self.ram_bytes += size
+        add(_RAM_HITS)
+        add(_RAM_BYTES, size)
 
     def from_disk(self, size: int) -> None:
         """The SSD tier gave a block."""
         with self._lock:
             self.disk_bytes += size
+        add(_DISK_HITS)
+        add(_DISK_BYTES, size)
 
     def from_store(self, size: int) -> None:
         """The store gave a range."""
         with self._lock:
             self.requests += 1
             self.remote_bytes += size
+        add(_MISSES)
 
     def damaged(self) -> None:
         """The SSD tier or the store gave a damaged block."""
         with self._lock:
             self.refetches += 1
+        add(_REFETCHES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+from shardstream.counters.layout import stage
 from shardstream.memory import MemoryBudget
 from shardstream.storage.cache.blocks import Block, EpochsUntilUse
 from shardstream.storage.cache.counters import ReadCounters
@@ -9,10 +12,12 @@ from shardstream.storage.cache.disk import DiskTier
 from shardstream.storage.cache.locks import FetchLock
 from shardstream.storage.cache.memory import MemoryTier
 from shardstream.storage.cache.write_behind import queue_room
+from shardstream.storage.cancellation import current
 from shardstream.storage.transport.backends import Data
 
 __all__ = ["Tiers"]
 
+_DISK = stage("disk")
 _BUDGET = 512 << 20  # bytes, as in the default Cache
 
 
@@ -53,8 +58,10 @@ class Tiers:
             return found
         if self.disk is None or (self._read_only and self.disk.state(block) != "sound"):
             return None
+        started = time.monotonic()
         found = self.disk.get(block, self._mapped, self.counters.damaged)
         if found is not None:
+            current().recorder.span(_DISK, started, time.monotonic())
             self.counters.from_disk(len(found))
             if not self._mapped:  # a mapped block is in memory already
                 self.remember(block, found)

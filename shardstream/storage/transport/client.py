@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.recorder import add, observe, put, span
 from shardstream.errors import CommitError, StorageError
 from shardstream.storage.cancellation import current
 from shardstream.storage.options import Options, RequestOptions, split_options
 from shardstream.storage.secrets import redact
-from shardstream.storage.transport.backends import Backend, Data, connect
+from shardstream.storage.transport.backends import Backend, Content, Data, connect
 from shardstream.storage.transport.concurrency import AdaptiveLimit, Measured
 from shardstream.storage.transport.failures import Failure
 from shardstream.storage.transport.hedging import Hedged, HedgePolicy
@@ -27,6 +30,9 @@ __all__ = ["Client", "run"]
 
 T = TypeVar("T")
 
+_REQUEST, _REQUEST_BYTES, _PUT = stage("request"), stage("request_bytes"), stage("put")
+_IN_FLIGHT, _REMOTE_BYTES, _PUT_BYTES = slot("in_flight"), slot("remote_bytes"), slot("put_bytes")
+_ERRORS, _CONCURRENCY = slot("errors"), slot("concurrency")
 _GRACE = 30.0  # seconds more than all tries may take, in case the machine stands still for a while
 
 
@@ -72,6 +78,8 @@ def _result(where: str, work: Callable[[], Awaitable[T]], options: RequestOption
         failure = Failure(f"not done after {limit:.0f} s", kind=TimeoutError)
     finally:
         future.cancel()
+    if not issubclass(failure.kind, (FileNotFoundError, FileExistsError)):  # these are answers
+        add(_ERRORS)
     # Outside of the handlers: what stores raised, whose texts may hold credentials, must not be the context.
     raise StorageError(f"{where}: {failure}") from failure.kind(failure.reason)
 
@@ -137,10 +145,31 @@ class Client:
         retrying = self._connect().retrying
         return _result(what, lambda: work(retrying), self.options, size)
 
+    def _read(self, what: str, work: Callable[[Backend], Awaitable[Content]], size: int) -> Content:
+        """The result of a request for bytes, counted and timed as the caller sees it, with all its tries."""
+        started = time.monotonic()
+        add(_IN_FLIGHT)
+        try:
+            found = self._run(what, work, size)
+        finally:
+            add(_IN_FLIGHT, -1)
+        current().recorder.span(_REQUEST, started, time.monotonic())
+        observe(_REQUEST_BYTES, len(found.data))
+        add(_REMOTE_BYTES, len(found.data))
+        put(_CONCURRENCY, self._connection.limit.now)
+        return found
+
+    def _write(self, what: str, work: Callable[[Backend], Awaitable[None]], size: int) -> None:
+        """Send bytes, counted and timed."""
+        started = time.monotonic()
+        self._run(what, work, size)
+        span(_PUT, started, time.monotonic())
+        add(_PUT_BYTES, size)
+
     def get(self, path: str, most: int | None = None) -> bytes:
         """The whole object, which must have at most `most` bytes."""
         full = self.path(path)
-        return bytes(self._run(self.where(path), lambda store: store.get(full, most), UNKNOWN_SIZE).data)
+        return bytes(self._read(self.where(path), lambda store: store.get(full, most), UNKNOWN_SIZE).data)
 
     def warm_up(self, path: str, connections: int) -> None:
         """Open so many connections by asking for a byte of an object; returns at once, raises nothing."""
@@ -160,7 +189,7 @@ class Client:
         if size <= 0:
             return b""
         full, where = self.path(path), self.where(path)
-        found = self._run(where, lambda store: store.get_range(full, start, size), min(size, UNKNOWN_SIZE))
+        found = self._read(where, lambda store: store.get_range(full, start, size), min(size, UNKNOWN_SIZE))
         if found.total is not None or found.version:
             self.session.check(where, found.version, found.total)
         return found.data
@@ -205,14 +234,14 @@ class Client:
         """Write an object of these parts as a whole."""
         full, where = self.path(path), self.where(path)
         self.session.forget(where)
-        self._run(f"writing {where}", lambda store: store.put(full, parts), sum(map(len, parts)))
+        self._write(f"writing {where}", lambda store: store.put(full, parts), sum(map(len, parts)))
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object that must not exist yet, else CommitError."""
         full, where = self.path(path), self.where(path)
         self.session.forget(where)
         try:
-            self._run(f"writing {where}", lambda store: store.create(full, data), len(data))
+            self._write(f"writing {where}", lambda store: store.create(full, data), len(data))
         except StorageError as error:
             if isinstance(error.__cause__, FileExistsError):
                 raise CommitError(f"{where} exists already") from error.__cause__

@@ -7,11 +7,14 @@ import threading
 import time
 from collections import deque
 
+from shardstream.counters.layout import slot
+from shardstream.counters.recorder import add
 from shardstream.storage.transport.backends import Backend, Content, Wrapper
 from shardstream.storage.transport.session import ReadSession
 
 __all__ = ["HedgePolicy", "Hedged"]
 
+_HEDGES = slot("hedges")
 _EXTRA = 0.02  # second requests, as a share of all
 _SLOWEST = 0.01
 _KNOWN = 128  # durations that are known of a class of sizes: the last ones
@@ -64,6 +67,7 @@ class Hedged(Wrapper):
             done, _ = await asyncio.wait(tasks, timeout=self._policy.delay(size))
             if not done and self._policy.take():
                 self._session.hedges += 1
+                add(_HEDGES)
                 tasks.add(asyncio.ensure_future(self._inner.get_range(path, start, size)))
             waiting = set(tasks)
             while True:

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from shardstream.counters.layout import slot
+from shardstream.counters.recorder import add
 from shardstream.storage.options import RequestOptions
 from shardstream.storage.transport.backends import Backend, Content, Data, Wrapper
 from shardstream.storage.transport.failures import Failure, failure_of
@@ -20,6 +22,7 @@ T = TypeVar("T")
 
 UNKNOWN_SIZE = 64 << 20  # bytes for which there is time if the size of an object is not known
 
+_RETRIES = slot("retries")
 _random = random.Random()  # the generator of the program is left alone
 
 
@@ -123,3 +126,4 @@ class Retrying(Wrapper):
 
     def _count(self, failure: Failure, again: bool) -> None:
         self._session.retries += again
+        add(_RETRIES, again)

@@ -13,12 +13,18 @@ from shardstream.cli import options
 def top(
     every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")] = 1.0,
     sort: Annotated[
-        str, typer.Option(metavar="NAME", help="Order of ranks: rank, wait, samples, p99, store, retries or memory.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Order of ranks: rank, wait, samples, p99, store, retries or memory."
+        ),
     ] = "rank",
     serve: Annotated[
-        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve the numbers for Prometheus, too.")
+        int | None,
+        typer.Option(min=0, max=65535, metavar="PORT", help="Serve the numbers for Prometheus, too."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Where --serve listens; 0.0.0.0 lets the network in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Where --serve listens; 0.0.0.0 lets the network in.")
+    ] = "127.0.0.1",
     json: options.Json = False,
 ) -> None:
     """Show what all jobs on this machine do with their data: rates, waits, caches, packs, checkpoints.

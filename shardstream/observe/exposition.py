@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -90,4 +91,4 @@ def _number(value: float) -> str:
         return "+Inf"
     if value == float("-inf"):
         return "-Inf"
-    return "NaN" if value != value else repr(value)  # noqa: PLR0124
+    return "NaN" if math.isnan(value) else repr(value)

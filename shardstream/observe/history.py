@@ -68,8 +68,7 @@ class Process:
         header, values = self.latest.header, self.latest.values
         known = self.seconds > 0 and self.ended is None
         first, last = self.marks[0], self.marks[-1]
-        waits = last.waits.since(first.waits)
-        timed = known and waits.count > 0
+        waits, batches = last.waits.since(first.waits), int(last.values["batches"] - first.values["batches"])
         store, disk, ram = (self.rate(f"{tier}_bytes") for tier in ("remote", "disk", "ram"))
         moved = (store or 0) + (disk or 0) + (ram or 0)
         return Row(
@@ -81,8 +80,8 @@ class Process:
             samples=self.rate("samples"),
             batches=self.rate("batches"),
             wait=min(1.0, max(0.0, last.waited - first.waited) / self.seconds) if known else None,
-            p50=waits.percentile(50) if timed else None,
-            p99=waits.percentile(99) if timed else None,
+            p50=_percentile(waits, batches, 50) if known else None,
+            p99=_percentile(waits, batches, 99) if known else None,
             store=store,
             disk=disk,
             ram=ram,
@@ -168,6 +167,15 @@ class History:
         process.marks.append(mark)
         while len(process.marks) > 2 and process.marks[1].time <= now - self._window:
             process.marks.popleft()
+
+
+def _percentile(waits: Histogram, batches: int, percent: float) -> float | None:
+    """The percentile over all batches, also those that were there and so have no wait; None without any."""
+    count = max(batches, waits.count)
+    if not count:
+        return None
+    above = count * percent / 100 - (count - waits.count)
+    return waits.percentile(100 * above / waits.count) if above > 0 else 0.0
 
 
 def _has_changed(before: _Mark, now: _Mark) -> bool:

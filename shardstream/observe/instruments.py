@@ -1,4 +1,4 @@
-"""The counters of this process as instruments of OpenTelemetry, for whatever exporter the program has set up."""
+"""The counters of this process as instruments of OpenTelemetry, for any exporter of the program."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class _Instruments:
             make: Callable[..., Any] = meter.create_observable_gauge
             if counter.kind == "sum":
                 make = meter.create_observable_counter
-            help = "how long the loop has waited for its next batch by now" if waits else counter.help
-            make(name, [self._counted(counter)], _UNITS[counter.unit], help)
+            meaning = "how long the loop has waited for its next batch by now" if waits else counter.help
+            make(name, [self._counted(counter)], _UNITS[counter.unit], meaning)
         for stage in STAGES:
             name, unit = f"shardstream.{stage.name}", _UNITS[stage.unit]
             meter.create_observable_counter(f"{name}.count", [self._events(stage)], "1", stage.help)

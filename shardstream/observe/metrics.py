@@ -1,9 +1,10 @@
-"""The metrics of all processes of this node, as Prometheus names them. New counters and stages come by themselves."""
+"""The metrics of all processes of this node, with the names that Prometheus wants."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from shardstream.counters.layout import BUCKETS, COUNTERS, PER_DOUBLING, STAGES, Counter
 from shardstream.counters.snapshots import Histogram, Snapshot, read_all
@@ -15,9 +16,7 @@ __all__ = ["coarse", "counts_here", "families", "labels_of", "metric_name", "wai
 # A bound at each doubling. Microseconds: 128 us to 67 s. Bytes: 1 KiB to 256 MiB.
 _DOUBLINGS = {"seconds": range(7, 27), "bytes": range(10, 29)}
 _SCALE = {"seconds": 1e6, "bytes": 1.0}
-_BOUNDS = {
-    unit: [2**power / _SCALE[unit] for power in powers] for unit, powers in _DOUBLINGS.items()
-}  # fmt: skip
+_BOUNDS = {unit: [2**power / _SCALE[unit] for power in powers] for unit, powers in _DOUBLINGS.items()}
 # The counters of a group are shown once a process does one of these; those of other groups always.
 _READERS = {"loader", "reader"}
 
@@ -49,7 +48,7 @@ def counts_here(process: Snapshot, counter: Counter) -> bool:
 
 
 def labels_of(process: Snapshot) -> dict[str, object]:
-    """The labels of all metrics of a process. `job` would collide with the label that Prometheus itself adds."""
+    """The labels of all metrics of a process. Prometheus itself adds one that is called `job`."""
     header = process.header
     return {"job_name": header.job, "rank": header.rank if header.rank >= 0 else "", "pid": header.pid}
 
@@ -59,7 +58,7 @@ def coarse(histogram: Histogram) -> Buckets:
     powers = _DOUBLINGS[histogram.unit]
     edges = [0, *(power * PER_DOUBLING for power in powers), BUCKETS]
     fine = histogram.buckets
-    counts = [sum(fine[low:high]) for low, high in zip(edges, edges[1:], strict=False)]
+    counts = [sum(fine[low:high]) for low, high in pairwise(edges)]
     return Buckets(_BOUNDS[histogram.unit], counts, histogram.sum)
 
 
@@ -72,7 +71,9 @@ def families(processes: Iterable[Snapshot] | None = None) -> Iterator[Family]:
     found = list(read_all() if processes is None else processes)
     now = time.monotonic()
     named = [(process, labelled(labels_of(process))) for process in found]
-    yield Family("shardstream_processes", "gauge", "Processes that use shardstream on this node.", [("", len(found))])
+    yield Family(
+        "shardstream_processes", "gauge", "Processes that use shardstream on this node.", [("", len(found))]
+    )
     yield Family(
         "shardstream_process_info",
         "gauge",

@@ -11,13 +11,16 @@ import weakref
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardstream.errors import OptionError
 from shardstream.format.numbers import whole_number
 from shardstream.observe.exposition import CONTENT_TYPE, render
 from shardstream.observe.metrics import families
 from shardstream.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Endpoint", "serve"]
 
@@ -28,9 +31,9 @@ _PAGE = b"<html><title>shardstream</title><a href='/metrics'>/metrics</a></html>
 
 
 def serve(port: int, *, host: str = _LOOPBACK) -> Endpoint:
-    """Serve what all processes of this user on this node count, for Prometheus, at `http://host:port/metrics`.
+    """Serve what all processes of this user on this node count, for Prometheus.
 
-    The numbers are read from the counter files at each request. So one process of a node is enough: it shows
+    The address is `http://host:port/metrics`. The numbers are read from the counter files at each request. So one process of a node is enough: it shows
     all others, too, and those that hang. A thread of its own answers, until `close` or the end of the program.
 
     Args:
@@ -91,7 +94,7 @@ class Endpoint:
         self._closed = True
         self._server.socket.close()
 
-    def __enter__(self) -> Endpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -142,7 +145,8 @@ class _Server(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that leaves in the middle is nothing that a training job should print."""
@@ -170,7 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, "text/plain; charset=utf-8", b"the metrics are at /metrics\n")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)

@@ -201,7 +201,9 @@ def work_table(works: Iterable[Work], width: int) -> Table:
     table.add_column("", overflow="fold")
     for work in works:
         many = f" ({work.processes})" if work.processes > 1 else ""
-        name = f"{work.job}{many} {work.what}" if wide else f"{work.what.rpartition('/')[2] or work.job}{many}"
+        name = (
+            f"{work.job}{many} {work.what}" if wide else f"{work.what.rpartition('/')[2] or work.job}{many}"
+        )
         said = Text(work.detail)
         for text in (work.trouble, work.state):
             if text:
@@ -220,6 +222,10 @@ def work_table(works: Iterable[Work], width: int) -> Table:
 def _left(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
-
-
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.0f} h"
+    )

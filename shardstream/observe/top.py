@@ -59,7 +59,9 @@ def look(console: Console, seconds: float = 1.0, by: str = "rank", read: Read = 
     console.print(_picture(_two_looks(seconds, read), console.width, by))
 
 
-def watch(console: Console, every: float = 1.0, by: str = "rank", note: str = "", read: Read = read_all) -> None:
+def watch(
+    console: Console, every: float = 1.0, by: str = "rank", note: str = "", read: Read = read_all
+) -> None:
     """Show the tables, and draw them again and again, until the user presses q.
 
     Args:
@@ -70,7 +72,11 @@ def watch(console: Console, every: float = 1.0, by: str = "rank", note: str = ""
         read: What gives the snapshots of all processes.
     """
     history, skip, sorts = History(), 0, list(SORTS)
-    with _ended_by_signal(), keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    with (
+        _ended_by_signal(),
+        keys() as pressed,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         processes, due = history.update(read()), time.monotonic() + min(every, 0.5)
         while True:
             live.update(

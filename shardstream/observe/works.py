@@ -1,4 +1,4 @@
-"""What the view shows of work that is no loading: packs, warm-ups, checkpoints, weights and logs of each job."""
+"""What the view shows of other work than loading: packs, warm-ups, checkpoints, weights and logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def works(processes: Iterable[Process]) -> list[Work]:
         for kind in _KINDS:
             if kind in header.activities:
                 groups.setdefault((header.job, kind, header.what), []).append(process)
-    return [_KINDS[kind](_Group(job, kind, what, found)) for (job, kind, what), found in sorted(groups.items())]
+    return [
+        _KINDS[kind](_Group(job, kind, what, found)) for (job, kind, what), found in sorted(groups.items())
+    ]
 
 
 class _Group:
@@ -82,7 +84,8 @@ class _Group:
 
 def _pack(group: _Group) -> Work:
     done, total = group.most("pack_tasks_done"), group.most("pack_tasks")
-    detail = [f"{counted(int(group.sum('packed_rows')), 'sample')} in {counted(int(group.sum('packed_shards')), 'shard')}"]
+    rows, shards = int(group.sum("packed_rows")), int(group.sum("packed_shards"))
+    detail = [f"{counted(rows, 'sample')} in {counted(shards, 'shard')}"]
     if total:
         detail.insert(0, f"{done:,.0f} of {counted(int(total), 'task')}")
     return group.work(detail, done, total, group.rate("packed_bytes"), group.rate("pack_tasks_done"))
@@ -109,7 +112,9 @@ def _checkpoint(group: _Group) -> Work:
 
 
 def _weights(group: _Group) -> Work:
-    detail = [f"{counted(int(group.sum('weight_tensors')), 'tensor')}, {human_size(group.sum('weight_bytes'))}"]
+    detail = [
+        f"{counted(int(group.sum('weight_tensors')), 'tensor')}, {human_size(group.sum('weight_bytes'))}"
+    ]
     return group.work(detail, rate=group.rate("weight_bytes"))
 
 

@@ -29,7 +29,11 @@ def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_it_prints_once(run: Run, tmp_path: Path) -> None:
-    assert run("top", "--every", "0.1") == (0, "No process of this user works with shardstream on this machine.\n", "")
+    assert run("top", "--every", "0.1") == (
+        0,
+        "No process of this user works with shardstream on this machine.\n",
+        "",
+    )
     with counting(2, tmp_path, samples=50, retries=7) as ranks:
         ranks[1].send_signal(signal.SIGSTOP)
         os.waitpid(ranks[1].pid, os.WUNTRACED)
@@ -56,13 +60,18 @@ def test_wrong_usage(run: Run) -> None:
 
 
 def in_terminal(keys: bytes, *options: str) -> tuple[int, bytes]:
-    """What the command answers to keys in a terminal of 100 columns: its exit code, and all that it printed."""
+    """What the command does if keys are typed in a terminal: its exit code, and all that it printed."""
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "20"}
     process = subprocess.Popen(
-        [*COMMAND, *options], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
+        [*COMMAND, *options],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment,
+        start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
+    )
     os.close(slave)
     printed = b""
     try:

@@ -1,4 +1,4 @@
-"""Rates and states: differences of two snapshots, waits that have not ended, processes that stop, end and come again."""
+"""Rates and states: waits that have not ended, and processes that stop, end and come again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def test_rates_are_differences_over_the_window() -> None:
     history = History(window=10)
     for second in range(30):
         amount = second * 100 if second < 20 else 1900 + (second - 19) * 300
-        (process,) = history.update([made(samples=amount, remote_bytes=3e6 * second, ram_bytes=1e6 * second)], second)
+        (process,) = history.update(
+            [made(samples=amount, remote_bytes=3e6 * second, ram_bytes=1e6 * second)], second
+        )
     row = process.row()
     assert row.samples == pytest.approx(300)
     assert (row.store, row.ram, row.hits) == (pytest.approx(3e6), pytest.approx(1e6), pytest.approx(0.25))
@@ -34,7 +36,10 @@ def test_one_snapshot_alone_has_no_rates() -> None:
     assert (row.queue, row.retries) == (2, 3)
 
 
-@given(st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(0.0, 5.0)), min_size=1, max_size=20), st.floats(0.3, 4.0))
+@given(
+    st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(0.0, 5.0)), min_size=1, max_size=20),
+    st.floats(0.3, 4.0),
+)
 def test_no_part_of_a_wait_is_lost_or_counted_twice(turns: list[tuple[float, float]], every: float) -> None:
     # The loop waits and works in turn; the looks come whenever they come, also in the middle of a wait.
     spans, clock = [], 1.0
@@ -45,7 +50,9 @@ def test_no_part_of_a_wait_is_lost_or_counted_twice(turns: list[tuple[float, flo
     while now < clock + every:
         ended = [end - begin for begin, end in spans if end <= now]
         current = [begin for begin, end in spans if begin <= now < end]
-        (process,) = history.update([made(events={"wait": ended}, waiting_since=current[0] if current else 0.0)], now)
+        (process,) = history.update(
+            [made(events={"wait": ended}, waiting_since=current[0] if current else 0.0)], now
+        )
         if process.seconds:
             waited += (process.row().wait or 0.0) * process.seconds
         now += every
@@ -94,3 +101,13 @@ def test_the_busiest_stage_counts_no_time_twice() -> None:
     history.update([made()], 0.0)
     events = {"fetch": [9.0], "request": [1.0], "batch": [6.0], "decode": [4.0], "transform": [1.0]}
     assert history.update([made(events=events)], 1.0)[0].row().stage == "decode 57 %"
+
+
+def test_batches_that_were_there_count_in_the_percentiles() -> None:
+    history = History()
+    history.update([made()], 0.0)
+    (process,) = history.update([made(batches=100, events={"wait": [4.0] * 2})], 10.0)
+    assert process.row().p50 == 0.0
+    assert process.row().p99 == pytest.approx(4.0, rel=0.1)
+    (process,) = history.update([made(batches=1000, events={"wait": [4.0] * 2})], 20.0)
+    assert process.row().p99 == 0.0

@@ -39,7 +39,10 @@ def test_all_counters_and_stages_have_a_metric_in_base_units() -> None:
 
 
 def test_values_are_those_of_the_snapshots() -> None:
-    ranks = [made(rank=rank, pid=10 + rank, samples=100.0 * rank, events={"wait": [0.01] * rank}) for rank in range(4)]
+    ranks = [
+        made(rank=rank, pid=10 + rank, samples=100.0 * rank, events={"wait": [0.01] * rank})
+        for rank in range(4)
+    ]
     found = {family.name: family for family in parsed(render(families(ranks)).decode())}
     samples = {sample.labels["rank"]: sample.value for sample in found["shardstream_samples"].samples}
     assert samples == {"0": 0, "1": 100, "2": 200, "3": 300}
@@ -71,7 +74,10 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     board = json.loads(text)
     there = set()
     for family in full():
-        there |= {f"{family.name}{end}" for end in ("", "_bucket", "_sum", "_count")[: 4 if family.kind == "histogram" else 1]}
+        there |= {
+            f"{family.name}{end}"
+            for end in ("", "_bucket", "_sum", "_count")[: 4 if family.kind == "histogram" else 1]
+        }
     asked = set(re.findall(r"shardstream_[a-z_]+", text))
     assert asked <= there
     assert len(asked) > 30
@@ -82,5 +88,7 @@ def test_the_checker_of_prometheus_has_nothing_to_say() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:  # the parser of its client has read it in the other tests
         return
-    done = subprocess.run([promtool, "check", "metrics"], input=render(full()), capture_output=True, check=False)
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=render(full()), capture_output=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, b"")

@@ -48,7 +48,10 @@ def test_it_listens_on_this_machine_alone_unless_it_is_told_to() -> None:
 
 
 def test_a_port_that_is_used_and_options_that_cannot_be() -> None:
-    with serve(0) as endpoint, pytest.raises(OptionError, match=f"port {endpoint.port} .* is in use; .* local rank 0"):
+    with (
+        serve(0) as endpoint,
+        pytest.raises(OptionError, match=f"port {endpoint.port} .* is in use; .* local rank 0"),
+    ):
         serve(endpoint.port)
     for port in (-1, 65536, True, "9464"):
         with pytest.raises(OptionError, match="port="):

@@ -20,10 +20,22 @@ def drawn(table: object, width: int) -> list[str]:
 
 def some(ranks: int, job: str = "train.py") -> list[Row]:
     return [
-        Row(pid=100 + rank, job=job, rank=rank, what="s3://bucket/corpus", samples=1000.0 + rank, wait=rank / 400,
-            p99=0.01 * rank, store=1e7, hits=0.5, stage="decode 61 %", queue=1, memory=1 << 30)
+        Row(
+            pid=100 + rank,
+            job=job,
+            rank=rank,
+            what="s3://bucket/corpus",
+            samples=1000.0 + rank,
+            wait=rank / 400,
+            p99=0.01 * rank,
+            store=1e7,
+            hits=0.5,
+            stage="decode 61 %",
+            queue=1,
+            memory=1 << 30,
+        )
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
 
 
 @settings(max_examples=40)

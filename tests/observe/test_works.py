@@ -26,9 +26,20 @@ def test_all_kinds() -> None:
             )
             for rank in range(4)
         ]
-        pack = made(pid=1, job="pack", activities=["pack"], what="out", packed_rows=100 * done,
-                    packed_bytes=done * 1e6, packed_shards=done, pack_tasks=40, pack_tasks_done=done)  # fmt: skip
-        warm = made(pid=2, job="warm", activities=["warm"], what="s3://b", warmed_bytes=done * 1e6, warm_bytes=4e7)
+        pack = made(
+            pid=1,
+            job="pack",
+            activities=["pack"],
+            what="out",
+            packed_rows=100 * done,
+            packed_bytes=done * 1e6,
+            packed_shards=done,
+            pack_tasks=40,
+            pack_tasks_done=done,
+        )
+        warm = made(
+            pid=2, job="warm", activities=["warm"], what="s3://b", warmed_bytes=done * 1e6, warm_bytes=4e7
+        )
         load = made(pid=3, job="load", activities=["weights"], weight_bytes=done * 1e6, weight_tensors=done)
         return [*ranks, pack, warm, load]
 

@@ -33,8 +33,9 @@ _PAGE = b"<html><title>shardstream</title><a href='/metrics'>/metrics</a></html>
 def serve(port: int, *, host: str = _LOOPBACK) -> Endpoint:
     """Serve what all processes of this user on this node count, for Prometheus.
 
-    The address is `http://host:port/metrics`. The numbers are read from the counter files at each request. So one process of a node is enough: it shows
-    all others, too, and those that hang. A thread of its own answers, until `close` or the end of the program.
+    The address is `http://host:port/metrics`. The numbers are read from the counter files at each request. So
+    one process of a node is enough: it shows all others, too, and those that hang. A thread of its own
+    answers, until `close` or the end of the program.
 
     Args:
         port: The port; 0 takes a free one, which is `Endpoint.port`.

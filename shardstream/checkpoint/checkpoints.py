@@ -28,6 +28,8 @@ from shardstream.checkpoint.retention import Run, delete_step, prune, prune_loca
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, finish, merge_values, rank_prefix
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.recorder import add, put, span
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StateError, StorageError
 from shardstream.format.numbers import whole_number
 from shardstream.format.sizes import parse_size
@@ -37,6 +39,7 @@ __all__ = ["Checkpoints", "Skipped"]
 
 log = logging.getLogger("shardstream")
 
+_SAVE, _SKIPPED, _STEP = stage("save"), slot("saves_skipped"), slot("checkpoint_step")
 _SWEEP_EVERY = 3600.0  # seconds
 _KEEP_LOCAL = 2  # checkpoints on the local disk, if `keep` does not say
 
@@ -145,6 +148,14 @@ class Checkpoints:
             StorageError: An earlier save has failed, on any rank. This one was not begun.
             CorruptionError: The same.
         """
+        started = time.monotonic()
+        begun = self._save(step, state, per_rank, busy)
+        span(_SAVE, started, time.monotonic())
+        return begun
+
+    def _save(
+        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any] | None, busy: str | None
+    ) -> bool:
         with self._lock:
             self._after_fork()
             choice = self._busy if busy is None else _choice("busy", busy, ("skip", "wait", "raise"))
@@ -156,6 +167,7 @@ class Checkpoints:
                 if choice == "raise":
                     raise StateError(f"{self.url}: an earlier checkpoint is not committed yet")
                 self.skips += 1
+                add(_SKIPPED)
                 log.info(
                     "%s: step %d is not saved, since an earlier one is not committed yet", self.url, step
                 )
@@ -276,6 +288,7 @@ class Checkpoints:
             sweep(self._run, {attempt})
 
     def _after(self, step: int, writer: PartWriter) -> None:
+        put(_STEP, step)
         if writer.local_failed:
             log.warning("%s: step %d went straight to the store: %s", self.url, step, writer.local_failed)
         if self._local is not None:

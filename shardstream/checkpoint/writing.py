@@ -7,6 +7,7 @@ import mmap
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ import xxhash
 from shardstream.checkpoint.layout import BLOCK, CELL, FilePlan, Placed, receipt_name, sums_name
 from shardstream.checkpoint.manifest import Chunk, FileInfo, Receipt, TensorInfo, encode
 from shardstream.checkpoint.staging import BlockPool
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import add, span
 from shardstream.errors import OptionError, StorageError
 from shardstream.storage.store import Store, sync_folder
 
@@ -22,6 +26,10 @@ __all__ = ["PartWriter", "failure_name", "is_failure", "receipt_of"]
 
 _PARTS = 64  # places in memory that a block is written from; what lies in more is copied together
 _SENDERS = 4  # uploads at a time; each is one request of up to 256 MiB
+
+
+_DURABLE, _SAVES, _BYTES = stage("durable"), slot("saves"), slot("checkpoint_bytes")
+_COMMITS, _FAILURES = slot("commits"), slot("saves_failed")
 
 
 def failure_name(rank: int) -> str:
@@ -99,6 +107,9 @@ class PartWriter:
         self, store: Store, attempt: str, rank: int, pool: BlockPool, local: Store | None = None,
         then: Callable[[Receipt], None] | None = None, failed: Callable[[BaseException], None] | None = None,
     ) -> None:  # fmt: skip
+        begin("checkpoint", store.url)
+        add(_SAVES)
+        self._started = time.monotonic()
         self.attempt, self.rank = attempt, rank
         self.error: BaseException | None = None
         self.local_failed = ""  # why the local disk was not used for some file; "" if it was
@@ -320,8 +331,11 @@ class PartWriter:
     def _finish(self) -> None:
         receipt = receipt_of(self.rank, self.written)
         self._store.write(f"{self.attempt}/{receipt_name(self.rank)}", encode(receipt))
+        add(_BYTES, sum(file.plan.size for file in self._files))
         if self._then is not None:
             self._then(receipt)
+        span(_DURABLE, self._started, time.monotonic())
+        add(_COMMITS)
 
     def _clean(self) -> None:
         """After an error: give back what is left, and tell the other ranks."""
@@ -333,6 +347,7 @@ class PartWriter:
                 self._give(block)
             file.blocks = []
         if self.error is not None:
+            add(_FAILURES)
             if self._tell is not None:
                 self._tell(self.error)
             with contextlib.suppress(Exception):  # the others wait for this rank only for a time

@@ -21,7 +21,7 @@ from shardstream.counters.cells import Cells
 from shardstream.counters.layout import ACTIVITIES, HEADER, MAGIC, SIZE, SLOTS_AT, VERSION
 from shardstream.counters.processes import boot_id, host_name, is_running, pid_namespace, start_of
 
-__all__ = ["PROCESS", "Header", "begin", "clear_dead", "directories", "may_judge", "read_header"]
+__all__ = ["PROCESS", "Header", "begin", "clear_dead", "directories", "end", "may_judge", "read_header"]
 
 PROCESS = Cells()  # what this process counts
 _LOG = logging.getLogger("shardstream")
@@ -171,6 +171,11 @@ def begin(activity: str, what: str = "", rank: int | None = None, world: int | N
             _file.open(header)
         elif (after := header.pack()) != before:
             PROCESS.memory[: len(after)] = after
+
+
+def end() -> None:
+    """Remove the file of this process: for code that leaves by `os._exit`."""
+    _file.close()
 
 
 def _create(place: str, header: Header) -> tuple[str, mmap.mmap]:

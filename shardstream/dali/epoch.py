@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from shardstream.counters.layout import slot, stage
+from shardstream.counters.recorder import add, put
 from shardstream.dali.failures import checked, doubted, unsound
 from shardstream.dali.fed import FedBatch
 from shardstream.dali.feed import FedSource, Feed
@@ -24,6 +26,8 @@ from shardstream.read.samples.zero_copy import ZeroCopySource
 
 __all__ = ["Epoch"]
 
+_WAIT, _STEP, _WAITING = stage("wait"), stage("step"), slot("waiting_since")
+_BATCHES, _SAMPLES = slot("batches"), slot("samples")
 _LOG = logging.getLogger("shardstream")
 
 # A pipeline that is garbage when a process forks would crash or hang the child that collects it: it has
@@ -47,6 +51,7 @@ class Epoch:
         self, spec: EpochSpec, run: Run, saved: Mapping[str, Any], delivered: Delivered, stats: Stats
     ) -> None:
         self._spec, self.run, self._delivered = spec, run, delivered
+        self._recorder = stats.recorder
         self._number = int(saved.get("batches", 0))
         contents, plan, feed = spec.contents, spec.plan, Feed(spec, run.epoch)
         self._made = stream(
@@ -77,6 +82,7 @@ class Epoch:
         self._pipe.schedule_run()
         while True:
             started = time.monotonic()
+            put(_WAITING, started)
             try:
                 outputs = self._pipe.outputs()
             except StopIteration:
@@ -85,17 +91,24 @@ class Epoch:
                 self._go_on(error)
                 continue
             finally:
-                self._delivered.wait_seconds += time.monotonic() - started
+                ended = time.monotonic()
+                put(_WAITING, 0)
+                self._delivered.wait_seconds += ended - started
+                self._recorder.span(_WAIT, started, ended)
             fed = self._source.waiting.popleft()
             self._number += 1
             batch = self._batch(fed, outputs)
             del outputs
             self._delivered.batches += 1
             self._delivered.samples += len(batch["__key__"])
+            add(_BATCHES)
+            add(_SAMPLES, len(batch["__key__"]))
             self._count(fed)
             # DALI goes on while the consumer computes.
             self._pipe.schedule_run()
+            given = time.monotonic()
             yield batch
+            self._recorder.span(_STEP, given, time.monotonic())
         if self._source.error is not None:
             raise self._source.error
         if not self._spec.checkpoints:

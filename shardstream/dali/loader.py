@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
+from shardstream.counters.page import begin
 from shardstream.dali.epoch import Epoch
 from shardstream.dali.graph import Graph, OnError
 from shardstream.dali.spec import Delivered, EpochSpec
@@ -128,7 +129,8 @@ class DaliLoader:
             gpu=gpu,
         )
         self._pipeline = _name_of(pipeline) if callable(pipeline) else repr(pipeline)
-        self._stats, self._delivered = Stats(), Delivered()
+        # DALI takes what is read; what the consumer gets is counted beside it.
+        self._stats, self._delivered = Stats(delivers=False), Delivered()
         self._cursor = Cursor()
         self._saved: dict[str, Any] = {}  # DALI's part of a state that is to be iterated from
         self._epoch: Callable[[], Epoch | None] = lambda: None
@@ -160,6 +162,8 @@ class DaliLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._contents.start()
+        ranks = self._contents.topology
+        begin("loader", self._ds.url, ranks.dp_rank, ranks.dp_size)
         run = self._cursor.begin(self._plan.samples)
         return self._cursor.follow(ProcessBound(self._deliver(run), _PATIENCE), run)
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import xxhash
 
+from shardstream.counters.layout import slot
+from shardstream.counters.recorder import add, put
 from shardstream.errors import StorageError
 from shardstream.logs.rows import MARK, encode
 from shardstream.logs.segments import Segment
@@ -22,6 +24,7 @@ from shardstream.storage.store import redact
 
 __all__ = ["MOST", "Spool", "folders_for"]
 
+_ROWS, _DROPPED, _WAITING = slot("log_rows"), slot("log_dropped"), slot("log_waiting_bytes")
 _PAUSE = 1.0  # seconds without a try after no folder has taken a row: each try costs the caller time
 MOST = 256  # own segments, and segments of others, at a time: each is an open file
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
@@ -83,6 +86,7 @@ class Spool:
         self._adopted: deque[Segment] = deque()
         self.rows = self.dropped = self.cut = self.left = self.unsaid = 0
         self.trouble = self._reason = ""
+        self._told = (0, 0)  # rows and dropped ones that the process has counted
         self._again = 0.0
         self._error: OSError | None = None
 
@@ -201,6 +205,15 @@ class Spool:
         row = {"time": time.time(), "rank": self._rank, MARK: "dropped", "rows": rows}
         if not self._added(encode(row | {"total": self.dropped, "reason": self._reason})):
             self.unsaid += rows
+
+    def tell_process(self) -> None:
+        """Count for the process what came since the last call: not for each row, which takes microseconds."""
+        with self._lock:
+            rows, dropped = self._told
+            self._told = self.rows, self.dropped
+            add(_ROWS, self.rows - rows)
+            add(_DROPPED, self.dropped - dropped)
+            put(_WAITING, self._space())
 
     def age(self) -> float:
         """Seconds since the first row of the segment that takes rows; 0 if it has none."""

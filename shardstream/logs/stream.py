@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from shardstream.counters.page import begin
 from shardstream.logs.feeding import Feed
 from shardstream.logs.objects import Objects
 from shardstream.logs.segments import Segment
@@ -69,6 +70,7 @@ class Stream:
     def _start(self) -> None:
         with self._starting:
             if self._uploader is None:
+                begin("logs", self.where)
                 uploader = Uploader(self.spool, self._objects, self.where, self._seconds)
                 # There may be no more threads, as at the end of a program: then the next one uploads.
                 with contextlib.suppress(RuntimeError):

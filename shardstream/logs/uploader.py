@@ -8,6 +8,8 @@ import queue
 import threading
 import time
 
+from shardstream.counters.layout import slot
+from shardstream.counters.recorder import add
 from shardstream.logs.objects import Objects
 from shardstream.logs.segments import Segment
 from shardstream.logs.spool import Spool
@@ -16,6 +18,7 @@ __all__ = ["Uploader"]
 
 log = logging.getLogger("shardstream.logs")
 
+_SHIPPED = slot("log_shipped")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds between rounds that fail
 
 
@@ -76,7 +79,9 @@ class Uploader:
     def _run(self) -> None:
         while not self._given_up:
             ending = self._ending
-            if self._round(ending) and ending:
+            done = self._round(ending)
+            self._spool.tell_process()
+            if done and ending:
                 break
             if self._failures:
                 self._pause(ending)
@@ -125,6 +130,7 @@ class Uploader:
                     self._objects.write(segment)
                     self._spool.done(segment)
                     self.uploaded += 1
+                    add(_SHIPPED, segment.rows)
                 elif ending and self._spool.unsaid:
                     self._spool.seal()
                 else:

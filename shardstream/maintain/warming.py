@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.counters.layout import slot
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import put
 from shardstream.dataset.contents import Contents
 from shardstream.dataset.interfaces import Part
 from shardstream.dataset.mixture_contents import MixtureContents
@@ -26,6 +29,7 @@ from shardstream.storage.fetch.in_flight import BlockRequest
 
 __all__ = ["Warmed", "Warming"]
 
+_WARMED, _WANTED = slot("warmed_bytes"), slot("warm_bytes")
 _WAIT = 300.0  # seconds to wait until the disk takes an index
 
 
@@ -162,6 +166,7 @@ class Warming:
 
     def run(self) -> Warmed:
         """Plan, fetch, and look whether each block is there."""
+        begin("warm", self._contents.url)
         try:
             if not all(self._expect(part, part.consulted) for part in self._parts):
                 self._leave_out()
@@ -265,4 +270,6 @@ class Warming:
         total = self.report.wanted_bytes
         if not self._planned:
             total = max(total, self._estimate if self._limit is None else min(self._estimate, self._limit))
+        put(_WARMED, self._done)
+        put(_WANTED, total)
         self._report(done_bytes=self._done, total_bytes=total, found_bytes=self._found)

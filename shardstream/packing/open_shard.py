@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
+from shardstream.counters.layout import slot
+from shardstream.counters.recorder import add
 from shardstream.format import frames
 from shardstream.format.cells import Cells
 from shardstream.format.columns import ColumnValue, encode
@@ -15,6 +17,8 @@ from shardstream.packing.layout import Codec
 from shardstream.storage.store import Store
 
 __all__ = ["OpenShard", "Stored"]
+
+_ROWS, _BYTES, _SHARDS = slot("packed_rows"), slot("packed_bytes"), slot("packed_shards")
 
 Stored = bytes | bytearray | memoryview
 _SUFFIX: dict[Codec, str] = {"zstd": ".tar.zst", "none": ".tar"}
@@ -110,6 +114,9 @@ class OpenShard:
         # The index first, so that there is never a shard without its index.
         store.write(f"{stem}.index", index)
         store.write(name, *self._parts)
+        add(_ROWS, samples)
+        add(_BYTES, sum(map(len, self._parts)))
+        add(_SHARDS)
         return ShardInfo(
             url=name,
             codec=codec,

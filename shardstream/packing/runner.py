@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from shardstream.counters.layout import slot
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import put
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines.local import run_tasks
 from shardstream.packing.job import Bucket, Job, input_bytes
@@ -13,6 +16,9 @@ from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
 from shardstream.packing.worker import run_task
 from shardstream.progress import Report, Reporter
+from shardstream.storage.store import redact
+
+_TASKS, _DONE = slot("pack_tasks"), slot("pack_tasks_done")
 
 
 class Runner:
@@ -55,6 +61,7 @@ class Runner:
             continued: Whether tasks that have a receipt are left out.
             inherited: File descriptors that worker processes inherit.
         """
+        begin("pack", redact(job.dest))
         done: dict[int, Result] = {}
         if continued:
             for task in tasks:
@@ -76,6 +83,8 @@ class Runner:
         return [done[number] for number in sorted(done)]
 
     def _progress(self, job: Job, stage: str, done: Mapping[int, Result], tasks: Sequence[object]) -> None:
+        put(_TASKS, len(tasks))
+        put(_DONE, len(done))
         self._report(
             done_bytes=self._bytes(job, stage, done, tasks),
             total_bytes=self._total_bytes,

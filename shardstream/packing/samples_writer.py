@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from shardstream.counters.page import begin
 from shardstream.errors import CommitError, OptionError, SourceError
 from shardstream.format import frames
 from shardstream.format.columns import NO_COLUMNS, ColumnValue
@@ -24,7 +25,7 @@ from shardstream.packing.sources.calls import Calls, key_and_fields, located
 from shardstream.packing.stream_output import StreamOutput
 from shardstream.packing.stream_target import StreamTarget, checked_part
 from shardstream.progress import Report, Reporter, shown
-from shardstream.storage.store import Options
+from shardstream.storage.store import Options, redact
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -126,6 +127,7 @@ class Writer:
             holds="tokens" if tokens or tokenizer is not None else "samples",
         )  # fmt: skip
         self._job = job
+        begin("pack", redact(job.dest))
         workers = os.cpu_count() or 1 if workers is None else whole_number("workers", workers, 1)
         self._part = checked_part(part)
         self._keep = () if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)

@@ -7,9 +7,13 @@ used.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from shardstream.counters.layout import stage
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import span
 from shardstream.errors import SourceError
 from shardstream.packing.blocks import alone, one_by_one, read_blocks, takes_blocks
 from shardstream.packing.job import Bucket, Job, input_bytes
@@ -19,11 +23,12 @@ from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.tally import Tally
 from shardstream.packing.writer import SampleWriter, TokenWriter
-from shardstream.storage.store import Store
+from shardstream.storage.store import Store, redact
 
 if TYPE_CHECKING:
     from shardstream.packing.tokenize import Tokenizer, Tokens
 
+_TASK = stage("task")
 _TOKENIZE_BATCH = 64  # texts
 _MAX_REJECTS_LISTED = 1_000_000
 
@@ -38,6 +43,14 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
     Raises:
         SourceError: A sample is bad, and `job.on_error` is "raise".
     """
+    begin("pack", redact(job.dest))
+    started = time.monotonic()
+    result = _done(job, task)
+    span(_TASK, started, time.monotonic())
+    return result
+
+
+def _done(job: Job, task: Task | Bucket) -> Result:
     result = Result(task.number, given=Tally())
     if isinstance(task, Bucket):
         from shardstream.packing import disk_shuffle

@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shardstream.counters.layout import slot
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import add
 from shardstream.errors import CorruptionError
 from shardstream.weights.catalog import Catalog
 from shardstream.weights.header import TensorInfo
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["can_prefetch", "prefetched"]
+
+_BYTES, _TENSORS = slot("weight_bytes"), slot("weight_tensors")
 
 
 def can_prefetch(catalog: Catalog, device: torch.device) -> bool:
@@ -33,6 +38,7 @@ def prefetched(
     """The tensors, file by file, as they land on the GPU."""
     from safetensors import safe_open
 
+    begin("weights", catalog.place.store.url)
     by_file: dict[str, dict[str, TensorInfo]] = {}
     for info in wanted:
         by_file.setdefault(info.file, {})[info.name] = info
@@ -43,6 +49,8 @@ def prefetched(
             opened: Any = safe_open(os.path.normpath(path), framework="pt", device=str(device))
             with opened as handle, handle.prefetch(dict.fromkeys(names)) as loader:
                 for name, tensor in loader:
+                    add(_TENSORS)
+                    add(_BYTES, tensor.nbytes)
                     yield names[name], tensor
         except OSError as error:
             raise CorruptionError(f"{catalog.where(file)}: cannot be loaded to {device}: {error}") from error

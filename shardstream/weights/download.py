@@ -12,6 +12,9 @@ from typing import Any
 
 import xxhash
 
+from shardstream.counters.layout import slot
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import add
 from shardstream.errors import CorruptionError
 from shardstream.storage.fetch.ranges import RangeReader
 from shardstream.storage.local.writes import reserve
@@ -21,6 +24,7 @@ from shardstream.weights.urls import Place
 
 __all__ = ["Wanted", "digests_of_file", "download", "read_blocks"]
 
+_BYTES = slot("weight_bytes")
 _TEMPORARY = ".tmp-"
 
 
@@ -87,6 +91,7 @@ def read_blocks(
         CorruptionError: A block has another checksum, even after it was read again.
         StorageError: It cannot be read.
     """
+    begin("weights", store.url)
     rooms, lock = Rooms(), threading.Lock()
     ended: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
     blocks = {path: [""] * -(-size // BLOCK) for path, size, _ in files}
@@ -106,6 +111,7 @@ def read_blocks(
                         f"{where(path)}: bytes {start} to {end} are damaged: their checksum differs{anew}"
                     )
             use(path, start, room)
+            add(_BYTES, len(room))
             blocks[path][number] = digest
 
     def done(path: str, error: BaseException | None) -> None:

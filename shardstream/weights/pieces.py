@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from shardstream.counters.layout import slot
+from shardstream.counters.page import begin
+from shardstream.counters.recorder import add
 from shardstream.errors import CorruptionError
 from shardstream.storage.fetch.ranges import RangeReader
 from shardstream.storage.spans import GAP
@@ -16,6 +19,7 @@ from shardstream.weights.digests import BLOCK, digest_of
 
 __all__ = ["Bounce", "Job", "Piece", "Transfer", "landed"]
 
+_BYTES, _TENSORS = slot("weight_bytes"), slot("weight_tensors")
 # Bytes of tensors that are planned together: small ones share requests, and a block is read once.
 _LEAST_BATCH, _LARGEST_BATCH = 32 << 20, 256 << 20
 _ALIGN = 64  # bytes
@@ -130,6 +134,7 @@ def landed(
         StateError: This is a forked process, and the first tensors were read before the fork.
         StorageError: They cannot be read.
     """
+    begin("weights", catalog.place.store.url)
     ended: queue.SimpleQueue[Transfer[T] | BaseException] = queue.SimpleQueue()
     lock = threading.Lock()
     waiting, on_way = _batches(jobs, max(_LEAST_BATCH, min(_LARGEST_BATCH, budget // 2))), 0
@@ -144,6 +149,8 @@ def landed(
                 if isinstance(found, BaseException):
                     raise found
                 found.end()
+                add(_TENSORS)
+                add(_BYTES, found.size)
                 yield found.job
                 reader.check_process("stream_weights")
                 on_way -= found.size

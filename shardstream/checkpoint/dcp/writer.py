@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +34,15 @@ from shardstream.checkpoint.layout import (
 )
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter, receipt_of
+from shardstream.counters.layout import stage
+from shardstream.counters.recorder import span
 from shardstream.errors import OptionError, StateError
 from shardstream.format.sizes import parse_size
 from shardstream.storage.store import Options, Store, absolute
 
 __all__ = ["Writer"]
 
+_SAVE = stage("save")
 _DISK_MEMORY = 64 << 20  # bytes between the state and a disk
 _STORE_FILE = 64 << 20  # bytes of a file that is sent: several are on their way at a time
 _STORE_MEMORY = 4 * _STORE_FILE + (16 << 20)
@@ -168,7 +172,10 @@ class Writer(StorageWriter, AsyncStager):
         """
         self._own_process()
         background.raise_untold()
-        return self._stager.stage(state_dict)
+        started = time.monotonic()
+        staged = self._stager.stage(state_dict)
+        span(_SAVE, started, time.monotonic())
+        return staged
 
     def synchronize_staging(self) -> None:
         """Nothing: `stage` returns when the copy is whole."""

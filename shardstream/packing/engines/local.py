@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from shardstream.counters.page import end
 from shardstream.errors import OptionError, ShardstreamError, StorageError
 
 _LENGTH = struct.Struct("<Q")
@@ -70,6 +71,7 @@ def serve() -> None:
             while True:
                 inbox.put(_receive(sys.stdin.buffer))
         except EOFError:
+            end()
             os._exit(0)  # the packer has ended, or has no more tasks
 
     threading.Thread(target=listen, daemon=True).start()

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-from shardstream.counters.page import begin
+from shardstream.counters.page import begin, end
 from shardstream.read.engine.stats import Stats
 from shardstream.read.handoff import messages
 from shardstream.read.handoff.shared_memory import Writer
@@ -85,6 +85,7 @@ class _Consumer:
                 left = self._making not in (0, self._run())
             if left:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        end()
         os._exit(0)
 
     def _interrupt(self, number: int, frame: object) -> None:
@@ -152,6 +153,7 @@ class _Consumer:
         try:
             socket.send_fds(self._socket, [data], [] if file is None else [file])
         except (BrokenPipeError, ConnectionResetError):
+            end()
             os._exit(0)  # the consumer has ended, and the thread that listens is about to exit, too
         finally:
             if file is not None:

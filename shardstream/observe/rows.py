@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["SORTS", "Row", "Work", "sort_rows"]
+__all__ = ["SORTS", "Row", "Work", "shown_time", "sort_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +101,8 @@ def sort_rows(rows: list[Row], by: str) -> list[Row]:
         return value is None, -number if SORTS[by] else number, row.rank or 0, row.pid
 
     return sorted(rows, key=key)
+
+
+def shown_time(seconds: float) -> str:
+    """A duration for people: "12.3 ms", "1.20 s"."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"

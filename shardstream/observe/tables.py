@@ -11,13 +11,14 @@ from rich.text import Text
 
 from shardstream.format.shown import counted
 from shardstream.format.sizes import human_size
-from shardstream.observe.rows import Row, Work, sort_rows
+from shardstream.observe.rows import Row, Work, shown_time, sort_rows
 
 __all__ = ["load_table", "plain_text", "work_table"]
 
 _GAP = 2  # columns of the terminal between two columns of a table
 _NAME = 20  # the least width of the first column
 _STATE = 26  # "stopped, no progress 100 s"
+_NO_STATE = 5
 _SOME, _MUCH = 0.05, 0.20  # shares of waiting from which it is worth a look, and costs a lot
 
 
@@ -39,9 +40,7 @@ def _percent(share: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
+    return "-" if seconds is None else shown_time(seconds)
 
 
 def _size(size: int | None) -> str:
@@ -88,13 +87,15 @@ def load_table(rows: Iterable[Row], width: int, by: str, lines: int | None = Non
         lines: How many lines there is room for; None is for any number.
         skip: How many ranks of each job are left out at its beginning.
     """
-    shown = _fitting(width)
+    rows = list(rows)
+    state = _STATE if any(row.state for row in rows) else _NO_STATE
+    shown = _fitting(width - state)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), expand=False, header_style="bold cyan")
     fixed = sum(column.width + _GAP for column in shown)
-    table.add_column("job", no_wrap=True, width=max(_NAME, min(56, width - fixed - _STATE - _GAP)))
+    table.add_column("job", no_wrap=True, width=max(_NAME, min(56, width - fixed - state - _GAP)))
     for column in shown:
         table.add_column(column.title, no_wrap=True, justify="right", width=column.width)
-    table.add_column("state", no_wrap=True, width=_STATE)
+    table.add_column("state", no_wrap=True, width=state)
     jobs = [list(found) for _, found in groupby(sorted(rows, key=lambda row: row.job), lambda row: row.job)]
     rooms = _shared([len(job) + (len(job) > 1) for job in jobs], lines)
     for job, room in zip(jobs, rooms, strict=True):
@@ -124,9 +125,9 @@ def _shared(wanted: list[int], lines: int | None) -> list[int]:
     return given
 
 
-def _fitting(width: int) -> list[_Column]:
+def _fitting(room: int) -> list[_Column]:
     shown = list(_COLUMNS)
-    room = width - _NAME - _STATE - 2 * _GAP
+    room -= _NAME + 2 * _GAP
     while sum(column.width + _GAP for column in shown) > room and len(shown) > 2:
         shown.remove(max(shown, key=lambda column: column.weight))
     return shown
@@ -194,7 +195,7 @@ def work_table(works: Iterable[Work], width: int) -> Table:
     wide = width >= 120
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), expand=False, header_style="bold cyan")
     table.add_column("work", no_wrap=True, width=10)
-    table.add_column("job", no_wrap=True, width=56 if wide else _NAME)
+    table.add_column("job", no_wrap=True, width=44 if wide else _NAME)
     table.add_column("done", no_wrap=True, justify="right", width=6)
     table.add_column("MB/s", no_wrap=True, justify="right", width=8)
     table.add_column("left", no_wrap=True, justify="right", width=8)
@@ -212,7 +213,7 @@ def work_table(works: Iterable[Work], width: int) -> Table:
             Text(work.kind, style="bold"),
             Text(plain_text(name), overflow="ellipsis"),
             Text(_percent(work.progress) if work.progress is not None else ""),
-            Text("" if work.rate is None else _number(work.rate, ",.1f", 1e6)),
+            Text(_number(work.rate, ",.1f", 1e6) if work.rate else ""),
             Text(_left(work.left)),
             said,
         )

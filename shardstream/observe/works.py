@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from shardstream.format.shown import counted
 from shardstream.format.sizes import human_size
 from shardstream.observe.history import Process
-from shardstream.observe.rows import Work
+from shardstream.observe.rows import Work, shown_time
 
 __all__ = ["works"]
 
@@ -101,9 +101,9 @@ def _checkpoint(group: _Group) -> Work:
     commits, skipped = int(group.most("commits")), int(group.most("saves_skipped"))
     detail = [f"step {group.most('checkpoint_step'):.0f} is durable" if commits else "none is durable yet"]
     if group.most("saves"):
-        detail.append(f"the loop waited {group.percentile('save', 99):.2f} s (p99)")
+        detail.append(f"the loop waits {shown_time(group.percentile('save', 99))} (p99)")
     if commits and (took := group.percentile("durable", 50)):
-        detail.append(f"durable after {took:.1f} s (p50)")
+        detail.append(f"durable after {shown_time(took)} (p50)")
     if skipped:
         detail.append(f"{skipped:,} skipped")
     failed = int(group.most("saves_failed"))

@@ -53,7 +53,7 @@ def test_all_kinds() -> None:
     assert (found["warm"].progress, found["warm"].left) == (0.25, 15.0)
     saves = found["checkpoint"]
     assert (saves.processes, saves.rate, saves.trouble) == (4, 8e6, "1 failed")
-    assert saves.detail.startswith("step 500 is durable, the loop waited 0.5")
+    assert saves.detail.startswith("step 500 is durable, the loop waits 5")
     assert found["weights"].detail == "10 tensors, 9.5 MiB"
     assert (found["logs"].detail, found["logs"].trouble) == ("80.0 rows/s", "4 rows dropped")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardstream.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from shardstream import observe as observe
     from shardstream.checkpoint import dcp as dcp
     from shardstream.checkpoint.checkpoints import Checkpoints as Checkpoints
     from shardstream.dali.loader import DaliLoader as DaliLoader
@@ -79,6 +80,7 @@ _HOMES = {
     "index": "shardstream.packing.adopt",
     "load_into": "shardstream.weights.into",
     "load_weights": "shardstream.weights.load",
+    "observe": "shardstream",
     "pack": "shardstream.packing.packer",
     "seeded": "shardstream.dataset.transforms",
     "stream_weights": "shardstream.weights.load",
@@ -88,7 +90,7 @@ _HOMES = {
 }
 
 # Modules that are public as a whole.
-_MODULES = {"dcp"}
+_MODULES = {"dcp", "observe"}
 
 # `to_tf` is a name for users of TensorFlow alone, and so not among those that everybody sees.
 __all__ = [
@@ -123,6 +125,7 @@ __all__ = [
     "index",
     "load_into",
     "load_weights",
+    "observe",
     "pack",
     "seeded",
     "stream_weights",

@@ -343,7 +343,8 @@ class StreamingLoader(Generic[B]):
             By name: `batches` and `samples` that were delivered; `frames` that were fetched, and
             `decompressed_bytes`, also as `bytes_read` (token shards that are copied from where they are
             mapped count in neither); `wait_seconds` that the consumer waited; `fetch_seconds` and
-            `build_seconds`, the time of all threads in these stages; `queue_depth`, the units of work, of
+            `build_seconds`, the time of all threads in these stages; `frame_wait_seconds` that threads which
+            build batches waited for frames; `queue_depth`, the units of work, of
             one batch or many, that were ready at the last wait; `damaged`, the images that were masked
             (`decode.images`); `tolerated`, the JPEGs with harmless errors, which Pillow decoded.
 

@@ -151,6 +151,7 @@ COUNTERS = (
     Counter("log_dropped", "logs", "sum", _N, "rows that were dropped"),
     Counter("log_shipped", "logs", "sum", _N, "rows that arrived in the store"),
     Counter("log_waiting_bytes", "logs", "now", _B, "bytes of rows that are not in the store yet"),
+    Counter("frame_wait_seconds", "loader", "sum", _S, "that threads which build batches waited for frames"),
 )
 
 _STAGE = {each.name: number for number, each in enumerate(STAGES)}

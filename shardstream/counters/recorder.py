@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shardstream.counters.cells import Cells, bucket
 from shardstream.counters.layout import BUCKETS, PER_DOUBLING, STAGES
 from shardstream.counters.page import PROCESS
 
-__all__ = ["NO_LOADER", "Recorder", "add", "listen", "listening", "observe", "put", "span"]
+__all__ = [
+    "NO_LOADER",
+    "Link",
+    "Listener",
+    "Recorder",
+    "add",
+    "listen",
+    "listening",
+    "observe",
+    "put",
+    "span",
+]
 
 _SCALE = tuple(1e6 if each.unit == "seconds" else 1.0 for each in STAGES)  # to the unit of the buckets
 _LAST = BUCKETS - 1
 _CONSUMER = 2  # the first stages are those of the consumer: wait, step
 _log2 = math.log2
 
-# (number of the stage, begin, end, events); times in seconds of `time.monotonic`.
-Listener = Callable[[int, float, float, int], Any]
+# What a span takes and what it gives, each by keys that are the same at the other end.
+Link = tuple[Sequence[object], Sequence[object]]
+# (number of the stage, begin, end, events, link or None); times in seconds of `time.monotonic`.
+Listener = Callable[[int, float, float, int, Link | None], Any]
 _listener: Listener | None = None
 
 
@@ -59,7 +72,7 @@ def span(stage: int, started: float, ended: float) -> None:
     seconds = ended - started
     PROCESS.observe(stage, bucket(seconds * 1e6), seconds, 1)
     if _listener is not None:
-        _listener(stage, started, ended, 1)
+        _listener(stage, started, ended, 1, None)
 
 
 # The values of slots, and the buckets that are not empty, each with its number.
@@ -81,7 +94,9 @@ class Recorder(Cells):
         self.slots[slot] = value
         PROCESS.slots[slot] = value
 
-    def span(self, stage: int, started: float, ended: float, count: int = 1) -> None:
+    def span(
+        self, stage: int, started: float, ended: float, count: int = 1, link: Link | None = None
+    ) -> None:
         """Count events of a stage that took the same time each, one after another.
 
         Args:
@@ -89,6 +104,7 @@ class Recorder(Cells):
             started: When the first one began, in seconds of `time.monotonic`.
             ended: When the last one ended.
             count: How many they are, at least 1.
+            link: What they take and give, if somebody is `listening`.
         """
         seconds = ended - started
         each = seconds * 1e6 / count
@@ -105,7 +121,7 @@ class Recorder(Cells):
             self.make_room(stage)
             PROCESS.make_room(stage)
         if _listener is not None:
-            _listener(stage, started, ended, count)
+            _listener(stage, started, ended, count, link)
 
     def copy(self) -> Cells:
         """What it has counted so far."""

@@ -92,6 +92,14 @@ class Snapshot:
     values: dict[str, float]
     stages: dict[str, Histogram]
 
+    def since(self, earlier: Snapshot) -> Snapshot:
+        """What came after an earlier snapshot of the same process; values that are no sums stay."""
+        sums = {each.name for each in COUNTERS if each.kind == "sum"}
+        before = earlier.values
+        values = {name: now - before[name] if name in sums else now for name, now in self.values.items()}
+        stages = {name: now.since(earlier.stages[name]) for name, now in self.stages.items()}
+        return Snapshot(self.path, self.header, self.alive, values, stages)
+
 
 def histogram_of(cells: Cells, number: int) -> Histogram:
     """The histogram of a stage."""

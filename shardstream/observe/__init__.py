@@ -6,12 +6,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from shardstream.observe.tracing import Trace as Trace
+    from shardstream.observe.tracing import trace as trace
 
 # Imported at first use.
-_HOMES: dict[str, str] = {}
+_HOMES = {
+    "Trace": "shardstream.observe.tracing",
+    "trace": "shardstream.observe.tracing",
+}
 
-__all__: list[str] = []
+__all__ = ["Trace", "trace"]
 
 if not TYPE_CHECKING:
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from shardstream.counters.layout import stage
+from shardstream.counters.recorder import Link, listening
 from shardstream.errors import StorageError
 from shardstream.read.engine.frames import FrameId
 from shardstream.read.engine.sizes import Sizes
@@ -105,10 +106,17 @@ class Builder(Generic[T]):
             built.error = error
         seconds = time.monotonic() - started - waited
         self._stats.build_seconds += seconds
+        self._stats.add(frame_wait_seconds=waited)
         if built.batches:
             begun = started + waited
-            self._stats.recorder.span(_BATCH, begun, begun + seconds, len(built.batches))
+            link = self.link(unit) if listening() else None
+            self._stats.recorder.span(_BATCH, begun, begun + seconds, len(built.batches), link)
         return built
+
+    def link(self, unit: Unit) -> Link:
+        """What the batches of a unit are made of, and what names them, for a trace."""
+        number = id(self._source)
+        return [(number, *need.frame) for need in unit.needs], [id(unit)]
 
     def batches(
         self, unit: Unit, buffer: Callable[[FrameId], Any], prepare: Callable[[], object] | None

@@ -35,7 +35,9 @@ _DEPTH = 16  # how many units may be on their way
 _UNKNOWN = 2  # how many units that grow may be on their way while their size is unknown
 _PLANNED = 0.001  # seconds of planning after which the consumer gets the units so far
 _POLL = 0.5  # seconds
-_TELL = 0.05  # seconds; shorter steps are counted together, for a call for each batch would be felt
+# Seconds: shorter steps are counted together, for a call for each batch would be felt; the second while the
+# work is traced.
+_TELL, _TRACED = 0.05, 0.001
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
 _REUSED, _REUSED_PART = 32 << 20, 2
@@ -122,7 +124,7 @@ class _Flow(Generic[T]):
         self._fetchers = Pool("shardstream-fetch", budget.threads, self._scope, self._news, self)
         self._builders = Pool("shardstream-build", budget.threads, self._scope, self._news, self)
         self._frames: FramesInMemory[Any] = FramesInMemory(
-            _timed(source.fetch, stats), source.recycle, self._fetchers
+            _timed(source, stats), source.recycle, self._fetchers
         )
         self._pending: deque[_Pending[T]] = deque()
         self._head: _Pending[T] | None = None  # the unit that is being delivered
@@ -159,7 +161,7 @@ class _Flow(Generic[T]):
                 self._limit(ready)
                 self._admit()  # so that the threads have work while the consumer computes
                 begun = asked = clock()
-                count, built, due = 0, 0.0, begun if listening() else begun + _TELL
+                count, built, due = 0, 0.0, begun + (_TRACED if listening() else _TELL)
                 for batch, samples in self._of(head):
                     stats.batches += 1  # not by `add`: a call for each batch would be felt
                     stats.samples += samples
@@ -173,7 +175,7 @@ class _Flow(Generic[T]):
                     if asked > due:
                         self._spend(head, count, begun, built, asked)
                         count, built, begun = 0, 0.0, asked
-                        due = begun if listening() else begun + _TELL
+                        due = begun + (_TRACED if listening() else _TELL)
                     head.left -= 1
                     del batch
                 if count:
@@ -280,10 +282,12 @@ class _Flow(Generic[T]):
         """
         stats = self._stats
         stats.tell_process()
+        link = self._builder.link(head.unit) if listening() else None
         if head.unit.direct:
-            stats.recorder.span(_BATCH, begun, begun + built, count)
+            stats.recorder.span(_BATCH, begun, begun + built, count, link)
         if stats.delivers:
-            stats.recorder.span(_STEP, begun + built, asked, count)
+            taken = None if link is None else (link[1], ())
+            stats.recorder.span(_STEP, begun + built, asked, count, taken)
 
     def _limit(self, ready: int) -> None:
         """Free unused memory that is beyond the limits, and report in `stats` what memory is used for."""
@@ -365,8 +369,9 @@ class _Flow(Generic[T]):
         return delivered(built)
 
 
-def _timed(fetch: Callable[[int, int], Any], stats: Stats) -> Callable[[int, int], Any]:
-    """`fetch`, with its time counted."""
+def _timed(source: Source, stats: Stats) -> Callable[[int, int], Any]:
+    """`source.fetch`, with its time counted."""
+    fetch, number = source.fetch, id(source)
 
     def timed(shard: int, frame: int) -> Any:
         started = time.monotonic()
@@ -375,6 +380,7 @@ def _timed(fetch: Callable[[int, int], Any], stats: Stats) -> Callable[[int, int
         finally:
             ended = time.monotonic()
             stats.fetch_seconds += ended - started
-            stats.recorder.span(_FETCH, started, ended)
+            link = ((), [(number, shard, frame)]) if listening() else None
+            stats.recorder.span(_FETCH, started, ended, 1, link)
 
     return timed

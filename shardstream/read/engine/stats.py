@@ -35,6 +35,7 @@ class Stats:
         wait_seconds: How long the consumer waited.
         fetch_seconds: The time of all threads that fetch and decompress frames.
         build_seconds: The time of all threads that build batches.
+        frame_wait_seconds: How long these threads waited for frames, beside that.
         queue_depth: How many units of work were ready at the last wait.
         damaged: How many damaged images were masked.
         tolerated: How many JPEGs with errors were decoded by Pillow, since libjpeg-turbo warned of them.
@@ -51,6 +52,7 @@ class Stats:
     wait_seconds: float = 0.0
     fetch_seconds: float = 0.0
     build_seconds: float = 0.0
+    frame_wait_seconds: float = 0.0
     queue_depth: int = 0
     damaged: int = 0
     tolerated: int = 0

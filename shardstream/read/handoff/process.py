@@ -81,6 +81,7 @@ class ReadingProcess:
                 stats.recorder.span(_WAIT, started, ended)
                 waited += ended - started
                 if kind == messages.END:
+                    stats.wait_seconds = waited
                     stats.recorder.continue_with(timings, value)
                     return
                 if kind == messages.ERROR:

@@ -89,7 +89,7 @@ class Counter:
 
 
 STAGES = (
-    Stage("wait", "seconds", "a wait of the consumer for its next batch"),
+    Stage("wait", "seconds", "the consumer asks for a batch: 0 if it is there, else the time until it is"),
     Stage("step", "seconds", "the consumer's time with a batch, until it asks for the next one"),
     Stage("batch", "seconds", "a batch is built: cut out, decoded, transformed, collated; without waits"),
     Stage("fetch", "seconds", "a frame comes into memory, from any tier, and is decompressed"),

@@ -21,7 +21,17 @@ from shardstream.counters.cells import Cells
 from shardstream.counters.layout import ACTIVITIES, HEADER, MAGIC, SIZE, SLOTS_AT, VERSION
 from shardstream.counters.processes import boot_id, host_name, is_running, pid_namespace, start_of
 
-__all__ = ["PROCESS", "Header", "begin", "clear_dead", "directories", "end", "may_judge", "read_header"]
+__all__ = [
+    "PROCESS",
+    "Header",
+    "begin",
+    "clear_dead",
+    "directories",
+    "end",
+    "job_name",
+    "may_judge",
+    "read_header",
+]
 
 PROCESS = Cells()  # what this process counts
 _LOG = logging.getLogger("shardstream")
@@ -30,7 +40,9 @@ _VARIABLE = "SHARDSTREAM_COUNTERS"  # a folder for the files, or "off"
 _SUFFIX = ".counters"
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WORLDS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-_JOBS = ("SHARDSTREAM_JOB", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+_JOBS = ("SHARDSTREAM_JOB", "SLURM_JOB_NAME")
+_RUN = "TORCHELASTIC_RUN_ID"  # keeps two runs of a program on a machine apart
+_DATA = frozenset({"loader", "reader", "pack", "warm"})  # what is read or written by these is shown
 
 
 class Header:
@@ -63,8 +75,7 @@ class Header:
         self.namespace, self.boot, self.host = pid_namespace(), boot_id(), host_name()
         self.activities: frozenset[str] = frozenset()
         self.rank, self.world = _number(_RANKS), _number(_WORLDS)
-        program = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-        self.job = next(filter(None, map(os.environ.get, _JOBS)), program)
+        self.job = job_name()
         self.what = ""
 
     def pack(self) -> bytes:
@@ -93,6 +104,21 @@ def read_header(data: bytes) -> Header | None:
     return found
 
 
+def job_name() -> str:
+    """The name of the job: of the environment, or else of the program, such as "train.py"."""
+    for name in _JOBS:
+        if found := os.environ.get(name):
+            return found
+    words = [*getattr(sys, "argv", []), "", ""]
+    program = os.path.basename(words[0])
+    if program == "__main__.py":
+        program = os.path.basename(os.path.dirname(words[0]))
+    if program == "shardstream":
+        program = f"{program} {words[1]}"
+    run = os.environ.get(_RUN, "none")
+    return program if run == "none" else f"{program} {run[:6]}"
+
+
 def _number(names: tuple[str, ...]) -> int:
     for name in names:
         if (value := os.environ.get(name, "")).isdecimal():
@@ -108,7 +134,9 @@ def directories() -> list[str]:
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
     name = f"shardstream-{user}"
     # Where a machine has /dev/shm, the temporary folder is for when that one is full or closed.
-    places = _SHARED_MEMORY, tempfile.gettempdir()
+    places = [_SHARED_MEMORY]
+    with contextlib.suppress(OSError):  # there may be no folder at all that takes files
+        places.append(tempfile.gettempdir())
     return [os.path.join(place, name) for place in places if os.path.isdir(place)]
 
 
@@ -155,7 +183,7 @@ def begin(activity: str, what: str = "", rank: int | None = None, world: int | N
 
     Args:
         activity: One of `ACTIVITIES`.
-        what: The dataset, checkpoint or log, without credentials.
+        what: The dataset, checkpoint or log, without credentials. A dataset is shown rather than the others.
         rank: The rank of the process, if the environment does not tell it.
         world: How many ranks there are.
     """
@@ -164,7 +192,8 @@ def begin(activity: str, what: str = "", rank: int | None = None, world: int | N
         header = _file.header = _file.header or Header()
         before = header.pack()
         header.activities |= {activity}
-        header.what = what or header.what
+        if what and (activity in _DATA or not header.what):
+            header.what = what
         if header.world < 0 and rank is not None and world is not None:
             header.rank, header.world = rank, world
         if new:

@@ -94,6 +94,11 @@ class Recorder(Cells):
         self.slots[slot] = value
         PROCESS.slots[slot] = value
 
+    def nothing(self, stage: int, count: int) -> None:
+        """Count events of a stage that took no time, of which a trace is not told."""
+        self.observe(stage, 0, 0.0, count)
+        PROCESS.observe(stage, 0, 0.0, count)
+
     def span(
         self, stage: int, started: float, ended: float, count: int = 1, link: Link | None = None
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, Protocol, TypeVar
 
+from shardstream.counters.page import begin
 from shardstream.dataset.collating import Sample
 from shardstream.order.cursor import Run
 from shardstream.read.handoff.process_bound import ProcessBound
@@ -31,6 +32,7 @@ class Iteration(ProcessBound[T]):
 
     def __init__(self, items: _Items, run: Run, collated: bool = False) -> None:
         """collated: torch's default collate puts the samples together."""
+        begin("reader", getattr(items, "url", ""))
         self._items, self._run, self._collated = items, run, collated
         super().__init__(items.deliver(run))
 

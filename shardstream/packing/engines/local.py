@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from shardstream.counters.page import end
+from shardstream.counters.page import end, job_name
 from shardstream.errors import OptionError, ShardstreamError, StorageError
 
 _LENGTH = struct.Struct("<Q")
@@ -111,6 +111,7 @@ class _Worker:
         environment = dict(os.environ)
         # The caller may have found this package only by its own sys.path.
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        environment["SHARDSTREAM_JOB"] = job_name()
         # There is a process for each core already, so that threads of BLAS would only slow each other down.
         for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
             environment.setdefault(name, "1")

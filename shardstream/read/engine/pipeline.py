@@ -38,10 +38,13 @@ _POLL = 0.5  # seconds
 # Seconds: shorter steps are counted together, for a call for each batch would be felt; the second while the
 # work is traced.
 _TELL, _TRACED = 0.05, 0.001
+# If a batch and the step with it take less than so many seconds, some batches after it are not timed.
+_QUICK, _UNTIMED = 0.001, 8
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
 _REUSED, _REUSED_PART = 32 << 20, 2
-_FETCH, _BATCH, _STEP, _WAITING = stage("fetch"), stage("batch"), stage("step"), slot("waiting_since")
+_FETCH, _BATCH, _STEP, _WAIT = stage("fetch"), stage("batch"), stage("step"), stage("wait")
+_WAITING = slot("waiting_since")
 
 
 @dataclass
@@ -133,6 +136,7 @@ class _Flow(Generic[T]):
         self._planned: deque[Unit] = deque()  # units that are planned and not begun
         self._plan: Task[_Plan]
         self._planning = True
+        self._waited = False  # for the next batch
         self._outer, self._process = current(), os.getpid()
 
     def batches(self) -> Generator[T, None, None]:
@@ -142,7 +146,7 @@ class _Flow(Generic[T]):
             self._scope.idle_threads = self._builders
             self._plan = self._planner.submit(self._some)
             while True:
-                self._until(self._ready)
+                self._waited = self._until(self._ready)
                 if not self._pending:
                     if (error := self._plan.result().error) is not None:
                         raise error
@@ -161,25 +165,33 @@ class _Flow(Generic[T]):
                 self._limit(ready)
                 self._admit()  # so that the threads have work while the consumer computes
                 begun = asked = clock()
-                count, built, due = 0, 0.0, begun + (_TRACED if listening() else _TELL)
+                count, untimed, built = 0, 0, 0.0
+                due = begun + (_TRACED if listening() else _TELL)
                 for batch, samples in self._of(head):
                     stats.batches += 1  # not by `add`: a call for each batch would be felt
                     stats.samples += samples
-                    given = clock()
-                    built += given - asked
-                    if given > due:
-                        stats.tell_process()
-                    yield batch
-                    asked = clock()
                     count += 1
-                    if asked > due:
-                        self._spend(head, count, begun, built, asked)
-                        count, built, begun = 0, 0.0, asked
-                        due = begun + (_TRACED if listening() else _TELL)
+                    if untimed:
+                        yield batch
+                        untimed -= 1
+                        if not untimed:
+                            asked = clock()
+                    else:
+                        given = clock()
+                        if given > due:
+                            stats.tell_process()
+                        yield batch
+                        now = clock()
+                        built = given - asked
+                        untimed = min(_UNTIMED, int(_QUICK / (now - asked + 1e-9)))
+                        asked = now
+                        if now > due:
+                            self._spend(head, count, begun, built, now)
+                            count, begun, due = 0, now, now + (_TRACED if listening() else _TELL)
                     head.left -= 1
                     del batch
                 if count:
-                    self._spend(head, count, begun, built, asked)
+                    self._spend(head, count, begun, built, clock())
                 if head.unit.direct:
                     self._release(head)
                 self._head = None
@@ -277,15 +289,20 @@ class _Flow(Generic[T]):
             head: Their unit.
             count: How many they are.
             begun: When the first of them was asked for.
-            built: The seconds until they were given.
+            built: The seconds until the last of them that was timed was built.
             asked: When the batch after them was asked for.
         """
         stats = self._stats
         stats.tell_process()
+        # What is left is the consumer's: also if one step among quick ones takes long.
+        built = min(count * built, asked - begun)
         link = self._builder.link(head.unit) if listening() else None
         if head.unit.direct:
             stats.recorder.span(_BATCH, begun, begun + built, count, link)
         if stats.delivers:
+            if count > self._waited:
+                stats.recorder.nothing(_WAIT, count - self._waited)
+            self._waited = False
             taken = None if link is None else (link[1], ())
             stats.recorder.span(_STEP, begun + built, asked, count, taken)
 
@@ -324,15 +341,15 @@ class _Flow(Generic[T]):
             return built.bytes
         return max(unit.volume, unit.grows * (self._builder.expected or 0) * len(unit.sizes))
 
-    def _until(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready()` is true.
+    def _until(self, ready: Callable[[], bool]) -> bool:
+        """Wait until `ready()` is true; returns whether it was not.
 
         Raises:
             StorageError: Nothing was done for longer than the deadline, or this process is a fork.
             Cancelled: The work around this iteration was ended.
         """
         if ready():
-            return
+            return False
         started, delivers = time.monotonic(), self._stats.delivers
         if delivers:
             put(_WAITING, started)
@@ -340,7 +357,7 @@ class _Flow(Generic[T]):
             while True:
                 self._news.wait(min(_POLL, self._budget.deadline))
                 if ready():
-                    return
+                    return True
                 if self._outer.over:
                     raise Cancelled
                 if self._process != os.getpid():

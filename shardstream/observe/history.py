@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from shardstream.counters.bottleneck import bottleneck
 from shardstream.counters.layout import COUNTERS
 from shardstream.counters.snapshots import Histogram, Snapshot
 from shardstream.observe.metrics import waiting_seconds
@@ -16,6 +17,8 @@ from shardstream.observe.rows import Row
 __all__ = ["History", "Process"]
 
 _SUMS = [counter.name for counter in COUNTERS if counter.kind == "sum"]
+# Names for people: what they can do something about.
+_NAMES = {"request": "store", "step": "the loop", "batch": "collate"}
 _LONG = 3.0  # seconds after which a wait, or that nothing is counted, is worth a word
 _SHOWN_AFTER = 10.0  # seconds for which a process that has ended is still shown
 
@@ -86,7 +89,7 @@ class Process:
             disk=disk,
             ram=ram,
             hits=1 - (store or 0) / moved if moved else None,
-            stage=self._stage() if known else "",
+            held_up=self._held_up() if known else "",
             queue=None if self.ended is not None else int(values["queue_depth"]),
             retries=int(values["retries"]),
             memory=None
@@ -95,20 +98,16 @@ class Process:
             resident=self.resident,
         )
 
-    def _stage(self) -> str:
-        """In which stage the threads spent most of their time, and its share, such as "decode 61 %"."""
-        first, last = self.marks[0].seconds, self.marks[-1].seconds
-        spent = {name: max(0.0, last[name] - first[name]) for name in last}
-        parts = {
-            "store": spent["request"],
-            "disk": spent["disk"],
-            "decompress": spent["decompress"],
-            "decode": spent["decode"],
-            "transform": spent["transform"],
-            "collate": max(0.0, spent["batch"] - spent["decode"] - spent["transform"]),
+    def _held_up(self) -> str:
+        """The stage that holds up the loop in these seconds."""
+        first, last, latest = self.marks[0], self.marks[-1], self.latest
+        stages = {
+            name: Histogram(name, each.unit, 0, max(0.0, last.seconds[name] - first.seconds[name]), ())
+            for name, each in latest.stages.items()
         }
-        total, most = sum(parts.values()), max(parts, key=parts.__getitem__)
-        return f"{most} {100 * parts[most] / total:.0f} %" if total else ""
+        values = {name: value - first.values[name] for name, value in last.values.items()}
+        found = bottleneck(Snapshot(latest.path, latest.header, latest.alive, values, stages))
+        return _NAMES.get(found, found)
 
 
 class History:

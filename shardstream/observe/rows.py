@@ -23,7 +23,7 @@ class Row:
         p50, p99: Seconds of waiting that half, and 99 %, of the batches did not exceed.
         store, disk, ram: Bytes a second, by where they came from.
         hits: The share of the bytes that came from a cache, 0 to 1.
-        stage: The stage in which the threads spent the most time, and its share of it.
+        held_up: The stage that holds up the loop; "the loop" if it waits for less than a fifth of its time.
         queue: Units of work that are ready.
         retries: Requests that were sent again, in all.
         memory: Bytes that the loaders of the process hold.
@@ -44,7 +44,7 @@ class Row:
     disk: float | None = None
     ram: float | None = None
     hits: float | None = None
-    stage: str = ""
+    held_up: str = ""
     queue: int | None = None
     retries: int = 0
     memory: int | None = None

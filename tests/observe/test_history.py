@@ -32,7 +32,7 @@ def test_rates_are_differences_over_the_window() -> None:
 def test_one_snapshot_alone_has_no_rates() -> None:
     (process,) = History().update([made(samples=5, queue_depth=2, retries=3)], 0.0)
     row = process.row()
-    assert (row.samples, row.wait, row.p99, row.hits, row.stage) == (None, None, None, None, "")
+    assert (row.samples, row.wait, row.p99, row.hits, row.held_up) == (None, None, None, None, "")
     assert (row.queue, row.retries) == (2, 3)
 
 
@@ -96,11 +96,17 @@ def test_a_process_that_ends_is_shown_for_a_while_and_one_with_its_id_is_another
     assert len(history.update([made(pid=8)], 50.0)) == 1
 
 
-def test_the_busiest_stage_counts_no_time_twice() -> None:
-    history = History()
+def test_what_holds_the_loop_up_is_that_of_the_last_seconds() -> None:
+    history = History(window=1.0)
+    slow = {"wait": [9.0], "step": [1.0], "request": [8.0]}
     history.update([made()], 0.0)
-    events = {"fetch": [9.0], "request": [1.0], "batch": [6.0], "decode": [4.0], "transform": [1.0]}
-    assert history.update([made(events=events)], 1.0)[0].row().stage == "decode 57 %"
+    (process,) = history.update([made(events=slow, frame_wait_seconds=9.0)], 10.0)
+    assert process.row().held_up == "store"
+    decoding = {**slow, "wait": [9.0, 7.0], "batch": [8.0], "decode": [6.0]}
+    (process,) = history.update([made(events=decoding, frame_wait_seconds=9.0)], 20.0)
+    assert process.row().held_up == "decode"
+    (process,) = history.update([made(events={**decoding, "step": [1.0, 9.0]}, frame_wait_seconds=9.0)], 30.0)
+    assert process.row().held_up == "the loop"
 
 
 def test_batches_that_were_there_count_in_the_percentiles() -> None:

@@ -129,16 +129,9 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/watching")
     options = parser.parse_args()
     rows = [measured(processes, options.rounds) for processes in (1, 16)]
-    lines = [
-        "# Watching a node",
-        "",
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, median of {options.rounds} scrapes.",
-        "",
-    ]
-    lines += [
-        "| processes | bytes | scrape p50, ms | p99, ms | server CPU, ms | look of top, CPU ms |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    machine = f"Python {platform.python_version()}, {os.cpu_count()} cores, {options.rounds} scrapes."
+    head = "| processes | bytes | scrape p50, ms | p99, ms | server CPU, ms | look of top, CPU ms |"
+    lines = ["# Watching a node", "", machine, "", head, "| ---: | ---: | ---: | ---: | ---: | ---: |"]
     for row in rows:
         lines.append(
             f"| {row['processes']} | {row['bytes']:,} | {row['scrape_p50_ms']:.1f} | {row['scrape_p99_ms']:.1f} "

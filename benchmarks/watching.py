@@ -132,11 +132,11 @@ def main() -> None:
     machine = f"Python {platform.python_version()}, {os.cpu_count()} cores, {options.rounds} scrapes."
     head = "| processes | bytes | scrape p50, ms | p99, ms | server CPU, ms | look of top, CPU ms |"
     lines = ["# Watching a node", "", machine, "", head, "| ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        lines.append(
-            f"| {row['processes']} | {row['bytes']:,} | {row['scrape_p50_ms']:.1f} | {row['scrape_p99_ms']:.1f} "
-            f"| {row['server_cpu_ms']:.1f} | {row['look_cpu_ms']:.1f} |"
-        )
+    lines += [
+        f"| {row['processes']} | {row['bytes']:,} | {row['scrape_p50_ms']:.1f} | {row['scrape_p99_ms']:.1f} "
+        f"| {row['server_cpu_ms']:.1f} | {row['look_cpu_ms']:.1f} |"
+        for row in rows
+    ]
     met = "yes" if rows[1]["scrape_p50_ms"] <= BAR else "no"
     lines += ["", f"Bar: a scrape of 16 processes takes at most {BAR:.0f} ms. Met: {met}."]
     out = Path(options.out)

@@ -67,7 +67,6 @@ class _Group:
             trouble: What went wrong.
         """
         job, kind, what = self._named
-        states = [process.state for process in self._processes if process.state]
         return Work(
             kind=kind,
             job=job,
@@ -78,8 +77,14 @@ class _Group:
             left=max(0.0, total - done) / steps if total and steps else None,
             detail=", ".join(detail),
             trouble=trouble,
-            state=states[0] if states else "",
+            state=self._state(),
         )
+
+    def _state(self) -> str:
+        """Why the work does not go on: nobody works, or somebody is stopped. That one alone pauses is usual."""
+        states = [process.state for process in self._processes]
+        stopped = [state for state in states if state.startswith("stopped")]
+        return stopped[0] if stopped else min(states) if all(states) else ""
 
 
 def _pack(group: _Group) -> Work:

@@ -28,8 +28,8 @@ __all__ = [
     "clear_dead",
     "directories",
     "end",
+    "is_alive",
     "job_name",
-    "may_judge",
     "read_header",
 ]
 
@@ -248,16 +248,19 @@ def clear_dead(place: str) -> None:
                 continue
             with open(path, "rb") as file:
                 header = read_header(file.read(SIZE))
-            if header is None or may_judge(header):
+            if header is None or is_alive(header) is False:
                 os.unlink(path)
         except (OSError, ValueError, struct.error):
             continue
 
 
-def may_judge(header: Header) -> bool:
-    """Whether this process can see if the process of a file is running: not from another container."""
-    here = boot_id(), pid_namespace(), host_name()
-    return (header.boot, header.namespace, header.host) == here
+def is_alive(header: Header) -> bool | None:
+    """Whether the process of a file is running. None: it is in another container, or on another machine."""
+    if header.host != host_name():
+        return None
+    if header.boot != boot_id():
+        return False  # the machine was started again
+    return is_running(header.pid, header.start) if header.namespace == pid_namespace() else None
 
 
 def _names(place: str) -> list[str]:

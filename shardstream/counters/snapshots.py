@@ -9,8 +9,7 @@ from itertools import accumulate
 
 from shardstream.counters.cells import Cells
 from shardstream.counters.layout import BUCKETS, COUNTERS, PER_DOUBLING, SIZE, STAGES, slot
-from shardstream.counters.page import PROCESS, Header, clear_dead, directories, may_judge, read_header
-from shardstream.counters.processes import is_running
+from shardstream.counters.page import PROCESS, Header, clear_dead, directories, is_alive, read_header
 
 __all__ = ["Histogram", "Snapshot", "histogram_of", "read_all", "read_file", "read_own"]
 
@@ -135,8 +134,7 @@ def read_file(path: str) -> Snapshot | None:
     header = read_header(data)
     if header is None:
         return None
-    alive = is_running(header.pid, header.start) if may_judge(header) else None
-    return _snapshot(path, header, alive, Cells(bytearray(data)))
+    return _snapshot(path, header, is_alive(header), Cells(bytearray(data)))
 
 
 def read_all(directory: str | None = None) -> list[Snapshot]:

@@ -86,25 +86,35 @@ def test_the_file_of_a_killed_process_is_cleared_by_the_next_one(tmp_path: Path)
 def test_a_process_id_that_came_again_is_another_process(tmp_path: Path) -> None:
     process = start(tmp_path, "")
     (path,) = tmp_path.iterdir()
-    pid, begun, number = path.name.removesuffix(".counters").split("-")
-    old = path.rename(tmp_path / f"{pid}-{int(begun) - 1}-{number}.counters")
+    data = path.read_bytes()
+    header = page.read_header(data)
+    assert header is not None
+    header.start -= 1
+    head = header.pack()
+    old = path.rename(tmp_path / f"{header.pid}-{header.start}-0.counters")
+    old.write_bytes(head + data[len(head) :])
     assert read_all(str(tmp_path)) == []
     assert not old.exists()
     leave(process)
 
 
-def test_another_container_is_shown_and_not_judged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "alive"), [("namespace", 1, [None]), ("host", "elsewhere", [None]), ("boot", "old", [])]
+)
+def test_another_container_is_shown_and_not_judged(
+    tmp_path: Path, name: str, value: object, alive: list[None]
+) -> None:
     process = start(tmp_path, "")
     (path,) = tmp_path.iterdir()
     data = path.read_bytes()
     leave(process)
     header = page.read_header(data)
     assert header is not None
-    header.namespace, header.pid = 1, 2**22 + 1  # no process of this machine
+    header.pid = 2**22 + 1  # no process of this machine
+    setattr(header, name, value)
     head = header.pack()
     (tmp_path / f"{header.pid}-{header.start}-0.counters").write_bytes(head + data[len(head) :])
-    (found,) = read_all(str(tmp_path))
-    assert found.alive is None
+    assert [each.alive for each in read_all(str(tmp_path))] == alive
 
 
 def test_what_is_no_file_of_this_version_is_left_alone(tmp_path: Path) -> None:

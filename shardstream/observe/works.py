@@ -81,7 +81,7 @@ class _Group:
         )
 
     def _state(self) -> str:
-        """Why the work does not go on: nobody works, or somebody is stopped. That one alone pauses is usual."""
+        """Why the work does not go on: nobody works, or somebody is stopped. One may pause."""
         states = [process.state for process in self._processes]
         stopped = [state for state in states if state.startswith("stopped")]
         return stopped[0] if stopped else min(states) if all(states) else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 __all__ = ["CONTENT_TYPE", "Buckets", "Family", "labelled", "render"]
@@ -69,17 +71,19 @@ def render(families: Iterable[Family]) -> bytes:
 
 
 def _add_histogram(lines: list[str], name: str, labels: str, value: Buckets) -> None:
-    comma = "," if labels else ""
-    start = f'{name}_bucket{{{labels}{comma}le="'
-    below = 0
-    for bound, count in zip(value.bounds, value.counts, strict=False):
-        below += count
-        lines.append(f'{start}{bound}"}} {below}')
-    below += value.counts[-1]
-    lines.append(f'{start}+Inf"}} {below}')
+    start = f"{name}_bucket{{{labels}{',' if labels else ''}le="
+    counts = list(accumulate(value.counts))
+    ends = _ends(tuple(value.bounds))
+    lines += [f"{start}{end}{count}" for end, count in zip(ends, counts, strict=True)]
     lines.append(f"{name}_sum{{{labels}}} {_number(value.total)}")
     # The sum of what was read: buckets that change meanwhile must not disagree with their count.
-    lines.append(f"{name}_count{{{labels}}} {below}")
+    lines.append(f"{name}_count{{{labels}}} {counts[-1]}")
+
+
+@lru_cache
+def _ends(bounds: tuple[float, ...]) -> list[str]:
+    """What follows `le=` in the line of each bucket. Formatting floats is most of the work."""
+    return [f'"{bound}"}} ' for bound in (*bounds, "+Inf")]
 
 
 def _escaped(value: str) -> str:

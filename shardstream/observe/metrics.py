@@ -16,7 +16,7 @@ __all__ = ["coarse", "counts_here", "families", "labels_of", "metric_name", "wai
 # A bound at each doubling. Microseconds: 128 us to 67 s. Bytes: 1 KiB to 256 MiB.
 _DOUBLINGS = {"seconds": range(7, 27), "bytes": range(10, 29)}
 _SCALE = {"seconds": 1e6, "bytes": 1.0}
-_BOUNDS = {unit: [2**power / _SCALE[unit] for power in powers] for unit, powers in _DOUBLINGS.items()}
+_BOUNDS = {unit: tuple(2**power / _SCALE[unit] for power in powers) for unit, powers in _DOUBLINGS.items()}
 # The counters of a group are shown once a process does one of these; those of other groups always.
 _READERS = {"loader", "reader"}
 

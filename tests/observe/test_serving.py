@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from shardstream.errors import OptionError
-from shardstream.observe.serving import serve
+from shardstream.observe import serve
 from tests.observe.children import counting
 
 

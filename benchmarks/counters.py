@@ -138,6 +138,8 @@ def child(kind: str, folder: str) -> None:
     for line in sys.stdin:
         variant = line.strip()
         if variant == "compute":
+            if turn is not None:
+                turn(True)
             print(json.dumps(computed(loader, str(file))), flush=True)
             continue
         if variant != "before":

@@ -14,7 +14,7 @@ from shardstream.checkpoint.layout import CELL, byte_size
 from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.reading import Request, read
-from shardstream.checkpoint.slices import Box, intersection
+from shardstream.slices import Box, intersection
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.restoring import Restoring
 from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.saving import rank_prefix
-from shardstream.checkpoint.slices import Box
+from shardstream.slices import Box
 from shardstream.errors import CorruptionError, StateError
 
 __all__ = ["Loading", "candidates"]

@@ -21,6 +21,7 @@ from shardstream.cli import (
     probe,
     rebuild,
     show,
+    top,
     verify,
     warm,
     weights,
@@ -56,6 +57,7 @@ app.command()(weights.weights)
 app.command()(probe.probe)
 app.command()(bench.bench)
 app.command()(advise.advise)
+app.command()(top.top)
 
 
 def _version(wanted: bool) -> None:

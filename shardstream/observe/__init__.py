@@ -6,16 +6,22 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shardstream.observe.instruments import otel as otel
+    from shardstream.observe.serving import Endpoint as Endpoint
+    from shardstream.observe.serving import serve as serve
     from shardstream.observe.tracing import Trace as Trace
     from shardstream.observe.tracing import trace as trace
 
 # Imported at first use.
 _HOMES = {
+    "Endpoint": "shardstream.observe.serving",
     "Trace": "shardstream.observe.tracing",
+    "otel": "shardstream.observe.instruments",
+    "serve": "shardstream.observe.serving",
     "trace": "shardstream.observe.tracing",
 }
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Endpoint", "Trace", "otel", "serve", "trace"]
 
 if not TYPE_CHECKING:
 

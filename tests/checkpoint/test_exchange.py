@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardstream.checkpoint.exchange import shared
 from shardstream.checkpoint.manifest import Chunk, Manifest, TensorInfo
-from shardstream.checkpoint.slices import Box, intersection
+from shardstream.slices import Box, intersection
 from tests.checkpoint import jobs
 from tests.distributed import launch
 

@@ -15,8 +15,8 @@ from shardstream.checkpoint.ranks import Ranks
 from shardstream.checkpoint.restoring import Restoring
 from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.saving import rank_prefix
-from shardstream.slices import Box
 from shardstream.errors import CorruptionError, StateError
+from shardstream.slices import Box
 
 __all__ = ["Loading", "candidates"]
 

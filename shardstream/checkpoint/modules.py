@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from shardstream.errors import StateError
+
 __all__ = ["fsdp1", "is_a", "is_module", "is_optimizer", "module_state", "named", "set_module", "tied"]
 
 # What wrappers put into the names of parameters: DDP, torch.compile, activation checkpointing.
@@ -48,7 +50,15 @@ def module_state(module: Any) -> dict[str, Any]:
     """The state by the names that the module has without wrappers, as torch's get_model_state_dict has it.
 
     That function takes ten times as long, which a save would wait for.
+
+    Raises:
+        StateError: DeepSpeed has cut its parameters up (ZeRO-3), and shows empty tensors in their place.
     """
+    if any(hasattr(each, "ds_id") for each in module.parameters()):
+        raise StateError(
+            "the module's parameters are cut up by DeepSpeed's ZeRO-3, so that its state has empty tensors: "
+            "save it with engine.save_checkpoint, or use ZeRO-1 or 2"
+        )
     if fsdp1(module):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
 

@@ -415,6 +415,17 @@ def test_a_save_that_fails_half_way_leaves_the_handle_as_it_was(saves: ss.Checkp
     assert saves.steps() == [1, 2]
 
 
+def test_a_module_whose_parameters_are_cut_up_elsewhere_is_refused(saves: ss.Checkpoints) -> None:
+    model = torch.nn.Linear(4, 4)
+    weight: Any = model.weight  # as DeepSpeed's ZeRO-3 leaves it
+    weight.ds_id, weight.ds_tensor = 0, weight.data.clone()
+    weight.data = torch.empty(0)
+    for state in ({"model": model}, {"all": {"model": model}}):
+        with pytest.raises(StateError, match=r"ZeRO-3.*engine\.save_checkpoint"):
+            saves.save(1, state)
+    assert saves.steps() == []
+
+
 def test_threads_may_save_at_once(saves: ss.Checkpoints) -> None:
     threads = [
         threading.Thread(

@@ -8,7 +8,6 @@ import typer
 
 from shardstream.cli import options
 from shardstream.errors import OptionError, StateError
-from shardstream.storage.store import absolute
 
 if TYPE_CHECKING:
     from shardstream.checkpoint.retention import Run
@@ -194,6 +193,7 @@ def _upload(run: Run, local: str, json: bool) -> None:
     from shardstream.checkpoint.ranks import Ranks
     from shardstream.checkpoint.recovery import recover
     from shardstream.checkpoint.retention import Run, local_run
+    from shardstream.storage.store import absolute
 
     run = Run(absolute(run.url), run.options)
     found = recover(run, local_run(local, run), Ranks(), lambda: conditional_put(run.open()), partly=True)

@@ -62,7 +62,8 @@ class WeightsLoader(DefaultModelLoader):
 
     def __init__(self, load_config: LoadConfig) -> None:
         plain = copy.copy(load_config)
-        plain.model_loader_extra_config = {}  # vLLM's loader refuses what it does not know
+        # vLLM's loader refuses what it does not know. It reads what a model is made of besides.
+        plain.model_loader_extra_config, plain.load_format = {}, "hf"
         super().__init__(plain)
         try:
             self._ours = msgspec.convert(load_config.model_loader_extra_config or {}, _Options)

@@ -33,7 +33,8 @@ _THREADS = 64
 def local_path_of(url: str) -> str | None:
     """The local path of a URL, or None for a remote one."""
     if url.startswith("file://"):
-        return os.path.abspath(unquote(url[7:].removeprefix("localhost")))
+        path = url[7:]
+        return os.path.abspath(unquote(path[9:] if path.startswith("localhost/") else path))
     return None if SCHEME.match(url) else os.path.abspath(os.path.expanduser(url))
 
 
@@ -76,6 +77,10 @@ class Store:
         """(the first `most` bytes of an object, fewer if it is shorter; its size)."""
         size = self.size(path)
         return self.read_range(path, 0, min(most, size)), size
+
+    def sends_whole(self, path: str) -> bool:
+        """Whether the server ignores ranges: it has sent this object whole when a part was asked for."""
+        return False
 
     def read_into(self, path: str, parts: Sequence[Part]) -> None:
         """Fill memory with parts of one object, in this thread; `read_ranges` does it with many.
@@ -272,6 +277,9 @@ class RemoteStore(Store):
         data = self._client.get_range(path, 0, most)
         known = self.session.total(self._client.where(path))
         return data, len(data) if len(data) < most else known or self.size(path)
+
+    def sends_whole(self, path: str) -> bool:
+        return self.session.came_whole(self._client.where(path))
 
     def version(self, path: str) -> tuple[str, int]:
         return self._client.version(path)

@@ -18,10 +18,10 @@ from shardstream.weights.digests import Digests
 from shardstream.weights.header import FileHeader, TensorInfo, read_header, without_duplicates
 from shardstream.weights.urls import PICKLES, Place, open_place
 
-__all__ = ["INDEX", "SINGLE", "Catalog", "Names", "open_catalog", "optional"]
+__all__ = ["INDEX", "SINGLE", "Catalog", "Wanted", "open_catalog", "optional"]
 
 # Which tensors are wanted: all, those of a list, or those of which a function says so.
-Names = Iterable[str] | Callable[[str], bool] | None
+Wanted = Iterable[str] | Callable[[str], bool] | None
 
 log = logging.getLogger("shardstream")
 
@@ -61,7 +61,7 @@ class Catalog:
         """A file's name for messages."""
         return self.place.where(file)
 
-    def chosen(self, names: Names) -> list[TensorInfo]:
+    def chosen(self, names: Wanted) -> list[TensorInfo]:
         """The tensors that are wanted, in the order of their bytes.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import threading
@@ -18,18 +19,19 @@ from shardstream.counters.recorder import add
 from shardstream.errors import CorruptionError
 from shardstream.storage.fetch.ranges import RangeReader
 from shardstream.storage.local.writes import reserve
+from shardstream.storage.spans import Part, fill
 from shardstream.storage.store import LocalStore, Store, named, sync_folder
 from shardstream.weights.digests import BLOCK, Digests
 from shardstream.weights.urls import Place
 
-__all__ = ["Wanted", "digests_of_file", "download", "read_blocks"]
+__all__ = ["RemoteFile", "digests_of_file", "download", "read_blocks"]
 
 _BYTES = slot("weight_bytes")
 _TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RemoteFile:
     """A file that is to be fetched.
 
     Attributes:
@@ -92,15 +94,17 @@ def read_blocks(
         StorageError: It cannot be read.
     """
     begin("weights", store.url)
-    rooms, lock = Rooms(), threading.Lock()
+    rooms, lock, alone = Rooms(), threading.Lock(), threading.Lock()
     ended: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
     blocks = {path: [""] * -(-size // BLOCK) for path, size, _ in files}
     left = {path: len(found) for path, found in blocks.items()}
 
-    def read(path: str, number: int, size: int, known: Digests | None) -> None:
+    def read(
+        path: str, number: int, size: int, known: Digests | None, into: Callable[[str, list[Part]], None]
+    ) -> None:
         start = number * BLOCK
         with rooms.lend(min(BLOCK, size - start)) as room:
-            store.read_into(path, [(start, room)])
+            into(path, [(start, room)])
             digest = xxhash.xxh3_64_hexdigest(room)
             if known is not None and digest != known.blocks[number]:
                 store.read_into(path, [(start, room)])  # it may have been damaged on its way
@@ -114,9 +118,16 @@ def read_blocks(
             add(_BYTES, len(room))
             blocks[path][number] = digest
 
-    def done(path: str, error: BaseException | None) -> None:
+    def read_whole(path: str, size: int, known: Digests | None) -> None:
+        # The server would send the whole file for each block. One such file at a time is in memory.
+        with alone:
+            data = store.read_range(path, 0, size)
+            for number in range(len(blocks[path])):
+                read(path, number, size, known, lambda _, parts: fill(parts, 0, data))
+
+    def done(path: str, count: int, error: BaseException | None) -> None:
         with lock:
-            left[path] -= error is None
+            left[path] -= 0 if error else count
             whole = not left[path]
         if error is not None or whole:
             ended.put(error or path)
@@ -127,12 +138,18 @@ def read_blocks(
                 raise CorruptionError(
                     f"{where(path)}: {size} bytes, {known.bytes} when it was recorded{anew}"
                 )
-            for number in range(len(blocks[path])):
+            count = len(blocks[path])
+            if count > 1 and store.sends_whole(path):
                 reader.run(
-                    lambda path=path, number=number, size=size, known=known: read(path, number, size, known),  # type: ignore[misc]
-                    lambda error, path=path: done(path, error),  # type: ignore[misc]
+                    functools.partial(read_whole, path, size, known), functools.partial(done, path, count)
                 )
-            if not blocks[path]:
+                continue
+            for number in range(count):
+                reader.run(
+                    functools.partial(read, path, number, size, known, store.read_into),
+                    functools.partial(done, path, 1),
+                )
+            if not count:
                 ended.put(path)
         for _ in files:
             found = ended.get()
@@ -153,7 +170,7 @@ def digests_of_file(store: Store, path: str) -> Digests:
 class _Open:
     """A file that is being written."""
 
-    wanted: Wanted
+    wanted: RemoteFile
     temporary: str
     file: int = -1
     lock: Any = field(default_factory=threading.Lock)
@@ -176,7 +193,7 @@ class _Open:
 
 
 def download(
-    place: Place, wanted: Sequence[Wanted], local: LocalStore, anew: str = ""
+    place: Place, wanted: Sequence[RemoteFile], local: LocalStore, anew: str = ""
 ) -> Iterator[tuple[str, Digests]]:
     """Fetch files into a folder. A file is at its name when it is whole and on the disk.
 

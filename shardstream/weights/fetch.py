@@ -24,7 +24,7 @@ from shardstream.storage.transport.failures import is_unreachable
 from shardstream.weights import digests
 from shardstream.weights.catalog import INDEX, Catalog, open_catalog, optional
 from shardstream.weights.digests import Digests
-from shardstream.weights.download import Wanted, digests_of_file, download
+from shardstream.weights.download import RemoteFile, digests_of_file, download
 from shardstream.weights.urls import Place, folder_name, open_place
 
 __all__ = ["fetch_weights"]
@@ -220,7 +220,7 @@ def _changed(local: LocalStore, state: _State) -> list[str]:
     return found
 
 
-def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
+def _wanted(catalog: Catalog, url: str) -> list[RemoteFile]:
     """The files that are fetched: weights, the index, and the small files beside them."""
     place = catalog.place
     index = catalog.index or ""
@@ -232,7 +232,7 @@ def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
         )
         known = place.hub.get(file)
         found.append(
-            Wanted(name, file, header.bytes, catalog.digests.get(file), known.sha256 if known else None)
+            RemoteFile(name, file, header.bytes, catalog.digests.get(file), known.sha256 if known else None)
         )
     if place.file == "":
         return found
@@ -243,7 +243,8 @@ def _wanted(catalog: Catalog, url: str) -> list[Wanted]:
         beside |= {name for name in place.names if not _OTHERS.match(name) and _is_file(place, name)}
     beside -= {digests.NAME, "manifest.json"}
     found += [
-        Wanted(file.removeprefix(prefix), file, place.store.size(file), None, None) for file in sorted(beside)
+        RemoteFile(file.removeprefix(prefix), file, place.store.size(file), None, None)
+        for file in sorted(beside)
     ]
     return found
 
@@ -254,7 +255,7 @@ def _is_file(place: Place, name: str) -> bool:
 
 
 def _download(
-    catalog: Catalog, wanted: Sequence[Wanted], local: LocalStore, state: _State
+    catalog: Catalog, wanted: Sequence[RemoteFile], local: LocalStore, state: _State
 ) -> dict[str, _Fetched]:
     """Fetch the files that are not here as they are in the store. What is finished is noted at once."""
     place = catalog.place

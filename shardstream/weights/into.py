@@ -48,7 +48,8 @@ def load_into(
 
     The bytes land in the parameters' own memory. A parameter keeps its dtype and is converted if the file has
     another one. Of a DTensor, as FSDP2 and tensor parallelism make them, a rank reads its slice only. Tied
-    parameters are read once, under any of their names. Hooks that rename what a module loads are followed.
+    parameters are read once, under any of their names. Hooks that rename or drop
+    what a module loads, or add what the files lack, are followed.
 
     Args:
         model: Its tensors may be real, or on the meta device: then they get memory here, all when everything
@@ -74,20 +75,24 @@ def load_into(
     torch = require("torch", "torch")
     catalog = located(url, cache, storage_options)
     targets, others = names_of(model)
-    tensors = renamed(model, catalog.tensors)
+    tensors, given = renamed(model, catalog.tensors)
     wanted: list[tuple[TensorInfo, Target]] = []
+    added: list[tuple[Any, Target]] = []  # tensors that hooks give
     missing = list(others)
     for target in targets:
-        known = [name for name in target.names if name in tensors]
-        if known:
-            wanted.append((tensors[known[-1]], target))  # torch copies one after the other
+        known = [name for name in target.names if name in tensors or name in given]
+        # Torch copies one after the other.
+        if known and known[-1] in tensors:
+            wanted.append((tensors[known[-1]], target))
+        elif known:
+            added.append((given[known[-1]], target))
         else:
             missing += target.names
     named = {name for target in targets for name in target.names}
-    unexpected = [name for name in tensors if name not in named]
-    _check(catalog, wanted, missing if strict else [], unexpected if strict else [])
+    unexpected = [name for name in [*tensors, *given] if name not in named]
+    _check(catalog, wanted, added, missing if strict else [], unexpected if strict else [])
     with torch.no_grad():
-        _fill(model, catalog, wanted, device)
+        _fill(model, catalog, wanted, added, device)
     _warn_of_meta(model, missing)
     return Keys(missing, unexpected)
 
@@ -95,6 +100,7 @@ def load_into(
 def _check(
     catalog: Catalog,
     wanted: Iterable[tuple[TensorInfo, Target]],
+    added: Iterable[tuple[torch.Tensor, Target]],
     missing: list[str],
     unexpected: list[str],
 ) -> None:
@@ -104,6 +110,10 @@ def _check(
         f"{info.name!r} has shape {list(shape_of(info))} here and {list(target.tensor.shape)} in the model"
         for info, target in wanted
         if shape_of(info) != tuple(target.tensor.shape)
+    ] + [
+        f"{target.names[-1]!r}: a hook gives it shape {list(tensor.shape)}, not {list(target.tensor.shape)}"
+        for tensor, target in added
+        if tensor.shape != target.tensor.shape
     ]
     for names, problem in (
         (missing, "not here, but in the model"),
@@ -121,6 +131,7 @@ def _fill(
     model: torch.nn.Module,
     catalog: Catalog,
     wanted: list[tuple[TensorInfo, Target]],
+    added: Iterable[tuple[torch.Tensor, Target]],
     device: Any,
 ) -> None:
     import torch
@@ -153,6 +164,13 @@ def _fill(
         jobs.append(Job(None, info.file, info.start, size, make))
     for _ in landed(catalog, jobs, parse_size(_BUDGET, "memory"), Buffers(where).take):
         pass
+    for tensor, target in added:
+        local, offsets = _local(target)
+        if local.is_meta:
+            whole, local = _with_memory(target.tensor, local, device)
+            made.append((target, whole))
+        part = [slice(first, first + size) for first, size in zip(offsets, local.shape, strict=True)]
+        local.copy_(tensor[tuple(part)])
     for target, whole in made:
         _assign(model, target, whole)
 

@@ -12,7 +12,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.options import Options
 from shardstream.storage.spans import GAP
-from shardstream.weights.catalog import Catalog, Names, open_catalog
+from shardstream.weights.catalog import Catalog, Wanted, open_catalog
 from shardstream.weights.cuda import can_prefetch, prefetched
 from shardstream.weights.header import TensorInfo
 from shardstream.weights.pieces import Job, landed
@@ -89,7 +89,7 @@ class _Lent:
 
 def load_weights(
     url: str | os.PathLike[str],
-    names: Names = None,
+    names: Wanted = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     *,
@@ -134,7 +134,7 @@ def load_weights(
 
 def stream_weights(
     url: str | os.PathLike[str],
-    names: Names = None,
+    names: Wanted = None,
     device: str | torch.device | None = None,
     *,
     dtype: torch.dtype | None = None,

@@ -13,7 +13,7 @@ from shardstream.counters.page import begin
 from shardstream.counters.recorder import add
 from shardstream.errors import CorruptionError
 from shardstream.storage.fetch.ranges import RangeReader
-from shardstream.storage.spans import GAP
+from shardstream.storage.spans import GAP, Part, fill
 from shardstream.weights.catalog import Catalog
 from shardstream.weights.digests import BLOCK, digest_of
 
@@ -136,13 +136,13 @@ def landed(
     """
     begin("weights", catalog.place.store.url)
     ended: queue.SimpleQueue[Transfer[T] | BaseException] = queue.SimpleQueue()
-    lock = threading.Lock()
+    lock, alone = threading.Lock(), threading.Lock()
     waiting, on_way = _batches(jobs, max(_LEAST_BATCH, min(_LARGEST_BATCH, budget // 2))), 0
     with RangeReader(catalog.place.store) as reader:
         batch = next(waiting, None)
         while batch is not None or on_way:
             while batch is not None and (not on_way or on_way + sum(job.size for job in batch) <= budget):
-                on_way += _send(catalog, batch, reader, bounce, ended, lock)
+                on_way += _send(catalog, batch, reader, bounce, ended, lock, alone)
                 batch = next(waiting, None)
             while on_way:
                 found = ended.get()
@@ -178,6 +178,7 @@ def _send(
     bounce: Callable[[int], Bounce],
     ended: queue.SimpleQueue[Transfer[T] | BaseException],
     lock: threading.Lock,
+    alone: threading.Lock,
 ) -> int:
     """Send for the tensors of one file; returns the bytes of memory that they take, at least 1 each."""
     file = batch[0].file
@@ -191,11 +192,9 @@ def _send(
         if not found:
             ended.put(transfer)
 
-    def submit(group: _Group) -> None:
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                ended.put(error)
-                return
+    def read(groups: list[_Group], into: Callable[[list[Part]], None]) -> None:
+        for group in groups:
+            _read(catalog, file, group, bounce, into)
             for _, transfer in group.pieces:
                 with lock:
                     transfer.left -= 1
@@ -203,15 +202,33 @@ def _send(
                 if whole:
                     ended.put(transfer)
 
-        reader.run(lambda: _read(catalog, file, group, bounce), done)
+    def read_whole(groups: list[_Group]) -> None:
+        # All that is wanted comes with one answer. One such file at a time is in memory.
+        with alone:
+            data = store.read_range(file, 0, catalog.files[file].bytes)
+            read(groups, lambda parts: fill(parts, 0, data))
 
-    for group in _groups(pieces):
-        submit(group)
+    def done(error: BaseException | None) -> None:
+        if error is not None:
+            ended.put(error)
+
+    store, groups = catalog.place.store, _groups(pieces)
+    if groups and store.sends_whole(file):
+        reader.run(lambda: read_whole(groups), done)
+    else:
+        for group in groups:
+            reader.run(lambda group=group: read([group], lambda parts: store.read_into(file, parts)), done)  # type: ignore[misc]
     return sum(transfer.size for transfer in transfers)
 
 
-def _read(catalog: Catalog, file: str, group: _Group, bounce: Callable[[int], Bounce]) -> None:
-    """Read the pieces of one request to their places, and check them if their block can be checked."""
+def _read(
+    catalog: Catalog,
+    file: str,
+    group: _Group,
+    bounce: Callable[[int], Bounce],
+    into: Callable[[list[Part]], None],
+) -> None:
+    """Bring pieces to their places by `into`, and check what can be checked; what differs is read again."""
     start, end, expected = _checkable(catalog, file, group)
     places: list[int] = []  # in the bounce buffer; of no use for pieces that have their memory
     room = 0
@@ -222,7 +239,7 @@ def _read(catalog: Catalog, file: str, group: _Group, bounce: Callable[[int], Bo
     fillers = _fillers(group, start, end) if expected else []
     buffer = bounce(room + sum(size for _, size in fillers))
     try:
-        parts = []
+        parts: list[Part] = []
         for (piece, _), place in zip(group.pieces, places, strict=True):
             view = buffer.view[place : place + piece.size] if piece.view is None else piece.view
             parts.append((piece.start, view))
@@ -230,7 +247,7 @@ def _read(catalog: Catalog, file: str, group: _Group, bounce: Callable[[int], Bo
             parts.append((filler, buffer.view[room : room + size]))
             room += size
         parts.sort(key=lambda part: part[0])
-        catalog.place.store.read_into(file, parts)
+        into(parts)
         if expected and digest_of(parts) != expected:
             catalog.place.store.read_into(file, parts)  # they may have been damaged on their way
             if digest_of(parts) != expected:

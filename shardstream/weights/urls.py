@@ -80,8 +80,8 @@ def open_place(url: str | os.PathLike[str], options: Options = None, connections
         store.warm_up("", connections)
         return Place(store, "")
     if path.endswith(".index.json"):
-        folder, _, name = url.rpartition("/")
-        store = Store.open(folder or ".", options)
+        folder, _, name = (url if local is None else local).rpartition("/")
+        store = Store.open(folder or "/", options)
         store.warm_up(name, connections)
         return Place(store, name)
     if local is not None and not os.path.isdir(local):

@@ -40,7 +40,12 @@ class DefaultModelLoader:
             raise ValueError(f"Unexpected extra config keys: {unexpected}")
 
     def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        self._prepare_weights()
         yield source.prefix + "more", torch.ones(1)
+
+    def _prepare_weights(self) -> None:
+        if self.load_config.load_format not in ("hf", "auto", "safetensors", "pt"):
+            raise ValueError(f"Unknown load_format: {self.load_config.load_format}")
 
     def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         raise NotImplementedError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 import shardstream as ss
 from shardstream.errors import CorruptionError, OptionError, StorageError
+from shardstream.storage.store import local_path_of
 from shardstream.weights.catalog import open_catalog
 from tests.weights.models import of_all_kinds, same, save_sharded
 
@@ -86,9 +88,12 @@ def test_paths_in_urls_of_files_are_quoted(tmp_path: Path) -> None:
     folder = tmp_path / "a b 100%"
     folder.mkdir()
     save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    (folder / "x y.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
     for url in (folder.as_uri(), f"file://{folder}", folder.as_uri().replace("file://", "file://localhost")):
         assert ss.load_weights(url).keys() == {"a"}
         assert ss.load_weights(f"{url}/model.safetensors").keys() == {"a"}
+        assert ss.load_weights(f"{url}/x%20y.safetensors.index.json").keys() == {"a"}
+    assert local_path_of("file://localhost2/x") == os.path.abspath("localhost2/x")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

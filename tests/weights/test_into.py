@@ -183,3 +183,51 @@ def test_hooks_that_rename_are_followed(tmp_path: Path, meta: bool) -> None:
         ss.load_into(model, tmp_path / "more.safetensors")
     with pytest.raises(OptionError, match=r"0\.wrapped\.bias: a hook .* computes it"):
         ss.load_into(torch.nn.Sequential(Renamed(computed=True)), tmp_path)
+
+
+class Hooked(torch.nn.Module):
+    """Its hook does what it is told to, at its place."""
+
+    def __init__(self, hook: Any, tied: bool = False) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(2, 2)
+        if tied:
+            self.second = self.first
+        self.first.register_load_state_dict_pre_hook(lambda _, state, prefix, *more: hook(state, prefix))
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_hooks_that_drop_and_add_are_followed(tmp_path: Path, meta: bool, tied: bool) -> None:
+    def hook(state: dict[str, Any], prefix: str) -> None:
+        state.pop(prefix + "inv_freq", None)
+        state.setdefault(prefix + "bias", torch.tensor([3.0, 4.0]))
+        if prefix + "gamma" in state:
+            state[prefix + "weight"] = state.pop(prefix + "gamma")
+
+    last = "second" if tied else "first"
+    saved = {f"{last}.inv_freq": torch.ones(3), f"{last}.gamma": torch.randn(2, 2)}
+    save_file(saved, tmp_path / "model.safetensors")
+    expected = Hooked(hook, tied)
+    assert expected.load_state_dict(saved, strict=not tied).unexpected_keys == []
+    with torch.device("meta" if meta else "cpu"):
+        model = Hooked(hook, tied)
+    assert ss.load_into(model, tmp_path) == ([], [])
+    assert same(model.state_dict(), expected.state_dict())
+
+    # Under another prefix nobody drops it; what nobody has is named, and a shape that does not fit.
+    save_file({**saved, "inv_freq": torch.ones(3)}, tmp_path / "more.safetensors")
+    with pytest.raises(StateError, match=r"here, but not in the model: 'inv_freq'"):
+        ss.load_into(Hooked(hook), tmp_path / "more.safetensors")
+    with pytest.raises(StateError, match=r"a hook gives it shape \[5\], not \[2\]"):
+        ss.load_into(
+            Hooked(lambda state, prefix: state.update({prefix + "bias": torch.zeros(5)})), tmp_path, False
+        )
+
+
+@pytest.mark.parametrize("look", [torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.tolist, bool])
+def test_hooks_that_look_at_values_are_refused(tmp_path: Path, look: Any) -> None:
+    save_file({"first.weight": torch.ones(2, 2), "first.bias": torch.ones(1)}, tmp_path / "model.safetensors")
+    model = Hooked(lambda state, prefix: look(state[prefix + "bias"]))
+    with pytest.raises(OptionError, match=r"first: a hook fails.* use model\.load_state_dict\("):
+        ss.load_into(model, tmp_path)

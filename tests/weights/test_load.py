@@ -204,12 +204,41 @@ def test_web_servers_with_and_without_ranges(
     assert same(ss.load_weights(f"{proxy.url}/{target.name}"), state)
     [part] = target.glob("*00001-of*")
     assert ss.load_weights(f"{proxy.url}/{target.name}/{part.name}?token=x").keys() < state.keys()
-    # A file that comes whole comes once, however many blocks it has.
+    # A file that comes whole comes for its header, and once more for its blocks, however many there are.
     save_file({"long": torch.arange(8 << 20)}, target / "long.safetensors")
     proxy.reset_counts()
     found = ss.load_weights(f"{proxy.url}/{target.name}/long.safetensors")["long"]
     assert torch.equal(found, torch.arange(8 << 20))
-    assert proxy.counts.requests == (1 if ignore else 10)
+    assert proxy.counts.requests == (2 if ignore else 10)
+
+
+def test_a_file_that_comes_whole_and_damaged_comes_again(nginx: Any, proxy_to: Callable[..., Proxy]) -> None:
+    long = torch.arange(3 << 20)
+    target = nginx.root / "whole-weights"
+    target.mkdir()
+    save_file({"long": long}, target / "model.safetensors")
+    verify_weights(str(target), record=True)
+    proxy = proxy_to(nginx)
+    gets = 0
+
+    def second(method: str, path: str) -> bool:
+        nonlocal gets
+        gets += path.endswith("model.safetensors")
+        proxy.faults.flip = float(gets == 2)  # its header comes first
+        return True
+
+    def check(load: Callable[[], object], expected: int) -> None:
+        nonlocal gets
+        gets = 0
+        proxy.reset_counts()
+        proxy.set(ignore_range=True, only=second)
+        assert load()
+        assert (gets, proxy.counts.injected["flip"]) == (expected, 1)
+
+    url = f"{proxy.url}/{target.name}"
+    # What was sent whole is not kept: the block that differs is asked for again.
+    check(lambda: same(ss.load_weights(url), {"long": long}), 3)
+    check(lambda: verify_weights(url), 3)
 
 
 def test_memory_stores_and_missing_ones(state: dict[str, torch.Tensor]) -> None:

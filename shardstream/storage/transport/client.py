@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -85,19 +84,6 @@ def _result(where: str, work: Callable[[], Awaitable[T]], options: RequestOption
     raise StorageError(f"{where}: {failure}") from failure.kind(failure.reason)
 
 
-@dataclass
-class _Whole:
-    """The objects whose server sends them whole, whatever range is asked for; the last one is kept.
-
-    Whoever needs another one waits for the lock: so it is sent once, not once for each thread and range.
-    """
-
-    paths: set[str] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    path: str = ""
-    content: Content | None = None
-
-
 class _Connection(NamedTuple):
     """What a process has of a store: how it talks to it, where the objects are, what is known of the host."""
 
@@ -105,7 +91,6 @@ class _Connection(NamedTuple):
     retrying: Backend  # the same, with retries, second requests and measurements around it
     root: str
     limit: AdaptiveLimit
-    whole: _Whole
 
 
 class Client:
@@ -129,7 +114,7 @@ class Client:
             if self.options.retry.hedge:
                 layers = Hedged(layers, known.hedges, self.session)
             layers = Retrying(layers, self.options, self.session)
-            self._connection = _Connection(backend, layers, root, known.limit, _Whole())
+            self._connection = _Connection(backend, layers, root, known.limit)
             self._process = os.getpid()
         return self._connection
 
@@ -204,35 +189,12 @@ class Client:
         if size <= 0:
             return b""
         full, where = self.path(path), self.where(path)
-        whole = self._connect().whole
-        if full in whole.paths:
-            found = self._of_whole(whole, full, where, start, size)
-        else:
-            found = self._asked(full, where, start, size)
-            if found.whole is not None:
-                whole.paths.add(full)
-                with whole.lock:
-                    whole.path, whole.content = full, found
+        found = self._read(where, lambda store: store.get_range(full, start, size), min(size, UNKNOWN_SIZE))
+        if found.whole:
+            self.session.note_whole(where)
         if found.total is not None or found.version:
             self.session.check(where, found.version, found.total)
         return found.data
-
-    def _asked(self, full: str, where: str, start: int, size: int) -> Content:
-        return self._read(where, lambda store: store.get_range(full, start, size), min(size, UNKNOWN_SIZE))
-
-    def _of_whole(self, whole: _Whole, full: str, where: str, start: int, size: int) -> Content:
-        """A range of an object that is sent whole: of the one that is kept, or that is asked for now."""
-        with whole.lock:
-            if whole.path != full:
-                whole.path, whole.content = "", None  # makes room before the next one comes
-                found = self._asked(full, where, start, size)
-                if found.whole is None:
-                    return found  # by now the server knows ranges
-                whole.path, whole.content = full, found
-            assert whole.content is not None
-            found = whole.content
-        assert found.whole is not None
-        return Content(memoryview(found.whole)[start : start + size], found.total, found.version)
 
     def size(self, path: str) -> int:
         """The object's size in bytes."""

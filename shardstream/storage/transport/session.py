@@ -19,6 +19,7 @@ class ReadSession:
     retries: int = 0
     hedges: int = 0
     _versions: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    _whole: set[str] = field(default_factory=set)
 
     def check(self, path: str, version: str, total: int | None) -> None:
         """Refuse an answer from another version of an object than the one read before, as StorageError."""
@@ -33,6 +34,14 @@ class ReadSession:
     def total(self, path: str) -> int | None:
         """The size of an object that was read, if its store told it."""
         return self._versions.get(path, ("", None))[1]
+
+    def note_whole(self, path: str) -> None:
+        """Remember that an object came as a whole, although a part of it was asked for."""
+        self._whole.add(path)
+
+    def came_whole(self, path: str) -> bool:
+        """Whether an object came as a whole, although a part of it was asked for."""
+        return path in self._whole
 
     def forget(self, path: str) -> None:
         """Allow another version of an object, since this process writes one."""

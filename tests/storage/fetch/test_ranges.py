@@ -134,6 +134,12 @@ def test_servers_without_ranges(nginx: Any, proxy_to: Callable[..., Proxy], limi
     memory, parts = wanted("a", 4)
     read_ranges(Store.open(f"{proxy.url}/whole"), parts)
     assert memory == DATA
+    # Nothing is kept: each read asks the server, whose answer may be another one if this one was damaged.
+    store = Store.open(f"{proxy.url}/whole")
+    before = proxy.counts.requests
+    assert [bytes(store.read_range("a", 5, 7)) for _ in range(3)] == [DATA[5:12]] * 3
+    assert proxy.counts.requests == before + 3
+    assert store.sends_whole("a") == bool(limit)
 
 
 @pytest.mark.parametrize("queued", [False, True])

@@ -79,7 +79,8 @@ class Answer:
             raise no_ranges(self.length)
         data = complete(await self.read(None), self.length)
         # A copy: a view would have the whole object stay in memory with the part.
-        return Content(bytes(data[start : start + size]), len(data), self.version, data)
+        part = data if not start and size >= len(data) else bytes(data[start : start + size])
+        return Content(part, len(data), self.version, whole=True)
 
     def _range(self, start: int, size: int) -> tuple[int, int]:
         """(length, total) of a partial answer, which must be to the question."""

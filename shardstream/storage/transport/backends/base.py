@@ -14,13 +14,13 @@ Data = bytes | memoryview
 class Content(NamedTuple):
     """Bytes of an object; the size of the whole object, or None; what names its version, or "".
 
-    whole: The whole object, if the server has sent it although a range was asked for.
+    whole: Whether the server has sent the whole object, although a range was asked for.
     """
 
     data: Data
     total: int | None
     version: str
-    whole: Data | None = None
+    whole: bool = False
 
 
 class Backend(Protocol):

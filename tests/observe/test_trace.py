@@ -17,6 +17,7 @@ import pytest
 import shardstream as ss
 from shardstream.counters.layout import stage
 from shardstream.counters.recorder import NO_LOADER, listening
+from shardstream.observe import tracing
 
 
 def fields(data: bytes) -> dict[int, list[Any]]:
@@ -203,3 +204,52 @@ def test_threads_that_were_not_there_together_share_a_line(tmp_path: Path) -> No
     found, names = read(tmp_path / "run")
     assert list(names.values()) == ["worker"]
     assert [each.name for each in sorted(found, key=lambda each: each.start)] == ["task", "fetch"] * 3
+
+
+def test_threads_that_go_on_do_not_disturb_the_end(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def work() -> None:
+        begun = 0.0
+        while not over.is_set():
+            begun += 1e-6
+            NO_LOADER.span(stage("task"), begun, begun + 1e-7)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            with ss.observe.trace(tmp_path / "run"):
+                over.wait(0.02)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_what_threads_that_ended_leave_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(number: int) -> None:
+        for at in range(10):
+            NO_LOADER.span(stage("task"), number * 10 + at, number * 10 + at + 0.5)
+
+    monkeypatch.setattr(tracing, "_ENDED", 25)
+    with ss.observe.trace(tmp_path / "run") as running:
+        for number in range(6):
+            thread = threading.Thread(target=work, args=(number,))
+            thread.start()
+            thread.join()
+    found, _ = read(tmp_path / "run")
+    assert (len(found), running.dropped) == (30, 30)  # those of the last thread, and of two before it
+
+
+def test_a_fork_does_not_write_the_trace(tmp_path: Path) -> None:
+    running = ss.observe.trace(tmp_path / "run")
+    pid = os.fork()
+    if not pid:
+        running.stop()
+        os._exit(running.running or (tmp_path / "run").exists())
+    assert os.waitpid(pid, 0)[1] == 0
+    assert running.running
+    running.stop()
+    assert (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -206,26 +207,27 @@ def test_threads_that_were_not_there_together_share_a_line(tmp_path: Path) -> No
     assert [each.name for each in sorted(found, key=lambda each: each.start)] == ["task", "fetch"] * 3
 
 
-def test_threads_that_go_on_do_not_disturb_the_end(tmp_path: Path) -> None:
-    over = threading.Event()
+def test_threads_that_go_on_do_not_disturb_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_EVENTS", 5000)
+    over, often = threading.Event(), sys.getswitchinterval()
+    running = ss.observe.trace(tmp_path / "run")
 
     def work() -> None:
-        begun = 0.0
         while not over.is_set():
-            begun += 1e-6
-            NO_LOADER.span(stage("task"), begun, begun + 1e-7)
+            NO_LOADER.span(stage("task"), 1.0, 2.0)
+            running._note(stage("task"), 1.0, 2.0, 1, None)  # one that is late
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
+    thread = threading.Thread(target=work)
+    thread.start()
+    sys.setswitchinterval(1e-5)
     try:
-        for _ in range(5):
-            with ss.observe.trace(tmp_path / "run"):
-                over.wait(0.02)
+        over.wait(0.1)
+        running.stop()
     finally:
+        sys.setswitchinterval(often)
         over.set()
-        for thread in threads:
-            thread.join()
+        thread.join()
+    assert read(tmp_path / "run")[0]
 
 
 def test_what_threads_that_ended_leave_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

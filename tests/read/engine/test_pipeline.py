@@ -224,7 +224,7 @@ def test_counters_are_of_what_was_delivered() -> None:
     assert (stats.batches, stats.samples, stats.frames) == (30, 60, 60)
 
 
-@pytest.mark.parametrize("slow", range(1, 10))
+@pytest.mark.parametrize("slow", [1, 2, 5, 9])
 def test_a_slow_step_among_quick_ones_is_seen_when_it_ends(slow: int) -> None:
     stats = Stats()
     batches = stream(Frames(), [Numbers([[n] for n in range(20)], direct=True)], tuple, stats=stats)

@@ -10,14 +10,13 @@ import contextlib
 import logging
 import mmap
 import os
-import stat
 import struct
 import sys
-import tempfile
 import threading
 import time
 
 from shardstream.counters.cells import Cells
+from shardstream.counters.folders import SUFFIX, directories, in_memory, make, paths_in, read
 from shardstream.counters.layout import ACTIVITIES, HEADER, MAGIC, SIZE, SLOTS_AT, VERSION
 from shardstream.counters.processes import boot_id, host_name, is_running, pid_namespace, start_of
 
@@ -26,7 +25,6 @@ __all__ = [
     "Header",
     "begin",
     "clear_dead",
-    "directories",
     "end",
     "is_alive",
     "job_name",
@@ -35,9 +33,6 @@ __all__ = [
 
 PROCESS = Cells()  # what this process counts
 _LOG = logging.getLogger("shardstream")
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a folder in it is made for this user alone
-_VARIABLE = "SHARDSTREAM_COUNTERS"  # a folder for the files, or "off"
-_SUFFIX = ".counters"
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WORLDS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _JOBS = ("SHARDSTREAM_JOB", "SLURM_JOB_NAME")
@@ -126,20 +121,6 @@ def _number(names: tuple[str, ...]) -> int:
     return -1
 
 
-def directories() -> list[str]:
-    """The folders in which files may be, the first one first; none if they are turned off."""
-    chosen = os.environ.get(_VARIABLE)
-    if chosen is not None:
-        return [] if chosen.lower() in ("off", "0", "") else [chosen]
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    name = f"shardstream-{user}"
-    # Where a machine has /dev/shm, the temporary folder is for when that one is full or closed.
-    places = [_SHARED_MEMORY]
-    with contextlib.suppress(OSError):  # there may be no folder at all that takes files
-        places.append(tempfile.gettempdir())
-    return [os.path.join(place, name) for place in places if os.path.isdir(place)]
-
-
 class _File:
     """The file of this process, if it has one."""
 
@@ -209,15 +190,11 @@ def end() -> None:
 
 def _create(place: str, header: Header) -> tuple[str, mmap.mmap]:
     """A new file, and its memory."""
-    with contextlib.suppress(FileExistsError):
-        os.makedirs(place, mode=0o700)
-    found = os.lstat(place)
-    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
-        raise PermissionError(0, "it belongs to somebody else")
+    make(place)
     clear_dead(place)
     number = 0
     while True:
-        path = os.path.join(place, f"{header.pid}-{header.start}-{number}{_SUFFIX}")
+        path = os.path.join(place, f"{header.pid}-{header.start}-{number}{SUFFIX}")
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
             descriptor = os.open(path, flags, 0o600)
@@ -240,34 +217,26 @@ def _create(place: str, header: Header) -> tuple[str, mmap.mmap]:
 
 def clear_dead(place: str) -> None:
     """Remove the files of processes that have ended, of this machine and this namespace."""
-    for name in _names(place):
-        path = os.path.join(place, name)
+    for path in paths_in(place):
         try:
-            pid, start, _ = map(int, name[: -len(_SUFFIX)].split("-"))
+            pid, start, _ = map(int, os.path.basename(path)[: -len(SUFFIX)].split("-"))
             if is_running(pid, start):
                 continue
-            with open(path, "rb") as file:
-                header = read_header(file.read(SIZE))
-            if header is None or is_alive(header) is False:
+            header = read_header(read(path, SIZE))
+            if header is not None and is_alive(header, path) is False:
                 os.unlink(path)
         except (OSError, ValueError, struct.error):
             continue
 
 
-def is_alive(header: Header) -> bool | None:
+def is_alive(header: Header, path: str) -> bool | None:
     """Whether the process of a file is running. None: it is in another container, or on another machine."""
     if header.host != host_name():
         return None
     if header.boot != boot_id():
-        return False  # the machine was started again
+        # The machine was started again. Or it is another one of this name, if the folder may be shared.
+        return False if in_memory(path) else None
     return is_running(header.pid, header.start) if header.namespace == pid_namespace() else None
-
-
-def _names(place: str) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(place) if name.endswith(_SUFFIX))
-    except OSError:
-        return []
 
 
 def _at_exit() -> None:

@@ -71,8 +71,8 @@ def span(stage: int, started: float, ended: float) -> None:
     """
     seconds = ended - started
     PROCESS.observe(stage, bucket(seconds * 1e6), seconds, 1)
-    if _listener is not None:
-        _listener(stage, started, ended, 1, None)
+    if (listener := _listener) is not None:  # read once: another thread may end the trace
+        listener(stage, started, ended, 1, None)
 
 
 # The values of slots, and the buckets that are not empty, each with its number.
@@ -125,8 +125,8 @@ class Recorder(Cells):
         except ValueError:  # a bucket is full
             self.make_room(stage)
             PROCESS.make_room(stage)
-        if _listener is not None:
-            _listener(stage, started, ended, count, link)
+        if (listener := _listener) is not None:
+            listener(stage, started, ended, count, link)
 
     def copy(self) -> Cells:
         """What it has counted so far."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from shardstream.counters.cells import Cells
+from shardstream.counters.folders import directories, paths_in, read
 from shardstream.counters.layout import BUCKETS, COUNTERS, PER_DOUBLING, SIZE, STAGES, slot
-from shardstream.counters.page import PROCESS, Header, clear_dead, directories, is_alive, read_header
+from shardstream.counters.page import PROCESS, Header, clear_dead, is_alive, read_header
 
 __all__ = ["Histogram", "Snapshot", "histogram_of", "read_all", "read_file", "read_own"]
 
@@ -127,14 +127,13 @@ def read_own() -> Snapshot:
 def read_file(path: str) -> Snapshot | None:
     """What the process of a file has counted; None if it is gone, or no file of this version."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(SIZE + 1)
+        data = read(path, SIZE + 1)
     except OSError:
         return None
     header = read_header(data)
     if header is None:
         return None
-    return _snapshot(path, header, is_alive(header), Cells(bytearray(data)))
+    return _snapshot(path, header, is_alive(header, path), Cells(bytearray(data)))
 
 
 def read_all(directory: str | None = None) -> list[Snapshot]:
@@ -148,10 +147,7 @@ def read_all(directory: str | None = None) -> list[Snapshot]:
     found = []
     for place in directories() if directory is None else [directory]:
         clear_dead(place)
-        try:
-            names = os.listdir(place)
-        except OSError:
-            continue
-        paths = (os.path.join(place, name) for name in names if name.endswith(".counters"))
-        found += [each for each in map(read_file, paths) if each is not None and each.alive is not False]
+        found += [
+            each for each in map(read_file, paths_in(place)) if each is not None and each.alive is not False
+        ]
     return sorted(found, key=lambda each: (each.header.job, each.header.rank, each.header.pid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -20,6 +21,9 @@ _SUMS = [counter.name for counter in COUNTERS if counter.kind == "sum"]
 # Names for people: what they can do something about.
 _NAMES = {"request": "store", "step": "the loop", "batch": "collate"}
 _LONG = 3.0  # seconds after which a wait, or that nothing is counted, is worth a word
+_USUAL = 3  # a process that counts nothing is in trouble after so many times its longest usual step
+_STEPS = ("step", "task", "save")
+_STEADY = {"loader", "pack", "warm"}  # who does none of these pauses as long as it likes
 _SHOWN_AFTER = 10.0  # seconds for which a process that has ended is still shown
 
 
@@ -186,4 +190,11 @@ def _state(snapshot: Snapshot, now: float, idle: float) -> str:
         return f"{stopped}, no progress {idle:.0f} s"
     if (waiting := waiting_seconds(snapshot, now)) >= _LONG:
         return f"waits for data {waiting:.0f} s"
-    return f"no progress {idle:.0f} s" if idle >= _LONG else ""
+    return f"no progress {idle:.0f} s" if idle > _patience(snapshot) else ""
+
+
+def _patience(snapshot: Snapshot) -> float:
+    """After how many seconds without progress a process is in trouble."""
+    if not snapshot.header.activities & _STEADY:
+        return math.inf
+    return max(_LONG, _USUAL * max(snapshot.stages[name].percentile(99) for name in _STEPS))

@@ -121,7 +121,7 @@ def _if_any(process: Snapshot, stage: Stage, value: float) -> list[tuple[float, 
 
 def _attributes(process: Snapshot) -> dict[str, Any]:
     header = process.header
-    found: dict[str, Any] = {"job": header.job, "pid": header.pid}
+    found: dict[str, Any] = {"job": header.job, "pid": header.pid, "host": header.host}
     return found | {"rank": header.rank} if header.rank >= 0 else found
 
 
@@ -130,7 +130,7 @@ class _Looks:
 
     def __init__(self, node: bool) -> None:
         self._node, self._lock = node, threading.Lock()
-        self._past: deque[tuple[float, dict[tuple[int, int], Snapshot]]] = deque()
+        self._past: deque[tuple[float, dict[tuple[int, int, str], Snapshot]]] = deque()
 
     def now(self) -> Sequence[Snapshot]:
         """The processes at this collection."""
@@ -150,5 +150,5 @@ class _Looks:
             return self._past[0][1].get(_key(process)) if len(self._past) > 1 else None
 
 
-def _key(process: Snapshot) -> tuple[int, int]:
-    return process.header.pid, process.header.start
+def _key(process: Snapshot) -> tuple[int, int, str]:
+    return process.header.pid, process.header.start, process.header.host

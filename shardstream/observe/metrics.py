@@ -48,9 +48,13 @@ def counts_here(process: Snapshot, counter: Counter) -> bool:
 
 
 def labels_of(process: Snapshot) -> dict[str, object]:
-    """The labels of all metrics of a process. Prometheus itself adds one that is called `job`."""
+    """The labels of all metrics of a process. Prometheus itself adds one that is called `job`.
+
+    Containers that share a folder may have processes of equal ids: `host` tells them apart.
+    """
     header = process.header
-    return {"job_name": header.job, "rank": header.rank if header.rank >= 0 else "", "pid": header.pid}
+    rank = header.rank if header.rank >= 0 else ""
+    return {"job_name": header.job, "rank": rank, "pid": header.pid, "host": header.host}
 
 
 def coarse(histogram: Histogram) -> Buckets:
@@ -127,7 +131,6 @@ def _about(process: Snapshot) -> str:
             "kind": ",".join(sorted(header.activities)),
             "url": header.what,
             "world": header.world if header.world >= 0 else "",
-            "host": header.host,
         }
     )
 

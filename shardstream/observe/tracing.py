@@ -25,16 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "trace"]
 
 _EVENTS = 1 << 16  # of a thread: the last ones
+_ENDED = 1 << 20  # of all threads that have ended: the last threads
+
+_Event = tuple[int, float, float, int, Link | None]
 
 
 class _Ring:
     """The last events of one thread, which alone adds to them."""
 
     def __init__(self) -> None:
-        thread = threading.current_thread()
-        self.name, self.thread = thread.name, threading.get_native_id()
-        self.events: deque[tuple[int, float, float, int, Link | None]] = deque(maxlen=_EVENTS)
+        self.owner = threading.current_thread()
+        self.name, self.thread = self.owner.name, threading.get_native_id()
+        self.events: deque[_Event] = deque(maxlen=_EVENTS)
         self.seen = 0
+
+    def copy(self) -> list[_Event]:
+        """The events so far. The thread may be in the middle of adding one."""
+        while True:
+            with suppress(RuntimeError):  # one came during the copy
+                return list(self.events)
 
 
 class Trace:
@@ -42,15 +51,15 @@ class Trace:
 
     Attributes:
         path: Of the file.
-        dropped: How many events were dropped, since a thread had too many. Known when it has stopped.
+        dropped: How many events were dropped, since there were too many. Known when it has stopped.
     """
 
     def __init__(self, path: str, seconds: float | None) -> None:
         self.path, self.dropped = path, 0
         self._rings: list[_Ring] = []
         self._own = threading.local()
-        self._lock = threading.Lock()
-        self._running = True
+        self._lock, self._taking = threading.Lock(), threading.Lock()
+        self._running, self._pid = True, os.getpid()
         self._timer: threading.Timer | None = None
         if seconds is not None:
             self._timer = threading.Timer(seconds, self.stop)
@@ -66,21 +75,37 @@ class Trace:
         ring: _Ring | None = getattr(self._own, "ring", None)
         if ring is None:
             ring = self._own.ring = _Ring()
-            self._rings.append(ring)
+            self._take(ring)
         ring.seen += 1
         ring.events.append((stage, started, ended, count, link))
+
+    def _take(self, ring: _Ring) -> None:
+        """Take the ring of a thread that is new, and drop the oldest ones of those that have ended."""
+        with self._taking:
+            kept = [ring]
+            room = _ENDED
+            for each in reversed(self._rings):
+                if not each.owner.is_alive():
+                    room -= len(each.events)
+                    if room < 0:
+                        self.dropped += each.seen
+                        continue
+                kept.append(each)
+            self._rings = kept[::-1]
 
     @property
     def running(self) -> bool:
         """Whether events are still taken."""
-        return self._running
+        return self._running and self._pid == os.getpid()
 
     def stop(self) -> None:
-        """Stop, and write the file; once is enough.
+        """Stop, and write the file; once is enough. A child that was forked writes nothing.
 
         Raises:
             OSError: The file cannot be written.
         """
+        if self._pid != os.getpid():  # it is the parent's, as is who holds the lock
+            return
         with self._lock:
             if not self._running:
                 return
@@ -92,9 +117,14 @@ class Trace:
 
     def _write(self) -> None:
         clocks = Clocks(time.time_ns(), time.monotonic_ns())
-        rings, self._rings = self._rings, []
-        self.dropped = sum(ring.seen - len(ring.events) for ring in rings)
-        lanes = _lanes(rings, clocks.realtime - clocks.monotonic)
+        with self._taking:
+            rings, self._rings = self._rings, []
+        copies = []
+        for ring in rings:
+            seen = ring.seen
+            copies.append((ring, events := ring.copy()))
+            self.dropped += max(0, seen - len(events))
+        lanes = _lanes(copies, clocks.realtime - clocks.monotonic)
         program = os.path.basename(sys.argv[0]) if sys.argv else "python"
         temporary = f"{self.path}.tmp-{os.getpid()}"
         try:
@@ -163,22 +193,21 @@ def _forget(ended: Trace) -> None:
         _current = None
 
 
-def _lanes(rings: Sequence[_Ring], offset: int) -> list[Lane]:
+def _lanes(rings: Sequence[tuple[_Ring, list[_Event]]], offset: int) -> list[Lane]:
     """The lines of a trace. Threads of one name that were not there at the same time share one.
 
     Args:
-        rings: Of the threads.
+        rings: Of the threads, with their events.
         offset: Nanoseconds from the monotonic clock to real time.
     """
     lanes: list[Lane] = []
     givers: dict[object, list[tuple[int, Slice]]] = defaultdict(list)  # by key: when it was there, and what
     takers: list[tuple[object, Slice]] = []
     free: dict[str, list[tuple[int, Lane]]] = defaultdict(list)  # by name: the end of each line
-    for ring in sorted(
-        filter(lambda ring: ring.events, rings), key=lambda ring: min(e[1] for e in ring.events)
-    ):
+    there = [(min(event[1] for event in events), ring, events) for ring, events in rings if events]
+    for _, ring, events in sorted(there, key=lambda each: each[0]):
         slices = []
-        for stage, started, ended, count, link in ring.events:
+        for stage, started, ended, count, link in events:
             begin, end = int(started * 1e9) + offset, int(ended * 1e9) + offset
             slices.append(made := Slice(STAGES[stage].name, begin, max(begin, end), count))
             takers += [(key, made) for key in (link[0] if link is not None else ())]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shardstream.counters import page, recorder
+from shardstream.counters import folders, page, recorder
 from shardstream.counters.cells import Cells
 from shardstream.counters.layout import COUNTERS, HEADER, SIZE, SLOTS_AT, STAGES, slot, stage
 from shardstream.counters.snapshots import Snapshot, read_all, read_file
@@ -28,6 +28,11 @@ page.begin("loader", "s3://bucket/corpus", 3, 8)
 recorder.add(slot("samples"), 4)
 recorder.span(stage("wait"), 10.0, 10.5)
 """
+
+
+def inside(folder: Path) -> Path:
+    """The folder of this user."""
+    return folder / f"shardstream-{os.getuid()}"
 
 
 def until_ready(process: subprocess.Popen[str]) -> None:
@@ -58,7 +63,7 @@ def numbers(found: Snapshot) -> tuple[float, int, float]:
 
 def test_others_see_it_and_it_goes_at_the_end(tmp_path: Path) -> None:
     process = start(tmp_path, "", SHARDSTREAM_JOB="llama")
-    (found,) = read_all(str(tmp_path))
+    (found,) = read_all(str(inside(tmp_path)))
     assert numbers(found) == (7, 1, 0.5)
     head = found.header
     assert (head.pid, head.rank, head.world, head.job) == (process.pid, 3, 8, "llama")
@@ -66,46 +71,53 @@ def test_others_see_it_and_it_goes_at_the_end(tmp_path: Path) -> None:
     assert Path(found.path).stat().st_size == SIZE
     assert Path(found.path).stat().st_mode & 0o777 == 0o600
     assert leave(process) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(inside(tmp_path).iterdir()) == []
 
 
 def test_the_file_of_a_killed_process_is_cleared_by_the_next_one(tmp_path: Path) -> None:
     process = start(tmp_path, "")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    (left,) = tmp_path.iterdir()
+    (left,) = inside(tmp_path).iterdir()
     found = read_file(str(left))
     assert found is not None
     assert found.alive is False
     other = start(tmp_path, "")
     assert not left.exists()
-    assert [each.header.pid for each in read_all(str(tmp_path))] == [other.pid]
+    assert [each.header.pid for each in read_all(str(inside(tmp_path)))] == [other.pid]
     leave(other)
 
 
 def test_a_process_id_that_came_again_is_another_process(tmp_path: Path) -> None:
     process = start(tmp_path, "")
-    (path,) = tmp_path.iterdir()
+    (path,) = inside(tmp_path).iterdir()
     data = path.read_bytes()
     header = page.read_header(data)
     assert header is not None
     header.start -= 1
     head = header.pack()
-    old = path.rename(tmp_path / f"{header.pid}-{header.start}-0.counters")
+    old = path.rename(path.parent / f"{header.pid}-{header.start}-0.counters")
     old.write_bytes(head + data[len(head) :])
-    assert read_all(str(tmp_path)) == []
+    assert read_all(str(inside(tmp_path))) == []
     assert not old.exists()
     leave(process)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "alive"), [("namespace", 1, [None]), ("host", "elsewhere", [None]), ("boot", "old", [])]
+    ("name", "value", "memory", "alive"),
+    [
+        ("namespace", 1, True, [None]),
+        ("host", "elsewhere", True, [None]),
+        ("boot", "old", False, [None]),
+        ("boot", "old", True, []),
+    ],
 )
 def test_another_container_is_shown_and_not_judged(
-    tmp_path: Path, name: str, value: object, alive: list[None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object, memory: bool, alive: list[None]
 ) -> None:
+    monkeypatch.setattr(page, "in_memory", lambda _: memory)
     process = start(tmp_path, "")
-    (path,) = tmp_path.iterdir()
+    (path,) = inside(tmp_path).iterdir()
     data = path.read_bytes()
     leave(process)
     header = page.read_header(data)
@@ -113,15 +125,41 @@ def test_another_container_is_shown_and_not_judged(
     header.pid = 2**22 + 1  # no process of this machine
     setattr(header, name, value)
     head = header.pack()
-    (tmp_path / f"{header.pid}-{header.start}-0.counters").write_bytes(head + data[len(head) :])
-    assert [each.alive for each in read_all(str(tmp_path))] == alive
+    (path.parent / f"{header.pid}-{header.start}-0.counters").write_bytes(head + data[len(head) :])
+    assert [each.alive for each in read_all(str(inside(tmp_path)))] == alive
+    assert len(list(path.parent.iterdir())) == len(alive)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is none")
+def test_what_is_in_memory_is_known() -> None:
+    assert folders.in_memory("/dev/shm")
+    assert not folders.in_memory("/proc/self")
 
 
 def test_what_is_no_file_of_this_version_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "odd.counters").write_bytes(b"x" * SIZE)
+    (tmp_path / f"{2**22 + 1}-1-0.counters").write_bytes(b"of another version" + bytes(SIZE))
+    os.mkfifo(tmp_path / f"{2**22 + 2}-1-0.counters")  # to open it would wait for a writer
+    (tmp_path / f"{2**22 + 3}-1-0.counters").symlink_to("/etc/passwd")
     assert read_all(str(tmp_path)) == []
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_folder_is_for_its_user_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    inside(tmp_path).mkdir(mode=0o777)
+    inside(tmp_path).chmod(0o777)
+    process = start(tmp_path, "")
+    assert inside(tmp_path).stat().st_mode & 0o777 == 0o700
+    # One that leads elsewhere may be somebody else's.
+    other = tmp_path / "other"
+    other.mkdir()
+    inside(other).symlink_to(inside(tmp_path))
+    assert read_all(str(inside(other))) == []
+    assert leave(start(other, "")) == 0
+    assert "it belongs to somebody else" in capfd.readouterr().err
+    assert len(read_all(str(inside(tmp_path)))) == 1
+    leave(process)
 
 
 FORK = """
@@ -138,7 +176,7 @@ if not pid:
 def test_a_fork_has_a_file_of_its_own(tmp_path: Path) -> None:
     process = start(tmp_path, FORK)
     until_ready(process)  # the other of the two
-    found = {each.header.pid == process.pid: each for each in read_all(str(tmp_path))}
+    found = {each.header.pid == process.pid: each for each in read_all(str(inside(tmp_path)))}
     assert numbers(found[True]) == (7, 1, 0.5)
     assert numbers(found[False]) == (100, 0, 0.0)
     assert found[False].header.activities == {"pack"}
@@ -162,10 +200,10 @@ def test_the_file_of_a_child_goes_with_it(
     child = context.Process(target=work, args=(there,))
     child.start()
     pid = here.recv()
-    assert [each.header.pid for each in read_all(str(tmp_path))] == [pid]
+    assert [each.header.pid for each in read_all(str(inside(tmp_path)))] == [pid]
     here.send(None)
     child.join(60)
-    assert list(tmp_path.iterdir()) == []
+    assert list(inside(tmp_path).iterdir()) == []
 
 
 def closed(folder: Path) -> str:
@@ -201,7 +239,7 @@ def test_a_full_disk_is_found_out_before_the_memory_is_used(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(inside(tmp_path).iterdir()) == []
 
 
 def test_the_layout_is_what_version_1_says() -> None:

@@ -70,6 +70,22 @@ def test_a_hang_is_said_with_its_seconds() -> None:
     assert history.update([made(samples=3)], 15.0)[0].row().state == ""
 
 
+@pytest.mark.parametrize(
+    ("activities", "steps", "state"),
+    [
+        (["loader", "logs"], [0.1], "no progress 12 s"),
+        (["loader"], [5.0] * 9, ""),  # its steps take so long
+        (["loader"], [3.0] * 9, "no progress 12 s"),
+        (["checkpoint", "logs"], [], ""),  # it pauses until the next save
+        (["reader"], [], ""),  # it is as far ahead as it may be
+    ],
+)
+def test_long_steps_and_pauses_are_no_trouble(activities: list[str], steps: list[float], state: str) -> None:
+    history, now = History(), made(activities=activities, events={"step": steps})
+    history.update([now], 0.0)
+    assert history.update([now], 12.0)[0].row().state == state
+
+
 def test_a_stopped_process_is_told_from_a_slow_one() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:

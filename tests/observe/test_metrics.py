@@ -56,6 +56,15 @@ def test_values_are_those_of_the_snapshots() -> None:
     assert all("job" not in sample.labels for family in found.values() for sample in family.samples)
 
 
+def test_processes_of_two_containers_are_two() -> None:
+    both = [made(pid=7, samples=1.0), made(pid=7, samples=2.0)]
+    both[1].header.host = "other"
+    lines = render(families(both)).decode().splitlines()
+    names = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(set(names)) == len(names)
+    assert sum(name.startswith("shardstream_samples_total") for name in names) == 2
+
+
 @settings(max_examples=40)
 @given(st.lists(st.floats(1e-6, 1e4), min_size=1, max_size=50))
 def test_buckets_have_the_events_below_their_bounds(waits: list[float]) -> None:

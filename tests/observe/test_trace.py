@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import shardstream as ss
 from shardstream.counters.layout import stage
 from shardstream.counters.recorder import NO_LOADER, listening
+from shardstream.observe import tracing
 
 
 def fields(data: bytes) -> dict[int, list[Any]]:
@@ -203,3 +205,53 @@ def test_threads_that_were_not_there_together_share_a_line(tmp_path: Path) -> No
     found, names = read(tmp_path / "run")
     assert list(names.values()) == ["worker"]
     assert [each.name for each in sorted(found, key=lambda each: each.start)] == ["task", "fetch"] * 3
+
+
+def test_threads_that_go_on_do_not_disturb_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_EVENTS", 5000)
+    over, often = threading.Event(), sys.getswitchinterval()
+    running = ss.observe.trace(tmp_path / "run")
+
+    def work() -> None:
+        while not over.is_set():
+            NO_LOADER.span(stage("task"), 1.0, 2.0)
+            running._note(stage("task"), 1.0, 2.0, 1, None)  # one that is late
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    sys.setswitchinterval(1e-5)
+    try:
+        over.wait(0.1)
+        running.stop()
+    finally:
+        sys.setswitchinterval(often)
+        over.set()
+        thread.join()
+    assert read(tmp_path / "run")[0]
+
+
+def test_what_threads_that_ended_leave_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(number: int) -> None:
+        for at in range(10):
+            NO_LOADER.span(stage("task"), number * 10 + at, number * 10 + at + 0.5)
+
+    monkeypatch.setattr(tracing, "_ENDED", 25)
+    with ss.observe.trace(tmp_path / "run") as running:
+        for number in range(6):
+            thread = threading.Thread(target=work, args=(number,))
+            thread.start()
+            thread.join()
+    found, _ = read(tmp_path / "run")
+    assert (len(found), running.dropped) == (30, 30)  # those of the last thread, and of two before it
+
+
+def test_a_fork_does_not_write_the_trace(tmp_path: Path) -> None:
+    running = ss.observe.trace(tmp_path / "run")
+    pid = os.fork()
+    if not pid:
+        running.stop()
+        os._exit(running.running or (tmp_path / "run").exists())
+    assert os.waitpid(pid, 0)[1] == 0
+    assert running.running
+    running.stop()
+    assert (tmp_path / "run").exists()

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from shardstream.counters.layout import slot, stage
+from shardstream.counters.layout import slot
 from shardstream.counters.recorder import listening, put
 from shardstream.errors import StorageError
 from shardstream.read.engine.building import Builder, Built, delivered
 from shardstream.read.engine.frames import FrameId, FramesInMemory
 from shardstream.read.engine.stats import Stats
 from shardstream.read.engine.tasks import News, Pool, Task
+from shardstream.read.engine.timing import QUICK, UNTIMED, Times, timed_fetch, together
 from shardstream.read.engine.units import Budget, Source, Unit
 from shardstream.storage.cancellation import Cancelled, CancelScope, current, working_for
 
@@ -35,15 +36,9 @@ _DEPTH = 16  # how many units may be on their way
 _UNKNOWN = 2  # how many units that grow may be on their way while their size is unknown
 _PLANNED = 0.001  # seconds of planning after which the consumer gets the units so far
 _POLL = 0.5  # seconds
-# Seconds: shorter steps are counted together, for a call for each batch would be felt; the second while the
-# work is traced.
-_TELL, _TRACED = 0.05, 0.001
-# If a batch and the step with it take less than so many seconds, some batches after it are not timed.
-_QUICK, _UNTIMED = 0.001, 8
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
 _REUSED, _REUSED_PART = 32 << 20, 2
-_FETCH, _BATCH, _STEP, _WAIT = stage("fetch"), stage("batch"), stage("step"), stage("wait")
 _WAITING = slot("waiting_since")
 
 
@@ -127,7 +122,7 @@ class _Flow(Generic[T]):
         self._fetchers = Pool("shardstream-fetch", budget.threads, self._scope, self._news, self)
         self._builders = Pool("shardstream-build", budget.threads, self._scope, self._news, self)
         self._frames: FramesInMemory[Any] = FramesInMemory(
-            _timed(source, stats), source.recycle, self._fetchers
+            timed_fetch(source, stats), source.recycle, self._fetchers
         )
         self._pending: deque[_Pending[T]] = deque()
         self._head: _Pending[T] | None = None  # the unit that is being delivered
@@ -136,7 +131,7 @@ class _Flow(Generic[T]):
         self._planned: deque[Unit] = deque()  # units that are planned and not begun
         self._plan: Task[_Plan]
         self._planning = True
-        self._waited = False  # for the next batch
+        self._times = Times(stats)
         self._outer, self._process = current(), os.getpid()
 
     def batches(self) -> Generator[T, None, None]:
@@ -146,7 +141,7 @@ class _Flow(Generic[T]):
             self._scope.idle_threads = self._builders
             self._plan = self._planner.submit(self._some)
             while True:
-                self._waited = self._until(self._ready)
+                self._times.waited = self._until(self._ready)
                 if not self._pending:
                     if (error := self._plan.result().error) is not None:
                         raise error
@@ -164,18 +159,18 @@ class _Flow(Generic[T]):
                 head.left -= 1  # the first batch, which the consumer is about to get
                 self._limit(ready)
                 self._admit()  # so that the threads have work while the consumer computes
-                begun = asked = clock()
+                begun = asked = now = clock()
                 count, untimed, built = 0, 0, 0.0
-                due = begun + (_TRACED if listening() else _TELL)
+                due = begun + together()
                 for batch, samples in self._of(head):
                     stats.batches += 1  # not by `add`: a call for each batch would be felt
                     stats.samples += samples
                     count += 1
+                    asked = now
                     if untimed:
-                        yield batch
                         untimed -= 1
-                        if not untimed:
-                            asked = clock()
+                        yield batch
+                        now = clock()
                     else:
                         given = clock()
                         if given > due:
@@ -183,15 +178,14 @@ class _Flow(Generic[T]):
                         yield batch
                         now = clock()
                         built = given - asked
-                        untimed = min(_UNTIMED, int(_QUICK / (now - asked + 1e-9)))
-                        asked = now
-                        if now > due:
-                            self._spend(head, count, begun, built, now)
-                            count, begun, due = 0, now, now + (_TRACED if listening() else _TELL)
+                        untimed = min(UNTIMED, int(QUICK / (now - asked + 1e-9)))
+                    if now > due:
+                        begun = now = self._spend(head, count, begun, built, asked)
+                        count, untimed, due = 0, 0, begun + together()
                     head.left -= 1
                     del batch
                 if count:
-                    self._spend(head, count, begun, built, clock())
+                    self._spend(head, count, begun, built, asked)
                 if head.unit.direct:
                     self._release(head)
                 self._head = None
@@ -202,6 +196,7 @@ class _Flow(Generic[T]):
                 self._scope.end()
                 for pool in (self._planner, self._fetchers, self._builders):
                     pool.end()
+                stats.let_go()
                 self._scope.idle_threads = None
 
     def _ready(self) -> bool:
@@ -282,29 +277,12 @@ class _Flow(Generic[T]):
         self._fetched -= item.fetched
         item.fetched = 0
 
-    def _spend(self, head: _Pending[T], count: int, begun: float, built: float, asked: float) -> None:
-        """Count the time of some batches.
-
-        Args:
-            head: Their unit.
-            count: How many they are.
-            begun: When the first of them was asked for.
-            built: The seconds until the last of them that was timed was built.
-            asked: When the batch after them was asked for.
-        """
-        stats = self._stats
-        stats.tell_process()
-        # What is left is the consumer's: also if one step among quick ones takes long.
-        built = min(count * built, asked - begun)
+    def _spend(self, head: _Pending[T], count: int, begun: float, built: float, last: float) -> float:
+        """Count the time of batches of a unit, see `Times.spend`; returns until when."""
+        now = time.monotonic()
         link = self._builder.link(head.unit) if listening() else None
-        if head.unit.direct:
-            stats.recorder.span(_BATCH, begun, begun + built, count, link)
-        if stats.delivers:
-            if count > self._waited:
-                stats.recorder.nothing(_WAIT, count - self._waited)
-            self._waited = False
-            taken = None if link is None else (link[1], ())
-            stats.recorder.span(_STEP, begun + built, asked, count, taken)
+        self._times.spend(count, begun, built, last, now, head.unit.direct, link)
+        return now
 
     def _limit(self, ready: int) -> None:
         """Free unused memory that is beyond the limits, and report in `stats` what memory is used for."""
@@ -384,20 +362,3 @@ class _Flow(Generic[T]):
         built = head.work.result()
         assert built is not None
         return delivered(built)
-
-
-def _timed(source: Source, stats: Stats) -> Callable[[int, int], Any]:
-    """`source.fetch`, with its time counted."""
-    fetch, number = source.fetch, id(source)
-
-    def timed(shard: int, frame: int) -> Any:
-        started = time.monotonic()
-        try:
-            return fetch(shard, frame)
-        finally:
-            ended = time.monotonic()
-            stats.fetch_seconds += ended - started
-            link = ((), [(number, shard, frame)]) if listening() else None
-            stats.recorder.span(_FETCH, started, ended, 1, link)
-
-    return timed

@@ -5,11 +5,12 @@ What is counted here is also counted for the whole process, where other processe
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from shardstream.counters.layout import COUNTERS, slot, stage
-from shardstream.counters.recorder import Recorder, add, put
+from shardstream.counters.recorder import Recorder, add
 from shardstream.counters.snapshots import histogram_of
 
 __all__ = ["STAGES", "Stats"]
@@ -61,6 +62,8 @@ class Stats:
     delivers: bool = True
     recorder: Recorder = field(default_factory=Recorder, repr=False, compare=False)
     _told: tuple[int, int] = (0, 0)  # batches and samples that the process has counted
+    _held: dict[int, float] = field(default_factory=dict)  # by slot: the part of the process's number
+    _process: int = 0  # in which it is
 
     def add(self, **amounts: float) -> None:
         """Add to counters, by their names."""
@@ -91,11 +94,25 @@ class Stats:
     def hold(self, memory: dict[str, dict[str, int]], queue_depth: int) -> None:
         """Say what is in memory now, by budget and holder, and how many units of work are ready."""
         self.memory, self.queue_depth = memory, queue_depth
-        put(_SLOTS["queue_depth"], queue_depth)
+        held: dict[int, float] = {_SLOTS["queue_depth"]: queue_depth}
         for name, holders in memory.items():
             limit = holders.get("limit", 0)
-            put(_SLOTS[f"{name}_limit_bytes"], limit)
-            put(_SLOTS[f"{name}_used_bytes"], sum(holders.values()) - limit)
+            held[_SLOTS[f"{name}_limit_bytes"]] = limit
+            held[_SLOTS[f"{name}_used_bytes"]] = sum(holders.values()) - limit
+        self._hold(held)
+
+    def let_go(self) -> None:
+        """Take what is in memory, and what is ready, off the numbers of the process: the iteration ended."""
+        self._hold(dict.fromkeys(self._held, 0))
+
+    def _hold(self, held: dict[int, float]) -> None:
+        """Set the part of this loader in numbers of the process, which are sums over its loaders."""
+        process = os.getpid()
+        before = self._held if self._process == process else {}  # a fork counts from zero
+        self._held, self._process = held, process
+        for number, value in held.items():
+            if change := value - before.get(number, 0):
+                add(number, change)
 
     def counts(self) -> dict[str, Any]:
         """The counters by name, for another process."""
@@ -123,4 +140,4 @@ class Stats:
         return self.counts() | {"bytes_read": self.decompressed_bytes, "stages": stages} | self.tiers
 
 
-_OWN = ("tiers", "delivers", "recorder", "_told")
+_OWN = ("tiers", "delivers", "recorder", "_told", "_held", "_process")

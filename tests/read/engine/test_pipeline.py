@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shardstream.counters.layout import stage
+from shardstream.counters.snapshots import histogram_of, read_own
 from shardstream.errors import CorruptionError, StorageError
 from shardstream.read.engine.frames import FrameId, Need
 from shardstream.read.engine.pipeline import stream
@@ -220,3 +222,31 @@ def test_counters_are_of_what_was_delivered() -> None:
     stats = Stats()
     assert len(list(stream(Frames(), units(60), tuple, stats=stats))) == 30
     assert (stats.batches, stats.samples, stats.frames) == (30, 60, 60)
+
+
+@pytest.mark.parametrize("slow", [1, 2, 5, 9])
+def test_a_slow_step_among_quick_ones_is_seen_when_it_ends(slow: int) -> None:
+    stats = Stats()
+    batches = stream(Frames(), [Numbers([[n] for n in range(20)], direct=True)], tuple, stats=stats)
+    for number, _ in enumerate(batches):
+        steps = histogram_of(stats.recorder, stage("step"))
+        if number == slow:
+            time.sleep(0.2)
+        elif number == slow + 1:
+            assert (steps.count, steps.percentile(100) > 0.15) == (number, True)
+    assert histogram_of(stats.recorder, stage("step")).count == 20
+
+
+def test_what_is_held_is_the_sum_of_all_loaders_and_goes_with_them() -> None:
+    before = read_own().values
+    one, other = Stats(), Stats()
+    one.hold({"ram": {"limit": 100, "blocks": 30}}, 3)
+    other.hold({"ram": {"limit": 50, "blocks": 5}}, 4)
+    one.hold({"ram": {"limit": 100, "blocks": 20}}, 2)
+    names = "ram_limit_bytes", "ram_used_bytes", "queue_depth"
+    assert [read_own().values[name] - before[name] for name in names] == [150, 25, 6]
+    other.let_go()
+    assert [read_own().values[name] - before[name] for name in names] == [100, 20, 2]
+    one.let_go()
+    assert len(list(stream(Frames(), units(60), tuple, stats=one))) == 30
+    assert [read_own().values[name] - before[name] for name in names] == [0, 0, 0]

@@ -199,6 +199,7 @@ def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
                         image_size=SIZE[kind],
                         lanes=LANES,
                         window=WINDOW,
+                        link="10GB",  # of the loopback device, which is no network card
                         storage_options=options,
                     )
                     ranks = Ranks(kind, place["url"], options, world)

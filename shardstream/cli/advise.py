@@ -36,6 +36,10 @@ def advise(
     cores: Annotated[int | None, typer.Option(min=1, help="Cores of a machine.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a machine, such as 1TiB.")] = None,
     disk: Annotated[str | None, typer.Option(help="Disk of a machine for a cache, such as 2TB.")] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Bytes/s to a machine, all ranks: 12.5GB for 100 Gbit/s."),
+    ] = None,
     model_bytes: Annotated[str | None, typer.Option(help="Bytes of the weights, such as 14GB.")] = None,
     dataset_bytes: Annotated[
         str | None, typer.Option("--dataset", help="What if the dataset had so many bytes, such as 100TB.")
@@ -68,6 +72,7 @@ def advise(
         cores=cores,
         memory=memory,
         disk=disk,
+        link=link,
         model_bytes=model_bytes,
         dataset_bytes=dataset_bytes,
         storage_options=options.storage_options(storage_option),

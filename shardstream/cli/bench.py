@@ -40,24 +40,26 @@ def bench(
     from shardstream.errors import require
     from shardstream.format.sizes import parse_size
     from shardstream.observe.bench import bench as run
+    from shardstream.observe.signals import ended_by_signal
 
     if plot is not None:
         require("matplotlib", "plot")  # said before a minute is spent
-    found = run(
-        url,
-        batch,
-        ranks=numbers(ranks),
-        world=world,
-        step_ms=step_ms,
-        seconds=seconds,
-        seq_len=seq_len,
-        image_size=image_size,
-        decode=decode,
-        cache=cache,
-        prefetch=None if prefetch is None else parse_size(prefetch, "prefetch"),
-        threads=threads,
-        storage_options=options.storage_options(storage_option),
-    )
+    with ended_by_signal():
+        found = run(
+            url,
+            batch,
+            ranks=numbers(ranks),
+            world=world,
+            step_ms=step_ms,
+            seconds=seconds,
+            seq_len=seq_len,
+            image_size=image_size,
+            decode=decode,
+            cache=cache,
+            prefetch=None if prefetch is None else parse_size(prefetch, "prefetch"),
+            threads=threads,
+            storage_options=options.storage_options(storage_option),
+        )
     if plot is not None:
         from shardstream.observe.bench_plot import plot as draw
 

@@ -44,21 +44,23 @@ def probe(
 ) -> None:
     """Measure what a store, the disk of a cache and the cores of this machine can do, in a minute."""
     from shardstream.observe.probe import probe as run
+    from shardstream.observe.signals import ended_by_signal
 
-    profile = run(
-        url,
-        cache,
-        batch=batch,
-        seq_len=seq_len,
-        image_size=image_size,
-        decode=decode,
-        seed=None if natural else seed,
-        lanes=lanes,
-        window=window,
-        seconds=seconds,
-        most=most,
-        storage_options=options.storage_options(storage_option),
-    )
+    with ended_by_signal():
+        profile = run(
+            url,
+            cache,
+            batch=batch,
+            seq_len=seq_len,
+            image_size=image_size,
+            decode=decode,
+            seed=None if natural else seed,
+            lanes=lanes,
+            window=window,
+            seconds=seconds,
+            most=most,
+            storage_options=options.storage_options(storage_option),
+        )
     if out is not None:
         profile.save(out)
     if json:

@@ -76,6 +76,7 @@ def advise(
     cores: int | None = None,
     memory: str | int | None = None,
     disk: str | int | None = None,
+    link: str | int | None = None,
     model_bytes: str | int | None = None,
     dataset_bytes: str | int | None = None,
     storage_options: dict[str, Any] | None = None,
@@ -100,6 +101,8 @@ def advise(
         cores: Of a machine of the job; by default those that the profile has seen.
         memory: Bytes of a machine of the job; by default those of this machine.
         disk: Bytes of a cache on a disk of each machine.
+        link: Bytes per second that come to a machine, for all of its ranks: "12.5GB" for 100 Gbit/s. By
+            default several ranks get together what one process gets, which is assumed.
         model_bytes: Of the weights, which each rank loads at its start.
         dataset_bytes: What if the dataset had so many bytes in the store, of such samples.
         storage_options: Of the store.
@@ -118,6 +121,7 @@ def advise(
         raise OptionError(f"ranks_per_node={here} and share={share} must go into world={world}")
     if step_ms is not None and (isinstance(step_ms, bool) or not 0 < step_ms < 1e9):
         raise OptionError(f"step_ms={step_ms!r} must be a number above 0")
+    rate = None if link is None else parse_size(link, "link")
     ahead = None if prefetch is None else parse_size(prefetch, "prefetch")
     work = Work(
         os.fspath(url), batch, seq_len, image_size, decode, seed, lanes, window, ahead,
@@ -129,7 +133,6 @@ def advise(
     work = work.resolved(manifest.kind)
     known = Profile.load(profile) if isinstance(profile, (str, os.PathLike)) else profile
     size = None if dataset_bytes is None else parse_size(dataset_bytes, "dataset_bytes")
-    facts = facts_of(work, manifest, known, size, cores)
     # Ranks that share batches read them once, and one of them sends them to the others.
     reading = max(1, world // share)
     shuffle = work.shuffle
@@ -138,6 +141,7 @@ def advise(
         ahead or PREFETCH, 0 if shuffle is None else shuffle.lanes_for(reading),
         1 if shuffle is None else shuffle.window,
     )  # fmt: skip
+    facts = facts_of(work, manifest, known, size, cores, rate, job.here)
     plan = Plan(
         facts, job, predict(facts.data, facts.machine, job), world=world, share=share, epochs=epochs,
         nodes=-(-world // here),
@@ -157,7 +161,7 @@ def advise(
 def _verdict(plan: Plan) -> str:
     """What to do, in a few sentences."""
     prediction, job = plan.prediction, plan.job
-    origin = plan.facts.of("cold", "best", "base")
+    origin = plan.facts.of("cold", "best", "base", "link")
     if not job.step:
         return (
             f"The loader alone gives {prediction.rate:,.0f} samples/s on a machine ({origin}), bound by: "
@@ -180,6 +184,8 @@ def _verdict(plan: Plan) -> str:
     if bound == "store":
         cached = max(0.0, 1 - min(prediction.cached_rate, job.demand) / job.demand)
         text += f" From a full cache it waits {cached:.0%}."
+        if job.here > 1 and plan.facts.origins["link"] == "assumed":
+            text += " The link of the machine is assumed: give --link."
     return text
 
 

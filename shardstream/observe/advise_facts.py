@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shardstream.dataset import contents_of
@@ -49,8 +49,9 @@ class Facts:
 
 
 def facts_of(
-    work: Work, manifest: Manifest, profile: Profile | None, dataset_bytes: int | None, cores: int | None
-) -> Facts:
+    work: Work, manifest: Manifest, profile: Profile | None, dataset_bytes: int | None, cores: int | None,
+    link: int | None, here: int,
+) -> Facts:  # fmt: skip
     """The facts of a dataset, and of a machine.
 
     Args:
@@ -59,6 +60,8 @@ def facts_of(
         profile: What a probe measured, or None.
         dataset_bytes: What if the dataset had so many bytes in the store, of the same samples.
         cores: Of the machine; by default those of the profile, or of this machine.
+        link: Bytes per second that come to the machine; by default not more than one process gets.
+        here: The ranks on the machine that read different batches.
     """
     origins: dict[str, Origin] = dict.fromkeys(("items", "stored", "raw", "frames", "shards"), "given")
     ds = work.dataset()
@@ -71,6 +74,13 @@ def facts_of(
         not contents_of(ds).remote,
     )  # fmt: skip
     machine = _machine(work, manifest, data, profile, cores, origins)
+    if link is not None:
+        origins["link"], machine = "given", replace(machine, link=float(link))
+    elif here > 1:
+        # A probe is one process: it does not tell what several of them get through the same link.
+        origins["link"], machine = "assumed", replace(machine, link=machine.best)
+    else:
+        origins["link"] = origins["best"]
     return Facts(data, machine, origins, profile)
 
 

@@ -21,7 +21,10 @@ _SMALL = 8  # a frame is small if so many of them are the least useful request
 # Name, value, unit, the names of the facts that it depends on (or its origin), and the arithmetic.
 _Row = tuple[str, float, str, str, str]
 _STAGES = {
-    "store": ("best cold", "ranks x min(best rate, requests x bytes / latency) / bytes of a sample"),
+    "store": (
+        "best base link",
+        "min(ranks x min(best rate, requests x bytes / latency), link) / bytes of a sample",
+    ),
     "cores": ("cold", "cores / seconds of a core for a sample"),
     "one process": (
         "serial",
@@ -112,6 +115,10 @@ def _machine(plan: Plan) -> Iterator[_Row]:
     yield "a sample from the store", machine.cold, "s", "cold", "of a core, all stages"
     yield "the serial part of it", machine.serial, "s", "serial", "all but decompression and decoders"
     yield "a sample from memory", machine.warm, "s", "warm", "of a core, without requests"
+    if machine.link != math.inf:
+        given = plan.facts.origins["link"] == "given"
+        how = "for all ranks" if given else "as much as one process gets: give --link"
+        yield "link of the machine", machine.link, "bytes/s", "link", how
 
 
 def _stages(plan: Plan) -> Iterator[_Row]:
@@ -119,12 +126,12 @@ def _stages(plan: Plan) -> Iterator[_Row]:
     for name, rate in found.stages.items():
         if rate != math.inf:
             yield name, rate, "samples/s", *_STAGES[name]
-    yield f"the least: {found.bound}", found.rate, "samples/s", "cold best", "X <= min(c / D)"
+    yield f"the least: {found.bound}", found.rate, "samples/s", "cold best link", "X <= min(c / D)"
     yield "from a full cache", found.cached_rate, "samples/s", "warm", "the same without the store"
     if job.step:
         share = plan.wait_share
-        yield "share of the time that the job waits", share, "share", "cold best", "1 - comes / taken"
-        yield ("the most that free data would give", 1 / max(1e-9, 1 - share), "x", "cold best",
+        yield "share of the time that the job waits", share, "share", "cold best link", "1 - comes / taken"
+        yield ("the most that free data would give", 1 / max(1e-9, 1 - share), "x", "cold best link",
                "Amdahl: 1 / (1 - share)")
         threads = max(1, math.ceil(job.demand / job.here * plan.facts.machine.cold))
         yield ("threads for a rank", threads, "", "cold",
@@ -133,9 +140,9 @@ def _stages(plan: Plan) -> Iterator[_Row]:
 
 def _start(plan: Plan) -> Iterator[_Row]:
     found = plan.prediction
-    yield ("first batch after", found.first_batch_seconds, "s", "base best",
+    yield ("first batch after", found.first_batch_seconds, "s", "base best link",
            "5 round trips + opening + the frames of the first batch")
-    yield ("an epoch without a model", found.epoch_seconds, "s", "cold best",
+    yield ("an epoch without a model", found.epoch_seconds, "s", "cold best link",
            "of the samples of this machine, with an empty cache")
 
 
@@ -200,14 +207,14 @@ def _warm_up(plan: Plan) -> Iterator[_Row]:
     if data.local:
         return
     items, size = data.items / plan.nodes, data.bytes / plan.nodes
-    filling = size / (plan.job.here * machine.best)
-    yield ("filling the caches before the job takes", filling, "s", "best stored",
-           "bytes / machines / rate of the store")
+    filling = size / min(plan.job.here * machine.best, machine.link)
+    yield ("filling the caches before the job takes", filling, "s", "best link stored",
+           "bytes / machines / rate of the store, at most the link")
     saved = items / found.rate - items / found.cached_rate
     later = ("from the second epoch on the cache is full without it" if plan.epochs > 1
              else "in one epoch each byte is read once, and a cache that is not warmed saves nothing")
     verdict = "it pays where this time costs less than GPUs that wait" if saved > 0 else "it does not pay"
-    yield ("waiting that it saves", max(0.0, saved), "s", "cold warm best",
+    yield ("waiting that it saves", max(0.0, saved), "s", "cold warm best link",
            f"first epoch with an empty cache - with a full one: {verdict}; {later}")
 
 
@@ -242,8 +249,8 @@ def _model(plan: Plan) -> Iterator[_Row]:
     if size is None:
         return
     yield "bytes of the weights", size, "bytes", "given", "each machine reads them once, with a cache"
-    seconds = size / plan.facts.machine.best
-    yield "seconds to load them", seconds, "s", "best", "bytes / best rate of one process"
+    seconds = size / min(plan.facts.machine.best, plan.facts.machine.link)
+    yield "seconds to load them", seconds, "s", "best link", "bytes / best rate of one process"
     yield "all machines at the start", size * plan.nodes, "bytes", "given", f"{plan.nodes} machines x bytes"
     yield ("bytes of a checkpoint with AdamW", _ADAM * size, "bytes", "assumed",
            "weights of 16 bits, and of 32 bits a copy and two moments: (2 + 12) / 2")

@@ -67,6 +67,7 @@ class Machine:
         fetch: Seconds of a core for a byte from the store; of the store itself, too, if it runs here.
         store_only: The part of `fetch` that other processes take.
         decompress: Seconds of a core for a byte after decompression.
+        link: Bytes per second that come to the machine, for all of its ranks together.
     """
 
     cores: float
@@ -82,6 +83,7 @@ class Machine:
     fetch: float
     store_only: float
     decompress: float
+    link: float = math.inf
 
     def request_seconds(self, size: float) -> float:
         """Seconds of one request for so many bytes, if nothing else is on its way."""
@@ -194,7 +196,8 @@ def predict(data: Data, machine: Machine, job: Job) -> Prediction:
     store = min(machine.best, requests * size / max(machine.request_seconds(size), 1e-9))
     demand = {"step": job.demand} if job.step else {}
     stages = {
-        "store": job.here * store / stored,
+        # The ranks of a machine share its link.
+        "store": min(job.here * store, machine.link) / stored,
         "cores": machine.cores / (cold + beside),
         "one process": job.here / machine.serial,
         "training loop": job.here / machine.consumer if machine.consumer else math.inf,
@@ -217,6 +220,6 @@ def predict(data: Data, machine: Machine, job: Job) -> Prediction:
     trips = 0.0 if data.local else ROUND_TRIPS * machine.base
     # All processes open the dataset at the same time.
     opening = machine.opening * max(1.0, job.here / machine.cores)
-    first = trips + opening + min(job.batch, lanes) * data.frame / store
+    first = trips + opening + min(job.batch, lanes) * data.frame / min(store, machine.link / job.here)
     cpu = items * cold + job.here * machine.opening  # of free cores
     return Prediction(stages, cached, trips + opening + busy, first, cpu, requests, amplification, opened)

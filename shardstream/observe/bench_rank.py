@@ -6,7 +6,7 @@ import os
 import pickle
 import resource
 import signal
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
@@ -149,9 +149,27 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
         answer(StorageError(f"bench: {type(error).__name__}: {error}"))
 
 
+def _commands() -> BinaryIO:
+    """What comes on stdin. When its other end is gone, this process ends, whatever it does.
+
+    Nobody else would end it if the process that has started it was killed.
+    """
+    reading, writing = os.pipe()
+
+    def pass_on() -> None:
+        while data := os.read(0, 1 << 16):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(writing, view) :]
+        os._exit(1)
+
+    threading.Thread(target=pass_on, name="shardstream-bench", daemon=True).start()
+    return os.fdopen(reading, "rb")
+
+
 if __name__ == "__main__":
     # Ctrl-C is for the process that has started this one, which then ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not come between the answers
-    serve(sys.stdin.buffer, out)
+    serve(_commands(), out)

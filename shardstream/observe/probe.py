@@ -52,7 +52,8 @@ def probe(
 
     Ranges of the objects at `url` are read by the same client that the loader uses, with its retries and
     without its second requests. Of a dataset, some batches are also made from memory. At least a handful of
-    requests is sent for each figure, so a very slow store takes somewhat longer than `seconds`.
+    requests is sent for each figure, so a very slow store takes somewhat longer than `seconds`. A store that
+    does not answer is given up after `seconds`, or after 10 if that is more.
 
     Args:
         url: A dataset, or any folder with objects; a URL or a local path. Local files are read cold.
@@ -79,7 +80,7 @@ def probe(
         raise OptionError(f"seconds={seconds!r} must be a number, at least 1")
     if cache is not None and "://" in os.fspath(cache):
         raise OptionError("cache is the folder of a cache on a local disk, such as /nvme/cache")
-    options = unhedged(storage_options)
+    options = unhedged(storage_options, seconds)
     work = Work(
         os.fspath(url), batch, seq_len, image_size, decode, seed, lanes, window, storage_options=options
     )  # fmt: skip

@@ -14,12 +14,14 @@ from typing import Any
 from shardstream.errors import StorageError
 from shardstream.format.manifest import NAME, Manifest, is_inside
 from shardstream.storage.inputs import expand
+from shardstream.storage.named import named
 from shardstream.storage.options import split_options
 from shardstream.storage.store import Store, local_path_of
 
 __all__ = ["Ranges", "drop_pages", "objects_below", "unhedged"]
 
 _LEAST = 4 << 10  # bytes of an object; smaller ones are not read from
+_PATIENCE = 10.0  # seconds that a request may take at least
 _DRAWN = 20_000  # ranges that are drawn at a time
 _FILES = 10_000  # objects that are read from at most
 
@@ -113,19 +115,30 @@ class Ranges:
 
 
 def drop_pages(path: str) -> None:
-    """Drop a file's pages from the cache of the system; pages that were not written yet stay."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(file)
+    """Drop a file's pages from the cache of the system; pages that were not written yet stay.
+
+    Raises:
+        StorageError: The file cannot be opened.
+    """
+    with named(path):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
 
 
-def unhedged(options: dict[str, Any] | None) -> dict[str, Any]:
-    """The options of a store without second requests, which would hide how slow the slow ones are."""
+def unhedged(options: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+    """The options of a store without second requests, which would hide how slow the slow ones are.
+
+    A store that does not answer is given up after `seconds`, or after 10 if that is more.
+    """
     ours, theirs = split_options(options)
-    return {**theirs, "retry": replace(ours.retry, hedge=False), "timeouts": ours.timeouts}
+    deadline = min(ours.retry.deadline, max(_PATIENCE, seconds))
+    span = None if ours.retry.span is None else min(ours.retry.span, deadline)
+    retry = replace(ours.retry, hedge=False, deadline=deadline, span=span)
+    return {**theirs, "retry": retry, "timeouts": ours.timeouts}
 
 
 def objects_below(url: str, options: dict[str, Any] | None) -> tuple[list[Object], Manifest | None]:

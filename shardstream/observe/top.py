@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -21,6 +17,7 @@ from shardstream.observe.history import History, Process
 from shardstream.observe.keys import keys
 from shardstream.observe.report import report
 from shardstream.observe.rows import SORTS
+from shardstream.observe.signals import ended_by_signal
 from shardstream.observe.tables import load_table, work_table
 from shardstream.observe.works import works
 
@@ -73,7 +70,7 @@ def watch(
     """
     history, skip, sorts = History(), 0, list(SORTS)
     with (
-        _ended_by_signal(),
+        ended_by_signal(),
         keys() as pressed,
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
@@ -131,21 +128,3 @@ def _screen(
         _picture(processes, width, by, height - 4, skip),
         Text(foot, style="dim", no_wrap=True, overflow="ellipsis"),
     )
-
-
-@contextlib.contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """SIGTERM and SIGHUP leave the screen as it was, too."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

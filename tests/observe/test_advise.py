@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import shardstream as ss
+from shardstream.observe.advise_lines import Line
 from shardstream.observe.advise_model import Data, Job, Machine, little, predict, shard_bytes
 from tests.corpora import digests
 
@@ -64,6 +66,29 @@ def test_more_never_makes_it_slower(
     assert found.epoch_seconds >= items / found.rate_without_step * (1 - 1e-9)
 
 
+def test_ranks_of_a_machine_share_its_link(tokens: Path) -> None:
+    found = predict(DATA, replace(MACHINE, link=2e9), JOB)
+    assert found.stages["store"] == pytest.approx(2e9 / 100e3, rel=0.01)
+    assert predict(DATA, replace(MACHINE, link=2e9), replace(JOB, here=1)).stages["store"] < 1e9 / 100e3 + 1
+
+    def lines(**options: Any) -> tuple[dict[str, Line], ss.Advice]:
+        advice = ss.advise(tokens, world=8, step_ms=50, seq_len=128, **options)
+        return {line.name: line for line in advice.lines}, advice
+
+    one, _ = lines(ranks_per_node=1)
+    assert "link of the machine" not in one
+    alone, _ = lines()
+    assert (alone["link of the machine"].origin, alone["store"].origin) == ("assumed", "assumed")
+    assert alone["store"].value == pytest.approx(one["store"].value, rel=0.01)
+    given, _ = lines(link="12.5GB")
+    assert given["link of the machine"].origin == "given"
+    assert given["link of the machine"].value == 12.5e9
+    assert given["store"].value > 4 * alone["store"].value
+    _, slow = lines(link="10kB")
+    assert slow.prediction["bound"] == "store"
+    assert slow.verdict.startswith("The job waits")
+
+
 @given(st.integers(1, 10**16), st.integers(1, 10**5))
 def test_the_size_of_shards(total: int, ranks: int) -> None:
     size = shard_bytes(total, ranks)
@@ -105,7 +130,7 @@ def test_a_job_that_waits_hears_what_for(tokens: Path) -> None:
 def test_options_that_do_not_fit(tokens: Path, tmp_path: Path) -> None:
     for wrong in (
         {"world": 0}, {"world": 3, "share": 2}, {"ranks_per_node": 4}, {"step_ms": 0}, {"prefetch": "x"},
-        {"image_size": 32}, {"cores": 0}, {"seed": -1},
+        {"image_size": 32}, {"cores": 0}, {"seed": -1}, {"link": "0"},
     ):  # fmt: skip
         with pytest.raises(ss.OptionError):
             ss.advise(tokens, **wrong)  # type: ignore[arg-type]

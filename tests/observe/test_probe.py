@@ -142,9 +142,23 @@ def test_a_load_ends_with_the_first_error() -> None:
     assert settled()
 
 
-@pytest.mark.parametrize("command", ["probe", pytest.param("bench", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("probe", signal.SIGINT),
+        ("bench", signal.SIGTERM),
+        pytest.param("probe", signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param("bench", signal.SIGINT, marks=pytest.mark.long),
+        pytest.param("bench", signal.SIGKILL, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupt_leaves_nothing(
-    tokens: Path, weed: Weed, proxy_to: Callable[..., Any], tmp_path: Path, command: str
+    tokens: Path,
+    weed: Weed,
+    proxy_to: Callable[..., Any],
+    tmp_path: Path,
+    command: str,
+    number: signal.Signals,
 ) -> None:
     url = upload(tokens, weed)
     cache = tmp_path / "cache"
@@ -154,10 +168,20 @@ def test_an_interrupt_leaves_nothing(
         begun = [sys.executable, "-m", "shardstream", command, url, "--cache", str(cache), *options]
         process = subprocess.Popen(begun, stderr=subprocess.PIPE, text=True, start_new_session=True)
         assert ended(lambda: proxy.counts.requests >= 20)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.strip() == "interrupted"
-    assert not cache.exists() or os.listdir(cache) == []
-    with pytest.raises(ProcessLookupError):  # nobody is left of its session
-        os.killpg(process.pid, 0)
+    if number == signal.SIGKILL:  # then nobody is there to remove the folder
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == (130 if number == signal.SIGINT else 128 + number), said
+        assert said.strip() == ("interrupted" if number == signal.SIGINT else "")
+        assert not cache.exists() or os.listdir(cache) == []
+    assert ended(lambda: nobody_is_left(process.pid), 10)
+
+
+def nobody_is_left(session: int) -> bool:
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return True
+    return False

@@ -19,6 +19,8 @@ def shards_problem(shards: Shards, fields: Iterable[str], external: bool) -> str
         if len(values) and (min(values) < 0 or max(values) >= _MOST):
             at = next(at for at, value in enumerate(values) if not 0 <= value < _MOST)
             return f"shard {_named(shards, at)} has a size out of range"
+    if sum(shards.values("samples")) >= _MOST:
+        return "the shards have more samples than can be counted"
     pairs = zip(shards.values("frames"), shards.values("samples"), strict=True)
     for at, (frames, samples) in enumerate(pairs):
         if frames > samples:

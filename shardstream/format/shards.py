@@ -15,7 +15,7 @@ from shardstream.format.columns import ColumnInfo
 from shardstream.format.names import shorten
 from shardstream.format.shard_info import Codec, ShardInfo, index_of
 
-__all__ = ["DIGITS", "NO_HEAD", "Layout", "Shards", "shard_values"]
+__all__ = ["DIGITS", "NO_HEAD", "Layout", "Shards", "shard_checksums", "shard_values"]
 
 DIGITS = 32  # of an xxh3_128
 NO_HEAD = "0" * DIGITS  # stands for the checksum of a head that is not there
@@ -136,18 +136,19 @@ class Shards(Sequence[ShardInfo]):
         """
         found = msgspec.json.decode(data, type=_Columns)
         count = found.count
-        numbers = {name: _column(getattr(found, name), count, name) for name in _NUMBERS}
+        # First what has a length of its own: a count without it would take all memory.
+        for urls in (found.url, found.index_url):
+            if urls is not None and len(urls) != count:
+                raise CorruptionError(f"{len(urls)} names for {count} shards")
         checksums = {name: getattr(found, name) for name in _CHECKSUMS}
         for name, digits in checksums.items():
             absent = name == "index_head_checksum" and not digits
             if not absent and (len(digits) != DIGITS * count or not _HEX.match(digits)):
                 raise CorruptionError(f"{name}: not 32 hex digits for each of {count} shards")
+        numbers = {name: _column(getattr(found, name), count, name) for name in _NUMBERS}
         layout = _column(found.layout, count, "layout")
         if count and not 0 <= min(layout) <= max(layout) < len(found.layouts):
             raise CorruptionError("a shard has a layout that is not listed")
-        for urls in (found.url, found.index_url):
-            if urls is not None and len(urls) != count:
-                raise CorruptionError(f"{len(urls)} names for {count} shards")
         return cls(found.url, found.index_url, numbers, checksums, found.layouts, layout)
 
     def to_json(self) -> bytes:
@@ -235,6 +236,14 @@ class Shards(Sequence[ShardInfo]):
 def shard_values(shards: Sequence[ShardInfo], name: str) -> Sequence[int]:
     """A number of each shard, such as "samples", [shards]. Nobody may change it."""
     return shards.values(name) if isinstance(shards, Shards) else [getattr(info, name) for info in shards]
+
+
+def shard_checksums(shards: Sequence[ShardInfo], name: str) -> list[str]:
+    """A checksum of each shard, such as "index_checksum"."""
+    if not isinstance(shards, Shards):
+        return [getattr(info, name) for info in shards]
+    digits = shards.checksums[name]
+    return [digits[at : at + DIGITS] for at in range(0, len(digits), DIGITS)]
 
 
 def _packed(values: Sequence[int]) -> Sequence[int]:

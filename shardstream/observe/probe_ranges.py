@@ -14,6 +14,7 @@ from typing import Any
 from shardstream.errors import StorageError
 from shardstream.format.manifest import NAME, Manifest, is_inside
 from shardstream.storage.inputs import expand
+from shardstream.storage.manifests import read_manifest
 from shardstream.storage.named import named
 from shardstream.storage.options import split_options
 from shardstream.storage.store import Store, local_path_of
@@ -153,7 +154,7 @@ def objects_below(url: str, options: dict[str, Any] | None) -> tuple[list[Object
     manifest = None
     local = local_path_of(url)
     if (local is None or os.path.isdir(local)) and store.exists(NAME):
-        manifest = Manifest.from_bytes(store.read(NAME), store.where(NAME))
+        manifest, _ = read_manifest(store)
         named = [(shard.url, shard.bytes) for shard in manifest.shards]
     else:
         named = [(each.url, each.size) for each in expand([url], options)]

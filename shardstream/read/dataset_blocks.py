@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from shardstream.errors import CorruptionError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import Manifest
+from shardstream.format.shards import shard_checksums
 from shardstream.read.damage import wrong_checksum
 from shardstream.storage.cache.blocks import Block
 from shardstream.storage.cache.tiers import Tiers
@@ -60,12 +62,14 @@ class DatasetBlocks:
     def group(self, shard: int) -> str:
         """The name of the content of a shard and its index, made of their checksums."""
         info = self._shards[shard]
-        return xxhash.xxh3_128_hexdigest(f"{info.checksum} {info.index_checksum}".encode())
+        return _group(info.checksum, info.index_checksum)
 
     def _shard_of(self, group: str) -> int | None:
         """The shard that a group is of; None if it is of no shard of this dataset."""
         if self._by_name is None:  # only tiers that make room ask for it
-            names = np.array([_beginning(self.group(shard)) for shard in range(len(self._shards))], np.uint64)
+            checksums = (shard_checksums(self._shards, name) for name in ("checksum", "index_checksum"))
+            groups = itertools.starmap(_group, zip(*checksums, strict=True))
+            names = np.array([_beginning(group) for group in groups], np.uint64)
             order = np.argsort(names, kind="stable")
             self._by_name = names[order], order
         names, order = self._by_name
@@ -148,6 +152,10 @@ class DatasetBlocks:
     def counters(self, backend: str) -> dict[str, Any]:
         """The bytes that came from each tier, the requests that were sent, and the name of the backend."""
         return {**self.tiers.counters.as_dict(), "backend": backend}
+
+
+def _group(checksum: str, index_checksum: str) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{checksum} {index_checksum}".encode())
 
 
 def _beginning(group: str) -> int:

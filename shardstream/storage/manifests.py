@@ -113,8 +113,8 @@ def commit_manifest(store: Store, manifest: Manifest, replaced: str | None) -> N
         store.create(NAME, small)
     else:
         store.write(NAME, small)
-    if large or replaced is not None:
-        _clear(store, {body_name(manifest.fingerprint), body_name(replaced or "")})
+    if large and replaced:  # a damaged manifest may be made again of the body that it named
+        _clear(store, {body_name(manifest.fingerprint), body_name(replaced)})
 
 
 def _put_body(store: Store, manifest: Manifest) -> bytes:

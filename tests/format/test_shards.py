@@ -16,7 +16,7 @@ from shardstream.errors import CorruptionError
 from shardstream.format.columns import ColumnInfo
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.format.manifest_files import Stub, join, load, load_body, load_stub, make_body, make_stub
-from shardstream.format.shards import Shards, shard_values
+from shardstream.format.shards import Shards, shard_checksums, shard_values
 
 DIGITS = st.text("0123456789abcdef", min_size=32, max_size=32)
 SIZES = st.integers(0, (1 << 62) - 1)
@@ -99,7 +99,7 @@ def _changed(**changes: Any) -> tuple[Stub, bytes]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"count": 2}, "32 hex digits for each of 2 shards"),
+        ({"count": 2}, "1 names for 2 shards"),
         ({"bytes": [1, 2]}, "bytes: 2 numbers for 1 shards"),
         ({"bytes": [1 << 62]}, "size out of range"),
         ({"bytes": [1 << 64]}, "size out of range"),
@@ -129,3 +129,18 @@ def test_a_stub_names_only_the_body_of_its_fingerprint() -> None:
         load_stub(stub.to_bytes().replace(b'"version": 2', b'"version": 3'))
     with pytest.raises(CorruptionError, match="the-body: it is not the manifest that"):
         load_body(msgspec.structs.replace(stub, samples=3), body, "the-body")
+
+
+@pytest.mark.parametrize("count", [10**12, 10**30])
+def test_a_count_that_no_column_bears_out_takes_no_memory(count: int) -> None:
+    made = manifest_of([])
+    columns = msgspec.json.decode(Shards.of(made.shards).to_json())
+    with pytest.raises((CorruptionError, msgspec.DecodeError)):
+        Shards.from_json(msgspec.Raw(msgspec.json.encode({**columns, "count": count})))
+
+
+@settings(max_examples=20)
+@given(st.lists(infos(), max_size=4))
+def test_checksums_of_columns_are_those_of_the_shards(shards: list[ShardInfo]) -> None:
+    for name in ("checksum", "index_checksum"):
+        assert shard_checksums(Shards.of(shards), name) == shard_checksums(shards, name)

@@ -11,11 +11,12 @@ from typing import Literal
 import numpy as np
 import xxhash
 
-from shardstream.errors import CommitError, CorruptionError, OptionError
+from shardstream.errors import CommitError, CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.index_contents import columns_from_bytes, index_counts
 from shardstream.format.manifest import NAME, FieldInfo, Manifest, ShardInfo
+from shardstream.format.manifest_files import load_stub
 from shardstream.format.names import split_name
 from shardstream.format.sparse import SparseTable
 from shardstream.format.tar import TRAILER, scan
@@ -102,7 +103,8 @@ def rebuild(
     found = check(DatasetReader(store, manifest, storage_options), True, progress)
     if found.problems:
         raise CorruptionError(f"{found.problems[0]}; nothing was written ({len(found.problems)} problems)")
-    commit_manifest(store, manifest, "" if damaged else None)
+    # If it is the stub that was lost, a body may still say what was not rebuilt.
+    commit_manifest(store, manifest, "" if damaged else None, keep_bodies=not _has_stub(store))
     return manifest
 
 
@@ -120,6 +122,15 @@ def _damaged_manifest(store: Store) -> bool:
     except CorruptionError:
         return True
     raise CommitError(f"{store.where(NAME)} is there and can be read; there is nothing to rebuild")
+
+
+def _has_stub(store: Store) -> bool:
+    """Whether there is a sound stub: then its body is what was lost or damaged."""
+    try:
+        load_stub(store.read(NAME))
+    except (CorruptionError, StorageError):
+        return False
+    return True
 
 
 def _pairs(store: Store) -> list[tuple[str, str]]:

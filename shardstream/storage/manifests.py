@@ -93,7 +93,9 @@ def stored_manifest(store: Store) -> Manifest | None:
     return read_manifest(store)[0] if store.exists(NAME) else None
 
 
-def commit_manifest(store: Store, manifest: Manifest, replaced: str | None) -> None:
+def commit_manifest(
+    store: Store, manifest: Manifest, replaced: str | None, keep_bodies: bool = False
+) -> None:
     """Write a manifest. From then on readers see its shards.
 
     Args:
@@ -101,6 +103,7 @@ def commit_manifest(store: Store, manifest: Manifest, replaced: str | None) -> N
         manifest: Its manifest.
         replaced: The fingerprint of the manifest that it takes the place of, "" if that was damaged; None if
             there must be none.
+        keep_bodies: Whether all bodies that lie there stay.
 
     Raises:
         CommitError: There is a manifest, and none may be replaced.
@@ -113,8 +116,8 @@ def commit_manifest(store: Store, manifest: Manifest, replaced: str | None) -> N
         store.create(NAME, small)
     else:
         store.write(NAME, small)
-    if large and replaced:  # a damaged manifest may be made again of the body that it named
-        _clear(store, {body_name(manifest.fingerprint), body_name(replaced)})
+    if not keep_bodies and (large or replaced is not None):
+        _clear(store, {body_name(manifest.fingerprint), body_name(replaced or "")})
 
 
 def _put_body(store: Store, manifest: Manifest) -> bytes:

@@ -185,6 +185,19 @@ def test_a_damaged_body_is_named_and_rebuilt(packed: Path, damage: str) -> None:
     assert len(bodies(packed)) == 1
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_rebuild_leaves_the_bodies_of_a_lost_stub(packed: Path, damage: str) -> None:
+    append(packed, 40)
+    before = bodies(packed)
+    if damage == "missing":
+        (packed / NAME).unlink()
+    else:
+        (packed / NAME).write_bytes((packed / NAME).read_bytes()[:-9])
+    rebuild(packed)
+    assert sound(packed)
+    assert before <= bodies(packed)
+
+
 def test_verify_computes_the_fingerprint_of_a_body_that_was_edited(packed: Path) -> None:
     body = body_of(packed)
     manifest = load_body(load_stub((packed / NAME).read_bytes()), body.read_bytes(), "body")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import xxhash
 from shardstream.errors import CorruptionError
 from shardstream.storage.spans import LARGEST, Part
 
-__all__ = ["ANEW", "BLOCK", "NAME", "Digests", "decode", "digest_of", "encode"]
+__all__ = ["ANEW", "BLOCK", "NAME", "Digests", "decode", "encode", "filled"]
 
 NAME = "shardstream.digests.json"
 # For messages: what else it may be when bytes differ from those of this file.
@@ -20,6 +20,7 @@ ANEW = (
     f"(shardstream weights URL verify --record), or delete {NAME}"
 )
 BLOCK = LARGEST  # bytes that have one checksum
+_STEP = 1 << 20  # bytes that are read and checked in turn: the cache of a processor has them
 _FORMAT = "shardstream-digests"
 
 
@@ -73,13 +74,53 @@ def check(files: dict[str, Digests], where: str) -> dict[str, Digests]:
     return files
 
 
-def digest_of(parts: Iterable[Part]) -> str:
+class _Digest:
     """The checksum of parts that follow each other. Bytes that a part repeats count once."""
-    hasher: Any = xxhash.xxh3_64()
-    end = -1
+
+    def __init__(self) -> None:
+        self._hasher: Any = xxhash.xxh3_64()
+        self._end = -1
+
+    def update(self, parts: Iterable[Part]) -> None:
+        """Add the next parts."""
+        for start, view in parts:
+            end = start if self._end < 0 else self._end
+            self._hasher.update(view[max(0, end - start) :])
+            self._end = max(end, start + len(view))
+
+    def hexdigest(self) -> str:
+        """16 hex digits."""
+        digest: str = self._hasher.hexdigest()
+        return digest
+
+
+def filled(parts: list[Part], into: Callable[[list[Part]], None], in_steps: bool) -> str:
+    """Fill parts, which follow each other.
+
+    Args:
+        parts: Where each begins in the file, and its memory.
+        into: What fills parts.
+        in_steps: Whether it may be called for 1 MiB after the other.
+
+    Returns:
+        The checksum of what is in them.
+    """
+    digest = _Digest()
+    for step in _steps(parts) if in_steps else [parts]:
+        into(step)
+        digest.update(step)
+    return digest.hexdigest()
+
+
+def _steps(parts: list[Part]) -> Iterator[list[Part]]:
+    step: list[Part] = []
+    size = 0
     for start, view in parts:
-        end = start if end < 0 else end
-        hasher.update(view[max(0, end - start) :])
-        end = max(end, start + len(view))
-    digest: str = hasher.hexdigest()
-    return digest
+        for at in range(0, len(view), _STEP):
+            step.append((start + at, view[at : at + _STEP]))
+            size += len(step[-1][1])
+            if size >= _STEP:
+                yield step
+                step, size = [], 0
+    if step:
+        yield step

@@ -15,7 +15,7 @@ from shardstream.errors import CorruptionError
 from shardstream.storage.fetch.ranges import RangeReader
 from shardstream.storage.spans import GAP, Part, fill
 from shardstream.weights.catalog import Catalog
-from shardstream.weights.digests import BLOCK, digest_of
+from shardstream.weights.digests import BLOCK, filled
 
 __all__ = ["Bounce", "Job", "Piece", "Transfer", "landed"]
 
@@ -247,11 +247,15 @@ def _read(
             parts.append((filler, buffer.view[room : room + size]))
             room += size
         parts.sort(key=lambda part: part[0])
-        into(parts)
-        if expected and digest_of(parts) != expected:
-            catalog.place.store.read_into(file, parts)  # they may have been damaged on their way
-            if digest_of(parts) != expected:
-                raise CorruptionError(_damaged(catalog, file, group, start, end))
+        store = catalog.place.store
+        if not expected:
+            into(parts)
+        elif (
+            filled(parts, into, store.local_path(file) is not None) != expected
+            # They may have been damaged on their way.
+            and filled(parts, lambda parts: store.read_into(file, parts), False) != expected
+        ):
+            raise CorruptionError(_damaged(catalog, file, group, start, end))
         for (piece, _), place in zip(group.pieces, places, strict=True):
             if piece.finish is not None:
                 piece.finish(buffer, place)
@@ -267,7 +271,7 @@ def _checkable(catalog: Catalog, file: str, group: _Group) -> tuple[int, int, st
         begin, end = number * BLOCK, min((number + 1) * BLOCK, digests.bytes)
         more = (end - begin) - (group.end - group.start)
         whole = not all(piece.sliced for piece, _ in group.pieces)
-        if group.end <= end and (whole or more <= max(GAP, (end - begin) // 2)):
+        if group.end <= end and (whole or more <= max(GAP, (end - begin) // 16)):
             return begin, end, digests.blocks[number]
     return group.start, group.end, None
 

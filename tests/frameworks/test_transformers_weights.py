@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import shardstream as ss
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture

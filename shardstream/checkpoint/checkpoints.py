@@ -131,11 +131,10 @@ class Checkpoints:
         with self._lock:
             choice = self._busy if busy is None else _choice("busy", busy, ("skip", "wait", "raise"))
             step = whole_number("Checkpoints.save: step", step, 0, (1 << 63) - 1)
-            damaged = {each.step for each in self.skipped}
             saver = self._own_saver()
             if not self._recovered:
                 self._recover(saver, step)
-            return saver.save(step, state, per_rank or {}, choice, damaged)
+            return saver.save(step, state, per_rank or {}, choice)
 
     def _recover(self, saver: Saver, without: int | None = None) -> None:
         """Finish what earlier jobs have left on local disks; but not of the step that is saved now."""
@@ -228,7 +227,10 @@ class Checkpoints:
             for candidate in candidates(self._run, self._ranks, step):
                 damage = self._loading.load(candidate, state, {} if per_rank is None else per_rank)
                 if not damage:
+                    saver.behind.damaged.pop(candidate, None)
                     return candidate
+                if self._loading.damaged is not None:
+                    saver.behind.damaged[candidate] = self._loading.damaged
                 self.skipped.append(Skipped(candidate, damage))
                 if step is None:
                     text = f"{self.url}: step {candidate} is skipped, since it is damaged: {damage}"

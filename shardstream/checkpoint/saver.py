@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.agreement import Failure, OtherRankError, Told, again, first_failure, raise_errors
@@ -15,7 +15,7 @@ from shardstream.checkpoint.commit import committed_steps, wait_for_manifest
 from shardstream.checkpoint.layout import PENDING, new_attempt, step_folder
 from shardstream.checkpoint.manifest import Pending
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.retention import Run, delete_step
+from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, merge_values, rank_prefix
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter
@@ -65,12 +65,10 @@ class Saver:
         """The same in the child of a fork, which has none of the threads."""
         made = Saver(self._run, self._local, self._ranks, self._settings)
         made.skips, made.failures = self.skips, self.failures
+        made.behind.damaged = dict(self.behind.damaged)
         return made
 
-    def save(
-        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str,
-        damaged: Collection[int],
-    ) -> bool:  # fmt: skip
+    def save(self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str) -> bool:
         """See `Checkpoints.save`.
 
         Args:
@@ -78,18 +76,13 @@ class Saver:
             state: What to save.
             per_rank: What this rank has of its own.
             busy: What to do while an earlier save goes on.
-            damaged: Committed steps that are known to be damaged.
         """
         started = time.monotonic()
-        begun = self._save(step, state, per_rank, busy, damaged)
+        begun = self._save(step, state, per_rank, busy)
         span(_SAVE, started, time.monotonic())
         return begun
 
-    def _save(
-        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str,
-        damaged: Collection[int],
-    ) -> bool:  # fmt: skip
-        self.behind.damaged = damaged
+    def _save(self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str) -> bool:
         told, error = self._ask(step, busy)
         self._raise_failures(told)
         raise_errors(self._url, told, error)
@@ -100,6 +93,8 @@ class Saver:
             add(_SKIPPED)
             log.info("%s: step %d is not saved, since an earlier one is not committed yet", self._url, step)
             return False
+        if self.flight is not None:  # it was committed
+            self.behind.damaged.pop(self.flight.step, None)
         # Only now: the states of some objects are made by collectives, which all ranks have to begin.
         part, told, error = self._collect(step, state, per_rank, told[0].attempt)
         raise_errors(self._url, told, error)
@@ -155,11 +150,8 @@ class Saver:
         if not self._listed:
             committed.update(committed_steps(self._run.open()))
             self._listed = True
-        if step in committed and step in self.behind.damaged:
-            log.warning("%s: step %d, which is damaged, is deleted and saved again", self._url, step)
-            delete_step(self._run, step)
-            committed.discard(step)
-        if step in committed:
+        # A damaged one stays until all of the new one is in the store.
+        if step in committed and step not in self.behind.damaged:
             raise StateError(f"{self._url}: step {step} is committed already, and is never overwritten")
 
     def _begin(self, step: int, part: Part, told: list[Told]) -> None:
@@ -247,7 +239,7 @@ class Saver:
         try:
             there = wait_for_manifest(
                 self._run.open(name), self._run.open(name, writer.attempt), writer.attempt,
-                self._settings.patience, limit,
+                self._settings.patience, limit, self.behind.damaged.get(step),
             )  # fmt: skip
         except ShardstreamError as error:
             self.flight = None
@@ -258,4 +250,5 @@ class Saver:
             raise
         if there:
             self.flight = None
+            self.behind.damaged.pop(step, None)
         return there

@@ -18,9 +18,11 @@ from shardstream.counters.recorder import put
 from shardstream.errors import OptionError
 from shardstream.storage.store import redact
 
-__all__ = ["Behind", "Settings"]
+__all__ = ["BUSY", "Behind", "Settings", "choice"]
 
 log = logging.getLogger("shardstream")
+
+BUSY = ("skip", "wait", "raise")  # what a save does while an earlier one is not committed
 
 _STEP = slot("checkpoint_step")
 
@@ -37,6 +39,17 @@ class Settings:
     errors: str
     single_writer: bool
     patience: float
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """An option that is one of some words.
+
+    Raises:
+        OptionError: It is none of them.
+    """
+    if value not in choices:
+        raise OptionError(f"Checkpoints: {name}={value!r} must be one of {', '.join(choices)}")
+    return value
 
 
 class Behind:

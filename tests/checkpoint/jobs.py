@@ -150,6 +150,9 @@ def disagreeing(url: str) -> dict[str, str]:
         rank = dist.get_rank()
         saves = ss.Checkpoints(url)
         found = {}
+        found["step"] = outcome(lambda: saves.save(-5 * rank, {"x": 1}))
+        busy: Any = "never" if rank else "skip"
+        found["busy"] = outcome(lambda: saves.save(1, {"x": 1}, busy=busy))
         found["steps"] = outcome(lambda: saves.save(rank, {"x": 1}))
         found["values"] = outcome(lambda: saves.save(1, {"x": {"y": rank}}))
         found["tensors"] = outcome(lambda: saves.save(1, {"rng": torch.full((8,), rank)}))

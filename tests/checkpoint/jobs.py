@@ -305,4 +305,12 @@ def damaged_exchange(url: str, options: dict[str, Any]) -> dict[str, Any]:
             step = again.load(fresh)
         assert torch.equal(fresh["x"], state["x"])
         reasons = [each.reason for each in again.skipped]
-        return {"step": step, "read": again._loading.bytes_read, "skipped": reasons}
+        size = again._loading.bytes_read
+        with torch.inference_mode(dist.get_rank() == 1):  # nothing can be copied into such a tensor later
+            fixed = {"x": torch.zeros(1024, 1024, dtype=torch.int64)}
+        try:
+            again.load(fixed, step=1)
+            error = "none"
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        return {"step": step, "read": size, "skipped": reasons, "error": error}

@@ -137,23 +137,23 @@ def exchange(
     if not rounds:
         return
     error: Exception | None = None
-    send = receive = None
+    buffers: list[torch.Tensor] = []
     try:
         import torch
 
         # For all rounds, and before the first one: who has no memory cannot take part in any.
-        send = torch.empty(max(sum(each.given) for each in rounds), dtype=torch.uint8)
-        receive = torch.empty(max(sum(each.got) for each in rounds), dtype=torch.uint8)
+        sizes = max(sum(one.given) for one in rounds), max(sum(one.got) for one in rounds)
+        buffers = [torch.empty(size, dtype=torch.uint8) for size in sizes]
     except Exception as caught:  # noqa: BLE001 - raised once the other ranks know
         error = caught
     ready = all(ranks.gather(error is None))
-    for each in rounds if ready and send is not None and receive is not None else ():
-        given, got = send[: sum(each.given)], receive[: sum(each.got)]
+    for one in rounds if ready else ():
+        given, got = buffers[0][: sum(one.given)], buffers[1][: sum(one.got)]
         if error is None:
-            error = _caught(functools.partial(each.give, files, given))
-        ranks.exchange(given, got, each.given, each.got)  # after an error, too: the others wait for it
+            error = _caught(functools.partial(one.give, files, given))
+        ranks.exchange(given, got, one.given, one.got)  # after an error, too: the others wait for it
         if error is None:
-            error = _caught(functools.partial(each.take, got))
+            error = _caught(functools.partial(one.take, got))
     if error is not None:
         raise error
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -158,7 +159,8 @@ def disagreeing(url: str) -> dict[str, str]:
         found["tensors"] = outcome(lambda: saves.save(1, {"rng": torch.full((8,), rank)}))
         found["shapes"] = outcome(lambda: saves.save(1, {"x": torch.zeros(rank + 1)}))
         found["pickle"] = outcome(lambda: saves.save(1, {"x": object() if rank == 1 else 1}))
-        found["saved"] = outcome(lambda: saves.save(1, {"x": 1}, per_rank={"rng": torch.full((8,), rank)}))
+        alone = {"rng": torch.full((8,), rank), "array": np.full(3, rank)}
+        found["saved"] = outcome(lambda: saves.save(1, {"x": 1}, per_rank=alone))
         saves.wait()
         own = {"rng": torch.zeros(8, dtype=torch.int64)}
         found["loaded"] = outcome(lambda: saves.load({"x": 0}, per_rank=own))
@@ -313,4 +315,8 @@ def damaged_exchange(url: str, options: dict[str, Any]) -> dict[str, Any]:
             error = "none"
         except Exception as caught:
             error = f"{type(caught).__name__}: {caught}"
-        return {"step": step, "read": size, "skipped": reasons, "error": error}
+        dist.barrier()
+        saved = again.save(2, {"x": state["x"] + 1}) and again.wait()
+        whole = again.load(fresh) == 2 and torch.equal(fresh["x"], state["x"] + 1)
+        found = {"again": saved and whole, "twice": outcome(lambda: again.save(2, state))}
+        return {"step": step, "read": size, "skipped": reasons, "error": error, **found}

@@ -51,7 +51,7 @@ class Told(NamedTuple):
     """What a rank says.
 
     Attributes:
-        step: What it saves.
+        step: What it saves; -1 if that is no step.
         attempt: A new name; that of the first rank is taken.
         failure: What an earlier save has met, if it has failed.
         error: Why it cannot save, if it cannot.
@@ -97,7 +97,8 @@ def raise_errors(url: str, told: Sequence[Told], mine: BaseException | None) -> 
         raise mine
     for rank, each in enumerate(told):
         if each.error is not None:
-            raise_other(f"{url}: rank {rank} cannot save step {each.step}", each.error)
+            step = "" if each.step < 0 else f" step {each.step}"
+            raise_other(f"{url}: rank {rank} cannot save{step}", each.error)
         if each.step != told[0].step:
             raise StateError(f"{url}: rank {rank} saves step {each.step}, and rank 0 step {told[0].step}")
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from shardstream.checkpoint.commit import conditional_put
 from shardstream.checkpoint.finishing import finish
 from shardstream.checkpoint.layout import PENDING, step_folder
 from shardstream.checkpoint.manifest import Pending
-from shardstream.checkpoint.retention import Run, prune, prune_local, sweep
+from shardstream.checkpoint.retention import Run, delete_attempt, prune, prune_local, sweep
 from shardstream.checkpoint.writing import PartWriter
 from shardstream.counters.layout import slot
 from shardstream.counters.recorder import put
 from shardstream.errors import OptionError
 from shardstream.storage.store import redact
 
-__all__ = ["Behind", "Settings"]
+__all__ = ["BUSY", "Behind", "Settings", "choice"]
 
 log = logging.getLogger("shardstream")
+
+BUSY = ("skip", "wait", "raise")  # what a save does while an earlier one is not committed
 
 _STEP = slot("checkpoint_step")
 
@@ -40,6 +41,17 @@ class Settings:
     patience: float
 
 
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """An option that is one of some words.
+
+    Raises:
+        OptionError: It is none of them.
+    """
+    if value not in choices:
+        raise OptionError(f"Checkpoints: {name}={value!r} must be one of {', '.join(choices)}")
+    return value
+
+
 class Behind:
     """The background of all saves of one handle. Methods are called in the threads of the saves.
 
@@ -50,7 +62,8 @@ class Behind:
 
     Attributes:
         committed: Steps that are known to be committed.
-        damaged: Committed steps that are known to be damaged.
+        damaged: Committed steps that are known to be damaged, with the attempt; "" if the manifest is what is
+            damaged.
     """
 
     def __init__(self, run: Run, local: Run | None, settings: Settings) -> None:
@@ -60,7 +73,7 @@ class Behind:
         self._swept = 0.0
         self._lock = threading.Lock()
         self.committed: set[int] = set()
-        self.damaged: Collection[int] = ()
+        self.damaged: dict[int, str] = {}
 
     def conditional(self) -> bool:
         """Whether the store can refuse to overwrite an object. It is tried once.
@@ -86,13 +99,19 @@ class Behind:
         Raises:
             ShardstreamError: It was not committed. What is deleted afterwards is no reason to fail.
         """
-        finish(self._run, pending, writer.stopped, self._settings.patience, self.conditional())
+        patience, damaged = self._settings.patience, self.damaged.get(pending.step)
+        finish(self._run, pending, writer.stopped, patience, self.conditional(), damaged)
         self.committed.add(pending.step)
+        self.damaged.pop(pending.step, None)
         try:
+            if damaged is not None:
+                log.warning("%s: step %d, which was damaged, is saved again", self._url, pending.step)
+            if damaged:
+                delete_attempt(self._run, pending.step, damaged)
             if self._local is not None:
                 self._local.open(step_folder(pending.step), pending.attempt).delete(PENDING)
             if self._settings.keep is not None:
-                prune(self._run, self._settings.keep, self.damaged, pending.step)
+                prune(self._run, self._settings.keep, set(self.damaged), pending.step)
             if time.monotonic() - self._swept > _SWEEP_EVERY or not self._swept:
                 self._swept = time.monotonic()
                 sweep(self._run, {pending.attempt})

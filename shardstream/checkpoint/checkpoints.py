@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from shardstream.checkpoint.behind import Settings
+from shardstream.checkpoint.behind import BUSY, Settings, choice
 from shardstream.checkpoint.commit import PATIENCE, committed_steps, read_manifest
 from shardstream.checkpoint.layout import step_folder
 from shardstream.checkpoint.loading import Loading, candidates
@@ -86,10 +86,10 @@ class Checkpoints:
         if local is not None and absolute(str(local)) == self._run.url:
             raise OptionError(f"Checkpoints: local={local!r} is the folder of the checkpoints itself")
         self._run.open()  # a URL that cannot work is refused now
-        self._busy = _choice("busy", busy, ("skip", "wait", "raise"))
+        self._busy = choice("busy", busy, BUSY)
         settings = Settings(
             None if keep is None else whole_number("Checkpoints: keep", keep, 1, 1 << 30),
-            parse_size(memory, "Checkpoints: memory"), _choice("errors", errors, ("raise", "warn")),
+            parse_size(memory, "Checkpoints: memory"), choice("errors", errors, ("raise", "warn")),
             bool(single_writer), float(patience),
         )  # fmt: skip
         self._ranks = Ranks(group)
@@ -124,18 +124,16 @@ class Checkpoints:
             Whether it is being saved; False if it was skipped.
 
         Raises:
+            OptionError: An argument that cannot work, on any rank.
             StateError: The step is committed already, or something cannot be stored.
             StorageError: An earlier save has failed, on any rank. This one was not begun.
             CorruptionError: The same.
         """
         with self._lock:
-            choice = self._busy if busy is None else _choice("busy", busy, ("skip", "wait", "raise"))
-            step = whole_number("Checkpoints.save: step", step, 0, (1 << 63) - 1)
-            damaged = {each.step for each in self.skipped}
             saver = self._own_saver()
             if not self._recovered:
                 self._recover(saver, step)
-            return saver.save(step, state, per_rank or {}, choice, damaged)
+            return saver.save(step, state, per_rank or {}, self._busy if busy is None else busy)
 
     def _recover(self, saver: Saver, without: int | None = None) -> None:
         """Finish what earlier jobs have left on local disks; but not of the step that is saved now."""
@@ -228,7 +226,10 @@ class Checkpoints:
             for candidate in candidates(self._run, self._ranks, step):
                 damage = self._loading.load(candidate, state, {} if per_rank is None else per_rank)
                 if not damage:
+                    saver.behind.damaged.pop(candidate, None)
                     return candidate
+                if self._loading.damaged is not None:
+                    saver.behind.damaged[candidate] = self._loading.damaged
                 self.skipped.append(Skipped(candidate, damage))
                 if step is None:
                     text = f"{self.url}: step {candidate} is skipped, since it is damaged: {damage}"
@@ -238,12 +239,6 @@ class Checkpoints:
             why = "; ".join(f"step {each.step}: {each.reason}" for each in self.skipped[:5])
             what = "no checkpoint is sound" if step is None else "it is damaged"
             raise CorruptionError(f"{self.url}: {what}: {why}")
-
-
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise OptionError(f"Checkpoints: {name}={value!r} must be one of {', '.join(choices)}")
-    return value
 
 
 def _unlock() -> None:

@@ -33,8 +33,8 @@ from shardstream.storage.store import Store
 from shardstream.version import __version__
 
 __all__ = [
-    "PATIENCE", "PROBE", "collect", "commit", "committed_steps", "conditional_put", "merge", "now",
-    "read_manifest", "wait_for_manifest",
+    "PATIENCE", "PROBE", "collect", "commit", "committed_steps", "conditional_put", "is_damaged", "merge",
+    "now", "read_manifest", "wait_for_manifest",
 ]  # fmt: skip
 
 PATIENCE = 600.0  # seconds without a new object, after which the other ranks are taken for dead
@@ -216,9 +216,24 @@ def read_manifest(folder: Store) -> Manifest | None:
         raise
 
 
+def is_damaged(folder: Store, attempt: str) -> bool:
+    """Whether the manifest that is there now is damaged, or that of an attempt which was found damaged.
+
+    Args:
+        folder: The folder of the checkpoint.
+        attempt: The attempt; "" if it is not known.
+    """
+    try:
+        found = read_manifest(folder)
+    except CorruptionError:
+        return True
+    return found is not None and found.attempt == attempt
+
+
 def wait_for_manifest(
-    folder: Store, inside: Store, attempt: str, patience: float, limit: float | None
-) -> bool:
+    folder: Store, inside: Store, attempt: str, patience: float, limit: float | None,
+    damaged: str | None = None,
+) -> bool:  # fmt: skip
     """Ask the store until the manifest is there: how ranks but the first learn of the commit.
 
     Args:
@@ -227,6 +242,8 @@ def wait_for_manifest(
         attempt: Its name.
         patience: Seconds without a new object, after which it will not come.
         limit: When to return at the latest, of `time.monotonic`; or None.
+        damaged: The damaged attempt that this one takes the place of, "" if its manifest is what is damaged.
+            None: there is none.
 
     Returns:
         Whether it is there; False at the limit.
@@ -236,7 +253,7 @@ def wait_for_manifest(
         StateError: Another attempt was committed.
     """
     end, pause, seen = time.monotonic() + patience, _PAUSES[0], 0
-    while not folder.exists(MANIFEST):
+    while not folder.exists(MANIFEST) or (damaged is not None and is_damaged(folder, damaged)):
         names = inside.list()
         failed = [name for name in names if is_failure(name)]
         if len(names) > seen:

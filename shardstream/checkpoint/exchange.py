@@ -6,8 +6,9 @@ read such slices alone would read the tensor as often as they are many. Here eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from shardstream.checkpoint.files import Files
 from shardstream.checkpoint.layout import CELL, byte_size
@@ -132,20 +133,38 @@ def exchange(
     targets: dict[str, list[Slice]] = {}
     for each in slices:
         targets.setdefault(each.name, []).append(each)
+    rounds = [_Round.of(files.manifest, ranks, together, wanted, targets) for together in _rounds(pieces)]
+    if not rounds:
+        return
     error: Exception | None = None
-    for together in _rounds(pieces):
-        mine = [piece for piece in together if piece.owner == ranks.rank]
-        memories = [memoryview(bytearray(piece.bytes)) for piece in mine]
+    buffers: list[torch.Tensor] = []
+    try:
+        import torch
+
+        # For all rounds, and before the first one: who has no memory cannot take part in any.
+        sizes = max(sum(one.given) for one in rounds), max(sum(one.got) for one in rounds)
+        buffers = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    except Exception as caught:  # noqa: BLE001 - raised once the other ranks know
+        error = caught
+    ready = all(ranks.gather(error is None))
+    for one in rounds if ready else ():
+        given, got = buffers[0][: sum(one.given)], buffers[1][: sum(one.got)]
         if error is None:
-            try:
-                read(
-                    files, [_request(files, piece, into) for piece, into in zip(mine, memories, strict=True)]
-                )
-            except Exception as caught:  # noqa: BLE001 - raised once the other ranks have theirs
-                error = caught
-        _give(files.manifest, ranks, together, dict(zip(mine, memories, strict=True)), wanted, targets)
+            error = _caught(functools.partial(one.give, files, given))
+        ranks.exchange(given, got, one.given, one.got)  # after an error, too: the others wait for it
+        if error is None:
+            error = _caught(functools.partial(one.take, got))
     if error is not None:
         raise error
+
+
+def _caught(work: Callable[[], None]) -> Exception | None:
+    """The error of this rank, which is raised once the other ranks have what they need."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - see above
+        return error
+    return None
 
 
 def _rounds(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
@@ -169,42 +188,68 @@ def _request(files: Files, piece: _Piece, into: memoryview) -> Request:
     return Request(chunk.file, start, len(into), into, piece.name)
 
 
-def _give(
-    manifest: Manifest, ranks: Ranks, pieces: Sequence[_Piece], mine: Mapping[_Piece, memoryview],
-    wanted: Sequence[Wanted], targets: Mapping[str, Sequence[Slice]],
-) -> None:  # fmt: skip
-    """One round: what each rank needs of the pieces goes to it."""
-    import numpy as np
-    import torch
+class _Round(NamedTuple):
+    """What goes from rank to rank at once.
 
-    sizes = {piece.name: byte_size(manifest.tensors[piece.name].dtype, ()) for piece in pieces}
-    sent: list[Any] = []
-    given = [0] * ranks.size
-    for rank, each in enumerate(wanted):
-        for piece, memory in mine.items():
-            rows = np.frombuffer(memory, np.dtype((np.void, sizes[piece.name]))).reshape(piece.box.shape)
-            for box in each.get(piece.name, ()):
-                common = intersection(piece.box, box)
-                if common is not None:
-                    part = np.ascontiguousarray(rows[_within(piece.box, common)])
-                    sent.append(part.reshape(-1).view(np.uint8))
-                    given[rank] += part.nbytes
-    taken: list[tuple[Slice, Box, int]] = []
-    got = [0] * ranks.size
-    for owner in range(ranks.size):
-        for piece in pieces:
-            for target in targets.get(piece.name, ()) if piece.owner == owner else ():
-                common = intersection(piece.box, target.box)
-                if common is not None:
-                    taken.append((target, common, common.elements * sizes[piece.name]))
-                    got[owner] += taken[-1][2]
-    flat = torch.from_numpy(np.concatenate(sent) if sent else np.empty(0, np.uint8))
-    received = ranks.exchange(flat, given, got)
-    start = 0
-    for target, common, size in taken:
-        part = received[start : start + size].clone().view(target.data.dtype).reshape(common.shape)
-        target.data[_within(target.box, common)].copy_(part)
-        start += size
+    Attributes:
+        parts: What this rank gives: its pieces, and the parts of each in the order of the ranks.
+        taken: What it gets, in the order of the ranks: where it belongs, the part, and its bytes.
+        given: Bytes for each rank.
+        got: Bytes from each rank.
+    """
+
+    parts: list[tuple[_Piece, Box]]
+    taken: list[tuple[Slice, Box, int]]
+    given: list[int]
+    got: list[int]
+
+    @classmethod
+    def of(
+        cls, manifest: Manifest, ranks: Ranks, pieces: Sequence[_Piece], wanted: Sequence[Wanted],
+        targets: Mapping[str, Sequence[Slice]],
+    ) -> _Round:  # fmt: skip
+        """The round in which these pieces are exchanged."""
+        made = cls([], [], [0] * ranks.size, [0] * ranks.size)
+        sizes = {piece.name: byte_size(manifest.tensors[piece.name].dtype, ()) for piece in pieces}
+        for rank, each in enumerate(wanted):
+            for piece in pieces:
+                for box in each.get(piece.name, ()) if piece.owner == ranks.rank else ():
+                    common = intersection(piece.box, box)
+                    if common is not None:
+                        made.parts.append((piece, common))
+                        made.given[rank] += common.elements * sizes[piece.name]
+        for owner in range(ranks.size):
+            for piece in pieces:
+                for target in targets.get(piece.name, ()) if piece.owner == owner else ():
+                    common = intersection(piece.box, target.box)
+                    if common is not None:
+                        made.taken.append((target, common, common.elements * sizes[piece.name]))
+                        made.got[owner] += made.taken[-1][2]
+        return made
+
+    def give(self, files: Files, into: torch.Tensor) -> None:
+        """Read the pieces of this rank, and place what each rank needs of them one behind the other."""
+        import numpy as np
+
+        memories = {piece: memoryview(bytearray(piece.bytes)) for piece, _ in self.parts}
+        read(files, [_request(files, piece, memory) for piece, memory in memories.items()])
+        flat, start = into.numpy(), 0
+        for piece, common in self.parts:
+            item = piece.bytes // piece.box.elements
+            rows = np.frombuffer(memories[piece], np.dtype((np.void, item))).reshape(piece.box.shape)
+            size = common.elements * item
+            flat[start : start + size].view(rows.dtype).reshape(common.shape)[...] = rows[
+                _within(piece.box, common)
+            ]
+            start += size
+
+    def take(self, got: torch.Tensor) -> None:
+        """Copy what came to where it belongs."""
+        start = 0
+        for target, common, size in self.taken:
+            part = got[start : start + size].clone().view(target.data.dtype).reshape(common.shape)
+            target.data[_within(target.box, common)].copy_(part)
+            start += size
 
 
 def _within(box: Box, part: Box) -> tuple[slice, ...]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from shardstream.checkpoint.commit import Stopped, collect, commit
-from shardstream.checkpoint.layout import step_folder
+from shardstream.checkpoint.commit import Stopped, collect, commit, is_damaged
+from shardstream.checkpoint.layout import MANIFEST, step_folder
 from shardstream.checkpoint.manifest import Pending, Receipt, TensorInfo
 from shardstream.checkpoint.retention import Run
 
 __all__ = ["finish", "indexes"]
 
 
-def finish(run: Run, pending: Pending, stopped: Stopped, patience: float, conditional: bool) -> None:
+def finish(
+    run: Run, pending: Pending, stopped: Stopped, patience: float, conditional: bool,
+    damaged: str | None = None,
+) -> None:  # fmt: skip
     """Wait for the parts of all ranks, and commit.
 
     Args:
@@ -22,6 +25,8 @@ def finish(run: Run, pending: Pending, stopped: Stopped, patience: float, condit
         stopped: Ends the wait.
         patience: Seconds without a new object, after which a rank is taken for dead.
         conditional: Whether the store has a conditional put.
+        damaged: The damaged attempt of this step that makes room, "" if its manifest is what is damaged. What
+            else is committed meanwhile stays. None: there is none.
 
     Raises:
         StorageError: A part did not come, or the store has failed.
@@ -33,6 +38,8 @@ def finish(run: Run, pending: Pending, stopped: Stopped, patience: float, condit
     receipts = collect(folder, run.open(name, attempt), attempt, pending.world, stopped, patience)
     for text, content in (pending.texts | indexes(receipts, pending.modules)).items():
         folder.write(f"{attempt}/{text}", content.encode())
+    if damaged is not None and is_damaged(folder, damaged):
+        folder.delete(MANIFEST)  # not earlier: all of the new one is in the store now
     commit(
         folder, pending.step, attempt, receipts, values=pending.values, modules=pending.modules,
         data=pending.data, conditional=conditional,

@@ -23,6 +23,10 @@ __all__ = ["Loading", "candidates"]
 log = logging.getLogger("shardstream")
 
 
+class _NoManifestError(CorruptionError):
+    """There is no manifest: a rank may not see the folder, which does not make the checkpoint damaged."""
+
+
 def candidates(run: Run, ranks: Ranks, step: int | None) -> list[int]:
     """The steps to try in turn: what the first rank finds. All ranks call it.
 
@@ -64,6 +68,9 @@ class Loading:
     def __init__(self, run: Run, local: Run | None, ranks: Ranks) -> None:
         self._run, self._local, self._ranks = run, local, ranks
         self.bytes_read = 0  # by this rank, of disks and stores, in the last load
+        # The attempt that the last load found damaged; "" if its manifest is what is damaged; None: none was.
+        self.damaged: str | None = None
+        self._attempt = ""
 
     def load(self, step: int, state: dict[str, Any], per_rank: dict[str, Any]) -> str:
         """Load a step. All ranks call it.
@@ -79,6 +86,7 @@ class Loading:
         Raises:
             StateError: The objects and the checkpoint do not fit, on any rank.
         """
+        self.damaged, self._attempt = None, ""
         parts: list[Restoring] = []
         wanted: dict[str, list[Box]] = {}
 
@@ -133,20 +141,23 @@ class Loading:
         Raises:
             ShardstreamError: A rank has met something else.
         """
-        damage, error = "", None
+        damage, error, attempt = "", None, None
         try:
             work()
         except Exception as caught:  # noqa: BLE001 - raised once the other ranks know
             lost = isinstance(caught, CorruptionError) or isinstance(caught.__cause__, FileNotFoundError)
             damage, error = (str(caught), None) if lost and damages else ("", caught)
-        told = self._ranks.gather((damage, None if error is None else Failure.of(error), result()))
+            attempt = self._attempt if damage and not isinstance(caught, _NoManifestError) else None
+        failure = None if error is None else Failure.of(error)
+        told = self._ranks.gather((damage, failure, result(), attempt))
         if error is not None:
             raise error
-        for rank, (_, failure, _) in enumerate(told):
+        for rank, (_, failure, _, _) in enumerate(told):
             if failure is not None:
                 raise_other(f"{self._run.open().url}: rank {rank} cannot load step {step}", failure)
         results = [each[2] for each in told]
-        for rank, (found, _, _) in enumerate(told):
+        self.damaged = next((each[3] for each in told if each[3] is not None), None)
+        for rank, (found, _, _, _) in enumerate(told):
             if found:
                 return f"rank {rank}: {found}" if self._ranks.size > 1 else str(found), results
         return "", results
@@ -156,7 +167,8 @@ class Loading:
         folder = self._run.open(name)
         manifest = read_manifest(folder)
         if manifest is None:
-            raise CorruptionError(f"{folder.where(MANIFEST)} is no longer there")
+            raise _NoManifestError(f"{folder.where(MANIFEST)} is no longer there")
+        self._attempt = manifest.attempt
         return Files(folder, manifest, None if self._local is None else self._local.open(name))
 
     def _restoring(self, step: int, state: dict[str, Any], per_rank: dict[str, Any]) -> list[Restoring]:

@@ -52,23 +52,19 @@ class Ranks:
         found.all_gather_object(values, value, group=self._group)
         return values
 
-    def exchange(self, given: Any, sizes: list[int], expected: list[int]) -> Any:
+    def exchange(self, given: Any, got: Any, sizes: list[int], expected: list[int]) -> None:
         """Give each rank a part of this rank's bytes, and get parts of theirs. All ranks call it.
 
         Args:
             given: A tensor of bytes on the CPU: what is for the first rank, for the next one, and so on.
+            got: Such a tensor for what comes, in the order of the ranks.
             sizes: The bytes for each rank.
             expected: The bytes from each rank.
-
-        Returns:
-            A tensor of the bytes that came, in the order of the ranks.
         """
         found = self.distributed
         if not self._ready:
             self._prepare(found)
-        got = given.new_empty(sum(expected))
         found.all_to_all_single(got, given, expected, sizes, group=self._group)
-        return got
 
     def _prepare(self, distributed: Any) -> None:
         self._group = self._given

@@ -6,23 +6,25 @@ import functools
 import logging
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.agreement import Failure, OtherRankError, Told, again, first_failure, raise_errors
-from shardstream.checkpoint.behind import Behind, Settings
+from shardstream.checkpoint.behind import BUSY, Behind, Settings, choice
 from shardstream.checkpoint.commit import committed_steps, wait_for_manifest
 from shardstream.checkpoint.layout import PENDING, new_attempt, step_folder
 from shardstream.checkpoint.manifest import Pending
 from shardstream.checkpoint.ranks import Ranks
-from shardstream.checkpoint.retention import Run, delete_step
+from shardstream.checkpoint.receipts import say_failed
+from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.saving import Part, Plans, checksum, collected, merge_values, rank_prefix
 from shardstream.checkpoint.staging import BlockPool
 from shardstream.checkpoint.writing import PartWriter
 from shardstream.counters.layout import slot, stage
 from shardstream.counters.recorder import add, span
 from shardstream.errors import ShardstreamError, StateError, StorageError
-from shardstream.storage.store import redact
+from shardstream.format.numbers import whole_number
+from shardstream.storage.store import Store, redact
 
 __all__ = ["Saver"]
 
@@ -34,6 +36,14 @@ _SAVE, _SKIPPED = stage("save"), slot("saves_skipped")
 class _Flight(NamedTuple):
     step: int
     writer: PartWriter
+
+
+class _Mine(NamedTuple):
+    """What this rank saves, and where."""
+
+    part: Part
+    store: Store
+    local: Store | None
 
 
 class Saver:
@@ -65,12 +75,10 @@ class Saver:
         """The same in the child of a fork, which has none of the threads."""
         made = Saver(self._run, self._local, self._ranks, self._settings)
         made.skips, made.failures = self.skips, self.failures
+        made.behind.damaged = dict(self.behind.damaged)
         return made
 
-    def save(
-        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str,
-        damaged: Collection[int],
-    ) -> bool:  # fmt: skip
+    def save(self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str) -> bool:
         """See `Checkpoints.save`.
 
         Args:
@@ -78,18 +86,13 @@ class Saver:
             state: What to save.
             per_rank: What this rank has of its own.
             busy: What to do while an earlier save goes on.
-            damaged: Committed steps that are known to be damaged.
         """
         started = time.monotonic()
-        begun = self._save(step, state, per_rank, busy, damaged)
+        begun = self._save(step, state, per_rank, busy)
         span(_SAVE, started, time.monotonic())
         return begun
 
-    def _save(
-        self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str,
-        damaged: Collection[int],
-    ) -> bool:  # fmt: skip
-        self.behind.damaged = damaged
+    def _save(self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], busy: str) -> bool:
         told, error = self._ask(step, busy)
         self._raise_failures(told)
         raise_errors(self._url, told, error)
@@ -100,11 +103,14 @@ class Saver:
             add(_SKIPPED)
             log.info("%s: step %d is not saved, since an earlier one is not committed yet", self._url, step)
             return False
+        if self.flight is not None:  # it was committed
+            self.behind.damaged.pop(self.flight.step, None)
         # Only now: the states of some objects are made by collectives, which all ranks have to begin.
-        part, told, error = self._collect(step, state, per_rank, told[0].attempt)
+        step = told[0].step
+        mine, told, error = self._collect(step, state, per_rank, told[0].attempt)
         raise_errors(self._url, told, error)
-        assert part is not None
-        self._begin(step, part, told)
+        assert mine is not None
+        self._begin(step, mine, told)
         return True
 
     def settle(self) -> None:
@@ -112,34 +118,44 @@ class Saver:
         if self.flight is not None:
             self.flight.writer.wait()
 
-    def _ask(self, step: int, choice: str) -> tuple[list[Told], Exception | None]:
+    def _ask(self, step: int, busy_choice: str) -> tuple[list[Told], Exception | None]:
         """Whether the ranks can save, before any of them looks at the state."""
-        if choice == "wait" and self.flight is not None:
+        number = -1
+
+        def check() -> None:
+            nonlocal number
+            choice("busy", busy_choice, BUSY)
+            number = whole_number("Checkpoints.save: step", step, 0, (1 << 63) - 1)
+
+        error = self._alone(check)
+        if error is None and busy_choice == "wait" and self.flight is not None:
             self.flight.writer.wait()
-        failure, error = self._failure(), None
+        failure = self._failure()
         busy = self.flight is not None and not self.flight.writer.done
-        if self._ranks.rank == 0:
-            error = self._alone(functools.partial(self._check_step, step))
+        if error is None and self._ranks.rank == 0:
+            error = self._alone(functools.partial(self._check_step, number))
         said = None if error is None else Failure.of(error)
-        return self._ranks.gather(Told(step, new_attempt(), failure, said, busy)), error
+        return self._ranks.gather(Told(number, new_attempt(), failure, said, busy)), error
 
     def _collect(
         self, step: int, state: Mapping[str, Any], per_rank: Mapping[str, Any], attempt: str
-    ) -> tuple[Part | None, list[Told], Exception | None]:
+    ) -> tuple[_Mine | None, list[Told], Exception | None]:
         """What this rank has to save, what all ranks say, and why this one cannot."""
-        part, check = None, ""
+        mine: _Mine | None = None
+        check, changed = "", False
 
         def collect() -> None:
-            nonlocal part, check
-            part = collected(state, per_rank, self._ranks.rank)
-            check = checksum(part)
+            nonlocal mine, check, changed
+            part, name = collected(state, per_rank, self._ranks.rank), step_folder(step)
+            check, changed = checksum(part), self._plans.changed(part)
+            local = None if self._local is None else self._local.open(name)
+            mine = _Mine(part, self._run.open(name), local)
 
         error = self._alone(collect)
-        changed = part is not None and self._plans.changed(part)
-        own = {} if part is None else part.own
+        own = {} if mine is None else mine.part.own
         said = None if error is None else Failure.of(error)
         told = self._ranks.gather(Told(step, attempt, None, said, False, changed, check, own))
-        return part, told, error
+        return mine, told, error
 
     def _alone(self, work: Callable[[], object]) -> Exception | None:
         """Do what this rank does by itself; returns why it cannot: the others wait until it says so."""
@@ -155,19 +171,16 @@ class Saver:
         if not self._listed:
             committed.update(committed_steps(self._run.open()))
             self._listed = True
-        if step in committed and step in self.behind.damaged:
-            log.warning("%s: step %d, which is damaged, is deleted and saved again", self._url, step)
-            delete_step(self._run, step)
-            committed.discard(step)
-        if step in committed:
+        # A damaged one stays until all of the new one is in the store.
+        if step in committed and step not in self.behind.damaged:
             raise StateError(f"{self._url}: step {step} is committed already, and is never overwritten")
 
-    def _begin(self, step: int, part: Part, told: list[Told]) -> None:
+    def _begin(self, step: int, mine: _Mine, told: list[Told]) -> None:
+        part, store, local = mine
         if any(each.changed for each in told):
             self._plans.agree(part)
         values = merge_values(self._ranks, part, [each.checksum for each in told])
-        attempt, name, rank = told[0].attempt, step_folder(step), self._ranks.rank
-        local = None if self._local is None else self._local.open(name)
+        attempt, rank = told[0].attempt, self._ranks.rank
         then: Any = functools.partial(self.behind.sent, step)
         notes: dict[str, Pending] = {}
         if rank == 0:
@@ -176,10 +189,14 @@ class Saver:
                 step, attempt, self._ranks.size, values | own, part.modules, part.data, part.texts
             )
             then, notes = functools.partial(self.behind.commit, pending), {PENDING: pending}
-        writer = PartWriter(
-            self._run.open(name), attempt, rank, self.pool, local, lambda _: then(writer),
-            functools.partial(self.behind.failed, step), notes,
-        )  # fmt: skip
+        try:
+            writer = PartWriter(
+                store, attempt, rank, self.pool, local, lambda _: then(writer),
+                functools.partial(self.behind.failed, step), notes,
+            )  # fmt: skip
+        except BaseException:
+            say_failed(store, attempt, rank)  # the first rank waits for the part
+            raise
         try:
             self.flight = _Flight(step, writer)
             for plan in self._plans.files(part):
@@ -247,7 +264,7 @@ class Saver:
         try:
             there = wait_for_manifest(
                 self._run.open(name), self._run.open(name, writer.attempt), writer.attempt,
-                self._settings.patience, limit,
+                self._settings.patience, limit, self.behind.damaged.get(step),
             )  # fmt: skip
         except ShardstreamError as error:
             self.flight = None
@@ -258,4 +275,5 @@ class Saver:
             raise
         if there:
             self.flight = None
+            self.behind.damaged.pop(step, None)
         return there

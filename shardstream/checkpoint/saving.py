@@ -82,13 +82,13 @@ def collected(state: Mapping[str, Any], per_rank: Mapping[str, Any], rank: int) 
             compared += list(found.tensors)[before:]
         if type(value).__module__.startswith("shardstream.") and not _has_nodes(values[key]):
             data[key] = values[key]
-    held_by(found.tensors, found.arrays)  # all of them can be stored
-    sums = _sums(found, compared)
+    arrays = list(found.arrays)  # without those of this rank alone
     alone: dict[str, Any] = {}
     for key, value in per_rank.items():
         path = joined(rank_prefix(rank), key)
         alone[key] = encode(state_of(path, value, per_rank).value, path, found)
-    return Part(values, alone, sums, held_by(found.tensors, found.arrays), modules, data, texts)
+    tensors = held_by(found.tensors, found.arrays)  # before the sums: all of them can be stored
+    return Part(values, alone, _sums(found, compared, arrays), tensors, modules, data, texts)
 
 
 def _config(key: str, module: Any) -> dict[str, str]:
@@ -104,7 +104,7 @@ def _has_nodes(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_nodes, value))
 
 
-def _sums(found: Arrays, compared: Sequence[str]) -> dict[str, str]:
+def _sums(found: Arrays, compared: Sequence[str], arrays: Sequence[str]) -> dict[str, str]:
     sums: dict[str, str] = {}
     for name in compared:
         tensor = found.tensors[name]
@@ -114,7 +114,8 @@ def _sums(found: Arrays, compared: Sequence[str]) -> dict[str, str]:
             memory = memoryview(bytearray(tensor.nbytes))
             copier(tensor)(0, memory)
             sums[name] = xxhash.xxh3_64_hexdigest(memory)
-    for name, array in found.arrays.items():
+    for name in arrays:
+        array = found.arrays[name]
         if array.nbytes <= _COMPARED:
             sums[name] = xxhash.xxh3_64_hexdigest(array.tobytes())
     return sums

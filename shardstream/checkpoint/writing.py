@@ -81,13 +81,17 @@ class PartWriter:
 
     def _started(self) -> None:
         """Start the thread, which whoever stages, closes or aborts needs: one that nobody ends would stay."""
-        if self._thread.ident is None:
+        if self._thread.ident is None and not self._done.is_set():
             try:
                 self._thread.start()
             except BaseException as error:
                 self._fail(error)
-                self._stored.set()
-                self._done.set()
+                try:
+                    if isinstance(error, Exception):  # there is no thread; after Ctrl-C it may be there
+                        self._clean()
+                finally:
+                    self._stored.set()
+                    self._done.set()
                 raise
 
     def stage(self, plan: FilePlan) -> None:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -150,12 +151,16 @@ def disagreeing(url: str) -> dict[str, str]:
         rank = dist.get_rank()
         saves = ss.Checkpoints(url)
         found = {}
+        found["step"] = outcome(lambda: saves.save(-5 * rank, {"x": 1}))
+        busy: Any = "never" if rank else "skip"
+        found["busy"] = outcome(lambda: saves.save(1, {"x": 1}, busy=busy))
         found["steps"] = outcome(lambda: saves.save(rank, {"x": 1}))
         found["values"] = outcome(lambda: saves.save(1, {"x": {"y": rank}}))
         found["tensors"] = outcome(lambda: saves.save(1, {"rng": torch.full((8,), rank)}))
         found["shapes"] = outcome(lambda: saves.save(1, {"x": torch.zeros(rank + 1)}))
         found["pickle"] = outcome(lambda: saves.save(1, {"x": object() if rank == 1 else 1}))
-        found["saved"] = outcome(lambda: saves.save(1, {"x": 1}, per_rank={"rng": torch.full((8,), rank)}))
+        alone = {"rng": torch.full((8,), rank), "array": np.full(3, rank)}
+        found["saved"] = outcome(lambda: saves.save(1, {"x": 1}, per_rank=alone))
         saves.wait()
         own = {"rng": torch.zeros(8, dtype=torch.int64)}
         found["loaded"] = outcome(lambda: saves.load({"x": 0}, per_rank=own))
@@ -302,4 +307,16 @@ def damaged_exchange(url: str, options: dict[str, Any]) -> dict[str, Any]:
             step = again.load(fresh)
         assert torch.equal(fresh["x"], state["x"])
         reasons = [each.reason for each in again.skipped]
-        return {"step": step, "read": again._loading.bytes_read, "skipped": reasons}
+        size = again._loading.bytes_read
+        with torch.inference_mode(dist.get_rank() == 1):  # nothing can be copied into such a tensor later
+            fixed = {"x": torch.zeros(1024, 1024, dtype=torch.int64)}
+        try:
+            again.load(fixed, step=1)
+            error = "none"
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        dist.barrier()
+        saved = again.save(2, {"x": state["x"] + 1}) and again.wait()
+        whole = again.load(fresh) == 2 and torch.equal(fresh["x"], state["x"] + 1)
+        found = {"again": saved and whole, "twice": outcome(lambda: again.save(2, state))}
+        return {"step": step, "read": size, "skipped": reasons, "error": error, **found}

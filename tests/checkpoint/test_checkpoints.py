@@ -415,6 +415,24 @@ def test_a_save_that_fails_half_way_leaves_the_handle_as_it_was(saves: ss.Checkp
     assert saves.steps() == [1, 2]
 
 
+@pytest.mark.parametrize("where", ["threading.Thread.start", "shardstream.checkpoint.writing.Senders"])
+def test_a_save_that_cannot_begin_tells_the_other_ranks(
+    saves: ss.Checkpoints, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def no_thread(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    assert saves.save(1, {"x": torch.rand(9)})
+    assert saves.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(where, no_thread)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            saves.save(2, {"x": torch.rand(9)})
+    assert len(list(Path(saves.url).glob("step-2/*/failed-00000.json"))) == 1
+    assert saves.save(2, {"x": torch.rand(9)})
+    assert saves.wait()
+
+
 def test_a_module_whose_parameters_are_cut_up_elsewhere_is_refused(saves: ss.Checkpoints) -> None:
     model = torch.nn.Linear(4, 4)
     weight: Any = model.weight  # as DeepSpeed's ZeRO-3 leaves it

@@ -73,3 +73,6 @@ def test_replicas_come_from_a_store_once_and_damage_is_found_by_all(tmp_path: Pa
     assert [each["step"] for each in found] == [1, 1]
     assert sum(each["read"] for each in found) <= 1.05 * (8 << 20)
     assert all("tensors in them: x" in each["skipped"][0] for each in found)
+    assert "Inplace update to inference tensor" in found[1]["error"]
+    assert "rank 1 cannot load step 1" in found[0]["error"]
+    assert all(each["again"] and "committed already" in each["twice"] for each in found), found

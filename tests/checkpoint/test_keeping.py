@@ -44,12 +44,48 @@ def test_a_step_that_was_found_damaged_is_saved_again(tmp_path: Path) -> None:
     state = {"x": torch.zeros(100, dtype=torch.int64)}
     with pytest.warns(RuntimeWarning, match="step 200 is skipped"):
         assert saves.load(state) == 100
+    before = saves.manifest(200)
+    with pytest.raises(ss.StateError, match="x: a"):
+        saves.save(200, {"x": object()})
+    assert saves.manifest(200) == before  # it makes room for a new one alone
     assert saves.save(200, {"x": torch.full((100,), 7)})
     assert saves.wait()
+    assert sorted(path.name for path in (tmp_path / "step-200").iterdir()) == sorted(
+        ["manifest.json", saves.manifest(200).attempt]
+    )
     assert ss.Checkpoints(str(tmp_path)).load(state) == 200
     assert state["x"].eq(7).all()
+    for step in (100, 200):  # 200 is sound now
+        with pytest.raises(ss.StateError, match="committed already"):
+            saves.save(step, state)
+
+
+def test_a_damaged_step_that_another_job_has_saved_again_stays(tmp_path: Path) -> None:
+    damage(saved(tmp_path, 100, 200), 200)
+    jobs = [ss.Checkpoints(str(tmp_path)) for _ in range(2)]
+    state = {"x": torch.zeros(100, dtype=torch.int64)}
+    for job in jobs:
+        with pytest.warns(RuntimeWarning, match="step 200 is skipped"):
+            job.load(state)
+    assert jobs[0].save(200, {"x": torch.full((100,), 7)})
+    assert jobs[0].wait()
+    jobs[1].save(200, {"x": torch.full((100,), 8)})
     with pytest.raises(ss.StateError, match="committed already"):
-        saves.save(100, state)
+        jobs[1].wait()
+    assert jobs[0].load(state) == 200
+    assert state["x"].eq(7).all()
+
+
+def test_a_manifest_that_is_gone_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = saved(tmp_path, 100)
+    manifest = tmp_path / "step-100" / "manifest.json"
+    kept = manifest.read_bytes()
+    monkeypatch.setattr("shardstream.checkpoint.loading.read_manifest", lambda _: None)
+    with pytest.raises(ss.CorruptionError, match="no longer there"):
+        saves.load({"x": torch.zeros(100, dtype=torch.int64)}, step=100)
+    with pytest.raises(ss.StateError, match="committed already"):
+        saves.save(100, {"x": 1})
+    assert manifest.read_bytes() == kept
 
 
 def test_damaged_manifests_do_not_count_among_those_that_stay(tmp_path: Path) -> None:

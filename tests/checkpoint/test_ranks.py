@@ -44,6 +44,10 @@ def test_ranks_refuse_and_skip_together(tmp_path: Path) -> None:
         f"StateError: {tmp_path}/run: rank 1 cannot save step 1: StateError: x: a"
     )
     assert found[1]["pickle"].startswith("StateError: x: a builtins.object")
+    for key in ("step", "busy"):
+        other = f"OptionError: {tmp_path}/run: rank 1 cannot save: OptionError: Checkpoints"
+        assert found[0][key].startswith(other), found[0][key]
+        assert found[1][key].startswith("OptionError: Checkpoints")
     for each in found:
         assert "rank 1 saves step 1, and rank 0 step 0" in each["steps"]
         assert each["values"].startswith("StateError: x/y differs between the ranks")

@@ -439,3 +439,12 @@ def test_threads_may_save_at_once(saves: ss.Checkpoints) -> None:
         thread.join()
     saves.wait()
     assert saves.steps() == list(range(8))
+
+
+def test_an_untied_checkpoint_is_not_read_into_tied_weights(saves: ss.Checkpoints) -> None:
+    made = [torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)) for _ in range(2)]
+    saves.save(1, {"model": made[0]})
+    saves.wait()
+    made[1][1].weight = made[1][0].weight
+    with pytest.raises(StateError, match=r"model/1.weight and model/0.weight are one tensor here"):
+        saves.load({"model": made[1]})

@@ -135,8 +135,8 @@ class Restoring:
                 first, other = self._filled.setdefault(memory, (name, where))
                 if first != name:
                     raise StateError(
-                        f"{where} and {other} are one tensor here, and two in the checkpoint: untie them before "
-                        "loading"
+                        f"{where} and {other} are one tensor here, and two in the checkpoint: untie them "
+                        "before loading"
                     )
             place = name, data.data_ptr()
             if place in self._read:

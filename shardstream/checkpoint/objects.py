@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from shardstream.checkpoint.modules import is_module, is_optimizer, module_state, set_module, tied
 from shardstream.checkpoint.optimizers import optimizer_state, set_optimizer
-from shardstream.checkpoint.values import joined
+from shardstream.checkpoint.values import is_tensor, joined
+from shardstream.errors import StateError
 
 __all__ = ["State", "is_stateful", "put_back", "state_of"]
 
@@ -17,7 +18,7 @@ class State(NamedTuple):
 
     Attributes:
         value: Nested dicts and lists of tensors and values.
-        aliases: See `tied`; of a module alone.
+        aliases: See `tied`; of all modules within.
     """
 
     value: Any
@@ -36,20 +37,28 @@ def state_of(key: str, value: Any, everything: Mapping[str, Any]) -> State:
     if is_module(value):
         state = module_state(value)
         return State(state, tied(value, key, state))
-    return State(_plain(key, value, everything), {})
+    aliases: dict[str, str] = {}
+    return State(_plain(key, value, everything, aliases), aliases)
 
 
-def _plain(path: str, value: Any, everything: Mapping[str, Any]) -> Any:
+def _plain(path: str, value: Any, everything: Mapping[str, Any], aliases: dict[str, str]) -> Any:
     if is_optimizer(value):
         return optimizer_state(path, value, everything)
     if is_module(value):
-        return module_state(value)
+        state = module_state(value)
+        aliases |= tied(value, path, state)
+        return state
+    if is_tensor(value) and hasattr(value, "ds_id"):
+        raise StateError(
+            f"{path}: the parameter is cut up by DeepSpeed's ZeRO-3, so that it is empty here: save it with "
+            "engine.save_checkpoint, or use ZeRO-1 or 2"
+        )
     if is_stateful(value):
         return value.state_dict()
     if type(value) is dict:
-        return {key: _plain(joined(path, key), each, everything) for key, each in value.items()}
+        return {key: _plain(joined(path, key), each, everything, aliases) for key, each in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_plain(joined(path, n), each, everything) for n, each in enumerate(value))
+        return type(value)(_plain(joined(path, n), each, everything, aliases) for n, each in enumerate(value))
     return value
 
 

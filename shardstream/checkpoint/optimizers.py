@@ -87,7 +87,7 @@ def set_optimizer(path: str, optimizer: Any, loaded: dict[str, Any], everything:
             for group in loaded["param_groups"]
         ]
         state: dict[Any, Any] = {numbers[name]: each for name, each in loaded["state"].items()}
-        state |= loaded["other"]
+        state |= loaded.get("other", {})
         rest = {key: value for key, value in loaded.items() if key not in ("shapes", "other")}
         loaded = {**rest, "state": state, "param_groups": groups}
     optimizer.load_state_dict(loaded)
@@ -110,16 +110,19 @@ def numbers_of(
     Raises:
         StateError: The optimizer has other parameters, of other shapes, or in other groups.
     """
-    if not isinstance(stored, Mapping) or "shapes" not in stored:
+    if not isinstance(stored, Mapping) or not _is_by_position(stored):
         return None
     if _fsdp1_of(path, optimizer, everything) is not None:
         return None
     groups = [group["params"] for group in stored["param_groups"]]
     names = [name for group in groups for name in group]
+    if not all(isinstance(name, str) for name in names):
+        return None
+    shapes = stored.get("shapes", {})  # torch's get_optimizer_state_dict has names without them
     numbers = _matched(path, optimizer, everything, names)
     for name, number in numbers.items():
-        mine, there = list(_parameters(optimizer)[number].shape), stored["shapes"][name]
-        if mine != there:
+        mine, there = list(_parameters(optimizer)[number].shape), shapes.get(name)
+        if there is not None and mine != there:
             raise StateError(f"{path}: parameter {name!r} is {mine}, in the checkpoint {there}")
     _check_groups(path, optimizer, groups, numbers)
     return numbers

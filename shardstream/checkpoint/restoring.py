@@ -48,6 +48,7 @@ class Restoring:
         self.slices: list[Slice] = []  # of tensors
         self._got: dict[str, Any] = {}
         self._read: set[tuple[str, int]] = set()
+        self._filled: dict[tuple[str, int, tuple[int, ...]], tuple[str, str]] = {}  # parts of modules
         for key in state:
             if key not in stored:
                 known = ", ".join(sorted(stored)) or "nothing"
@@ -75,7 +76,7 @@ class Restoring:
         def get(where: str, node: dict[str, Any]) -> Any:
             if where not in self._got:
                 if node["$"] == "tensor":
-                    fixed = any(map(where.startswith, modules))
+                    fixed = next(filter(where.startswith, modules), "")
                     target = found.tensors.get(where)
                     if target is None:
                         target = self._new_state(where, node, optimizers)
@@ -108,7 +109,7 @@ class Restoring:
             )
         return made
 
-    def _want(self, node: dict[str, Any], where: str, target: Any, module: bool) -> Any:
+    def _want(self, node: dict[str, Any], where: str, target: Any, module: str) -> Any:
         """The tensor that will hold a stored one: `target`, if it is like it, or a new one."""
         import torch
 
@@ -128,6 +129,15 @@ class Restoring:
         for data, box in pieces_of(target, where):
             if not box.elements:
                 continue
+            if module and data.data_ptr():
+                # Two stored tensors would be read into one memory, at once and in any order.
+                memory = module, data.data_ptr(), tuple(data.shape)
+                first, other = self._filled.setdefault(memory, (name, where))
+                if first != name:
+                    raise StateError(
+                        f"{where} and {other} are one tensor here, and two in the checkpoint: untie them "
+                        "before loading"
+                    )
             place = name, data.data_ptr()
             if place in self._read:
                 continue

@@ -457,3 +457,31 @@ def test_threads_may_save_at_once(saves: ss.Checkpoints) -> None:
         thread.join()
     saves.wait()
     assert saves.steps() == list(range(8))
+
+
+def test_an_untied_checkpoint_is_not_read_into_tied_weights(saves: ss.Checkpoints) -> None:
+    made = [torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)) for _ in range(2)]
+    saves.save(1, {"model": made[0]})
+    saves.wait()
+    made[1][1].weight = made[1][0].weight
+    with pytest.raises(StateError, match=r"model/1.weight and model/0.weight are one tensor here"):
+        saves.load({"model": made[1]})
+
+
+def test_tied_weights_within_lists_are_stored_once(saves: ss.Checkpoints) -> None:
+    model = Model()
+    saves.save(1, {"m": [model]})
+    saves.wait()
+    assert set(saves.manifest(1).tensors) == {f"m/0/{name}" for name in model.state_dict()} - {
+        "m/0/head.weight"
+    }
+    again = Model(5)
+    assert saves.load({"m": [again]}) == 1
+    assert equal(model.state_dict(), again.state_dict())
+
+
+def test_a_parameter_that_is_cut_up_elsewhere_is_refused_by_name(saves: ss.Checkpoints) -> None:
+    weight: Any = torch.nn.Linear(4, 4).weight
+    weight.ds_id = 0
+    with pytest.raises(StateError, match=r"^w: the parameter is cut up by DeepSpeed's ZeRO-3"):
+        saves.save(1, {"w": weight})

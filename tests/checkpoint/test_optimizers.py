@@ -239,3 +239,17 @@ def test_objects_of_a_class_of_its_own_and_scalers_come_back(tmp_path: Path) -> 
         saves.load({"ema": {"of": [again, Average()]}})
     with pytest.raises(StateError, match="ema/0 is a Average, for which the checkpoint has nothing"):
         saves.load({"ema": [again]})
+
+
+def test_names_without_shapes_are_not_taken_for_positions(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    net, again = Net("abc"), Net("abc")
+    optim = torch.optim.Adam(net.parameters())
+    stepped(optim, dict(net.named_parameters()))
+    saves = ss.Checkpoints(str(tmp_path))
+    saves.save(1, {"net": net, "optim": get_optimizer_state_dict(net, optim)})
+    saves.wait()
+    other = torch.optim.Adam(list(again.parameters())[::-1])
+    assert saves.load({"net": again, "optim": other}) == 1
+    assert equal(by_name(optim, dict(net.named_parameters())), by_name(other, dict(again.named_parameters())))

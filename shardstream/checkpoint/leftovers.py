@@ -78,7 +78,7 @@ def _receipt(inside: Store, rank: int) -> Receipt:
 
 
 def send(run: Run, local: Run, left: Left) -> None:
-    """Send the whole parts of an attempt, their receipts last. What is in the store is not sent again.
+    """Send the whole parts of an attempt, their receipts last. What is in the store with its size is not sent again.
 
     Raises:
         CorruptionError: A file is not what was written. Nothing says in the store that the part is whole.
@@ -87,13 +87,13 @@ def send(run: Run, local: Run, left: Left) -> None:
     here = local.open(step_folder(left.step), left.attempt)
     there = run.open(step_folder(left.step), left.attempt)
     names = set(there.list())
-    if left.world and PENDING not in names:
+    if left.world and not (PENDING in names and there.read(PENDING) == here.read(PENDING)):
         there.write(PENDING, here.read(PENDING))
     for rank in left.ranks:
-        if receipt_name(rank) in names:
-            continue
+        # Even if the receipt is there: a file may have been damaged in the store since.
         in_threads(lambda file: _send(here, there, file, names), _receipt(here, rank).files, _AT_ONCE)
-        there.write(receipt_name(rank), here.read(receipt_name(rank)))
+        if receipt_name(rank) not in names:
+            there.write(receipt_name(rank), here.read(receipt_name(rank)))
 
 
 def _send(here: Store, there: Store, info: FileInfo, names: Collection[str]) -> None:

@@ -6,6 +6,7 @@ disk or in the store, is committed. Of others the files are deleted, unless a li
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -185,7 +186,8 @@ def _plan_of(run: Run, step: int, attempt: str, parts: Sequence[Left], partly: b
     pending = next((each.world for each in parts if each.world), 0)
     there = run.open(step_folder(step), attempt).list()
     if not pending and PENDING in there:
-        pending = pending_of(run, step, attempt).world
+        with contextlib.suppress(CorruptionError):  # a damaged one says nothing
+            pending = pending_of(run, step, attempt).world
     whole = {rank for each in parts for rank in each.ranks}
     whole |= {rank for name in there if (rank := rank_of(name)) is not None}
     missing = [rank for rank in range(pending) if rank not in whole]

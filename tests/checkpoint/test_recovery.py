@@ -225,3 +225,30 @@ def test_the_command_sends_the_parts_of_machines_in_turn(
         assert run(["checkpoint", url, "upload", "--local", disk, *given]) == (1 if rank == 0 else 0)
         assert text in capsys.readouterr().out
     assert ss.Checkpoints(url, storage_options=options).steps() == [1, 2]
+
+
+def test_a_damaged_leftover_in_the_store_is_repaired_or_ends_alone(tmp_path: Path, caplog: Any) -> None:
+    left(tmp_path, 5)
+    (copy,) = (tmp_path / "local").glob("*/step-5/*")
+    there = tmp_path / "run" / "step-5" / copy.name
+    shutil.copytree(copy, there)
+    (file,) = there.glob("*.safetensors")
+    file.write_bytes(b"short")
+    (there / "pending.json").write_bytes(b"{")
+    assert loaded(again(tmp_path)) == (5, 1.0)  # from the disk
+    left(tmp_path, 6)
+    (copy,) = (tmp_path / "local").glob("*/step-6/*")
+    there = tmp_path / "run" / "step-6" / copy.name
+    shutil.copytree(copy, there)
+    (copy / "rank-00000.json").unlink()  # so that it cannot be sent again
+    (file,) = there.glob("*.safetensors")
+    file.write_bytes(b"short")
+    assert loaded(again(tmp_path)) == (5, 1.0)
+    assert "has 5 bytes" in caplog.text
+    left(tmp_path, 7)
+    (copy,) = (tmp_path / "local").glob("*/step-7/*")
+    there = tmp_path / "run" / "step-7" / copy.name
+    shutil.copytree(copy, there)
+    (copy / "pending.json").unlink()
+    (there / "pending.json").write_bytes(b"{")
+    assert loaded(again(tmp_path)) == (5, 1.0)

@@ -28,7 +28,7 @@ __all__ = ["Recovered", "recover"]
 
 log = logging.getLogger("shardstream")
 
-_KEEP, _FINISH, _DELETE, _SEND = "keep", "finish", "delete", "send"
+_KEEP, _COMMITTED, _FINISH, _DELETE, _SEND = "keep", "committed", "finish", "delete", "send"
 
 
 class Recovered(NamedTuple):
@@ -174,7 +174,7 @@ def _planned(
         if isinstance(manifest, str):
             plans[step, attempt] = _Plan(_KEEP)  # which attempt it was is not known
         elif manifest is not None:
-            plans[step, attempt] = _Plan(_KEEP if manifest.attempt == attempt else _DELETE)
+            plans[step, attempt] = _Plan(_COMMITTED if manifest.attempt == attempt else _DELETE)
         elif step == without:
             plans[step, attempt] = _Plan(_DELETE)
         else:
@@ -235,7 +235,7 @@ def _tidy(local: Run | None, left: Left, plan: _Plan) -> None:
     try:
         if plan.what == _DELETE:
             delete_attempt(local, left.step, left.attempt)
-        elif plan.what != _SEND:
+        elif plan.what in (_FINISH, _COMMITTED):
             local.open(step_folder(left.step), left.attempt).delete(PENDING)
         delete_if_empty(local, step_folder(left.step))
     except StorageError as error:  # the other ranks go on, and the next job tries it again

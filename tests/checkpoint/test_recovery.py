@@ -252,3 +252,14 @@ def test_a_damaged_leftover_in_the_store_is_repaired_or_ends_alone(tmp_path: Pat
     (copy / "pending.json").unlink()
     (there / "pending.json").write_bytes(b"{")
     assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+def test_beside_an_unreadable_manifest_all_stays(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    (tmp_path / "run" / "step-5").mkdir()
+    manifest = tmp_path / "run" / "step-5" / "manifest.json"
+    manifest.write_bytes(b"{")
+    with pytest.raises(ss.CorruptionError), pytest.warns(RuntimeWarning, match="step 5 is skipped"):
+        again(tmp_path).load({"x": 0})
+    manifest.unlink()
+    assert loaded(again(tmp_path)) == (5, 1.0)

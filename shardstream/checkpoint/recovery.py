@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.agreement import Failure, raise_other
@@ -85,14 +85,22 @@ def recover(
             hold.release()
 
 
-def _hold(local: Run, found: dict[tuple[int, str], tuple[Hold, Left]]) -> None:
-    """Hold the attempts on this disk that no living process writes; of several ranks, one has each."""
+def _hold(
+    local: Run, found: dict[tuple[int, str], tuple[Hold, Left]], living: set[tuple[int, str]]
+) -> None:
+    """Hold the attempts on this disk that no living process writes; of several ranks, one has each.
+
+    The attempts that a living process writes are noted in `living`.
+    """
     for name in local.open().list():
         step = step_of(name)
         if step is None:
             continue
         for attempt in local_attempts(local, step):
-            hold = Hold.alone(local.open(name).local_path(attempt) or "")
+            path = local.open(name).local_path(attempt) or ""
+            hold = Hold.alone(path)
+            if hold is None and Hold.is_written(path):
+                living.add((step, attempt))
             if hold is not None:
                 found[step, attempt] = hold, Left(step, attempt, [], 0)  # which are released in any case
                 found[step, attempt] = hold, left_on(local, step, attempt)
@@ -102,19 +110,23 @@ def _recover(
     run: Run, local: Run | None, ranks: Ranks, conditional: Callable[[], bool], without: int | None,
     partly: bool, held: dict[tuple[int, str], tuple[Hold, Left]],
 ) -> list[Recovered]:  # fmt: skip
+    living: set[tuple[int, str]] = set()
+
     def look() -> None:
         if local is not None:
-            _hold(local, held)
+            _hold(local, held, living)
 
-    told: list[list[Left]] = _together(run, ranks, look, lambda: [left for _, left in held.values()])
-    if not any(told):
+    told = _together(run, ranks, look, lambda: ([left for _, left in held.values()], living))
+    found: list[Left] = [left for lefts, _ in told for left in lefts]
+    if not found:
         return []
+    alive: set[tuple[int, str]] = set().union(*(each for _, each in told))
     mine = [left for _, left in held.values()]
     plans: dict[tuple[int, str], _Plan] = {}
 
     def plan() -> None:
         if ranks.rank == 0:
-            plans.update(_planned(run, [left for each in told for left in each], without, partly))
+            plans.update(_planned(run, found, alive, without, partly))
 
     plans = _together(run, ranks, plan, lambda: plans)[0]
     broken: dict[tuple[int, str], str] = {}
@@ -156,7 +168,7 @@ def _together(run: Run, ranks: Ranks, work: Callable[[], None], result: Callable
 
 
 def _planned(
-    run: Run, left: Sequence[Left], without: int | None, partly: bool
+    run: Run, left: Sequence[Left], living: Collection[tuple[int, str]], without: int | None, partly: bool
 ) -> dict[tuple[int, str], _Plan]:
     """What is done with each attempt that is on some disk."""
     found: dict[tuple[int, str], list[Left]] = {}
@@ -165,6 +177,9 @@ def _planned(
     manifests: dict[int, Manifest | str | None] = {}
     plans: dict[tuple[int, str], _Plan] = {}
     for (step, attempt), parts in sorted(found.items()):
+        if (step, attempt) in living:  # a process that lives, on another machine, may still commit it
+            plans[step, attempt] = _Plan(_KEEP)
+            continue
         if step not in manifests:
             try:
                 manifests[step] = read_manifest(run.open(step_folder(step)))

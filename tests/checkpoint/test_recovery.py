@@ -14,6 +14,9 @@ import pytest
 import torch
 
 import shardstream as ss
+from shardstream.checkpoint.holds import Hold
+from shardstream.checkpoint.ranks import Ranks
+from shardstream.checkpoint.recovery import recover
 from shardstream.cli.app import run
 from shardstream.errors import StorageError
 from tests.checkpoint import jobs
@@ -262,4 +265,28 @@ def test_beside_an_unreadable_manifest_all_stays(tmp_path: Path) -> None:
     with pytest.raises(ss.CorruptionError), pytest.warns(RuntimeWarning, match="step 5 is skipped"):
         again(tmp_path).load({"x": 0})
     manifest.unlink()
+    assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+def test_ranks_keep_what_a_process_on_another_machine_still_writes(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    saves = again(tmp_path)
+    assert saves._local is not None
+    (copy,) = attempts(tmp_path)
+    key = (5, copy.name)
+
+    class Two(Ranks):
+        """Another rank, whose machine has the attempt still in use."""
+
+        def gather(self, value: Any) -> list[Any]:
+            (failure, result) = value
+            first = isinstance(result, tuple)
+            return [value, (failure, ([], {key}) if first else result)]
+
+    assert recover(saves._run, saves._local, Two(), lambda: True) == []
+    assert attempts(tmp_path) == [copy]
+    hold = Hold.shared(str(copy))
+    assert Hold.alone(str(copy)) is None
+    assert Hold.is_written(str(copy))
+    hold.release()
     assert loaded(again(tmp_path)) == (5, 1.0)

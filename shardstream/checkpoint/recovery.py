@@ -68,7 +68,7 @@ def recover(
         local: Those on a disk of this machine, or None.
         ranks: The ranks.
         conditional: Says whether the store has a conditional put; called if something is to be committed.
-        without: A step that is about to be saved again: what is left of it is deleted.
+        without: A step that is about to be saved again: what is left of it is not committed, and deleted if not whole.
         partly: Whether the parts of other machines may come later: what is here is sent then, and stays.
 
     Returns:
@@ -190,8 +190,9 @@ def _planned(
             plans[step, attempt] = _Plan(_KEEP)  # which attempt it was is not known
         elif manifest is not None:
             plans[step, attempt] = _Plan(_COMMITTED if manifest.attempt == attempt else _DELETE)
-        elif step == without:
-            plans[step, attempt] = _Plan(_DELETE)
+        elif step == without:  # what is whole stays until the new save is committed, which may fail
+            whole = _plan_of(run, step, attempt, parts, partly).what == _FINISH
+            plans[step, attempt] = _Plan(_KEEP if whole else _DELETE)
         else:
             plans[step, attempt] = _plan_of(run, step, attempt, parts, partly)
     return plans

@@ -290,3 +290,10 @@ def test_ranks_keep_what_a_process_on_another_machine_still_writes(tmp_path: Pat
     assert Hold.is_written(str(copy))
     hold.release()
     assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+def test_a_new_save_that_fails_does_not_cost_the_whole_copy_of_its_step(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    with pytest.raises(ss.StateError):
+        again(tmp_path).save(5, {"x": object()})
+    assert loaded(again(tmp_path)) == (5, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -35,18 +36,20 @@ class Left(NamedTuple):
         attempt: Its name.
         ranks: Those whose parts are whole there.
         world: How many ranks it has; 0 if that is not known here, since the first rank wrote elsewhere.
+        time: When the last of its whole parts was written, in seconds since 1970; 0 if there is none.
     """
 
     step: int
     attempt: str
     ranks: list[int]
     world: int
+    time: float = 0.0
 
 
 def left_on(local: Run, step: int, attempt: str) -> Left:
     """What there is of an attempt on this machine's disk."""
     inside = local.open(step_folder(step), attempt)
-    ranks, world = [], 0
+    ranks, world, newest = [], 0, 0.0
     for name in inside.list():
         rank = rank_of(name)
         # What was not written to its end has no checksum that fits.
@@ -56,7 +59,11 @@ def left_on(local: Run, step: int, attempt: str) -> Left:
                 ranks.append(rank)
             elif name == PENDING:
                 world = _pending(inside).world
-    return Left(step, attempt, ranks, world)
+            else:
+                continue
+            with contextlib.suppress(OSError):
+                newest = max(newest, os.stat(inside.local_path(name) or "").st_mtime)
+    return Left(step, attempt, ranks, world, newest)
 
 
 def pending_of(run: Run, step: int, attempt: str) -> Pending:

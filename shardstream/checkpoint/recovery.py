@@ -176,7 +176,12 @@ def _planned(
         found.setdefault((each.step, each.attempt), []).append(each)
     manifests: dict[int, Manifest | str | None] = {}
     plans: dict[tuple[int, str], _Plan] = {}
-    for (step, attempt), parts in sorted(found.items()):
+
+    def order(key: tuple[int, str]) -> tuple[int, float, str]:
+        return key[0], -max(each.time for each in found[key]), key[1]  # of a step the newest first
+
+    for step, attempt in sorted(found, key=order):
+        parts = found[step, attempt]
         if (step, attempt) in living:  # a process that lives, on another machine, may still commit it
             plans[step, attempt] = _Plan(_KEEP)
             continue

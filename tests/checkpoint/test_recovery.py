@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -297,3 +298,20 @@ def test_a_new_save_that_fails_does_not_cost_the_whole_copy_of_its_step(tmp_path
     with pytest.raises(ss.StateError):
         again(tmp_path).save(5, {"x": object()})
     assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+@pytest.mark.parametrize("newer", [0, 1])
+def test_of_two_whole_attempts_of_a_step_the_newest_is_committed(tmp_path: Path, newer: int) -> None:
+    names: list[str] = []
+    for value in (0.0, 1.0):
+        left(tmp_path, 5, value)
+        (copy,) = attempts(tmp_path)
+        names.append(str(copy.rename(tmp_path / f"{value:.0f}-{copy.name}")))
+    for number, name in enumerate(names):
+        target = tmp_path / "local"
+        (folder,) = target.glob("*")
+        (folder / "step-5").mkdir(exist_ok=True)
+        moved = Path(name).rename(folder / "step-5" / Path(name).name[2:])
+        for file in moved.iterdir():
+            os.utime(file, (1e9 + (number == newer),) * 2)
+    assert loaded(again(tmp_path)) == (5, float(newer))

@@ -85,7 +85,7 @@ def _receipt(inside: Store, rank: int) -> Receipt:
 
 
 def send(run: Run, local: Run, left: Left) -> None:
-    """Send the whole parts of an attempt, their receipts last. What is in the store with its size is not sent again.
+    """Send the whole parts of an attempt, their receipts last. What the store has is not sent again.
 
     Raises:
         CorruptionError: A file is not what was written. Nothing says in the store that the part is whole.

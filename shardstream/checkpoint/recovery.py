@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.agreement import Failure, raise_other
-from shardstream.checkpoint.commit import read_manifest
+from shardstream.checkpoint.commit import committed_steps, read_manifest
 from shardstream.checkpoint.finishing import finish
 from shardstream.checkpoint.holds import Hold
 from shardstream.checkpoint.layout import PENDING, rank_of, step_folder, step_of
@@ -68,7 +68,7 @@ def recover(
         local: Those on a disk of this machine, or None.
         ranks: The ranks.
         conditional: Says whether the store has a conditional put; called if something is to be committed.
-        without: A step that is about to be saved again: what is left of it is not committed, and deleted if not whole.
+        without: A step that is about to be saved again: of what is left of it only whole copies stay.
         partly: Whether the parts of other machines may come later: what is here is sent then, and stays.
 
     Returns:
@@ -85,9 +85,7 @@ def recover(
             hold.release()
 
 
-def _hold(
-    local: Run, found: dict[tuple[int, str], tuple[Hold, Left]], living: set[tuple[int, str]]
-) -> None:
+def _hold(local: Run, found: dict[tuple[int, str], tuple[Hold, Left]], living: set[tuple[int, str]]) -> None:
     """Hold the attempts on this disk that no living process writes; of several ranks, one has each.
 
     The attempts that a living process writes are noted in `living`.
@@ -200,6 +198,12 @@ def _planned(
             plans[step, attempt] = _Plan(_KEEP if whole else _DELETE)
         else:
             plans[step, attempt] = _plan_of(run, step, attempt, parts, partly)
+    if not partly and any(plan.what == _FINISH for plan in plans.values()):
+        newest = max(committed_steps(run.open()), default=-1)
+        for key, plan in plans.items():
+            if plan.what == _FINISH and key[0] < newest:  # it may have been committed, and deleted since
+                reason = f"step {newest} is committed already; `shardstream checkpoint upload` commits it"
+                plans[key] = _Plan(_KEEP, [], reason)
     return plans
 
 

@@ -315,3 +315,18 @@ def test_of_two_whole_attempts_of_a_step_the_newest_is_committed(tmp_path: Path,
         for file in moved.iterdir():
             os.utime(file, (1e9 + (number == newer),) * 2)
     assert loaded(again(tmp_path)) == (5, float(newer))
+
+
+def test_a_step_that_was_deleted_in_the_store_is_not_committed_again(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    (copy,) = attempts(tmp_path)
+    shutil.copytree(copy, tmp_path / "aside")
+    saves = again(tmp_path)
+    assert saves.save(6, {"x": torch.full((1000,), 2.0)})
+    assert saves.wait()
+    shutil.rmtree(tmp_path / "run" / "step-5")
+    shutil.copytree(tmp_path / "aside", copy, dirs_exist_ok=True)
+    other = again(tmp_path)
+    assert loaded(other) == (6, 2.0)
+    assert other.steps() == [6]
+    assert copy.exists()

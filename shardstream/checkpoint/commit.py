@@ -80,7 +80,8 @@ def collect(
         patience: Seconds without a new object after which it is an error.
 
     Raises:
-        StorageError: Objects did not come, or have other sizes; or a rank has failed.
+        StorageError: Objects did not come, or a rank has failed.
+        CorruptionError: An object has another size than was written, or a receipt is damaged.
     """
     wanted = {receipt_name(rank): rank for rank in range(world)}
     found: dict[int, Receipt] = {}
@@ -132,7 +133,7 @@ def _check_sizes(folder: Store, attempt: str, files: Sequence[FileInfo]) -> None
         path = f"{attempt}/{file.name}"
         size = folder.size(path)
         if size != file.bytes:
-            raise StorageError(f"{folder.where(path)} has {size} bytes, {file.bytes} were written")
+            raise CorruptionError(f"{folder.where(path)} has {size} bytes, {file.bytes} were written")
 
     in_threads(check, files)
 

@@ -50,6 +50,16 @@ class Hold:
         return None
 
     @classmethod
+    def is_written(cls, path: str) -> bool:
+        """Whether a writer holds a folder that `alone` did not give; not if somebody else has it alone."""
+        with contextlib.suppress(OSError):
+            found = cls._locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if found is not None:
+                found.release()
+                return True
+        return False
+
+    @classmethod
     def _locked(cls, path: str, kind: int) -> Hold | None:
         descriptor = os.open(path, _FLAGS)
         try:

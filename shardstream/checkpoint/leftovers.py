@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -35,18 +36,20 @@ class Left(NamedTuple):
         attempt: Its name.
         ranks: Those whose parts are whole there.
         world: How many ranks it has; 0 if that is not known here, since the first rank wrote elsewhere.
+        time: When the last of its whole parts was written, in seconds since 1970; 0 if there is none.
     """
 
     step: int
     attempt: str
     ranks: list[int]
     world: int
+    time: float = 0.0
 
 
 def left_on(local: Run, step: int, attempt: str) -> Left:
     """What there is of an attempt on this machine's disk."""
     inside = local.open(step_folder(step), attempt)
-    ranks, world = [], 0
+    ranks, world, newest = [], 0, 0.0
     for name in inside.list():
         rank = rank_of(name)
         # What was not written to its end has no checksum that fits.
@@ -56,7 +59,11 @@ def left_on(local: Run, step: int, attempt: str) -> Left:
                 ranks.append(rank)
             elif name == PENDING:
                 world = _pending(inside).world
-    return Left(step, attempt, ranks, world)
+            else:
+                continue
+            with contextlib.suppress(OSError):
+                newest = max(newest, os.stat(inside.local_path(name) or "").st_mtime)
+    return Left(step, attempt, ranks, world, newest)
 
 
 def pending_of(run: Run, step: int, attempt: str) -> Pending:
@@ -78,7 +85,7 @@ def _receipt(inside: Store, rank: int) -> Receipt:
 
 
 def send(run: Run, local: Run, left: Left) -> None:
-    """Send the whole parts of an attempt, their receipts last. What is in the store is not sent again.
+    """Send the whole parts of an attempt, their receipts last. What the store has is not sent again.
 
     Raises:
         CorruptionError: A file is not what was written. Nothing says in the store that the part is whole.
@@ -87,13 +94,13 @@ def send(run: Run, local: Run, left: Left) -> None:
     here = local.open(step_folder(left.step), left.attempt)
     there = run.open(step_folder(left.step), left.attempt)
     names = set(there.list())
-    if left.world and PENDING not in names:
+    if left.world and not (PENDING in names and there.read(PENDING) == here.read(PENDING)):
         there.write(PENDING, here.read(PENDING))
     for rank in left.ranks:
-        if receipt_name(rank) in names:
-            continue
+        # Even if the receipt is there: a file may have been damaged in the store since.
         in_threads(lambda file: _send(here, there, file, names), _receipt(here, rank).files, _AT_ONCE)
-        there.write(receipt_name(rank), here.read(receipt_name(rank)))
+        if receipt_name(rank) not in names:
+            there.write(receipt_name(rank), here.read(receipt_name(rank)))
 
 
 def _send(here: Store, there: Store, info: FileInfo, names: Collection[str]) -> None:

@@ -6,13 +6,14 @@ disk or in the store, is committed. Of others the files are deleted, unless a li
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.agreement import Failure, raise_other
-from shardstream.checkpoint.commit import read_manifest
+from shardstream.checkpoint.commit import committed_steps, read_manifest
 from shardstream.checkpoint.finishing import finish
 from shardstream.checkpoint.holds import Hold
 from shardstream.checkpoint.layout import PENDING, rank_of, step_folder, step_of
@@ -27,7 +28,7 @@ __all__ = ["Recovered", "recover"]
 
 log = logging.getLogger("shardstream")
 
-_KEEP, _FINISH, _DELETE, _SEND = "keep", "finish", "delete", "send"
+_KEEP, _COMMITTED, _FINISH, _DELETE, _SEND = "keep", "committed", "finish", "delete", "send"
 
 
 class Recovered(NamedTuple):
@@ -67,7 +68,7 @@ def recover(
         local: Those on a disk of this machine, or None.
         ranks: The ranks.
         conditional: Says whether the store has a conditional put; called if something is to be committed.
-        without: A step that is about to be saved again: what is left of it is deleted.
+        without: A step that is about to be saved again: of what is left of it only whole copies stay.
         partly: Whether the parts of other machines may come later: what is here is sent then, and stays.
 
     Returns:
@@ -84,14 +85,20 @@ def recover(
             hold.release()
 
 
-def _hold(local: Run, found: dict[tuple[int, str], tuple[Hold, Left]]) -> None:
-    """Hold the attempts on this disk that no living process writes; of several ranks, one has each."""
+def _hold(local: Run, found: dict[tuple[int, str], tuple[Hold, Left]], living: set[tuple[int, str]]) -> None:
+    """Hold the attempts on this disk that no living process writes; of several ranks, one has each.
+
+    The attempts that a living process writes are noted in `living`.
+    """
     for name in local.open().list():
         step = step_of(name)
         if step is None:
             continue
         for attempt in local_attempts(local, step):
-            hold = Hold.alone(local.open(name).local_path(attempt) or "")
+            path = local.open(name).local_path(attempt) or ""
+            hold = Hold.alone(path)
+            if hold is None and Hold.is_written(path):
+                living.add((step, attempt))
             if hold is not None:
                 found[step, attempt] = hold, Left(step, attempt, [], 0)  # which are released in any case
                 found[step, attempt] = hold, left_on(local, step, attempt)
@@ -101,19 +108,23 @@ def _recover(
     run: Run, local: Run | None, ranks: Ranks, conditional: Callable[[], bool], without: int | None,
     partly: bool, held: dict[tuple[int, str], tuple[Hold, Left]],
 ) -> list[Recovered]:  # fmt: skip
+    living: set[tuple[int, str]] = set()
+
     def look() -> None:
         if local is not None:
-            _hold(local, held)
+            _hold(local, held, living)
 
-    told: list[list[Left]] = _together(run, ranks, look, lambda: [left for _, left in held.values()])
-    if not any(told):
+    told = _together(run, ranks, look, lambda: ([left for _, left in held.values()], living))
+    found: list[Left] = [left for lefts, _ in told for left in lefts]
+    if not found:
         return []
+    alive: set[tuple[int, str]] = set().union(*(each for _, each in told))
     mine = [left for _, left in held.values()]
     plans: dict[tuple[int, str], _Plan] = {}
 
     def plan() -> None:
         if ranks.rank == 0:
-            plans.update(_planned(run, [left for each in told for left in each], without, partly))
+            plans.update(_planned(run, found, alive, without, partly))
 
     plans = _together(run, ranks, plan, lambda: plans)[0]
     broken: dict[tuple[int, str], str] = {}
@@ -155,7 +166,7 @@ def _together(run: Run, ranks: Ranks, work: Callable[[], None], result: Callable
 
 
 def _planned(
-    run: Run, left: Sequence[Left], without: int | None, partly: bool
+    run: Run, left: Sequence[Left], living: Collection[tuple[int, str]], without: int | None, partly: bool
 ) -> dict[tuple[int, str], _Plan]:
     """What is done with each attempt that is on some disk."""
     found: dict[tuple[int, str], list[Left]] = {}
@@ -163,7 +174,15 @@ def _planned(
         found.setdefault((each.step, each.attempt), []).append(each)
     manifests: dict[int, Manifest | str | None] = {}
     plans: dict[tuple[int, str], _Plan] = {}
-    for (step, attempt), parts in sorted(found.items()):
+
+    def order(key: tuple[int, str]) -> tuple[int, float, str]:
+        return key[0], -max(each.time for each in found[key]), key[1]  # of a step the newest first
+
+    for step, attempt in sorted(found, key=order):
+        parts = found[step, attempt]
+        if (step, attempt) in living:  # a process that lives, on another machine, may still commit it
+            plans[step, attempt] = _Plan(_KEEP)
+            continue
         if step not in manifests:
             try:
                 manifests[step] = read_manifest(run.open(step_folder(step)))
@@ -173,11 +192,18 @@ def _planned(
         if isinstance(manifest, str):
             plans[step, attempt] = _Plan(_KEEP)  # which attempt it was is not known
         elif manifest is not None:
-            plans[step, attempt] = _Plan(_KEEP if manifest.attempt == attempt else _DELETE)
-        elif step == without:
-            plans[step, attempt] = _Plan(_DELETE)
+            plans[step, attempt] = _Plan(_COMMITTED if manifest.attempt == attempt else _DELETE)
+        elif step == without:  # what is whole stays until the new save is committed, which may fail
+            whole = _plan_of(run, step, attempt, parts, partly).what == _FINISH
+            plans[step, attempt] = _Plan(_KEEP if whole else _DELETE)
         else:
             plans[step, attempt] = _plan_of(run, step, attempt, parts, partly)
+    if not partly and any(plan.what == _FINISH for plan in plans.values()):
+        newest = max(committed_steps(run.open()), default=-1)
+        for key, plan in plans.items():
+            if plan.what == _FINISH and key[0] < newest:  # it may have been committed, and deleted since
+                reason = f"step {newest} is committed already; `shardstream checkpoint upload` commits it"
+                plans[key] = _Plan(_KEEP, [], reason)
     return plans
 
 
@@ -185,7 +211,8 @@ def _plan_of(run: Run, step: int, attempt: str, parts: Sequence[Left], partly: b
     pending = next((each.world for each in parts if each.world), 0)
     there = run.open(step_folder(step), attempt).list()
     if not pending and PENDING in there:
-        pending = pending_of(run, step, attempt).world
+        with contextlib.suppress(CorruptionError):  # a damaged one says nothing
+            pending = pending_of(run, step, attempt).world
     whole = {rank for each in parts for rank in each.ranks}
     whole |= {rank for name in there if (rank := rank_of(name)) is not None}
     missing = [rank for rank in range(pending) if rank not in whole]
@@ -233,7 +260,7 @@ def _tidy(local: Run | None, left: Left, plan: _Plan) -> None:
     try:
         if plan.what == _DELETE:
             delete_attempt(local, left.step, left.attempt)
-        elif plan.what != _SEND:
+        elif plan.what in (_FINISH, _COMMITTED):
             local.open(step_folder(left.step), left.attempt).delete(PENDING)
         delete_if_empty(local, step_folder(left.step))
     except StorageError as error:  # the other ranks go on, and the next job tries it again

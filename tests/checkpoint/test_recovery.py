@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -14,6 +15,9 @@ import pytest
 import torch
 
 import shardstream as ss
+from shardstream.checkpoint.holds import Hold
+from shardstream.checkpoint.ranks import Ranks
+from shardstream.checkpoint.recovery import recover
 from shardstream.cli.app import run
 from shardstream.errors import StorageError
 from tests.checkpoint import jobs
@@ -225,3 +229,104 @@ def test_the_command_sends_the_parts_of_machines_in_turn(
         assert run(["checkpoint", url, "upload", "--local", disk, *given]) == (1 if rank == 0 else 0)
         assert text in capsys.readouterr().out
     assert ss.Checkpoints(url, storage_options=options).steps() == [1, 2]
+
+
+def test_a_damaged_leftover_in_the_store_is_repaired_or_ends_alone(tmp_path: Path, caplog: Any) -> None:
+    left(tmp_path, 5)
+    (copy,) = (tmp_path / "local").glob("*/step-5/*")
+    there = tmp_path / "run" / "step-5" / copy.name
+    shutil.copytree(copy, there)
+    (file,) = there.glob("*.safetensors")
+    file.write_bytes(b"short")
+    (there / "pending.json").write_bytes(b"{")
+    assert loaded(again(tmp_path)) == (5, 1.0)  # from the disk
+    left(tmp_path, 6)
+    (copy,) = (tmp_path / "local").glob("*/step-6/*")
+    there = tmp_path / "run" / "step-6" / copy.name
+    shutil.copytree(copy, there)
+    (copy / "rank-00000.json").unlink()  # so that it cannot be sent again
+    (file,) = there.glob("*.safetensors")
+    file.write_bytes(b"short")
+    assert loaded(again(tmp_path)) == (5, 1.0)
+    assert "has 5 bytes" in caplog.text
+    left(tmp_path, 7)
+    (copy,) = (tmp_path / "local").glob("*/step-7/*")
+    there = tmp_path / "run" / "step-7" / copy.name
+    shutil.copytree(copy, there)
+    (copy / "pending.json").unlink()
+    (there / "pending.json").write_bytes(b"{")
+    assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+def test_beside_an_unreadable_manifest_all_stays(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    (tmp_path / "run" / "step-5").mkdir()
+    manifest = tmp_path / "run" / "step-5" / "manifest.json"
+    manifest.write_bytes(b"{")
+    with pytest.raises(ss.CorruptionError), pytest.warns(RuntimeWarning, match="step 5 is skipped"):
+        again(tmp_path).load({"x": 0})
+    manifest.unlink()
+    assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+def test_ranks_keep_what_a_process_on_another_machine_still_writes(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    saves = again(tmp_path)
+    assert saves._local is not None
+    (copy,) = attempts(tmp_path)
+    key = (5, copy.name)
+
+    class Two(Ranks):
+        """Another rank, whose machine has the attempt still in use."""
+
+        def gather(self, value: Any) -> list[Any]:
+            (failure, result) = value
+            first = isinstance(result, tuple)
+            return [value, (failure, ([], {key}) if first else result)]
+
+    assert recover(saves._run, saves._local, Two(), lambda: True) == []
+    assert attempts(tmp_path) == [copy]
+    hold = Hold.shared(str(copy))
+    assert Hold.alone(str(copy)) is None
+    assert Hold.is_written(str(copy))
+    hold.release()
+    assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+def test_a_new_save_that_fails_does_not_cost_the_whole_copy_of_its_step(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    with pytest.raises(ss.StateError):
+        again(tmp_path).save(5, {"x": object()})
+    assert loaded(again(tmp_path)) == (5, 1.0)
+
+
+@pytest.mark.parametrize("newer", [0, 1])
+def test_of_two_whole_attempts_of_a_step_the_newest_is_committed(tmp_path: Path, newer: int) -> None:
+    names: list[str] = []
+    for value in (0.0, 1.0):
+        left(tmp_path, 5, value)
+        (copy,) = attempts(tmp_path)
+        names.append(str(copy.rename(tmp_path / f"{value:.0f}-{copy.name}")))
+    for number, name in enumerate(names):
+        target = tmp_path / "local"
+        (folder,) = target.glob("*")
+        (folder / "step-5").mkdir(exist_ok=True)
+        moved = Path(name).rename(folder / "step-5" / Path(name).name[2:])
+        for file in moved.iterdir():
+            os.utime(file, (1e9 + (number == newer),) * 2)
+    assert loaded(again(tmp_path)) == (5, float(newer))
+
+
+def test_a_step_that_was_deleted_in_the_store_is_not_committed_again(tmp_path: Path) -> None:
+    left(tmp_path, 5)
+    (copy,) = attempts(tmp_path)
+    shutil.copytree(copy, tmp_path / "aside")
+    saves = again(tmp_path)
+    assert saves.save(6, {"x": torch.full((1000,), 2.0)})
+    assert saves.wait()
+    shutil.rmtree(tmp_path / "run" / "step-5")
+    shutil.copytree(tmp_path / "aside", copy, dirs_exist_ok=True)
+    other = again(tmp_path)
+    assert loaded(other) == (6, 2.0)
+    assert other.steps() == [6]
+    assert copy.exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -74,28 +74,8 @@ def check(files: dict[str, Digests], where: str) -> dict[str, Digests]:
     return files
 
 
-class _Digest:
-    """The checksum of parts that follow each other. Bytes that a part repeats count once."""
-
-    def __init__(self) -> None:
-        self._hasher: Any = xxhash.xxh3_64()
-        self._end = -1
-
-    def update(self, parts: Iterable[Part]) -> None:
-        """Add the next parts."""
-        for start, view in parts:
-            end = start if self._end < 0 else self._end
-            self._hasher.update(view[max(0, end - start) :])
-            self._end = max(end, start + len(view))
-
-    def hexdigest(self) -> str:
-        """16 hex digits."""
-        digest: str = self._hasher.hexdigest()
-        return digest
-
-
 def filled(parts: list[Part], into: Callable[[list[Part]], None], in_steps: bool) -> str:
-    """Fill parts, which follow each other.
+    """Fill parts, which follow each other. Bytes that a part repeats count once.
 
     Args:
         parts: Where each begins in the file, and its memory.
@@ -105,11 +85,15 @@ def filled(parts: list[Part], into: Callable[[list[Part]], None], in_steps: bool
     Returns:
         The checksum of what is in them.
     """
-    digest = _Digest()
+    hasher: Any = xxhash.xxh3_64()
+    end = parts[0][0] if parts else 0
     for step in _steps(parts) if in_steps else [parts]:
         into(step)
-        digest.update(step)
-    return digest.hexdigest()
+        for start, view in step:
+            hasher.update(view[max(0, end - start) :])
+            end = max(end, start + len(view))
+    digest: str = hasher.hexdigest()
+    return digest
 
 
 def _steps(parts: list[Part]) -> Iterator[list[Part]]:

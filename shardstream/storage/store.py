@@ -16,13 +16,13 @@ from shardstream.storage.named import named
 from shardstream.storage.options import Options, split_options
 from shardstream.storage.secrets import redact
 from shardstream.storage.spans import Part, extent, fill, spans
-from shardstream.storage.transport.backends import Data
+from shardstream.storage.transport.backends import Data, Entry
 from shardstream.storage.transport.backends.fsspec import SCHEME
 from shardstream.storage.transport.client import Client
 from shardstream.storage.transport.session import ReadSession
 
 __all__ = [
-    "LocalStore", "Options", "ReadSession", "RemoteStore", "Store", "absolute", "is_private", "local_path_of",
+    "Entry", "LocalStore", "Options", "ReadSession", "RemoteStore", "Store", "absolute", "is_private", "local_path_of",
     "named", "redact", "sync_folder",
 ]  # fmt: skip
 
@@ -122,13 +122,41 @@ class Store:
         """
         raise NotImplementedError
 
-    def create(self, path: str, data: bytes) -> None:
-        """Put an object that must not exist yet, else CommitError."""
+    def create(self, path: str, *parts: Data | bytearray) -> str:
+        """Put an object that must not exist yet, else CommitError.
+
+        Returns:
+            What names its version, as `version` does; "" if the store does not tell.
+        """
+        raise NotImplementedError
+
+    def replace(self, path: str, data: bytes, version: str) -> str:
+        """Put an object in the place of one that must still have this version, else CommitError.
+
+        A store that does not tell versions puts it in any case. So does a directory if another process puts
+        it at the same time.
+
+        Returns:
+            What names its new version.
+        """
         raise NotImplementedError
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is missing is no error."""
         raise NotImplementedError
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """Delete objects, many by one request where the store can; those that are missing are no error."""
+        for path in paths:
+            self.delete(path)
+
+    def entries(self) -> list[Entry]:
+        """The objects directly below the root, by name, with their sizes and versions: of one listing."""
+        found = []
+        for name in self.list():
+            version, size = self.version(name)
+            found.append(Entry(name, size, version))
+        return found
 
     def clear_temporary(self) -> None:
         """Delete the temporary files of writers that were killed. No writer may be alive."""
@@ -136,6 +164,11 @@ class Store:
     def local_path(self, path: str) -> str | None:
         """Where the object lies on this machine, or None."""
         return None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether `create` is one step: of many that create an object only one succeeds."""
+        return True
 
     @property
     def concurrency(self) -> int:
@@ -205,13 +238,28 @@ class LocalStore(Store):
                 entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
             )
 
+    def entries(self) -> list[Entry]:
+        with named(self.url):
+            if not self._root.is_dir():
+                return []
+            found = []
+            with os.scandir(self._root) as listed:
+                for each in listed:
+                    if each.name.startswith(_TEMPORARY):
+                        continue
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile; or a broken link
+                        if not each.is_dir():
+                            version, size = version_of(each.stat())
+                            found.append(Entry(each.name, size, version))
+            return sorted(found)
+
     def write(self, path: str, *parts: Data | bytearray) -> None:
         self.session.forget(self.where(path))
         with self._temporary(path, *parts) as temporary:
             os.replace(temporary, self._root / path)
 
-    def create(self, path: str, data: bytes) -> None:
-        with self._temporary(path, data) as temporary:
+    def create(self, path: str, *parts: Data | bytearray) -> str:
+        with self._temporary(path, *parts) as temporary:
             try:
                 os.link(temporary, self._root / path)  # fails if there is such a name
             except FileExistsError as error:
@@ -223,6 +271,13 @@ class LocalStore(Store):
                 if os.path.exists(self._root / path):
                     raise CommitError(f"{self.where(path)} exists already") from error
                 os.replace(temporary, self._root / path)
+            return version_of(os.stat(self._root / path))[0]
+
+    def replace(self, path: str, data: bytes, version: str) -> str:
+        if self.version(path)[0] != version:
+            raise CommitError(f"{self.where(path)} was changed meanwhile")
+        self.write(path, data)
+        return self.version(path)[0]
 
     @contextlib.contextmanager
     def _temporary(self, path: str, *parts: Data | bytearray) -> Iterator[str]:
@@ -293,11 +348,24 @@ class RemoteStore(Store):
     def write(self, path: str, *parts: Data | bytearray) -> None:
         self._client.put(path, flat(parts))
 
-    def create(self, path: str, data: bytes) -> None:
-        self._client.create(path, data)
+    def create(self, path: str, *parts: Data | bytearray) -> str:
+        return self._client.create(path, flat(parts))
+
+    def replace(self, path: str, data: bytes, version: str) -> str:
+        return self._client.replace(path, data, version)
 
     def delete(self, path: str) -> None:
         self._client.delete(path)
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        self._client.delete_many(paths)
+
+    def entries(self) -> list[Entry]:
+        return self._client.entries()
+
+    @property
+    def conditional(self) -> bool:
+        return self._client.conditional
 
     @property
     def concurrency(self) -> int:

@@ -27,7 +27,10 @@ REJECTS = "rejects.jsonl"
 _BEGIN = 64 << 10  # bytes of the list of rejects, in which the first ones are
 # A number has six digits or more: `06d` writes the millionth shard with seven.
 _OURS = re.compile(r"shard-\d{6,}(-\d+)?\.(tar|tar\.zst|index)\Z")
-_RECEIPTS = (".pack-task-", ".pack-spill-", ".pack-shard-", ".pack-part-")
+_RECEIPTS = (
+    ".pack-task-", ".pack-spill-", ".pack-scatter-", ".pack-gather-", ".pack-shard-", ".pack-part-",
+)  # fmt: skip
+_SPILL = ".spill"  # the folder of samples between the passes of a shuffle
 # This takes the place of the version in the identity of a pack, so that newer versions continue a pack.
 # Change it if the form of receipts or of spilled samples changes. Unfinished packs of older versions are then
 # refused.
@@ -104,7 +107,7 @@ class Destination:
     @property
     def spill_dir(self) -> str:
         """The local folder for samples between the passes of a shuffle. It is the same for the same plan."""
-        local = self.store.local_path(".spill")
+        local = self.store.local_path(_SPILL)
         if local is not None:
             return local
         # The same corpus may be packed to two stores at once.
@@ -181,7 +184,7 @@ class Destination:
             for name in present:
                 if name.startswith(_RECEIPTS) or name in foreign:
                     self.store.delete(name)
-            shutil.rmtree(self.spill_dir, ignore_errors=True)
+            self._clear_spill(present)
         return continued
 
     def receipt(self, stage: str, number: int) -> Result | None:
@@ -224,11 +227,19 @@ class Destination:
 
     def clean(self) -> None:
         """Delete what only an unfinished pack needs. The reservation is deleted last."""
-        for name in self.store.list():
+        present = self.store.list()
+        for name in present:
             if name.startswith(_RECEIPTS):
                 self.store.delete(name)
-        shutil.rmtree(self.spill_dir, ignore_errors=True)
+        self._clear_spill(present)
         self.store.delete(reservation.NAME)
+
+    def _clear_spill(self, present: Sequence[str]) -> None:
+        """Delete the samples between the passes of a shuffle; `present` has the names in the store."""
+        shutil.rmtree(self.spill_dir, ignore_errors=True)
+        if _SPILL in present and self.store.local_path(_SPILL) is None:
+            inside = Store.open(f"{self._job.dest.rstrip('/')}/{_SPILL}", self._job.storage_options)
+            self.store.delete_many([f"{_SPILL}/{name}" for name in inside.list()])
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:

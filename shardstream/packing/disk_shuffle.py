@@ -90,7 +90,7 @@ class Draws:
         task: int,
         buckets: int,
         shard_size: int,
-        flush: Callable[[Mapping[int, list[bytes]]], None],
+        flush: Callable[[dict[int, list[bytes]]], None],
     ) -> None:
         self._buckets, self._limit = buckets, max(_FLUSH_LIMIT, shard_size)
         self._write = flush

@@ -12,7 +12,7 @@ from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
 
-__all__ = ["Bucket", "Job", "input_bytes"]
+__all__ = ["Bucket", "Buckets", "Job", "input_bytes"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,13 @@ class Job:
         source: Reads the input.
         layout: How shards are cut and compressed.
         first_shard: The number of the first shard of the first task.
-        spill_dir: Only for a shuffle: the local folder for samples between the two passes.
+        spill_dir: Only for a shuffle: the local folder for samples between the two passes. None: the system's
+            temporary folder.
         buckets: Only for a shuffle: how many buckets there are.
+        group: Only for a shuffle: how many buckets are a group. 0: the samples wait in `spill_dir`; else in
+            the store, see `store_shuffle`.
+        spilled: Only for the second pass through the store: of each task of the first one the sizes of its
+            objects, in bytes.
 
     Raises:
         OptionError: A value is wrong.
@@ -43,6 +48,8 @@ class Job:
     shuffle: int | None = None
     spill_dir: str | None = None
     buckets: int = 0
+    group: int = 0
+    spilled: tuple[tuple[int, ...], ...] = ()
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +104,21 @@ class Bucket:
     number: int
     spills: int
     span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Buckets(Bucket):
+    """A task of the second pass of a shuffle through the store: to gather the shards of a group of buckets.
+
+    Args:
+        number: The number of the task.
+        spills, span: See `Bucket`; the span of all its shards.
+        first: The number of its first shard.
+        spans: Of each of its shards the first of its buckets, and the one behind the last.
+    """
+
+    first: int = 0
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 def input_bytes(task: Task) -> int:

@@ -25,6 +25,7 @@ class Result(msgspec.Struct):
         sample_bytes: The bytes that the fields of its samples hold. None: version 0.1 did the task.
         given: Of the samples that it read, as they are to be stored, less those that became rejects.
         stored: Of the samples in its shards.
+        spilled: Only for a shuffle through the store: the sizes of the objects that hold its samples, in bytes.
     """
 
     number: int
@@ -40,3 +41,4 @@ class Result(msgspec.Struct):
     sample_bytes: int | None = None
     given: Tally | None = None
     stored: Tally | None = None
+    spilled: list[int] = []

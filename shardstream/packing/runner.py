@@ -18,11 +18,12 @@ from shardstream.packing.worker import run_task
 from shardstream.progress import Report, Reporter
 from shardstream.storage.store import redact
 
+_READS = ("spill", "scatter")  # the passes of a shuffle that read the input
 _TASKS, _DONE = slot("pack_tasks"), slot("pack_tasks_done")
 
 
 class Runner:
-    """Runs the tasks of a pack in one pass; for a shuffle in two passes, "spill" and then "task".
+    """Runs the tasks of a pack in one pass; for a shuffle in two passes.
 
     Args:
         destination: Where receipts are stored.
@@ -56,7 +57,7 @@ class Runner:
 
         Args:
             job: The pack.
-            stage: "spill" for the first pass of a shuffle, else "task".
+            stage: "task", or the name of a pass of a shuffle: "spill" or "scatter" for the first one.
             tasks: What to do.
             continued: Whether tasks that have a receipt are left out.
             inherited: File descriptors that worker processes inherit.
@@ -72,7 +73,7 @@ class Runner:
             self._found_bytes = max(self._found_bytes, self._bytes(job, stage, done, tasks) if done else 0)
         todo = [task for task in tasks if task.number not in done]
         self._progress(job, stage, done, tasks)
-        if job.limit is not None and stage == ("task" if job.shuffle is None else "spill"):
+        if job.limit is not None and (job.shuffle is None or stage in _READS):
             runs = _limited(job, tasks, done)
         else:
             runs = run_tasks(run_task, job, todo, self._workers, inherited)
@@ -100,7 +101,7 @@ class Runner:
         read = sum(result.input_bytes for result in done.values())
         if job.shuffle is None:
             return read
-        if stage == "spill":
+        if stage in _READS:
             return read // 2
         return (self._total_bytes + self._total_bytes * len(done) // max(1, len(tasks))) // 2
 

@@ -215,7 +215,11 @@ class _Piles:
 def _regions(store: Store, objects: Objects, first: int, end: int) -> Iterator[bytes]:
     """The content of regions `first` to `end` of all objects, in the order of the tasks."""
     decompress = zstandard.ZstdDecompressor().decompress
-    todo = [(_name(task, place), size) for task, some in enumerate(objects.sizes) for place, size in enumerate(some)]
+    todo = [
+        (_name(task, place), size)
+        for task, sizes in enumerate(objects.sizes)
+        for place, size in enumerate(sizes)
+    ]
 
     def read(name: str, size: int) -> list[Data]:
         return _frames(store, name, size, objects.regions, first, end)
@@ -273,19 +277,19 @@ def _ahead(
     coming: deque[tuple[Future[list[Data]], float]] = deque()
     left = iter(todo)
     in_flight = 0.0
-    with ThreadPoolExecutor(store.concurrency, "shardstream-shuffle") as pool:
-        try:
-            while True:
-                while not coming or (in_flight < _IN_FLIGHT and len(coming) < 4 * store.concurrency):
-                    item = next(left, None)
-                    if item is None:
-                        break
-                    coming.append((pool.submit(read, *item), item[1] * share))
-                    in_flight += coming[-1][1]
-                if not coming:
-                    return
-                future, cost = coming.popleft()
-                yield future.result()
-                in_flight -= cost
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ThreadPoolExecutor(store.concurrency, "shardstream-shuffle")
+    try:
+        while True:
+            while not coming or in_flight < _IN_FLIGHT:
+                item = next(left, None)
+                if item is None:
+                    break
+                coming.append((pool.submit(read, *item), item[1] * share))
+                in_flight += coming[-1][1]
+            if not coming:
+                return
+            future, cost = coming.popleft()
+            yield future.result()
+            in_flight -= cost
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,13 @@ from shardstream.packing import reservation
 from shardstream.packing.build_manifest import check_append, tool
 from shardstream.packing.job import Job
 from shardstream.packing.result import Result
+from shardstream.packing.shard_names import shard_files
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Options, Store
 
 REJECTS = "rejects.jsonl"
 _BEGIN = 64 << 10  # bytes of the list of rejects, in which the first ones are
-# A number has six digits or more: `06d` writes the millionth shard with seven.
-_OURS = re.compile(r"shard-\d{6,}(-\d+)?\.(tar|tar\.zst|index)\Z")
 _RECEIPTS = (
     ".pack-task-", ".pack-spill-", ".pack-scatter-", ".pack-gather-", ".pack-shard-", ".pack-part-",
 )  # fmt: skip
@@ -162,7 +160,7 @@ class Destination:
         """
         present = self.store.list()
         listed = {url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)}
-        foreign = [name for name in present if _OURS.match(name) and name not in listed]
+        foreign = [name for name in shard_files(self.store, present) if name not in listed]
         if foreign and reservation.NAME not in present:
             raise OptionError(
                 f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
@@ -181,9 +179,8 @@ class Destination:
         mine = reservation.Reservation(plan, base, tool())
         continued = reservation.reserve(self.store, mine, resume, locked)
         if not continued:
-            for name in present:
-                if name.startswith(_RECEIPTS) or name in foreign:
-                    self.store.delete(name)
+            for name in (*foreign, *(each for each in present if each.startswith(_RECEIPTS))):
+                self.store.delete(name)
             self._clear_spill(present)
         return continued
 
@@ -238,8 +235,7 @@ class Destination:
         """Delete the samples between the passes of a shuffle; `present` has the names in the store."""
         shutil.rmtree(self.spill_dir, ignore_errors=True)
         if _SPILL in present and self.store.local_path(_SPILL) is None:
-            inside = Store.open(f"{self._job.dest.rstrip('/')}/{_SPILL}", self._job.storage_options)
-            self.store.delete_many([f"{_SPILL}/{name}" for name in inside.list()])
+            self.store.delete_many([f"{_SPILL}/{name}" for name in self.store.list(_SPILL)])
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from shardstream.packing.passes import run_passes
 from shardstream.packing.planning import Plan, plan_tasks, suitable_codec
 from shardstream.packing.resize import Resize
 from shardstream.packing.runner import Runner
+from shardstream.packing.shard_names import clear_temporary
 from shardstream.packing.sources import (
     Format,
     Source,
@@ -274,7 +275,7 @@ def pack(
     runner = Runner(destination, total, workers or os.cpu_count() or 1, progress)
     with reservation.lock_machine(destination.store) as lock:
         if lock is not None:
-            destination.store.clear_temporary()  # with the lock, no other packer of this machine is alive
+            clear_temporary(destination.store)  # with the lock, no other packer of this machine is alive
         if resume and (manifest := destination.committed()):
             destination.clean()
             return manifest

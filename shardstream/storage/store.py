@@ -110,8 +110,8 @@ class Store:
         """Whether there is such an object."""
         raise NotImplementedError
 
-    def list(self) -> list[str]:
-        """The names of the objects directly below the root, sorted."""
+    def list(self, folder: str = "") -> list[str]:
+        """The names of the objects directly below the root, or below a folder of it, sorted."""
         raise NotImplementedError
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
@@ -158,8 +158,8 @@ class Store:
             found.append(Entry(name, size, version))
         return found
 
-    def clear_temporary(self) -> None:
-        """Delete the temporary files of writers that were killed. No writer may be alive."""
+    def clear_temporary(self, folder: str = "") -> None:
+        """Delete the temporary files of writers that were killed, in the root or a folder; none is alive."""
 
     def local_path(self, path: str) -> str | None:
         """Where the object lies on this machine, or None."""
@@ -230,13 +230,12 @@ class LocalStore(Store):
         with named(self.where(path)):
             return (self._root / path).exists()
 
-    def list(self) -> list[str]:
-        with named(self.url):
-            if not self._root.is_dir():
+    def list(self, folder: str = "") -> list[str]:
+        with named(self.where(folder)):
+            root = self._root / folder
+            if not root.is_dir():
                 return []
-            return sorted(
-                entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
-            )
+            return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(_TEMPORARY))
 
     def entries(self) -> list[Entry]:
         with named(self.url):
@@ -283,6 +282,9 @@ class LocalStore(Store):
     def _temporary(self, path: str, *parts: Data | bytearray) -> Iterator[str]:
         with named(f"writing {self.where(path)}"):
             folder = (self._root / path).parent
+            if folder != self._root and not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(str(folder.parent))  # a new folder must outlive a crash, too
             folder.mkdir(parents=True, exist_ok=True)
             temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
             try:
@@ -299,9 +301,9 @@ class LocalStore(Store):
         with named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
             (self._root / path).unlink()
 
-    def clear_temporary(self) -> None:
-        with named(f"cleaning {self.url}"):
-            for file in self._root.glob(f"{_TEMPORARY}*"):
+    def clear_temporary(self, folder: str = "") -> None:
+        with named(f"cleaning {self.where(folder)}"):
+            for file in (self._root / folder).glob(f"{_TEMPORARY}*"):
                 file.unlink(missing_ok=True)
 
 
@@ -342,8 +344,8 @@ class RemoteStore(Store):
     def exists(self, path: str) -> bool:
         return self._client.exists(path)
 
-    def list(self) -> list[str]:
-        return self._client.list()
+    def list(self, folder: str = "") -> list[str]:
+        return self._client.list(folder)
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
         self._client.put(path, flat(parts))

@@ -232,11 +232,11 @@ class Client:
             raise
         return True
 
-    def list(self) -> list[str]:
-        """The names directly below the root, sorted."""
-        root = self.path("")
+    def list(self, folder: str = "") -> list[str]:
+        """The names directly below the root, or below a folder of it, sorted."""
+        root = self.path(folder)
         try:
-            names = self._run(self.url, lambda store: store.list(root))
+            names = self._run(self.where(folder), lambda store: store.list(root))
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return []

@@ -15,7 +15,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import msgspec
 import numpy as np
@@ -174,7 +174,7 @@ class Scatter:
 
 
 def write_grouped(
-    file: BinaryIO, records: Mapping[int, Sequence[bytes | memoryview]], count: int
+    file: IO[bytes], records: Mapping[int, Sequence[bytes | memoryview]], count: int
 ) -> npt.NDArray[np.int64]:
     """Write records at the end of a file, grouped.
 

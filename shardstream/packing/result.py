@@ -25,7 +25,7 @@ class Result(msgspec.Struct):
         sample_bytes: The bytes that the fields of its samples hold. None: version 0.1 did the task.
         given: Of the samples that it read, as they are to be stored, less those that became rejects.
         stored: Of the samples in its shards.
-        spilled: Only for a shuffle through the store: the sizes of the objects that hold its samples, in bytes.
+        spilled: Only for a shuffle through the store: the bytes of each object that holds its samples.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""The two passes of a shuffle: how many buckets there are, where samples wait, and the tasks of the second one."""
+"""The passes of a shuffle: how many buckets there are, where samples wait, and the tasks of the second one."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def scattering(
         shared: See `grouped`.
 
     Returns:
-        The pack for the first pass, and the names of both passes. Samples that wait in the store have other
-        names than those on a local disk. So an unfinished pack goes on with neither if it now takes the other.
+        The pack for the first pass, and the names of both passes. They say where samples wait, so that an
+        unfinished pack whose samples wait elsewhere is not taken for this one.
     """
     known = not isinstance(job.source, Calls)
     size = sum(map(input_bytes, tasks))

@@ -1,8 +1,8 @@
 """The shuffle of `disk_shuffle` through the store of the dataset: for very many tasks, or several machines.
 
-With T tasks and B buckets the second pass of `disk_shuffle` reads T x B pieces. Here buckets are grouped. Each
-task of the first pass writes one object, in which the samples of a group are one region. Each task of the
-second pass reads the regions of one group, by range, and parts them into buckets on a local disk. If a group
+With T tasks and B buckets the second pass of `disk_shuffle` reads T x B pieces. Here buckets are grouped.
+Each task of the first pass writes one object, in which the samples of a group are one region. Each task of
+the second pass reads the regions of one group, by range, and parts them into buckets on a local disk. If a group
 has sqrt(B) buckets, there are T x sqrt(B) pieces, which are sqrt(B) times as large.
 
 The draws are those of `disk_shuffle`, and so is the order of the samples before a bucket is permuted. So the
@@ -17,13 +17,14 @@ in memory writes several objects.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import struct
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -143,7 +144,7 @@ def gather(
     starts = [start for start, _ in spans]
     simple = end - begin == len(spans)
     unpack, head = _BLOCK.unpack_from, _BLOCK.size
-    with _Piles(len(spans), scratch) as piles:
+    with contextlib.closing(_Piles(len(spans), scratch)) as piles:
         for raw in _regions(store, objects, begin // objects.group, -(-end // objects.group)):
             at = 0
             while at < len(raw):
@@ -170,10 +171,8 @@ class _Piles:
         self._file: IO[bytes] | None = None
         self._bounds: list[npt.NDArray[np.int64]] = []
 
-    def __enter__(self) -> _Piles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Give the file back."""
         if self._file is not None:
             self._file.close()
 
@@ -203,7 +202,7 @@ class _Piles:
             if self._file is None:
                 if self._folder is not None:
                     os.makedirs(self._folder, mode=0o700, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - until `__exit__`
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - until `close`
             self._bounds.append(write_grouped(self._file, self._held, self._count))
             self._file.flush()
         except OSError as error:
@@ -256,11 +255,7 @@ def _frames(store: Store, name: str, size: int, regions: int, first: int, end: i
         if isinstance(error.__cause__, FileNotFoundError):
             raise StorageError(f"{store.where(name)} for the shuffle is missing; {_AGAIN}") from error
         raise
-    return [
-        data[start - bounds[0] : stop - bounds[0]]
-        for start, stop in zip(bounds, bounds[1:], strict=False)
-        if stop > start
-    ]
+    return [data[start - bounds[0] : stop - bounds[0]] for start, stop in pairwise(bounds) if stop > start]
 
 
 def _ahead(

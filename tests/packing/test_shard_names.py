@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,9 @@ def test_an_append_begins_behind_the_last_number(numbers: list[int]) -> None:
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders from the fourth number on, with three numbers each."""
     monkeypatch.setattr(shard_names, "_IN_FOLDER", 3)
-    yield
 
 
 def keys(dest: object) -> list[str]:

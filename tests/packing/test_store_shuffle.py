@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 import shardstream as ss
 from shardstream.errors import StorageError
 from shardstream.packing import disk_shuffle, shuffle_passes, store_shuffle
-from shardstream.packing.sources import Sample
 from shardstream.packing.shuffle_passes import grouped
+from shardstream.packing.sources import Sample
 from shardstream.packing.store_shuffle import FOLDER, Objects
 from shardstream.storage.store import Store
 from tests.corpora import digests, is_clean, sound
@@ -60,7 +61,7 @@ def test_each_shard_is_that_of_the_shuffle_on_a_local_disk(
 ):
     """For any number of tasks, buckets and writes, for buckets that are joined, and in any kind of store."""
     bounds = [0, *sorted(cut for cut in cuts if cut < buckets), buckets]
-    spans = list(zip(bounds, bounds[1:], strict=False))
+    spans = list(itertools.pairwise(bounds))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         patch.setattr(disk_shuffle, "_FLUSH_LIMIT", flush)
         patch.setattr(store_shuffle, "_HELD", held)
@@ -168,7 +169,9 @@ def test_damage_and_loss_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
     objects, spans = Objects(sizes, 9, 3), [(bucket, bucket + 1) for bucket in range(9)]
 
     def gathered() -> list[Sample]:
-        return [each for _, shard in store_shuffle.gather(store, objects, 1, 0, spans, None) for each in shard]
+        return [
+            each for _, shard in store_shuffle.gather(store, objects, 1, 0, spans, None) for each in shard
+        ]
 
     assert len(gathered()) == 300
     (path,) = tmp_path.glob(f"{FOLDER}/*")
@@ -191,6 +194,6 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
     sizes = [store_shuffle.scatter(samples(0, 300), store, 1, 0, 9, SHARD, 3)[1]]
     with open("/dev/full", "r+b", buffering=0) as full:  # noqa: SIM117
         with monkeypatch.context() as patch:
-            patch.setattr(store_shuffle.tempfile, "TemporaryFile", lambda dir: full)
+            patch.setattr(store_shuffle.tempfile, "TemporaryFile", lambda **_: full)
             with pytest.raises(StorageError, match="No space left"):
                 list(store_shuffle.gather(store, Objects(sizes, 9, 3), 1, 0, [(0, 1), (1, 2)], str(tmp_path)))

@@ -1,4 +1,4 @@
-"""The passes of a shuffle: how many buckets there are, where samples wait, and the tasks of the second one."""
+"""The passes of a shuffle: how many buckets there are, where samples wait, and what the second pass does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shardstream.packing.sources.calls import Calls
 __all__ = ["gathering", "grouped", "scattering"]
 
 # Pieces that the second pass reads one by one from a local disk: for more, a level of groups costs less.
-_FEW = 1 << 20
+_FEW = 1 << 19
 # Pieces in the store, each of which is two requests: for fewer, each shard is a task of its own.
 _FEW_REQUESTS = 1 << 12
 

@@ -2,8 +2,8 @@
 
 With T tasks and B buckets the second pass of `disk_shuffle` reads T x B pieces. Here buckets are grouped.
 Each task of the first pass writes one object, in which the samples of a group are one region. Each task of
-the second pass reads the regions of one group, by range, and parts them into buckets on a local disk. If a group
-has sqrt(B) buckets, there are T x sqrt(B) pieces, which are sqrt(B) times as large.
+the second pass reads the regions of one group, by range, and parts them into buckets on a local disk. If a
+group has sqrt(B) buckets, there are T x sqrt(B) pieces, which are sqrt(B) times as large.
 
 The draws are those of `disk_shuffle`, and so is the order of the samples before a bucket is permuted. So the
 result has the same bytes.
@@ -135,7 +135,7 @@ def gather(
         scratch: A folder on a local disk, for a file without a name. None: the system's temporary folder.
 
     Yields:
-        The number of each shard, and its samples.
+        The number of each shard, and its samples, which must be taken before the next shard.
 
     Raises:
         StorageError: The store cannot be read, an object is damaged, or the local disk is full.
@@ -153,9 +153,16 @@ def gather(
                 if begin <= bucket < end:
                     pile = bucket - begin if simple else bisect.bisect_right(starts, bucket) - 1
                     piles.add(pile, raw[at - size : at])
+            if at != len(raw):
+                raise StorageError(f"{store.where(FOLDER)}: a block of samples is cut off; {_AGAIN}")
         for pile in range(len(spans)):
-            records = [record for block in piles.blocks(pile) for record in split(block)]
-            yield first + pile, permuted(records, seed, first + pile)
+            yield first + pile, _shard(piles, pile, seed, first + pile)
+
+
+def _shard(piles: _Piles, pile: int, seed: int, number: int) -> Iterator[Sample]:
+    """The samples of one shard, which are in memory only while they are taken."""
+    records = [record for block in piles.blocks(pile) for record in split(block)]
+    yield from permuted(records, seed, number)
 
 
 class _Piles:
@@ -191,7 +198,10 @@ class _Piles:
                 start, size = int(bounds[pile]), int(bounds[pile + 1] - bounds[pile])
                 if size:
                     yield bytes(read_exactly(self._file.fileno(), start, size, self._where))
-        yield from self._held.pop(pile, ())
+        held = self._held.pop(pile, [])
+        held.reverse()
+        while held:
+            yield held.pop()  # it is given up as it is taken: a shard may be large
 
     @property
     def _where(self) -> str:
@@ -228,18 +238,9 @@ def _regions(store: Store, objects: Objects, first: int, end: int) -> Iterator[b
         for frame in frames:
             try:
                 raw = decompress(frame)
-                _check(raw)
-            except (zstandard.ZstdError, struct.error, ValueError) as error:
+            except zstandard.ZstdError as error:
                 raise StorageError(f"{store.where(name)} is damaged: {error}; {_AGAIN}") from error
             yield raw
-
-
-def _check(raw: bytes) -> None:
-    at = 0
-    while at < len(raw):
-        at += _BLOCK.size + _BLOCK.unpack_from(raw, at)[1]
-    if at != len(raw):
-        raise ValueError("a block is cut off")
 
 
 def _frames(store: Store, name: str, size: int, regions: int, first: int, end: int) -> list[Data]:

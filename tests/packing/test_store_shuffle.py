@@ -79,7 +79,7 @@ def test_each_shard_is_that_of_the_shuffle_on_a_local_disk(
 
 
 @pytest.mark.parametrize(("tasks", "buckets", "shared", "group"), [
-    (1, 1, False, 0), (1024, 1024, False, 0), (1025, 1024, False, 32), (16_000, 16_000, False, 127),
+    (1, 1, False, 0), (512, 1024, False, 0), (513, 1024, False, 32), (16_000, 16_000, False, 127),
     (1, 1, True, 1), (64, 64, True, 1), (65, 64, True, 8), (93_000, 93_000, True, 305),
 ])  # fmt: skip
 def test_small_packs_need_no_groups(tasks: int, buckets: int, shared: bool, group: int) -> None:

@@ -14,12 +14,12 @@ from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
 from shardstream.packing.sources.calls import Calls
 
-__all__ = ["gathering", "grouped", "scattering"]
+__all__ = ["MOST_ON_DISK", "MOST_SINGLE", "gathering", "grouped", "scattering"]
 
 # Pieces that the second pass reads one by one from a local disk: for more, a level of groups costs less.
-_FEW = 1 << 19
+MOST_ON_DISK = 1 << 19
 # Pieces in the store, each of which is two requests: for fewer, each shard is a task of its own.
-_FEW_REQUESTS = 1 << 12
+MOST_SINGLE = 1 << 12
 
 
 def grouped(tasks: int, buckets: int, shared: bool) -> int:
@@ -31,9 +31,9 @@ def grouped(tasks: int, buckets: int, shared: bool) -> int:
         shared: Whether the passes run on several machines, so that the samples must wait in the store.
     """
     pieces = tasks * buckets
-    if pieces <= _FEW and not shared:
+    if pieces <= MOST_ON_DISK and not shared:
         return 0
-    return 1 if pieces <= _FEW_REQUESTS else math.isqrt(buckets - 1) + 1
+    return 1 if pieces <= MOST_SINGLE else math.isqrt(buckets - 1) + 1
 
 
 def scattering(

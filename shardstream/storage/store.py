@@ -22,8 +22,8 @@ from shardstream.storage.transport.client import Client
 from shardstream.storage.transport.session import ReadSession
 
 __all__ = [
-    "Entry", "LocalStore", "Options", "ReadSession", "RemoteStore", "Store", "absolute", "is_private", "local_path_of",
-    "named", "redact", "sync_folder",
+    "Entry", "LocalStore", "Options", "ReadSession", "RemoteStore", "Store", "absolute", "is_private",
+    "local_path_of", "named", "redact", "sync_folder",
 ]  # fmt: skip
 
 _TEMPORARY = ".tmp-"

@@ -20,8 +20,8 @@ SILENCE = 2.0
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small packs go through the store, too."""
-    monkeypatch.setattr(shuffle_passes, "_FEW", 0)
-    monkeypatch.setattr(shuffle_passes, "_FEW_REQUESTS", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_ON_DISK", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_SINGLE", 0)
 
 
 @pytest.mark.long

@@ -92,8 +92,8 @@ def test_a_pack_through_the_store_has_the_same_bytes(
 ) -> None:
     before = ss.pack(corpus, tmp_path / "one", shuffle=3, workers=1, **SMALL, **options)
     assert len(before.shards) > 4
-    monkeypatch.setattr(shuffle_passes, "_FEW", 0)
-    monkeypatch.setattr(shuffle_passes, "_FEW_REQUESTS", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_ON_DISK", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_SINGLE", 0)
     for workers in (1, 2):
         dest = tmp_path / f"two{workers}"
         ss.pack(corpus, dest, shuffle=3, workers=workers, **SMALL, **options)
@@ -108,7 +108,7 @@ def test_a_pack_through_the_store_has_the_same_bytes(
 def test_functions_go_through_the_store_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [ranged] * 3
     ss.pack(calls, tmp_path / "one", shuffle=3, workers=1, **SMALL)
-    monkeypatch.setattr(shuffle_passes, "_FEW", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_ON_DISK", 0)
     ss.pack(calls, tmp_path / "two", shuffle=3, workers=1, **SMALL)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert is_clean(tmp_path / "two")
@@ -123,8 +123,8 @@ def test_a_pack_that_was_killed_goes_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     whole = ss.pack(corpus, tmp_path / "whole", shuffle=3, workers=1, **SMALL)
-    monkeypatch.setattr(shuffle_passes, "_FEW", 0)
-    monkeypatch.setattr(shuffle_passes, "_FEW_REQUESTS", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_ON_DISK", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_SINGLE", 0)
     done, original = 0, getattr(store_shuffle, stage)
 
     def killed(*arguments: Any) -> Any:
@@ -149,7 +149,7 @@ def test_a_pack_that_was_killed_goes_on(
 def test_another_pack_clears_what_was_left(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shuffle_passes, "_FEW", 0)
+    monkeypatch.setattr(shuffle_passes, "MOST_ON_DISK", 0)
 
     def broken(*_: Any) -> Any:
         raise KeyboardInterrupt

@@ -251,7 +251,7 @@ class Client:
         self.session.forget(where)
         self._write(f"writing {where}", lambda store: store.put(full, parts), sum(map(len, parts)))
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> Sequence[Entry]:
         """The objects directly below the root, by name."""
         root = self.path("")
         try:

@@ -9,7 +9,14 @@ from shardstream.errors import OptionError
 from shardstream.storage.options import Timeouts
 from shardstream.storage.secrets import guard_logs
 from shardstream.storage.transport.backends.azure import Azure
-from shardstream.storage.transport.backends.base import DELETED_AT_ONCE, Backend, Content, Data, Entry, Wrapper
+from shardstream.storage.transport.backends.base import (
+    DELETED_AT_ONCE,
+    Backend,
+    Content,
+    Data,
+    Entry,
+    Wrapper,
+)
 from shardstream.storage.transport.backends.fsspec import SCHEME, Fsspec, opened
 from shardstream.storage.transport.backends.google import Google
 from shardstream.storage.transport.backends.http import Http

@@ -138,8 +138,8 @@ def _pairs(store: Store) -> list[tuple[str, str]]:
     for name in shard_files(store, store.list()):
         match = SHARD.match(name)
         assert match is not None
-        place = int(match[1]), int(match[2] or 0)
-        found.setdefault(place, {})[match[3]] = name.removesuffix(f".{match[3]}")
+        place, suffix = (int(match["number"]), int(match["place"] or 0)), match["suffix"]
+        found.setdefault(place, {})[suffix] = name.removesuffix(f".{suffix}")
     if not found:
         raise OptionError(f"{store.url}: there are no shards, so there is nothing to rebuild")
     pairs = []
@@ -150,7 +150,7 @@ def _pairs(store: Store) -> list[tuple[str, str]]:
             raise CorruptionError(
                 f"{store.where(stem)}.{suffixes[0]}: its index is missing; pack the data again"
             )
-        if len(suffixes) != 2:
+        if len(suffixes) != 2 or len(set(found[place].values())) != 1:
             raise CorruptionError(f"{store.where(stem)}.index: there has to be one shard with it")
         pairs.append((stem, suffixes[1]))
     return pairs

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from shardstream.errors import OptionError, StorageError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.packing.job import Job
-from shardstream.packing.shard_names import number_of
+from shardstream.packing.shard_names import task_shard
 from shardstream.packing.sources import ImagesSource
 from shardstream.packing.sources.base import relative
 from shardstream.storage.inputs import FileInfo, read_slice
@@ -51,7 +51,7 @@ def warn_of_many_fields(manifest: Manifest) -> None:
 
 def next_number(old: Manifest | None) -> int:
     """The number of the first new shard; `old` is the manifest that is appended to, or None."""
-    numbers = (number_of(shard.index_url) for shard in (old.shards if old else ()))
+    numbers = (task_shard(shard.index_url) for shard in (old.shards if old else ()))
     return max((number for number in numbers if number is not None), default=-1) + 1
 
 

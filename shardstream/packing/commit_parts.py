@@ -63,6 +63,7 @@ def commit(dest: str | os.PathLike[str], *, storage_options: Options = None) -> 
         if old is not None and old.fingerprint != found.base:
             destination.clean()  # a commit that was killed has done the rest
             return old
+        destination.hold(found)
         receipts = _receipts(store, found.parts)
         shards = tuple(shard for receipt in receipts for shard in receipt.shards)
         if not shards and old is None:

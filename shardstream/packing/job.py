@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from shardstream.errors import OptionError
 from shardstream.format.numbers import whole_number
+from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
 
-__all__ = ["Bucket", "Buckets", "Job", "input_bytes"]
+__all__ = ["Bucket", "Buckets", "Job", "input_bytes", "shards_of", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Job:
             the store, see `store_shuffle`.
         spilled: Only for the second pass through the store: of each task of the first one the sizes of its
             objects, in bytes.
+        claim: By which workers may write to `dest`, and leave receipts there. None: no one else does.
+        tag: Stands in the names of shards behind their numbers. It is not "" if the store lets a second
+            writer of an object have its way: then no other plan may have the same names.
 
     Raises:
         OptionError: A value is wrong.
@@ -50,6 +54,8 @@ class Job:
     buckets: int = 0
     group: int = 0
     spilled: tuple[tuple[int, ...], ...] = ()
+    claim: Claim | None = None
+    tag: str = ""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +125,27 @@ class Buckets(Bucket):
 
     first: int = 0
     spans: tuple[tuple[int, int], ...] = ()
+
+
+def stage_of(job: Job, task: Task | Bucket) -> str:
+    """The pass that a task belongs to.
+
+    "task" writes shards. Of a shuffle it is the second pass, and "spill" the first one; through the store
+    these are "gather" and "scatter".
+    """
+    if isinstance(task, Buckets):
+        return "gather"
+    if job.shuffle is None or isinstance(task, Bucket):
+        return "task"
+    return "scatter" if job.group else "spill"
+
+
+def shards_of(job: Job, task: Task | Bucket) -> range:
+    """The numbers of the shards that a task writes; none in the first pass of a shuffle."""
+    if isinstance(task, Buckets):
+        return range(job.first_shard + task.first, job.first_shard + task.first + len(task.spans))
+    number = job.first_shard + task.number
+    return range(number, number + 1) if stage_of(job, task) == "task" else range(0)
 
 
 def input_bytes(task: Task) -> int:

@@ -33,6 +33,7 @@ import zstandard
 
 from shardstream.errors import StorageError
 from shardstream.packing.disk_shuffle import Draws, Spilled, permuted, split, write_grouped
+from shardstream.packing.open_shard import Output
 from shardstream.packing.sources import Sample
 from shardstream.storage.local.reads import read_exactly
 from shardstream.storage.store import Store
@@ -57,11 +58,13 @@ class Objects(NamedTuple):
         sizes: Of each task the sizes of its objects, in bytes.
         buckets: How many buckets there are.
         group: How many buckets are a group.
+        tag: Stands in the names of the objects.
     """
 
     sizes: Sequence[Sequence[int]]
     buckets: int
     group: int
+    tag: str = ""
 
     @property
     def regions(self) -> int:
@@ -69,18 +72,19 @@ class Objects(NamedTuple):
         return -(-self.buckets // self.group)
 
 
-def _name(task: int, place: int) -> str:
-    return f"{FOLDER}/{task:06d}" + (f"-{place}" if place else "")
+def _name(task: int, place: int, tag: str) -> str:
+    return f"{FOLDER}/{task:06d}" + (f"-{place}" if place else "") + tag
 
 
 def scatter(
     samples: Iterable[Sample],
-    store: Store,
+    store: Output,
     seed: int,
     task: int,
     buckets: int,
     shard_size: int,
     group: int,
+    tag: str = "",
 ) -> tuple[Spilled, list[int]]:
     """Pass one over the samples of one task.
 
@@ -89,6 +93,7 @@ def scatter(
         store: The store of the dataset.
         seed, task, buckets, shard_size: See `disk_shuffle.Draws`.
         group: How many buckets are a group.
+        tag: Stands in the names of the objects.
 
     Returns:
         What was written, and the sizes of the objects.
@@ -111,7 +116,7 @@ def scatter(
             offsets[region + 1] = len(frames[-1])
         if frames:
             tail = np.cumsum(offsets, dtype="<u8").tobytes()
-            store.write(_name(task, len(sizes)), *frames, tail)
+            store.write(_name(task, len(sizes), tag), *frames, tail)
             sizes.append(sum(map(len, frames)) + len(tail))
 
     draws = Draws(seed, task, buckets, shard_size, flush)
@@ -225,7 +230,7 @@ def _regions(store: Store, objects: Objects, first: int, end: int) -> Iterator[b
     """The content of regions `first` to `end` of all objects, in the order of the tasks."""
     decompress = zstandard.ZstdDecompressor().decompress
     todo = [
-        (_name(task, place), size)
+        (_name(task, place, objects.tag), size)
         for task, sizes in enumerate(objects.sizes)
         for place, size in enumerate(sizes)
     ]

@@ -16,8 +16,12 @@ from shardstream.counters.page import begin
 from shardstream.counters.recorder import span
 from shardstream.errors import SourceError
 from shardstream.packing.blocks import alone, one_by_one, read_blocks, takes_blocks
-from shardstream.packing.job import Bucket, Buckets, Job, input_bytes
+from shardstream.packing.job import Bucket, Buckets, Job, input_bytes, stage_of
+from shardstream.packing.open_shard import Output
+from shardstream.packing.receipts import write_receipt
 from shardstream.packing.result import Result
+from shardstream.packing.shard_names import tag_of
+from shardstream.packing.shard_puts import ClaimedOutput, ShardPuts
 from shardstream.packing.sources import Reject, Sample, Task
 from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
@@ -34,18 +38,22 @@ _MAX_REJECTS_LISTED = 1_000_000
 
 
 def run_task(job: Job, task: Task | Bucket) -> Result:
-    """Do one task.
+    """Do one task, and leave its receipt.
 
     Args:
         job: The pack.
         task: A slice of the input, or a bucket.
 
     Raises:
+        CommitError: It is another packer's turn at the target. Nowhere else can the task be done either.
         SourceError: A sample is bad, and `job.on_error` is "raise".
     """
     begin("pack", redact(job.dest))
     started = time.monotonic()
     result = _done(job, task)
+    if job.claim is not None:
+        store = Store.open(job.dest, job.storage_options)
+        write_receipt(store, job.claim, stage_of(job, task), result)
     span(_TASK, started, time.monotonic())
     return result
 
@@ -54,13 +62,13 @@ def _done(job: Job, task: Task | Bucket) -> Result:
     result = Result(task.number, given=Tally())
     if isinstance(task, Bucket):
         for number, samples in _gathered(job, task):
-            _write(job, samples, result, number)
+            _write(job, task, samples, result, number)
         return result
     accepted = _accepted(job, read_blocks(job, task), result)
     if job.limit is not None:
         accepted = itertools.islice(accepted, job.limit)
     if job.shuffle is None:
-        _write(job, accepted, result, task.number)
+        _write(job, task, accepted, result, task.number)
     else:
         _scatter(job, task.number, alone(accepted), job.shuffle, result)
     result.input_bytes = input_bytes(task)
@@ -72,9 +80,9 @@ def _scatter(job: Job, number: int, samples: Iterable[Sample], seed: int, result
     if job.group:
         from shardstream.packing import store_shuffle
 
-        store = Store.open(job.dest, job.storage_options)
+        output = ClaimedOutput(Store.open(job.dest, job.storage_options), job.claim)
         (result.samples, result.sample_bytes), result.spilled = store_shuffle.scatter(
-            samples, store, seed, number, job.buckets, job.layout.shard_size, job.group
+            samples, output, seed, number, job.buckets, job.layout.shard_size, job.group, _spill_tag(job)
         )
         return
     from shardstream.packing import disk_shuffle
@@ -91,12 +99,17 @@ def _gathered(job: Job, task: Bucket) -> Iterator[tuple[int, Iterable[Sample]]]:
         from shardstream.packing import store_shuffle
 
         store = Store.open(job.dest, job.storage_options)
-        objects = store_shuffle.Objects(job.spilled, job.buckets, job.group)
+        objects = store_shuffle.Objects(job.spilled, job.buckets, job.group, _spill_tag(job))
         yield from store_shuffle.gather(store, objects, seed, task.first, task.spans, job.spill_dir)
         return
     from shardstream.packing import disk_shuffle
 
     yield task.number, disk_shuffle.gather(_spill_dir(job), seed, task.number, task.spills, task.span)
+
+
+def _spill_tag(job: Job) -> str:
+    """What stands in the names of spilled objects, so that another plan has other names."""
+    return "" if job.claim is None else tag_of(job.claim.plan)
 
 
 def _spill_dir(job: Job) -> str:
@@ -146,16 +159,20 @@ def _reject(
         _given(result).remove(item.key, item.fields)
 
 
-def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result, number: int) -> None:
-    """Write the shards of one number, and add them to the result."""
+def _write(
+    job: Job, task: Task | Bucket, samples: Iterable[RowBlock | Sample], result: Result, number: int
+) -> None:
+    """Write the shards of one number, and add them to the result of the task."""
     store = Store.open(job.dest, job.storage_options)
+    puts = None if job.claim is None else ShardPuts(store, job.claim, result.number, stage_of(job, task))
+    output: Output = puts or store
     number += job.first_shard
     writer: SampleWriter
     dtype = token_dtype(job.source)
     if dtype is not None:
         import numpy as np
 
-        there = TokenWriter(store, number, job.layout, np.dtype(dtype))
+        there = TokenWriter(output, number, job.layout, np.dtype(dtype), tag=job.tag)
         writer = there
         for sample in alone(samples):
             try:
@@ -164,7 +181,7 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result, numbe
             except SourceError as error:
                 _reject(job, sample, str(error), result, error)
     elif job.tokenizer is None:
-        writer = SampleWriter(store, number, job.layout)
+        writer = SampleWriter(output, number, job.layout, tag=job.tag)
         for sample in one_by_one(writer, samples) if takes_blocks(job) else alone(samples):
             try:
                 writer.add(sample.key, sample.fields, sample.columns)
@@ -174,12 +191,14 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result, numbe
         from shardstream.packing.tokenize import load_tokenizer
 
         tokenizer = load_tokenizer(job.tokenizer)
-        token_writer = TokenWriter(store, number, job.layout, tokenizer.dtype(job.eos))
+        dtype_of = tokenizer.dtype(job.eos)
+        token_writer = TokenWriter(output, number, job.layout, dtype_of, tag=job.tag)
         writer = token_writer
         _write_tokens(job, tokenizer, token_writer, iter(alone(samples)), result)
     result.shards += writer.close()
     result.sample_bytes = (result.sample_bytes or 0) + writer.sample_bytes
     result.stored = total([result.stored or Tally(), writer.stored])
+    result.versions |= {} if puts is None else puts.versions
     result.samples = sum(shard.samples for shard in result.shards)
 
 

@@ -16,7 +16,7 @@ from shardstream.maintain.rebuild import rebuild
 from shardstream.packing import shard_names
 from shardstream.packing.build_manifest import next_number
 from shardstream.packing.destination import Destination
-from shardstream.packing.shard_names import SHARD, number_of, shard_files, shard_stem
+from shardstream.packing.shard_names import SHARD, shard_files, shard_stem, task_shard
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.store import Store
 from tests.corpora import digests, is_clean, lines, sound
@@ -34,9 +34,9 @@ def test_a_name_says_its_number_and_every_folder_has_ten_thousand(number: int, p
     assert shard_stem(number, place) == stem
     for suffix in ("tar", "tar.zst", "index"):
         assert SHARD.match(f"{stem}.{suffix}")
-        assert number_of(f"{stem}.{suffix}") == number
+        assert task_shard(f"{stem}.{suffix}") == number
     for other in (f"{stem}.tar.gz", f"x/{stem}.tar", f"00/{stem}.tar", f"{stem}.tar.zst.bak"):
-        assert number_of(other) is None
+        assert task_shard(other) is None
 
 
 def shard(number: int) -> ShardInfo:
@@ -73,7 +73,7 @@ def test_a_dataset_with_folders_is_read_and_maintained_like_any_other(
     dest = str(tmp_path / "out") if where == "local" else f"memory://{tmp_path.name}/out"
     manifest = ss.pack(corpus, dest, **SMALL)
     urls = [each.url for each in manifest.shards]
-    assert urls == [f"{shard_stem(number_of(url) or 0)}.tar.zst" for url in urls]
+    assert urls == [f"{shard_stem(task_shard(url) or 0)}.tar.zst" for url in urls]
     assert len({os.path.dirname(url) for url in urls}) > 3
     assert sound(dest)
     store = Store.open(dest)
@@ -94,7 +94,7 @@ def test_a_dataset_with_folders_is_read_and_maintained_like_any_other(
     assert rebuilt.shards == manifest.shards
     more = lines(tmp_path / "more.jsonl", [{"id": f"new{n}", "text": "x"} for n in range(5)])
     both = ss.pack(more, dest, append=True, **SMALL)
-    assert both.shards[len(urls)].url == f"{shard_stem((number_of(urls[-1]) or 0) + 1)}.tar.zst"
+    assert both.shards[len(urls)].url == f"{shard_stem((task_shard(urls[-1]) or 0) + 1)}.tar.zst"
     assert keys(dest) == [*natural, *keys(dest)[100:]]
     assert sound(dest)
 

@@ -134,7 +134,7 @@ class Retrying(Wrapper):
     async def list(self, path: str) -> list[str]:
         return await self._retried(partial(self._inner.list, path))
 
-    async def entries(self, path: str) -> list[Entry]:
+    async def entries(self, path: str) -> Sequence[Entry]:
         return await self._retried(partial(self._inner.entries, path))
 
     async def _retried(self, call: Callable[[], Awaitable[T]], size: int = 0) -> T:

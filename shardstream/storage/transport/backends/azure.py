@@ -95,7 +95,7 @@ class Azure(Fsspec):
             found = client.walk_blobs(name_starts_with=prefix, delimiter="/", **self._limits())
             return [f"{container}/{entry.name}" async for entry in found]
 
-    async def entries(self, path: str) -> list[Entry]:
+    async def entries(self, path: str) -> Sequence[Entry]:
         container, name, _ = self.fs.split_path(path)
         prefix = f"{name.rstrip('/')}/" if name.strip("/") else ""
         async with self.fs.service_client.get_container_client(container) as client:

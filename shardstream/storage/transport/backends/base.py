@@ -77,7 +77,7 @@ class Backend(Protocol):
     async def list(self, path: str) -> list[str]:
         """The paths directly below a path."""
 
-    async def entries(self, path: str) -> list[Entry]:
+    async def entries(self, path: str) -> Sequence[Entry]:
         """The objects directly below a path, with their sizes."""
 
 
@@ -115,5 +115,5 @@ class Wrapper:
     async def list(self, path: str) -> list[str]:
         return await self._inner.list(path)
 
-    async def entries(self, path: str) -> list[Entry]:
+    async def entries(self, path: str) -> Sequence[Entry]:
         return await self._inner.entries(path)

@@ -135,7 +135,7 @@ class Fsspec:
         self.fs.invalidate_cache()
         return [str(name) for name in await self.call("ls", path, detail=False)]
 
-    async def entries(self, path: str) -> list[Entry]:
+    async def entries(self, path: str) -> Sequence[Entry]:
         self.fs.invalidate_cache()
         found = await self.call("ls", path, detail=True)
         return [self.entry(each) for each in found if each.get("type") != "directory"]

@@ -99,7 +99,7 @@ class Google(Fsspec):
             found += [f"{bucket}/{prefix}" for prefix in page.get("prefixes", [])]
         return found
 
-    async def entries(self, path: str) -> list[Entry]:
+    async def entries(self, path: str) -> Sequence[Entry]:
         bucket = self.fs.split_path(path)[0]
         return [
             Entry(f"{bucket}/{item['name']}", int(item["size"]), str(item.get("generation", "")))

@@ -198,7 +198,7 @@ class Obstore:
         found = await _sent(obstore.list_with_delimiter_async(self._store, path))
         return [*(entry["path"] for entry in found["objects"]), *found["common_prefixes"]]
 
-    async def entries(self, path: str) -> list[Entry]:
+    async def entries(self, path: str) -> Sequence[Entry]:
         import obstore
 
         found = await _sent(obstore.list_with_delimiter_async(self._store, path))

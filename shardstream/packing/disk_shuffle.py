@@ -14,20 +14,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from shardstream.errors import StorageError
-from shardstream.format.columns import ColumnValue
+from shardstream.packing.buckets import Draws, Spilled, permuted, split, write_grouped
 from shardstream.packing.sources import Sample
 from shardstream.storage.local.reads import read_exactly
 
-_FLUSH_LIMIT = 128 << 20  # bytes of samples in memory before a task writes them out
-_DRAWS = 4096
 FINE = 4096  # buckets of pass one if the size of the input is not known
 # The head of an array of whole numbers as numpy stores it, version 1.0 of its format. Source: numpy,
 # numpy/lib/format.py.
@@ -36,89 +32,9 @@ _HEAD = 128  # bytes, of which numpy needs fewer for an array of two dimensions
 _SHAPE = re.compile(rb"'descr': '<i8', 'fortran_order': False, 'shape': \((\d+), (\d+)\)")
 
 
-class _Record(msgspec.Struct, array_like=True):
-    """A sample as it is spilled. The last part is missing if it has no columns."""
-
-    key: str
-    fields: dict[str, bytes]
-    where: str
-    columns: dict[str, ColumnValue] = {}
-
-
-def _words(seed: int, *path: int) -> np.random.Philox:
-    # Raw words of a counter-based generator are the same on every platform and in every version of numpy.
-    return np.random.Philox(np.random.SeedSequence((seed, *path)))
-
-
-def _below(generator: np.random.Philox, count: int, bound: int) -> npt.NDArray[np.int64]:
-    # 32 random bits, scaled by a bound below 2**31. The bias is below bound / 2**33.
-    words = generator.random_raw(count) >> np.uint64(32)
-    return ((words * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
-
-
 def _names(folder: str, task: int) -> tuple[str, str]:
     stem = os.path.join(folder, f"spill-{task:06d}")
     return f"{stem}.bin", f"{stem}.npy"
-
-
-class Spilled(NamedTuple):
-    """What pass one has written.
-
-    Args:
-        samples: How many samples.
-        bytes: The bytes of their fields.
-    """
-
-    samples: int
-    bytes: int
-
-
-class Draws:
-    """Draws a bucket for each sample of one task, and holds the samples until there are many.
-
-    Args:
-        seed: The seed of the shuffle.
-        task: The number of the task.
-        buckets: How many buckets there are, less than 2**31.
-        shard_size: Bytes. If it is more than 128 MiB, so many bytes of samples are collected before a write.
-        flush: Called with the samples so far, encoded, by bucket, in the order in which they came.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        task: int,
-        buckets: int,
-        shard_size: int,
-        flush: Callable[[dict[int, list[bytes]]], None],
-    ) -> None:
-        self._buckets, self._limit = buckets, max(_FLUSH_LIMIT, shard_size)
-        self._write = flush
-        self._generator = _words(seed, 1, task)
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._records: dict[int, list[bytes]] = {}
-        self._draws: list[int] = []
-        self._waiting = 0  # bytes in memory
-        self.written = Spilled(0, 0)
-
-    def add(self, sample: Sample) -> None:
-        """Put a sample into its bucket."""
-        if not self._draws:
-            self._draws = _below(self._generator, _DRAWS, self._buckets).tolist()
-        columns = [dict(sample.columns)] if sample.columns else []
-        record = self._encode((sample.key, sample.fields, sample.where, *columns))
-        self._records.setdefault(self._draws.pop(), []).append(len(record).to_bytes(8, "little") + record)
-        self._waiting += len(record)
-        count, size = self.written
-        self.written = Spilled(count + 1, size + sum(map(len, sample.fields.values())))
-        if self._waiting >= self._limit:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the samples that are held."""
-        self._write(self._records)
-        self._records.clear()
-        self._waiting = 0
 
 
 class Scatter:
@@ -140,7 +56,9 @@ class Scatter:
         self.add = self._draws.add
         with self._explained():
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            self._file = open(self._data_name, "wb")  # noqa: SIM115 - until `close`
+            # Two attempts at a task may run at once. Each has a file of its own, until it is complete.
+            self._open_name = f"{self._data_name.removesuffix('.bin')}.{os.urandom(8).hex()}.bin"
+            self._file = open(self._open_name, "wb")  # noqa: SIM115 - until `close`
 
     @property
     def written(self) -> Spilled:
@@ -153,13 +71,24 @@ class Scatter:
             self._draws.flush()
             self._file.flush()
             os.fsync(self._file.fileno())
-            np.save(self._bounds_name, np.stack(self._bounds))
+            os.replace(self._open_name, self._data_name)
+            self._write_bounds()
         return self.written
 
+    def _write_bounds(self) -> None:
+        name = f"{self._open_name}.npy"
+        with open(name, "wb") as file:
+            np.save(file, np.stack(self._bounds))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, self._bounds_name)
+
     def abort(self) -> None:
-        """Close the file, whose content nobody needs."""
+        """Close the file, and delete it if it is not complete."""
         with contextlib.suppress(OSError):
             self._file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._open_name)
 
     def _flush(self, records: Mapping[int, list[bytes]]) -> None:
         with self._explained():
@@ -171,28 +100,6 @@ class Scatter:
             yield
         except OSError as error:
             raise StorageError(f"writing {self._data_name} for the shuffle: {error.strerror}") from error
-
-
-def write_grouped(
-    file: IO[bytes], records: Mapping[int, Sequence[bytes | memoryview]], count: int
-) -> npt.NDArray[np.int64]:
-    """Write records at the end of a file, grouped.
-
-    Args:
-        file: The file.
-        records: The records of each group that has some, by its number.
-        count: How many groups there are.
-
-    Returns:
-        Where each group begins in the file, and where the last one ends, [count + 1].
-    """
-    sizes = np.zeros(count + 1, np.int64)
-    sizes[0] = file.tell()
-    for group in sorted(records):
-        block = b"".join(records[group])
-        file.write(block)
-        sizes[group + 1] = len(block)
-    return np.cumsum(sizes)
 
 
 def scatter(
@@ -277,27 +184,3 @@ def _bounds(name: str, first: int, end: int) -> list[tuple[int, int]]:
         if any(start < 0 or start > stop for start, stop in bounds):
             raise ValueError(f"{name} is damaged")
         return bounds
-
-
-def permuted(records: Sequence[bytes | memoryview], seed: int, bucket: int) -> Iterator[Sample]:
-    """The samples of one bucket in their final order.
-
-    Args:
-        records: The encoded samples in the order of their tasks, as `split` gives them.
-        seed: The seed of the shuffle.
-        bucket: The number of the bucket.
-    """
-    decoder = msgspec.msgpack.Decoder(_Record)
-    order = np.argsort(_words(seed, 2, bucket).random_raw(len(records)), kind="stable")
-    for number in order.tolist():
-        found = decoder.decode(records[number])
-        yield Sample(found.key, found.fields, found.where, columns=found.columns)
-
-
-def split(block: bytes) -> Iterator[bytes]:
-    """The encoded samples of a block."""
-    at = 0
-    while at < len(block):
-        size = int.from_bytes(block[at : at + 8], "little")
-        yield block[at + 8 : at + 8 + size]
-        at += 8 + size

@@ -32,7 +32,7 @@ import numpy.typing as npt
 import zstandard
 
 from shardstream.errors import StorageError
-from shardstream.packing.disk_shuffle import Draws, Spilled, permuted, split, write_grouped
+from shardstream.packing.buckets import Draws, Spilled, permuted, split, write_grouped
 from shardstream.packing.open_shard import Output
 from shardstream.packing.sources import Sample
 from shardstream.storage.local.reads import read_exactly
@@ -91,7 +91,7 @@ def scatter(
     Args:
         samples: The samples.
         store: The store of the dataset.
-        seed, task, buckets, shard_size: See `disk_shuffle.Draws`.
+        seed, task, buckets, shard_size: See `buckets.Draws`.
         group: How many buckets are a group.
         tag: Stands in the names of the objects.
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import shardstream as ss
 from shardstream.errors import StorageError
+from shardstream.packing import buckets as buckets_module
 from shardstream.packing import disk_shuffle, shuffle_passes, store_shuffle
 from shardstream.packing.shuffle_passes import grouped
 from shardstream.packing.sources import Sample
@@ -63,7 +64,7 @@ def test_each_shard_is_that_of_the_shuffle_on_a_local_disk(
     bounds = [0, *sorted(cut for cut in cuts if cut < buckets), buckets]
     spans = list(itertools.pairwise(bounds))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        patch.setattr(disk_shuffle, "_FLUSH_LIMIT", flush)
+        patch.setattr(buckets_module, "_FLUSH_LIMIT", flush)
         patch.setattr(store_shuffle, "_HELD", held)
         limit = flush if flush > SHARD else 1  # the size of a shard is a limit, too
         patch.setattr(f"{__name__}.SHARD", limit)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,7 @@ from shardstream.packing.shuffle_passes import grouped
 from shardstream.packing.sources import Sample
 from shardstream.packing.store_shuffle import FOLDER, Objects
 from shardstream.storage.store import Store
-from tests.corpora import digests, is_clean, sound
+from tests.corpora import digests, is_clean, lines, sound
 from tests.packing.test_disk_shuffle import MEMORY, samples
 
 SHARD = 1 << 20
@@ -198,3 +203,71 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
             patch.setattr(store_shuffle.tempfile, "TemporaryFile", lambda **_: full)
             with pytest.raises(StorageError, match="No space left"):
                 list(store_shuffle.gather(store, Objects(sizes, 9, 3), 1, 0, [(0, 1), (1, 2)], str(tmp_path)))
+
+
+GOLDEN = {"jsonl": "6ac6b603de523539", "calls": "f9be0f6bd6e01545"}  # of the version before there were groups
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_bytes_are_those_of_earlier_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, grouped: bool
+) -> None:
+    if grouped:
+        monkeypatch.setattr(shuffle_passes, "MOST_ON_DISK", 0)
+        monkeypatch.setattr(shuffle_passes, "MOST_SINGLE", 0)
+    options = {**SMALL, "compression": "none", "workers": 1}
+    if kind == "jsonl":
+        rows = [{"id": f"d{n:04d}", "text": f"document {n} " * (n % 40)} for n in range(600)]
+        ss.pack(lines(tmp_path / "c.jsonl", rows), tmp_path / "out", shuffle=3, **options)
+    else:
+        calls = [functools.partial(numbered, n, n + 100) for n in range(0, 300, 100)]
+        ss.pack(calls, tmp_path / "out", shuffle=5, **options)
+    whole = hashlib.sha256()
+    for name, digest in sorted(digests(tmp_path / "out").items()):
+        if name != "manifest.json":
+            whole.update(name.encode() + bytes.fromhex(digest))
+    assert whole.hexdigest()[:16] == GOLDEN[kind]
+
+
+def numbered(first: int, end: int) -> list[dict[str, Any]]:
+    return [{"__key__": f"{n:04d}", "txt": f"sample {n} " * (n % 20)} for n in range(first, end)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_pack_that_is_killed_again_and_again_has_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many tasks and buckets that the pack takes groups by itself."""
+    rows = [{"id": f"d{n:04d}", "text": f"document {n}"} for n in range(900)]
+    source = lines(tmp_path / "c.jsonl", rows)
+    size = source.stat().st_size // 900
+    with monkeypatch.context() as patch:
+        patch.setattr(shuffle_passes, "MOST_ON_DISK", 1 << 40)
+        ss.pack(source, tmp_path / "whole", shuffle=3, shard_size=size, frame_size=size, workers=1)
+    command = [sys.executable, "-m", "shardstream", "pack", source, tmp_path / "out", "--shuffle", "3"]
+    command += ["--shard-size", str(size), "--frame-size", str(size), "--workers", "2", "--resume"]
+    deadline, killed_in = time.monotonic() + 500, set()
+    while time.monotonic() < deadline:
+        before = done_tasks(tmp_path / "out")
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+        while process.poll() is None and time.monotonic() < deadline:
+            now = done_tasks(tmp_path / "out")
+            if now["scatter"] >= before["scatter"] + 150 or now["gather"] >= before["gather"] + 5:
+                killed_in.add("gather" if now["gather"] else "scatter")
+                break
+            time.sleep(0.01)
+        else:
+            break
+        process.kill()
+        process.wait()
+    assert process.wait(1) == 0
+    assert killed_in == {"scatter", "gather"}
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert is_clean(tmp_path / "out")
+
+
+def done_tasks(folder: Path) -> dict[str, int]:
+    """How many tasks of each pass have left a receipt. These are too few to be folded."""
+    return {stage: len(list(folder.glob(f".pack-{stage}-0*"))) for stage in ("scatter", "gather")}

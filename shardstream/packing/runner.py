@@ -10,7 +10,7 @@ from shardstream.counters.layout import slot
 from shardstream.counters.page import begin
 from shardstream.counters.recorder import put
 from shardstream.packing.destination import Destination
-from shardstream.packing.engines.local import run_tasks
+from shardstream.packing.engines.engine import Workers
 from shardstream.packing.job import Bucket, Job, input_bytes
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
@@ -27,7 +27,7 @@ class Runner:
     Args:
         destination: Where receipts are stored.
         total_bytes: The bytes of the input.
-        workers: How many processes work.
+        workers: Run the tasks.
         progress: Called with a Progress after each task, or None.
     """
 
@@ -35,7 +35,7 @@ class Runner:
         self,
         destination: Destination,
         total_bytes: int,
-        workers: int,
+        workers: Workers,
         progress: Report,
     ) -> None:
         self._destination = destination
@@ -75,7 +75,7 @@ class Runner:
         if job.limit is not None and stage == ("task" if job.shuffle is None else "spill"):
             runs = _limited(job, tasks, done)
         else:
-            runs = run_tasks(run_task, job, todo, self._workers, inherited)
+            runs = self._workers.run(run_task, job, todo, inherited)
         for result in runs:
             self._destination.write_receipt(stage, result)
             done[result.number] = result
@@ -93,6 +93,9 @@ class Runner:
             rejected=sum(result.rejected for result in done.values()),
             done_tasks=len(done),
             total_tasks=len(tasks),
+            nodes=self._workers.counts.nodes,
+            retried=self._workers.counts.retried,
+            lost=self._workers.counts.lost,
         )
 
     def _bytes(self, job: Job, stage: str, done: Mapping[int, Result], tasks: Sequence[object]) -> int:

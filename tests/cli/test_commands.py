@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from shardstream.cli import app as application
 from shardstream.cli.app import app
+from shardstream.packing.engines import processes
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -168,6 +168,7 @@ class _Cluster:
     _remote: Any = None
     _setup: Any = None  # a reference to it
     _nodes: list[Mapping[str, Any]] = field(default_factory=list)
+    _avoiding: dict[Any, Sequence[str]] = field(default_factory=dict)
     _looked: float = 0.0
 
     def check_nodes(self) -> None:
@@ -225,26 +226,41 @@ class _Cluster:
         return sum(self._slots(node) for node in nodes)
 
     def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> Any:
-        others = {node["NodeID"] for node in self._usable()} - set(avoid)
-        options = {"label_selector": {_NODE: f"!in({','.join(avoid)})"}} if avoid and others else {}
-        remote = self._remote.options(**options) if options else self._remote
-        return remote.remote(self._setup, self.sealer.seal(list(tasks)), uuid.uuid4().hex)
+        remote = self._remote
+        if avoided := self._others(avoid):
+            remote = remote.options(label_selector={_NODE: f"!in({','.join(avoid)})"})
+        handle = remote.remote(self._setup, self.sealer.seal(list(tasks)), uuid.uuid4().hex)
+        if avoided:
+            self._avoiding[handle] = avoid
+        return handle
+
+    def _others(self, avoid: Sequence[str]) -> bool:
+        """Whether there are nodes to avoid, and others."""
+        return bool(avoid) and any(node["NodeID"] not in avoid for node in self._usable())
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
         if not handles:
             time.sleep(seconds)
             return []
+        for handle, avoid in list(self._avoiding.items()):
+            if not self._others(avoid):  # Ray would wait for ever for another node
+                del self._avoiding[handle]
+                self.ray.cancel(handle, force=True)
         ended: list[Any] = self.ray.wait(list(handles), num_returns=1, timeout=seconds)[0]
         return ended
 
     def answer(self, handle: Any) -> Answer:
         errors = self.ray.exceptions
+        self._avoiding.pop(handle, None)
         try:
             answer: Answer = self.ray.get(handle)
         except errors.RayTaskError as error:  # what a batch raises is in its answer
             raise OptionError(f"a node cannot run shardstream: {_said(error.cause or error)}") from error
         except errors.RayError as error:
-            lost = isinstance(error, (errors.NodeDiedError, errors.ObjectLostError))
+            self._nodes = []  # look again
+            # A cancelled one has lost all nodes that it could go to.
+            kinds = (errors.NodeDiedError, errors.ObjectLostError, errors.TaskCancelledError)
+            lost = isinstance(error, kinds)
             raise WorkerLostError(_said(error), with_node=lost) from error
         for node in self._nodes:
             if answer.problems and node["NodeID"] == answer.node:
@@ -257,6 +273,7 @@ class _Cluster:
         if handles:
             self.ray.wait(list(handles), num_returns=len(handles), timeout=_END_TIMEOUT)
         self._setup = None
+        self._avoiding.clear()
 
     def _usable(self, age: float = _LOOK) -> list[Mapping[str, Any]]:
         """The nodes that can take a task, as they were at most so many seconds ago."""

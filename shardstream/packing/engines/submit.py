@@ -125,11 +125,11 @@ class _Executor:
         return answer
 
     def cancel(self, handles: Sequence[Any]) -> None:
-        running = [future for future in handles if not future.cancel()]
+        for future in handles:
+            future.cancel()
         deadline = time.monotonic() + _END_TIMEOUT
-        while running and time.monotonic() < deadline:
-            ended = self.wait(running, deadline - time.monotonic())
-            running = [future for future in running if future not in ended]
+        while not all(future.done() for future in handles) and (left := deadline - time.monotonic()) > 0:
+            self.wait((), left)
 
 
 def _capacity(executor: Any) -> int:

@@ -80,7 +80,7 @@ class EngineContract:
     def test_a_bad_sample_is_told_and_resume_goes_on(self, engine: Any, corpus: Path, tmp_path: Path) -> None:
         whole = corpus.read_text()
         corpus.write_text(whole + "no json\n")
-        with pytest.raises(ss.SourceError, match="corpus.jsonl:101"):
+        with pytest.raises(ss.SourceError, match=r"corpus.jsonl:101"):
             ss.pack(corpus, tmp_path / "out", workers=2, engine=engine, **SMALL)
         assert not (tmp_path / "out/.pack-seen").exists()
         ss.pack(corpus, tmp_path / "out", engine=engine, on_error="skip", **SMALL)
@@ -102,9 +102,9 @@ class OfExecutor(EngineContract):
             assert (workers.counts.retried, workers.counts.lost) == (2, 0)
 
     def test_a_store_that_always_fails_ends_it(self, executor: Executor) -> None:
-        with Submit(executor, retries=0).started(Needs(2)) as workers:
-            with pytest.raises(ss.StorageError, match="task 3 failed"):
-                list(workers.run(calls.fails, "storage", TASKS))
+        engine = Submit(executor, retries=0)
+        with engine.started(Needs(2)) as workers, pytest.raises(ss.StorageError, match="task 3 failed"):
+            list(workers.run(calls.fails, "storage", TASKS))
 
     def test_an_executor_is_an_engine(self, executor: Executor, tmp_path: Path) -> None:
         found = engine_of(executor)
@@ -125,7 +125,8 @@ class TestThreads(OfExecutor):
 
 class TestProcesses(OfExecutor):
     @pytest.fixture(scope="class")
-    def executor(self) -> Iterator[Executor]:
+    @classmethod
+    def executor(cls) -> Iterator[Executor]:
         with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
             yield pool
 

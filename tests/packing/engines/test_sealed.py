@@ -57,8 +57,7 @@ def test_a_secret_that_no_variable_has_is_refused(options: dict[str, Any], where
         Sealer(options)
     assert SECRET not in str(told.value)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ss.OptionError, match="environment variable"):
-        with Submit(pool).started(Needs(storage_options=options)):
-            pass
+        Submit(pool).started(Needs(storage_options=options)).__enter__()
 
 
 def test_a_secret_within_another_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +69,7 @@ def test_a_secret_within_another_text_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_no_secret_is_sent(tmp_path: Path) -> None:
     (tmp_path / "key.json").touch()
-    options = {"token": str(tmp_path / "key.json"), "key": "", "use_token": True, "account_name": "longer-name"}
+    options = {"token": str(tmp_path / "key.json"), "key": "", "use_token": True, "account_name": "long-name"}
     for each in (options, {"token": "anon"}, {"token": "google_default"}, {"retry": ss.Retry()}, None):
         sealer = Sealer(each)
         assert sealer.variables == ()

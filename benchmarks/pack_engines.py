@@ -2,14 +2,14 @@
 
     python -m benchmarks.pack_engines [--rounds 3] [--tasks 2] [--seconds 30] [--out DIR]
 
-The Python that runs it has Ray. One JSONL file is packed with two workers to this disk, in turn (A B A B ...):
+The Python that runs it has Ray. One JSONL file is packed with two workers to this disk, in turn (A B A B):
 by the local engine, and by Ray that starts on this machine. The file holds the Python sources of this
 interpreter, and zstd has level 19, so that a task takes `--seconds` or more: what takes less goes to Ray in
 batches. The size of a task is found before, from a piece.
 
-Two times are told: that of the tasks, from when the workers are there, and that of the whole pack, in which Ray
-also starts and ends. Ratios are taken within each round: local / Ray, so that 1 is as fast. All files of both
-are compared by SHA-256.
+Two times are told: that of the tasks, from when the workers are there, and that of the whole pack, in which
+Ray also starts and ends. Ratios are taken within each round: local / Ray, so that 1 is as fast. All files of
+both are compared by SHA-256.
 """
 
 from __future__ import annotations

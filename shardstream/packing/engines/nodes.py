@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from shardstream.errors import StorageError
 from shardstream.version import __version__
 
-__all__ = ["Expected", "has_marks", "marked", "problems", "versions"]
+__all__ = ["MARK", "Expected", "has_marks", "marked", "problems", "versions"]
 
-MARK = ".pack-seen"
+MARK = ".pack-seen-"  # how the names of marks begin
 # The bytes of a dataset depend on them, and a machine that does not have one says so in its task.
 _OPTIONAL = ("msgspec", "tokenizers", "tiktoken", "pillow", "simplejpeg", "pyarrow", "jinja2")
 
@@ -112,7 +112,8 @@ def marked(folders: Sequence[str]) -> Iterator[tuple[tuple[str, str], ...]]:
     marks: list[tuple[str, str]] = []
     try:
         for folder in folders:
-            path, text = os.path.join(folder, MARK), secrets.token_hex(16)
+            # Another name for each pack: a node may remember for a while that a file was not there.
+            path, text = os.path.join(folder, MARK + secrets.token_hex(8)), secrets.token_hex(16)
             try:
                 os.makedirs(folder, exist_ok=True)
                 with open(path, "w", encoding="ascii") as file:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,21 +89,28 @@ def _connected() -> bool:
 @contextlib.contextmanager
 def _connection(engine: Ray, workers: int | None) -> Iterator[Any]:
     """The module, connected to a cluster. What this has started or connected is ended with the context."""
-    with _start_settings(engine):
-        ray = require("ray", "ray")
-        ours = not ray.is_initialized()
-        try:
-            if ours:
+    with contextlib.ExitStack() as at_end:
+        with _start_settings(engine):
+            ray = require("ray", "ray")
+            if not ray.is_initialized():
+                at_end.enter_context(_same_sigterm())
+                at_end.callback(ray.shutdown)
                 with _quietly():
                     _connect(ray, engine, workers)
-        except BaseException:
-            ray.shutdown()
-            raise
-    try:
         yield ray
+
+
+@contextlib.contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Give back the handler of SIGTERM in the end. Ray's own ends the pack, and Ray, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
     finally:
-        if ours:
-            ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -139,7 +149,7 @@ def _connect(ray: Any, engine: Ray, workers: int | None) -> None:
             raise StorageError(f"no Ray cluster at {engine.address}: {_said(error)}") from error
         return
     slots = workers or max(1, int((os.cpu_count() or 1) // engine.cpus))
-    cpus = -int(-slots * engine.cpus // 1)
+    cpus = math.ceil(slots * engine.cpus)
     for attempt in range(_STARTS):
         try:
             more = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECTS}

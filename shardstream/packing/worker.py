@@ -99,8 +99,11 @@ def _gathered(job: Job, task: Bucket) -> Iterator[tuple[int, Iterable[Sample]]]:
         from shardstream.packing import store_shuffle
 
         store = Store.open(job.dest, job.storage_options)
-        objects = store_shuffle.Objects(job.spilled, job.buckets, job.group, _spill_tag(job))
-        yield from store_shuffle.gather(store, objects, seed, task.first, task.spans, job.spill_dir)
+        objects = store_shuffle.Objects(job.spilled, job.group, _spill_tag(job))
+        assert task.bounds is not None
+        yield from store_shuffle.gather(
+            store, objects, task.bounds, seed, task.first, task.spans, job.spill_dir
+        )
         return
     from shardstream.packing import disk_shuffle
 

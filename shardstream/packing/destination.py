@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -17,8 +18,9 @@ from shardstream.errors import CommitError, OptionError, StorageError
 from shardstream.format.manifest import NAME, Manifest
 from shardstream.packing import reservation
 from shardstream.packing.build_manifest import check_append, tool
-from shardstream.packing.job import Job
+from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.result import Result
+from shardstream.packing.sources import Task
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Options, Store
@@ -88,6 +90,10 @@ class Destination:
         record: Its provenance.
         append: Whether it adds to a dataset.
         old: The provenance that version 0.1 would have recorded, or None.
+
+    Attributes:
+        store: The store.
+        plan: The identity of the pack.
     """
 
     def __init__(
@@ -97,7 +103,7 @@ class Destination:
         self._job = job
         self._record = record
         self._append = append
-        self._plan = identity(record, append)
+        self.plan = identity(record, append)
         # By the identity: the records that this pack may have, of this version and of 0.1.
         self._records = {identity(each, append): each for each in (record, old) if each is not None}
 
@@ -108,7 +114,7 @@ class Destination:
         if local is not None:
             return local
         # The same corpus may be packed to two stores at once.
-        name = hashlib.sha256(f"{self._plan}\0{self.store.url}".encode()).hexdigest()
+        name = hashlib.sha256(f"{self.plan}\0{self.store.url}".encode()).hexdigest()
         return os.path.join(tempfile.gettempdir(), f"shardstream-spill-{name[:16]}")
 
     def committed(self) -> Manifest | None:
@@ -158,15 +164,14 @@ class Destination:
             CommitError: Another packer has reserved the store.
         """
         present = self.store.list()
-        listed = {url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)}
-        foreign = [name for name in present if _OURS.match(name) and name not in listed]
+        foreign = self.foreign(present, old)
         if foreign and reservation.NAME not in present:
             raise OptionError(
                 f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
                 "choose an empty target"
             )
         base = old.fingerprint if old else ""
-        plan = self._plan
+        plan = self.plan
         unfinished = reservation.read(self.store) if resume else None
         if unfinished is not None and unfinished.plan != plan and unfinished.plan in self._records:
             if not is_continued(self._record):
@@ -183,6 +188,31 @@ class Destination:
                     self.store.delete(name)
             shutil.rmtree(self.spill_dir, ignore_errors=True)
         return continued
+
+    def foreign(self, present: Sequence[str], old: Manifest | None) -> list[str]:
+        """Of the names in the store those of shards that are not in the manifest `old`."""
+        listed = {url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)}
+        return [name for name in present if _OURS.match(name) and name not in listed]
+
+    def receipts(self, stage: str, tasks: Sequence[Task]) -> dict[int, Result]:
+        """The results of those of the tasks that have finished, by their numbers; see `receipt`."""
+        found: dict[int, Result] = {}
+        with ThreadPoolExecutor(self.store.concurrency) as pool:
+            results = pool.map(lambda task: self.receipt(stage, task.number), tasks)
+            for task, result in zip(tasks, results, strict=True):
+                if result is not None and result.input_bytes == input_bytes(task):
+                    found[task.number] = result
+        return found
+
+    def delete_receipts(self, names: Iterable[str]) -> None:
+        """Delete those of the objects that are receipts."""
+        for name in names:
+            if name.startswith(_RECEIPTS):
+                self.store.delete(name)
+
+    def forget(self, stage: str, numbers: Iterable[int]) -> None:
+        """Delete the receipts of some tasks."""
+        self.delete_receipts(_receipt(stage, number) for number in numbers)
 
     def receipt(self, stage: str, number: int) -> Result | None:
         """The result of a task that has finished and whose shards are all there; else None."""
@@ -224,9 +254,7 @@ class Destination:
 
     def clean(self) -> None:
         """Delete what only an unfinished pack needs. The reservation is deleted last."""
-        for name in self.store.list():
-            if name.startswith(_RECEIPTS):
-                self.store.delete(name)
+        self.delete_receipts(self.store.list())
         shutil.rmtree(self.spill_dir, ignore_errors=True)
         self.store.delete(reservation.NAME)
 

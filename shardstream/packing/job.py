@@ -11,6 +11,7 @@ from shardstream.format.numbers import whole_number
 from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
+from shardstream.storage.store import redact
 
 __all__ = ["Bucket", "Job", "input_bytes"]
 
@@ -27,6 +28,7 @@ class Job:
         first_shard: The number of the first shard of the first task.
         spill_dir: Only for a shuffle: the local folder for samples between the two passes.
         buckets: Only for a shuffle: how many buckets there are.
+        part: The number of the part of the pack that this process does, and how many there are; or None.
 
     Raises:
         OptionError: A value is wrong.
@@ -43,6 +45,7 @@ class Job:
     shuffle: int | None = None
     spill_dir: str | None = None
     buckets: int = 0
+    part: tuple[int, int] | None = None
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,12 @@ class Job:
         """The kind of the dataset."""
         there = self.tokenizer is not None or token_dtype(self.source) is not None
         return "tokens" if there else "samples"
+
+    @property
+    def shown(self) -> str:
+        """What it writes, for people who watch it."""
+        part = "" if self.part is None else f"part {self.part[0]}/{self.part[1]} of "
+        return f"{part}{redact(self.dest)}"
 
     def token_dtype(self) -> TokenDtype | None:
         """How tokens are stored; None if the dataset holds samples."""

@@ -30,9 +30,11 @@ class Reservation(msgspec.Struct, frozen=True):
         plan: The identity of the pack, from its sources and options.
         base: The fingerprint of the dataset that the pack appends to, or "".
         tool: The version of shardstream that began the pack. Version 0.1.0 did not write this.
-        parts: How many writers write a part each, before one commit for all of them. 0: it is no such pack.
+        parts: How many processes write a part each, before one commit for all of them. 0: it is no such pack.
         record: Only with `parts`: the provenance of the new samples.
         kind: Only with `parts`: the kind of the dataset.
+        versions: Only of parts of `pack`: the versions that the bytes depend on.
+        tasks: Only of parts of `pack`: a checksum of all tasks.
     """
 
     plan: str
@@ -41,6 +43,8 @@ class Reservation(msgspec.Struct, frozen=True):
     parts: int = 0
     record: dict[str, Any] = {}
     kind: Literal["samples", "tokens"] = "samples"
+    versions: dict[str, str] = {}
+    tasks: str = ""
 
 
 @contextlib.contextmanager
@@ -72,9 +76,9 @@ def lock_machine(store: Store, name: str = LOCK, shared: bool = False) -> Iterat
         yield descriptor
     finally:
         if os.getpid() == owner:  # not a fork of it, which may end first
-            if not shared:  # else others may have the lock too
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+            with contextlib.suppress(OSError):  # others share the lock, or somebody has emptied the target
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # since forks have the descriptor too
         os.close(descriptor)
 

@@ -16,7 +16,6 @@ from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
 from shardstream.packing.worker import run_task
 from shardstream.progress import Report, Reporter
-from shardstream.storage.store import redact
 
 _TASKS, _DONE = slot("pack_tasks"), slot("pack_tasks_done")
 
@@ -61,7 +60,7 @@ class Runner:
             continued: Whether tasks that have a receipt are left out.
             inherited: File descriptors that worker processes inherit.
         """
-        begin("pack", redact(job.dest))
+        begin("pack", job.shown)
         done: dict[int, Result] = {}
         if continued:
             for task in tasks:

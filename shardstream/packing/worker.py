@@ -23,7 +23,7 @@ from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.tally import Tally
 from shardstream.packing.writer import SampleWriter, TokenWriter
-from shardstream.storage.store import Store, redact
+from shardstream.storage.store import Store
 
 if TYPE_CHECKING:
     from shardstream.packing.tokenize import Tokenizer, Tokens
@@ -43,7 +43,7 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
     Raises:
         SourceError: A sample is bad, and `job.on_error` is "raise".
     """
-    begin("pack", redact(job.dest))
+    begin("pack", job.shown)
     started = time.monotonic()
     result = _done(job, task)
     span(_TASK, started, time.monotonic())

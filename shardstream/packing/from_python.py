@@ -124,9 +124,7 @@ def pack_samples(
     """
     limit, most = options.pop("limit"), options.pop("max_rejects")
     if options.pop("commit") or options["part"] is not None:
-        raise OptionError(
-            "an iterable has no parts: give each process its own, and Writer(dest, part=...)"
-        )
+        raise OptionError("an iterable has no parts: give each process its own, and Writer(dest, part=...)")
     if limit is not None:
         limit = whole_number("limit", limit, 1)
     with _PackWriter(dest, **options) as writer:

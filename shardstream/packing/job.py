@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from shardstream.errors import OptionError
 from shardstream.format.numbers import whole_number
+from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
 from shardstream.storage.store import redact
 
-__all__ = ["Bucket", "Job", "input_bytes"]
+__all__ = ["Bucket", "Job", "input_bytes", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Job:
         spill_dir: Only for a shuffle: the local folder for samples between the two passes.
         buckets: Only for a shuffle: how many buckets there are.
         part: The number of the part of the pack that this process does, and how many there are; or None.
+        claim: By which workers may write to `dest`, and leave receipts there. None: no one else does.
+        tag: Stands in the names of shards behind their numbers. It is not "" if the store lets a second
+            writer of an object have its way: then no other plan may have the same names.
 
     Raises:
         OptionError: A value is wrong.
@@ -46,6 +50,8 @@ class Job:
     spill_dir: str | None = None
     buckets: int = 0
     part: tuple[int, int] | None = None
+    claim: Claim | None = None
+    tag: str = ""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +112,11 @@ class Bucket:
     number: int
     spills: int
     span: tuple[int, int] | None = None
+
+
+def stage_of(job: Job, task: Task | Bucket) -> str:
+    """The pass that a task belongs to: "spill" is the first one of a shuffle, "task" the one of shards."""
+    return "spill" if job.shuffle is not None and not isinstance(task, Bucket) else "task"
 
 
 def input_bytes(task: Task) -> int:

@@ -21,10 +21,12 @@ from shardstream.packing import reservation
 from shardstream.packing.build_manifest import next_number, tool
 from shardstream.packing.destination import Destination
 from shardstream.packing.differences import differences
-from shardstream.packing.job import Job
+from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.outcome import Outcome
 from shardstream.packing.passes import commit_outcome
+from shardstream.packing.receipts import Some, discard
 from shardstream.packing.reservation import Reservation
+from shardstream.packing.result import Result
 from shardstream.packing.runner import Runner
 from shardstream.packing.share import shares
 from shardstream.packing.sources import Task
@@ -102,19 +104,27 @@ def run_part(
     store = destination.store
     if destination.committed() is not None:
         return PackedPart(*part, committed=True)
+    share = shares(tasks, part[1])[part[0]]
     # Parts share the lock, so that no commit and no other packer of this machine is at work meanwhile.
     with reservation.lock_machine(store, shared=True) as lock:
         if destination.committed() is not None:
             return PackedPart(*part, committed=True)
         old = destination.old_manifest()
-        mine = _reservation(job, tasks, destination, record, old, part[1])
-        if not _join(destination, mine, old):
+        if not _join(destination, _reservation(job, tasks, destination, record, old, part[1]), old):
             return PackedPart(*part, committed=True)
-        job = replace(job, first_shard=next_number(old), part=part)
-        share = shares(tasks, part[1])[part[0]]
-        results = runner.results(job, "task", share, True, () if lock is None else (lock,))
-        if reservation.read(store) is None or destination.committed() is not None:
-            return _came_late(destination, part, [task.number for task in share])
+        job = replace(
+            job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag, part=part
+        )
+        try:
+            results = runner.results(job, "task", share, True, () if lock is None else (lock,))
+            destination.claim.check(store, now=True)
+        except CommitError:
+            # Another copy of this part was faster, and all parts were committed.
+            if destination.committed() is None:
+                raise
+            some = Some(part[0], {task.number for task in share})
+            discard(store, store.list(), "task", destination.plan, some)
+            return PackedPart(*part, committed=True)
     shards = [shard for result in results for shard in result.shards]
     return PackedPart(
         *part,
@@ -148,26 +158,42 @@ def commit_parts(
     """
     store = destination.store
     with reservation.lock_machine(store) as lock:
-        if lock is not None:
-            store.clear_temporary()  # of killed parts: with the lock, none of this machine is alive
         if (manifest := destination.committed()) is not None:
             destination.clean()
             return manifest
         old = destination.old_manifest()
         found = reservation.read(store)
-        if found is None or not found.tasks:
+        if found is None:
             raise OptionError(
                 f"{store.url}: no part of this pack was begun here; run all parts first: the same command "
                 "with --part I/N instead of --commit, I from 0 to N-1"
             )
         _compare(store.url, _reservation(job, tasks, destination, record, old, found.parts), found)
-        results = destination.receipts("task", tasks)
-        if missing := [task for task in tasks if task.number not in results]:
-            raise missing_parts(store.url, tasks, found.parts, {task.number for task in missing})
-        done = [results[number] for number in sorted(results)]
-        job = replace(job, first_shard=next_number(old))
-        outcome = Outcome(done, done, unread, beside)
+        done = _finished(destination, old, tasks)
+        if missing := {task.number for task in tasks} - done.keys():
+            raise missing_parts(store.url, tasks, found.parts, missing)
+        # From now on copies of parts that are still at work write nothing more.
+        destination.hold(reservation.reserve(store, found, True, lock is not None)[0])
+        job = replace(job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag)
+        results = [done[number] for number in sorted(done)]
+        if wrong := destination.wrong(results):
+            destination.forget("task", wrong, job.first_shard)
+            raise missing_parts(store.url, tasks, found.parts, wrong)
+        outcome = Outcome(results, results, unread, beside)
         return commit_outcome(job, old, outcome, destination, record, max_rejects, "--commit")
+
+
+def _finished(destination: Destination, old: Manifest | None, tasks: Sequence[Task]) -> dict[int, Result]:
+    """The results of the tasks that are done."""
+    sizes = {task.number: input_bytes(task) for task in tasks}
+    done: dict[int, Result] = {}
+    for _ in range(2):  # a part that ends may fold its receipts while they are read
+        destination.look(old)
+        found = destination.finished("task")[0]
+        done |= {n: result for n, result in found.items() if sizes.get(n) == result.input_bytes}
+        if done.keys() == sizes.keys():
+            break
+    return done
 
 
 def missing_parts(where: str, tasks: Sequence[Task], parts: int, missing: set[int]) -> CommitError:
@@ -229,6 +255,7 @@ def _reservation(
         job.kind,
         versions=versions(job),
         tasks=_digest(tasks),
+        epoch=1,
     )
 
 
@@ -244,38 +271,31 @@ def _digest(tasks: Iterable[Task]) -> str:
 def _join(destination: Destination, mine: Reservation, old: Manifest | None) -> bool:
     """Reserve the target for all parts, or compare with the part that has; returns False if all is done."""
     store = destination.store
-    present = store.list()
-    foreign = destination.foreign(present, old)
+    present, _ = destination.look(old)
     if reservation.NAME not in present:
         # Of a pack that ended long ago. They go before there is a reservation, so that no part counts them.
         destination.delete_receipts(present)
     try:
         store.create(reservation.NAME, msgspec.json.encode(mine))
+        found: Reservation | None = mine
+        if destination.committed() is not None:  # between the look at the manifest and the reservation
+            store.delete(reservation.NAME)
+            return False
     except CommitError:
         found = reservation.read(store)
-        if found is None:  # a commit was faster
-            return _not_committed(destination)
-        _compare(store.url, mine, found)
-        return True
-    if destination.committed() is not None:  # between the look at the manifest and the reservation
-        store.delete(reservation.NAME)
-        return False
-    if foreign:
-        store.delete(reservation.NAME)
-        raise OptionError(
-            f"{store.url} holds {foreign[0]} but no dataset that it belongs to; choose an empty target"
-        )
-    return True
-
-
-def _not_committed(destination: Destination) -> bool:
-    """False if the pack is committed, else an error."""
-    if destination.committed() is None:
+    if found is None:  # a commit was faster
+        if destination.committed() is not None:
+            return False
         raise CommitError(
-            f"{destination.store.url}: the reservation of this pack is gone, and nothing was committed: was "
-            "the target emptied? Run the part again"
+            f"{store.url}: the reservation of this pack is gone, and nothing was committed: was the target "
+            "emptied? Run the part again"
         )
-    return False
+    _compare(store.url, mine, found)
+    # Each part asks by itself, since the first one may not know it yet.
+    destination.hold(
+        msgspec.structs.replace(found, tagged=found.tagged or not reservation.creates_once(store))
+    )
+    return True
 
 
 def _compare(where: str, mine: Reservation, found: Reservation) -> None:
@@ -314,13 +334,3 @@ def _agreed(reserved: Reservation) -> Mapping[str, Any]:
     content = {**known, "versions": reserved.versions}
     decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(content))
     return decoded
-
-
-def _came_late(destination: Destination, part: tuple[int, int], tasks: Iterable[int]) -> PackedPart:
-    """For a copy of a part that worked while another one was done and all were committed.
-
-    Its shards are those of the dataset, byte for byte. Its receipts would stay.
-    """
-    destination.forget("task", tasks)
-    _not_committed(destination)
-    return PackedPart(*part, committed=True)

@@ -4,7 +4,7 @@
 
 The requests of parts and of the commit are counted by a proxy in front of SeaweedFS, for two numbers of tasks
 and two numbers of parts: the differences are what a task and what a part costs. CPU seconds a GB are those of
-`benchmarks/results`; nothing is timed here. Prices are of US East in 2026, and are given below.
+`benchmarks/results`; nothing is timed here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ SHARDS = 4 << 20, 16 << 20  # bytes of a slice of the input, and so of a shard
 RATES = {
     "documents": (8.3, "C files of Linux as JSONL, `results/packing.md`: 2.79 s on 2 cores for 0.672 GB"),
     "short rows": (22.2, "JSONL of 1 KB a row, `results/packing/packing.md`, on a busy machine"),
-    "tokens": (334.2, "the same with a tokenizer, `results/packing/packing.md`, on a busy machine"),
+    "tokens": (334.2, "The same with a tokenizer, `results/packing/packing.md`, on a busy machine"),
 }
-# Dollars. S3 Standard, https://aws.amazon.com/s3/pricing/; DELETE is free. m7g.large, 2 vCPUs, on demand,
-# $0.0816/h in June 2026: https://www.factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026/
+# Dollars; see HEAD.
 PUT, GET, CORE_HOUR = 0.005 / 1000, 0.0004 / 1000, 0.0816 / 2
 CORES, NETWORK = 16, 1.25e9  # of a machine: cores, and bytes a second of 10 Gbit/s
 SIZES = {"1 TB": (1e12, 64 << 20), "10 TB": (1e13, 256 << 20), "100 TB": (1e14, 1 << 30)}
@@ -96,7 +95,9 @@ def table(task: dict[str, float], byte: float) -> list[str]:
         for what, (rate, _) in RATES.items():
             hours = size / 1e9 * rate / 3600
             walls = [max(hours / (n * CORES), size / (n * NETWORK) / 3600) for n in MACHINES]
-            shown = " | ".join(f"{wall:.1f} h" if wall >= 1 else f"{wall * 60:.0f} min" for wall in walls)
+            shown = " | ".join(
+                f"{wall:.1f} h" if wall >= 1 else f"{max(1, wall * 60):.0f} min" for wall in walls
+            )
             shard_size = f"{shard >> 20} MiB" if shard < 1 << 30 else f"{shard >> 30} GiB"
             rows.append(
                 f"| {name} | {shard_size} | {tasks:,.0f} | {total / 1e6:.2f} M | ${money(asked):.2f} "
@@ -105,26 +106,36 @@ def table(task: dict[str, float], byte: float) -> list[str]:
     return rows
 
 
-def head(task: dict[str, float], part: dict[str, float]) -> list[str]:
+HEAD = """# Packing 1, 10 and 100 TB in {parts} parts: arithmetic
+
+Nothing was packed at these sizes. Counted by a proxy in front of SeaweedFS: a task puts {put:.0f} objects
+(shard, index, receipt), and reads its input in requests of 4 MiB, with {begin:.0f} more at its beginning. A part
+needs {gets:.0f} GETs and HEADs and {lists:.0f} listings more.
+
+{rates}
+- S3 Standard, US East: PUT and LIST ${put_price:g} per 1,000, GET and HEAD ${get_price:g} per 1,000,
+  DELETE and traffic within the region free. List prices of 2025, not looked up again for this table: https://aws.amazon.com/s3/pricing/
+- A core: ${core:.4f} an hour, half an m7g.large on demand, US East, June 2026:
+  https://www.factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026/
+- A machine: {cores} cores and 10 Gbit/s. It takes the longer of CPU time and input over the network.
+"""
+
+
+def head(task: dict[str, float], part: dict[str, float]) -> str:
     """What the table is made of."""
-    rates = [f"- {name}: {rate} CPU seconds a GB; {where}" for name, (rate, where) in RATES.items()]
-    gets = part["GET input"] + part["GET target"]
-    return [
-        "# Packing 1, 10 and 100 TB in 100 parts: arithmetic",
-        "",
-        "Counted here, by a proxy in front of SeaweedFS: "
-        f"a task puts {task['PUT']:.0f} objects (shard, index, receipt) and reads its input in requests of 4 MiB, "
-        f"with {task['GET input'] - 1:.0f} more at its beginning; a part needs {gets:.0f} GETs and HEADs and "
-        f"{part['LIST']:.0f} listings more. Nothing was packed at these sizes.",
-        "",
-        *rates,
-        f"- S3 Standard, US East, 2026 (https://aws.amazon.com/s3/pricing/): PUT and LIST ${PUT * 1000:g} per 1,000, "
-        f"GET and HEAD ${GET * 1000:g} per 1,000, DELETE free, no charge for traffic within the region",
-        f"- a core: ${CORE_HOUR:.4f} an hour, half an m7g.large on demand, US East, June 2026 "
-        "(https://www.factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026/)",
-        f"- a machine: {CORES} cores and 10 Gbit/s. It takes the longer of CPU time and input over the network.",
-        "",
-    ]
+    rates = [f"- {name}: {rate} CPU seconds a GB. {where}." for name, (rate, where) in RATES.items()]
+    return HEAD.format(
+        parts=PARTS,
+        put=task["PUT"],
+        begin=task["GET input"] - 1,
+        gets=part["GET input"] + part["GET target"],
+        lists=part["LIST"],
+        rates="\n".join(rates),
+        put_price=PUT * 1000,
+        get_price=GET * 1000,
+        core=CORE_HOUR,
+        cores=CORES,
+    )
 
 
 def main() -> None:
@@ -146,7 +157,7 @@ def main() -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "requests.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "results.md").write_text("\n".join([*head(task, part), *table(task, byte)]) + "\n")
+    (RESULTS / "results.md").write_text("\n".join([head(task, part), *table(task, byte)]) + "\n")
     print((RESULTS / "results.md").read_text())
 
 

@@ -108,13 +108,14 @@ def table(task: dict[str, float], byte: float) -> list[str]:
 
 HEAD = """# Packing 1, 10 and 100 TB in {parts} parts: arithmetic
 
-Nothing was packed at these sizes. Counted by a proxy in front of SeaweedFS: a task puts {put:.0f} objects
-(shard, index, receipt), and reads its input in requests of 4 MiB, with {begin:.0f} more at its beginning. A part
-needs {gets:.0f} GETs and HEADs and {lists:.0f} listings more.
+Nothing was packed at these sizes. Counted by a proxy in front of SeaweedFS: a task puts {put:.0f}
+objects (shard, index, receipt), and reads its input in requests of 4 MiB, with {begin:.0f} more at its
+beginning. A part needs {gets:.0f} GETs and HEADs and {lists:.0f} listings more.
 
 {rates}
 - S3 Standard, US East: PUT and LIST ${put_price:g} per 1,000, GET and HEAD ${get_price:g} per 1,000,
-  DELETE and traffic within the region free. List prices of 2025, not looked up again for this table: https://aws.amazon.com/s3/pricing/
+  DELETE and traffic within the region free. List prices of 2025, not looked up again for this table:
+  https://aws.amazon.com/s3/pricing/
 - A core: ${core:.4f} an hour, half an m7g.large on demand, US East, June 2026:
   https://www.factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026/
 - A machine: {cores} cores and 10 Gbit/s. It takes the longer of CPU time and input over the network.

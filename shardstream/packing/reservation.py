@@ -20,6 +20,8 @@ from shardstream.storage.store import Store
 
 NAME = ".pack-claim.json"
 LOCK = ".pack-lock"
+# What a file system without locks answers, such as Lustre that is mounted without the option flock.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _LOCK_TIMEOUT = 5.0  # seconds in which the workers of a killed packer notice that, and end
 
 
@@ -67,7 +69,8 @@ def lock_machine(store: Store, name: str = LOCK, shared: bool = False) -> Iterat
         shared: Whether others may have the lock too, if they share it.
 
     Yields:
-        The file descriptor. None for a remote store, which only the object NAME protects.
+        The file descriptor. None for a remote store, or a file system without locks, which only the object
+        NAME protects.
 
     Raises:
         CommitError: Another packer of this machine has the lock.
@@ -78,6 +81,9 @@ def lock_machine(store: Store, name: str = LOCK, shared: bool = False) -> Iterat
         yield None
         return
     descriptor = _lock(path, store.url, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    if descriptor is None:
+        yield None
+        return
     owner = os.getpid()
     try:
         yield descriptor
@@ -90,7 +96,7 @@ def lock_machine(store: Store, name: str = LOCK, shared: bool = False) -> Iterat
         os.close(descriptor)
 
 
-def _lock(path: str, target: str, kind: int) -> int:
+def _lock(path: str, target: str, kind: int) -> int | None:
     deadline = time.monotonic() + _LOCK_TIMEOUT
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -103,6 +109,11 @@ def _lock(path: str, target: str, kind: int) -> int:
                     if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
                         return descriptor
             except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    os.close(descriptor)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+                    return None
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     os.close(descriptor)
                     raise

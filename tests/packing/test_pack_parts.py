@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from hypothesis import strategies as st
 
 import shardstream as ss
 from shardstream.cli.app import run
+from shardstream.counters.folders import directories, paths_in
+from shardstream.counters.page import read_header
 from shardstream.packing import pack_parts
 from shardstream.packing.job import input_bytes
 from shardstream.packing.share import shares
@@ -318,6 +323,72 @@ def test_parts_are_processes_that_run_at_once_twice_and_are_killed(
     ss.pack(corpus, tmp_path / "whole", **SMALL)
     assert everything(dest, options["storage_options"]) == everything(tmp_path / "whole")
     assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_parts_and_commits_are_killed_again_and_again(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    weed = request.getfixturevalue("weed") if where == "s3" else None
+    dest = weed.bucket() if weed else str(tmp_path / "out")
+    source = lines(tmp_path / "a.jsonl", [{"id": n, "text": f"text {n} " * 30} for n in range(4000)])
+    options = {"shard_size": "16KiB", "workers": 2, "storage_options": weed.options() if weed else None}
+    command = """
+import json, sys
+import shardstream as ss
+source, dest, share, options = sys.argv[1:]
+what = {"commit": True} if share == "commit" else {"part": (int(share), 3)}
+ss.pack(source, dest, **what, **json.loads(options))
+"""
+
+    def start(share: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", command, str(source), dest, share, json.dumps(options)]
+        return subprocess.Popen(words, stderr=subprocess.DEVNULL)
+
+    chance = random.Random(5)
+    ended, kills, deadline = False, 0, time.monotonic() + 240
+    while not ended and time.monotonic() < deadline:
+        # Each part, one of them twice, and a commit that mostly comes too early.
+        running = [start(share) for share in ("0", "1", "2", str(chance.randrange(3)), "commit")]
+        time.sleep(chance.uniform(0.5, 6.0))
+        for each in running:
+            kills += each.poll() is None
+            each.kill()
+        ended = running[-1].wait(60) == 0
+        for each in running:
+            each.wait(60)
+    assert ended
+    assert kills > 5
+    commit(source, dest, **options)  # which clears what a killed one has left
+    ss.pack(source, tmp_path / "whole", **{**options, "storage_options": None})
+    assert everything(dest, options["storage_options"]) == everything(tmp_path / "whole")
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_file_system_without_locks(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    for number in range(2):
+        part(corpus, tmp_path / "out", number, 2)
+    commit(corpus, tmp_path / "out")
+    ss.pack(corpus, tmp_path / "whole", **SMALL)
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+
+
+def test_top_shows_each_part(corpus: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def look(_: object) -> None:
+        for place in directories():
+            for path in paths_in(place):
+                header = read_header(Path(path).read_bytes())
+                seen.extend([header.what] if header is not None and header.pid == os.getpid() else [])
+
+    part(corpus, tmp_path / "out", 0, 2, progress=look)
+    assert f"part 0/2 of {tmp_path / 'out'}" in seen
 
 
 def test_the_command(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

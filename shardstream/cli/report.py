@@ -25,7 +25,8 @@ def print_plan(plan: Plan, json: bool) -> None:
         return
     print(
         f"{plan.format}: {counted(plan.files, 'file')}, {human_size(plan.input_bytes)}, "
-        f"in {counted(plan.tasks, 'task')}, compression {plan.compression}; nothing was written"
+        f"in {counted(plan.tasks, 'task')}, shards of {human_size(plan.shard_size)}, compression "
+        f"{plan.compression}; nothing was written"
     )
     if plan.keys:
         print(f"keys: {plan.keys}")
@@ -41,6 +42,13 @@ def print_part(done: PackedPart, seconds: float, json: bool) -> None:
         print(f"{name}: nothing to do, the dataset is committed")
         return
     rejected = f"; {counted(done.rejected, 'sample')} rejected" if done.rejected else ""
+    if done.waits:
+        print(
+            f"{name} has read its input: {counted(done.tasks, 'task')}, "
+            f"{counted(done.samples, 'sample')}{rejected}. "
+            "When all parts have, run each once more; or --commit alone puts the samples in order"
+        )
+        return
     print(
         f"{name} is done: {counted(done.tasks, 'task')}, {counted(done.samples, 'sample')}, "
         f"{counted(done.shards, 'shard')}, {human_size(done.bytes)}{rejected}. "

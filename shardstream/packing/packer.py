@@ -24,13 +24,14 @@ from shardstream.packing.from_python import (
 )
 from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.keys import described, key_rule, with_prefixes
-from shardstream.packing.layout import Codec, Layout
+from shardstream.packing.layout import AUTO, Codec, Layout, fitting_shard_size
 from shardstream.packing.pack_options import PackOptions, Sources
 from shardstream.packing.pack_parts import PackedPart, checked_pack_part, commit_parts, run_part
 from shardstream.packing.passes import run_passes
-from shardstream.packing.planning import Plan, plan_tasks, suitable_codec
+from shardstream.packing.planning import Plan, expected_bytes, plan_tasks, suitable_codec
 from shardstream.packing.resize import Resize
 from shardstream.packing.runner import Runner
+from shardstream.packing.shard_names import clear_temporary
 from shardstream.packing.share import shares
 from shardstream.packing.sources import (
     Format,
@@ -160,7 +161,8 @@ def pack(
         frame_size: Bytes of samples in a frame, at most 1 GiB. A frame is the unit of reading and of
             checksums. None: 1 MiB, or less if `shard_size` is less.
         shard_size: Bytes of samples in a shard, at least `frame_size`. None: 64 MiB, or more if `frame_size`
-            is more.
+            is more. "auto", for files: the smallest power of two from 64 MiB to 2 GiB that makes fewer than
+            50,000 shards of the input; a compressed file counts four times.
         workers: How many processes work; threads if the samples come from an iterable. None: one for each
             core.
         shuffle: A seed, 0 to 2**63 - 1. The whole corpus is permuted by it. None: it stays in order.
@@ -216,7 +218,7 @@ def pack(
     arguments = dict(locals())
     if not (isinstance(max_rejects, (int, float)) and 0 <= max_rejects <= 1):
         raise OptionError(f"max_rejects={max_rejects!r} must be a share of the samples, from 0 to 1")
-    part = checked_pack_part(part, commit, limit, shuffle)
+    part = checked_pack_part(part, commit, limit)
     given = samples_or_calls(sources)
     unread: list[tuple[str, str]] = []  # what on_error="skip" leaves out before there are tasks
     beside: list[tuple[str, str]] = []  # what is harmless to leave out
@@ -228,7 +230,8 @@ def pack(
             return pack_samples(given, dest, options)
         kept = None if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)
         files, format, keep = given.files(), replace(given, keep=kept), None  # noqa: A001 - an option's name
-    layout = Layout.of_sizes(frame_size, shard_size, whole_number("level", level))
+    auto = shard_size == AUTO and isinstance(given, list)
+    layout = Layout.of_sizes(frame_size, None if auto else shard_size, whole_number("level", level))
     workers = None if workers is None else whole_number("workers", workers, least=1)
     if quality is not None and resize is None:
         raise OptionError("quality needs resize: images that are not resized stay the bytes they are")
@@ -260,6 +263,8 @@ def pack(
     kind = source.name
     source = prepared(source, files)
     files = sized(source, files)
+    if auto:
+        layout = replace(layout, shard_size=fitting_shard_size(expected_bytes(files), layout.frame_size))
     job = Job(
         source=source,
         dest=absolute(os.fspath(dest)),  # workers may have another working directory
@@ -282,7 +287,7 @@ def pack(
     mine = tasks if part is None else shares(tasks, part[1])[part[0]]
     total = sum(map(input_bytes, mine))
     if dry_run:
-        return Plan(kind, len(files), len(mine), total, codec, described(record))
+        return Plan(kind, len(files), len(mine), total, codec, described(record), layout.shard_size)
 
     if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
         workers = 1
@@ -291,10 +296,10 @@ def pack(
     if part is not None:
         return run_part(job, tasks, destination, runner, record, part)
     if commit:
-        return commit_parts(job, tasks, unread, beside, destination, record, max_rejects)
+        return commit_parts(job, tasks, unread, beside, destination, runner, record, max_rejects)
     with reservation.lock_machine(destination.store) as lock:
         if lock is not None:
-            destination.store.clear_temporary()  # with the lock, no other packer of this machine is alive
+            clear_temporary(destination.store)  # with the lock, no other packer of this machine is alive
         if resume and (manifest := destination.committed()):
             destination.clean()
             return manifest

@@ -145,18 +145,19 @@ def read_all(
     return found, {result.number for result in alone if result.plan in mine}
 
 
-def discard(store: Store, names: Iterable[str], stage: str, plan: str, some: Some) -> None:
-    """Delete the receipts of some tasks of a pass, but not those of another plan.
+def discard(store: Store, names: Iterable[str], plan: str, part: int, tasks: Collection[int]) -> None:
+    """Delete the receipts that a part has left, but not those of another plan.
 
     Args:
         store: The target.
         names: The names of the objects there.
-        stage: The pass.
         plan: The identity of the pack.
-        some: The tasks.
+        part: The number of the part.
+        tasks: The numbers of its tasks.
     """
+    some = Some(part, tasks)
     for name in names:
-        if is_receipt(name, stage) and some.asks(name):
+        if some.asks(name):
             one = read_one(store, name) if _ONE.match(name) else None
             results = [one] if one is not None else _unfolded(store, name) if _FOLD.match(name) else []
             if results and all(result.plan == plan for result in results):

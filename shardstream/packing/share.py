@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from typing import TypeVar
 
-from shardstream.packing.job import input_bytes
+from shardstream.packing.job import Bucket, input_bytes
 from shardstream.packing.sources import Task
 
 __all__ = ["shares"]
@@ -14,8 +15,10 @@ __all__ = ["shares"]
 # size is not known.
 _START = 1 << 20
 
+Work = TypeVar("Work", bound=Task | Bucket)
 
-def shares(tasks: Sequence[Task], parts: int) -> list[list[Task]]:
+
+def shares(tasks: Sequence[Work], parts: int) -> list[list[Work]]:
     """The tasks of each part, the largest first. They depend on the tasks and the number of parts alone.
 
     Each task, from the largest to the smallest, goes to the part that has the least so far. No part then has
@@ -26,10 +29,15 @@ def shares(tasks: Sequence[Task], parts: int) -> list[list[Task]]:
         tasks: All tasks of the pack.
         parts: How many parts there are. If there are more parts than tasks, some are empty.
     """
-    found: list[list[Task]] = [[] for _ in range(parts)]
+    found: list[list[Work]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]  # a heap already
-    for task in sorted(tasks, key=lambda task: (-input_bytes(task), task.number)):
+    for task in sorted(tasks, key=lambda task: (-_bytes(task), task.number)):
         load, part = loads[0]
-        heapq.heapreplace(loads, (load + input_bytes(task) + _START, part))
+        heapq.heapreplace(loads, (load + _bytes(task) + _START, part))
         found[part].append(task)
     return found
+
+
+def _bytes(task: Task | Bucket) -> int:
+    # Buckets are of about one size.
+    return 0 if isinstance(task, Bucket) else input_bytes(task)

@@ -21,7 +21,7 @@ import shardstream as ss
 from shardstream.cli.app import run
 from shardstream.counters.folders import directories, paths_in
 from shardstream.counters.page import read_header
-from shardstream.packing import pack_parts
+from shardstream.packing import part_claim
 from shardstream.packing.job import input_bytes
 from shardstream.packing.share import shares
 from shardstream.packing.sources import Task
@@ -77,6 +77,7 @@ def photos(folder: Path) -> Path:
         ("jsonl", {"on_error": "skip", "keep": ["lang"]}),
         ("tokens", {"tokenizer": "bytes", "eos": 256}),
         ("images", {"resize": 20}),
+        ("jsonl", {"shuffle": 5, "on_error": "skip"}),
     ],
 )
 def test_the_bytes_are_those_of_one_pack(
@@ -89,7 +90,10 @@ def test_the_bytes_are_those_of_one_pack(
     for number in (2, 0, 2, 1):
         done = part(source, dest, number, 3, **options)
         assert (done.part, done.parts, done.committed) == (number, 3, False)
-        assert done.shards >= done.tasks > 0
+        assert done.tasks > 0
+        # The last part of a shuffle knows that all samples are there, and puts some in order.
+        assert done.waits == ("shuffle" in options and number != 1)
+        assert done.shards > 0 or done.waits
     assert commit(source, dest, **options) == whole
     assert everything(dest) == everything(tmp_path / "whole")
     # Whatever is started again says that all is done, and leaves nothing.
@@ -150,9 +154,9 @@ def test_other_parts_are_refused_by_name(corpus: Path, dest: str, monkeypatch: p
                       lambda options=options: commit(corpus, dest, **options)):  # fmt: skip
             with pytest.raises(ss.OptionError, match=message):
                 start()
-    versions = pack_parts.versions
+    versions = part_claim.versions
     with monkeypatch.context() as patch:
-        patch.setattr(pack_parts, "versions", lambda job: {**versions(job), "zstandard": "0.1", "numpy": "9"})
+        patch.setattr(part_claim, "versions", lambda job: {**versions(job), "zstandard": "0.1", "numpy": "9"})
         with pytest.raises(ss.OptionError, match=r"zstandard is 0.1, not 0[\d.]+; numpy is 9, not"):
             part(corpus, dest, 1, 3)
     changed = corpus / "2.jsonl"
@@ -242,6 +246,23 @@ def test_functions_have_parts(tmp_path: Path, dest: str) -> None:
     for number in range(2):
         assert ss.pack(calls, dest, part=(number, 2), workers=1).tasks == (3, 2)[number]
     assert ss.pack(calls, dest, commit=True, workers=1).samples == 5
+
+
+def test_parts_of_a_shuffle_run_once_more(corpus: Path, tmp_path: Path, dest: str) -> None:
+    ss.pack(corpus, tmp_path / "whole", shuffle=7, **SMALL)
+    for number in (1, 0):
+        assert part(corpus, dest, number, 3, shuffle=7).waits
+    with pytest.raises(ss.CommitError, match="part 2 lacks"):
+        commit(corpus, dest, shuffle=7)
+    again = [part(corpus, dest, number, 3, shuffle=7) for number in (2, 1, 0)]
+    assert not any(done.waits for done in again)
+    assert all(done.shards for done in again)
+    # The commit has nothing left to do but the manifest.
+    written = [name for name in Store.open(dest).list() if name.startswith("shard-")]
+    assert written == [name for name in everything(tmp_path / "whole") if name.startswith("shard-")]
+    commit(corpus, dest, shuffle=7)
+    assert everything(dest) == everything(tmp_path / "whole")
+    assert not (tmp_path / "out" / ".spill").exists()
 
 
 def test_a_copy_that_comes_late_leaves_nothing(corpus: Path, tmp_path: Path) -> None:

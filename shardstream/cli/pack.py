@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -112,6 +112,13 @@ def pack(
     ] = None,
     commit: Annotated[bool, typer.Option("--commit", help="Commit what all parts have packed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="local|ray", help="Where tasks run: processes here, or Ray.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray: a cluster, auto for that of this machine; Ray starts here if left out."),
+    ] = None,
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
 ) -> None:
@@ -170,6 +177,7 @@ def pack(
             part=share,
             commit=commit,
             dry_run=dry_run,
+            engine=_engine(engine, address),
             storage_options=stores,
             progress=progress,
         )
@@ -179,6 +187,18 @@ def pack(
         report.print_part(done, time.monotonic() - started, json)
     else:
         report.print_packed(done, dest, stores, time.monotonic() - started, limit is not None, json)
+
+
+def _engine(name: str, address: str | None) -> Any:
+    if name not in ("local", "ray"):
+        raise OptionError(f"--engine {name}: local or ray")
+    if address is None:
+        return name
+    if name != "ray":
+        raise OptionError(f"--address {address} is that of a Ray cluster: give --engine ray, too")
+    from shardstream.packing.engines.ray import Ray
+
+    return Ray(address)
 
 
 def _eos(text: str | None) -> int | Literal["none"] | None:

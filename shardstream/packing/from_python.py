@@ -12,6 +12,7 @@ from shardstream.errors import OptionError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.format.numbers import whole_number
 from shardstream.packing.end_of_text import Eos
+from shardstream.packing.engines.choice import EngineOption
 from shardstream.packing.layout import Codec
 from shardstream.packing.samples_writer import Writer
 from shardstream.packing.sources.calls import Calls
@@ -41,6 +42,7 @@ class PythonOptions(TypedDict, total=False):
     resume: bool
     append: bool
     commit: bool
+    engine: EngineOption
     storage_options: Options
     progress: Report
 
@@ -125,6 +127,8 @@ def pack_samples(
     limit, most = options.pop("limit"), options.pop("max_rejects")
     if options.pop("commit") or options["part"] is not None:
         raise OptionError("an iterable has no parts: give each process its own, and Writer(dest, part=...)")
+    if options.pop("engine") != "local":
+        raise OptionError("an iterable is read here: give a list of functions, or leave out engine")
     if limit is not None:
         limit = whole_number("limit", limit, 1)
     with _PackWriter(dest, **options) as writer:

@@ -61,7 +61,7 @@ class PackedPart:
 
 
 def checked_pack_part(
-    part: tuple[int, int] | None, commit: bool, limit: int | None
+    part: tuple[int, int] | None, commit: bool, limit: int | None, engine: object
 ) -> tuple[int, int] | None:
     """`part` as two ints. The arguments are those of `pack`.
 
@@ -73,6 +73,8 @@ def checked_pack_part(
         return None
     if part is not None and commit:
         raise OptionError("part does a share of a pack, and commit ends the pack: give one of them")
+    if part is not None and engine != "local":
+        raise OptionError("a part runs in its own process and workers: leave out engine, or part")
     if limit is not None:
         raise OptionError("limit counts the samples of all tasks, which no part knows: leave it out")
     return part

@@ -1,15 +1,13 @@
-"""The versions of the packages that the bytes of a dataset depend on."""
+"""The versions of the packages that the bytes of one pack depend on."""
 
 from __future__ import annotations
 
-import importlib.metadata
-
+from shardstream.packing.engines import nodes
 from shardstream.packing.job import Job
-from shardstream.version import __version__
 
 __all__ = ["versions"]
 
-_ALWAYS = ("zstandard", "numpy", "msgspec")
+_ALWAYS = ("shardstream", "python", "zstandard", "zstd", "numpy", "msgspec")
 _OF_FORMAT = dict.fromkeys(("parquet", "arrow", "hf"), ("pyarrow",))
 _OF_OPTION = {"resize": ("pillow",), "chat_template": ("jinja2",)}
 _OF_TOKENIZER = ("tokenizers", "tiktoken")
@@ -20,20 +18,10 @@ def versions(job: Job) -> dict[str, str]:
 
     What a process with other versions writes is sound, but it may not be the same.
     """
-    import zstandard
-
     options = job.source.options()
     names = [*_ALWAYS, *_OF_FORMAT.get(job.source.name, ())]
     for option, packages in _OF_OPTION.items():
         names += packages if options.get(option) is not None else ()
     names += _OF_TOKENIZER if job.tokenizer is not None else ()
-    library = ".".join(map(str, zstandard.ZSTD_VERSION))
-    found = {name: _version(name) for name in names}
-    return {"shardstream": __version__, **found, "the zstd library": library}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    here = nodes.versions()
+    return {name: here.get(name, "not installed") for name in names}

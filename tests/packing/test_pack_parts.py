@@ -347,14 +347,16 @@ def test_parts_are_processes_that_run_at_once_twice_and_are_killed(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("shuffle", [None, 3])
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_parts_and_commits_are_killed_again_and_again(
-    where: str, tmp_path: Path, request: pytest.FixtureRequest
+    where: str, shuffle: int | None, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     weed = request.getfixturevalue("weed") if where == "s3" else None
     dest = weed.bucket() if weed else str(tmp_path / "out")
     source = lines(tmp_path / "a.jsonl", [{"id": n, "text": f"text {n} " * 30} for n in range(4000)])
-    options = {"shard_size": "16KiB", "workers": 2, "storage_options": weed.options() if weed else None}
+    options = {"shard_size": "16KiB", "workers": 2, "shuffle": shuffle}
+    options["storage_options"] = weed.options() if weed else None
     command = """
 import json, sys
 import shardstream as ss
@@ -372,7 +374,7 @@ ss.pack(source, dest, **what, **json.loads(options))
     while not ended and time.monotonic() < deadline:
         # Each part, one of them twice, and a commit that mostly comes too early.
         running = [start(share) for share in ("0", "1", "2", str(chance.randrange(3)), "commit")]
-        time.sleep(chance.uniform(0.5, 6.0))
+        time.sleep(chance.uniform(0.5, 4.0))
         for each in running:
             kills += each.poll() is None
             each.kill()

@@ -21,6 +21,8 @@ import shardstream as ss
 from shardstream.errors import StorageError
 from shardstream.packing import buckets as buckets_module
 from shardstream.packing import disk_shuffle, shuffle_passes, store_shuffle
+from shardstream.packing.destination import Destination
+from shardstream.packing.engines import Local
 from shardstream.packing.shuffle_passes import grouped
 from shardstream.packing.sources import Sample
 from shardstream.packing.store_shuffle import FOLDER, Objects
@@ -100,11 +102,10 @@ def test_a_pack_through_the_store_has_the_same_bytes(
     assert len(before.shards) > 4
     monkeypatch.setattr(shuffle_passes, "MOST_ON_DISK", 0)
     monkeypatch.setattr(shuffle_passes, "MOST_SINGLE", 0)
-    for workers in (1, 2):
-        dest = tmp_path / f"two{workers}"
-        ss.pack(corpus, dest, shuffle=3, workers=workers, **SMALL, **options)
-        assert digests(dest) == digests(tmp_path / "one")
-        assert is_clean(dest)
+    dest = tmp_path / "two"
+    ss.pack(corpus, dest, shuffle=3, workers=2, **SMALL, **options)
+    assert digests(dest) == digests(tmp_path / "one")
+    assert is_clean(dest)
     url = f"memory://{tmp_path.name}/out"
     assert ss.pack(corpus, url, shuffle=3, **SMALL, **options).shards == before.shards
     assert sound(url)
@@ -122,6 +123,34 @@ def test_functions_go_through_the_store_too(tmp_path: Path, monkeypatch: pytest.
 
 def ranged() -> list[dict[str, Any]]:
     return [{"txt": f"sample {n} " * (n % 20)} for n in range(100)]
+
+
+class SharedEngine(Local):
+    """Processes of this machine, as if they were on several machines."""
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+
+def test_several_machines_shuffle_through_the_store(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ss.pack(corpus, tmp_path / "one", shuffle=3, workers=1, **SMALL)
+
+    def broken(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for resumed in (SharedEngine(), Local()):  # by the same engine, or by one that needs no store
+        dest = tmp_path / type(resumed).__name__
+        with monkeypatch.context() as patch:
+            patch.setattr(Destination, "commit", broken)
+            with pytest.raises(KeyboardInterrupt):
+                ss.pack(corpus, dest, shuffle=3, engine=SharedEngine(), workers=2, **SMALL)
+        assert list(dest.glob(f"{FOLDER}/0*"))
+        ss.pack(corpus, dest, shuffle=3, engine=resumed, workers=2, resume=True, **SMALL)
+        assert digests(dest) == digests(tmp_path / "one")
+        assert is_clean(dest)
 
 
 @pytest.mark.parametrize("stage", ["scatter", "gather"])

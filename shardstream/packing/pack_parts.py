@@ -121,6 +121,7 @@ def run_part(
             read = written = runner.results(job, first, share, True, inherited)
             waits = False
             if second != first:
+                destination.claim.check(store, now=True)
                 done = _finished(destination, old, first, tasks)
                 waits, written = len(done) < len(tasks), []
                 if not waits:

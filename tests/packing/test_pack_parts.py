@@ -185,6 +185,7 @@ def test_what_has_no_parts_is_refused(corpus: Path, dest: str) -> None:
         ({"part": (3, 3)}, "from 0 to 2"),
         ({"part": 3}, "must be"),
         ({"commit": True}, "give one of them"),
+        ({"engine": "ray"}, "leave out engine"),
     ):
         with pytest.raises(ss.OptionError, match=message):
             ss.pack(corpus, dest, **{**SMALL, "part": (0, 3), **options})
@@ -202,10 +203,14 @@ def test_what_has_no_parts_is_refused(corpus: Path, dest: str) -> None:
         ss.pack(corpus, f"{dest}-2", **SMALL)
 
 
-def test_one_process_may_finish_what_parts_began(corpus: Path, tmp_path: Path, dest: str) -> None:
-    ss.pack(corpus, tmp_path / "whole", **SMALL)
-    part(corpus, dest, 0, 3)
-    ss.pack(corpus, dest, resume=True, **SMALL)
+@pytest.mark.parametrize("shuffle", [None, 7])
+def test_one_process_may_finish_what_parts_began(
+    shuffle: int | None, corpus: Path, tmp_path: Path, dest: str
+) -> None:
+    ss.pack(corpus, tmp_path / "whole", shuffle=shuffle, **SMALL)
+    for number in (0, 1, 0):
+        part(corpus, dest, number, 2 if shuffle else 3, shuffle=shuffle)
+    ss.pack(corpus, dest, resume=True, shuffle=shuffle, **SMALL)
     assert everything(dest) == everything(tmp_path / "whole")
 
 
@@ -265,19 +270,20 @@ def test_parts_of_a_shuffle_run_once_more(corpus: Path, tmp_path: Path, dest: st
     assert not (tmp_path / "out" / ".spill").exists()
 
 
-def test_a_copy_that_comes_late_leaves_nothing(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shuffle", [None, 7])
+def test_a_copy_that_comes_late_leaves_nothing(shuffle: int | None, corpus: Path, tmp_path: Path) -> None:
     dest = f"memory://late-{os.urandom(4).hex()}/out"
-    ss.pack(corpus, tmp_path / "whole", **SMALL)
+    ss.pack(corpus, tmp_path / "whole", shuffle=shuffle, **SMALL)
     ended: list[bool] = []
 
     def overtaken(_: object) -> None:
         if not ended:
             ended.append(True)
             for number in range(2):
-                part(corpus, dest, number, 2)
-            commit(corpus, dest)
+                part(corpus, dest, number, 2, shuffle=shuffle)
+            commit(corpus, dest, shuffle=shuffle)
 
-    assert part(corpus, dest, 0, 2, progress=overtaken).committed
+    assert part(corpus, dest, 0, 2, progress=overtaken, shuffle=shuffle).committed
     assert everything(dest) == everything(tmp_path / "whole")
 
 

@@ -12,6 +12,7 @@ from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
+from shardstream.storage.store import redact
 
 if TYPE_CHECKING:
     from shardstream.packing.store_shuffle import Bounds
@@ -32,6 +33,7 @@ class Job:
         spill_dir: Only for a shuffle: the local folder for samples between the two passes. None: the system's
             temporary folder.
         buckets: Only for a shuffle: how many buckets there are.
+        part: The number of the part of the pack that this process does, and how many there are; or None.
         group: Only for a shuffle: how many buckets are a group. 0: the samples wait in `spill_dir`; else in
             the store, see `store_shuffle`.
         spilled: Only for the second pass through the store: how many objects each task of the first one has.
@@ -54,6 +56,7 @@ class Job:
     shuffle: int | None = None
     spill_dir: str | None = None
     buckets: int = 0
+    part: tuple[int, int] | None = None
     group: int = 0
     spilled: tuple[int, ...] = ()
     claim: Claim | None = None
@@ -82,6 +85,12 @@ class Job:
         """The kind of the dataset."""
         there = self.tokenizer is not None or token_dtype(self.source) is not None
         return "tokens" if there else "samples"
+
+    @property
+    def shown(self) -> str:
+        """What it writes, for people who watch it."""
+        part = "" if self.part is None else f"part {self.part[0]}/{self.part[1]} of "
+        return f"{part}{redact(self.dest)}"
 
     def token_dtype(self) -> TokenDtype | None:
         """How tokens are stored; None if the dataset holds samples."""

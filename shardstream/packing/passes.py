@@ -17,7 +17,7 @@ from shardstream.packing.result import Result
 from shardstream.packing.runner import Runner
 from shardstream.packing.sources import Task
 
-__all__ = ["run_passes"]
+__all__ = ["commit_outcome", "run_passes"]
 
 
 def run_passes(
@@ -49,6 +49,27 @@ def run_passes(
     inherited = () if lock is None else (lock,)
     read, written = _results(job, tasks, runner, destination, continued, inherited, shared)
     outcome = Outcome(read, written, unread, beside)
+    return commit_outcome(job, old, outcome, destination, record, max_rejects, "--resume")
+
+
+def commit_outcome(
+    job: Job, old: Manifest | None, outcome: Outcome, destination: Destination, record: dict[str, Any],
+    max_rejects: float, again: str,
+) -> Manifest:  # fmt: skip
+    """Check what came of all tasks, and commit it.
+
+    Args:
+        job: The pack.
+        old: The manifest that it adds to, or None.
+        outcome: What came of it.
+        destination: Where it is committed.
+        record: The provenance of the pack.
+        max_rejects: The share of samples that may be rejected.
+        again: The option with which the same command commits it, if more may be rejected.
+
+    Returns:
+        The manifest.
+    """
     destination.write_rejects(outcome.rejects, outcome.rejected - len(outcome.rejects), outcome.skips)
     if not outcome.shards and old is None:
         destination.clean()
@@ -58,7 +79,7 @@ def run_passes(
         )
     outcome.check_whole()
     outcome.check_keep()
-    outcome.check_rejects(max_rejects, destination.rejects)
+    outcome.check_rejects(max_rejects, destination.rejects, again)
     manifest = build_manifest(job, old, outcome.shards, {**record, **outcome.record()})
     check_columns(manifest, record["options"].get("keep"))
     destination.clear(manifest)

@@ -27,7 +27,7 @@ from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.tally import Tally, total
 from shardstream.packing.writer import SampleWriter, TokenWriter
-from shardstream.storage.store import Store, redact
+from shardstream.storage.store import Store
 
 if TYPE_CHECKING:
     from shardstream.packing.tokenize import Tokenizer, Tokens
@@ -48,7 +48,7 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
         CommitError: It is another packer's turn at the target. Nowhere else can the task be done either.
         SourceError: A sample is bad, and `job.on_error` is "raise".
     """
-    begin("pack", redact(job.dest))
+    begin("pack", job.shown)
     started = time.monotonic()
     result = _done(job, task)
     if job.claim is not None:

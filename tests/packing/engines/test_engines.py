@@ -183,6 +183,8 @@ def test_wrong_arguments_of_engines_are_refused() -> None:
         ss.engines.Ray(cpus=0)
     with pytest.raises(ss.OptionError, match="address=''"):
         ss.engines.Ray(address="")
+    with pytest.raises(ss.OptionError, match="host:port"):
+        ss.engines.Ray(address="ray://head:10001")
     with pytest.raises(ss.OptionError, match="retries"):
         ss.engines.Submit(ThreadPoolExecutor(1), retries=-1)
     with pytest.raises(ss.OptionError, match="submit"):

@@ -189,3 +189,12 @@ def test_wrong_arguments_of_engines_are_refused() -> None:
         ss.engines.Submit(ThreadPoolExecutor(1), retries=-1)
     with pytest.raises(ss.OptionError, match="submit"):
         ss.engines.Submit("pool")
+
+
+def test_a_worker_of_this_machine_that_died_is_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
+    with Local().started(Needs(2)) as workers:
+        assert sorted(workers.run(calls.dies_once, str(tmp_path), TASKS)) == TASKS
+        assert (workers.counts.retried, workers.counts.lost) == (1, 1)

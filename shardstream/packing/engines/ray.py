@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from shardstream.counters.page import job_name
 from shardstream.errors import OptionError, StorageError, require
 from shardstream.format.numbers import whole_number
 from shardstream.packing.engines.engine import Needs
@@ -117,7 +118,7 @@ def _start_settings(engine: Ray) -> Iterator[None]:
     """Settings of the environment while Ray is imported and starts."""
     settings = {"RAY_USAGE_STATS_ENABLED": "0"}
     if engine.address is None:
-        settings[_CLUSTERS] = "0"
+        settings |= {_CLUSTERS: "0", "SHARDSTREAM_JOB": job_name()}  # `shardstream top` shows one job
     ours = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(ours)
     try:

@@ -169,7 +169,7 @@ def gather(
     with contextlib.closing(_Piles(len(spans), scratch)) as piles:
         for raw in _regions(store, objects, bounds):
             at = 0
-            while at < len(raw):
+            while at + head <= len(raw):
                 bucket, size = unpack(raw, at)
                 at += head + size
                 if begin <= bucket < end:
@@ -219,7 +219,9 @@ class _Piles:
             for bounds in self._bounds:
                 start, size = int(bounds[pile]), int(bounds[pile + 1] - bounds[pile])
                 if size:
-                    yield bytes(read_exactly(self._file.fileno(), start, size, self._where))
+                    with self._explained("reading"):
+                        block = read_exactly(self._file.fileno(), start, size, self._where)
+                    yield bytes(block)
         held = self._held.pop(pile, [])
         held.reverse()
         while held:
@@ -227,18 +229,23 @@ class _Piles:
 
     @property
     def _where(self) -> str:
-        return f"a temporary file in {self._folder or tempfile.gettempdir()}"
+        return f"a file in {self._folder or 'the folder for temporary files (TMPDIR)'}"
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{what} {self._where} for the shuffle: {error.strerror or error}") from error
 
     def _flush(self) -> None:
-        try:
+        with self._explained("writing"):
             if self._file is None:
                 if self._folder is not None:
                     os.makedirs(self._folder, mode=0o700, exist_ok=True)
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - until `close`
             self._bounds.append(write_grouped(self._file, self._held, self._count))
             self._file.flush()
-        except OSError as error:
-            raise StorageError(f"writing {self._where} for the shuffle: {error.strerror}") from error
         self._held.clear()
         self._size = 0
 

@@ -18,24 +18,22 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import os
 import struct
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, pairwise
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
 from shardstream.errors import StorageError
-from shardstream.packing.buckets import Draws, Spilled, permuted, split, write_grouped
+from shardstream.packing.buckets import Draws, Spilled, permuted, split
 from shardstream.packing.open_shard import Output
+from shardstream.packing.piles import Piles
 from shardstream.packing.sources import Sample
-from shardstream.storage.local.reads import read_exactly
 from shardstream.storage.store import Store
 from shardstream.storage.transport.backends import Data
 
@@ -43,7 +41,6 @@ __all__ = ["FOLDER", "Objects", "all_bounds", "gather", "scatter"]
 
 FOLDER = ".spill"
 _LEVEL = 1  # of zstd: the samples are read once
-_HELD = 128 << 20  # bytes of samples in memory before a task of the second pass writes them to its disk
 _IN_FLIGHT = 64 << 20  # bytes of regions that are on their way
 _BLOCK = struct.Struct("<IQ")
 _AGAIN = "pack again without --resume"
@@ -166,7 +163,7 @@ def gather(
     starts = [start for start, _ in spans]
     simple = end - begin == len(spans)
     unpack, head = _BLOCK.unpack_from, _BLOCK.size
-    with contextlib.closing(_Piles(len(spans), scratch)) as piles:
+    with contextlib.closing(Piles(len(spans), scratch)) as piles:
         for raw in _regions(store, objects, bounds):
             at = 0
             while at + head <= len(raw):
@@ -181,73 +178,10 @@ def gather(
             yield first + pile, _shard(piles, pile, seed, first + pile)
 
 
-def _shard(piles: _Piles, pile: int, seed: int, number: int) -> Iterator[Sample]:
+def _shard(piles: Piles, pile: int, seed: int, number: int) -> Iterator[Sample]:
     """The samples of one shard, which are in memory only while they are taken."""
     records = [record for block in piles.blocks(pile) for record in split(block)]
     yield from permuted(records, seed, number)
-
-
-class _Piles:
-    """Blocks of samples by the shard that they are for: in memory, and in a file if they are many.
-
-    The file has no name, so that it is gone with its process, however that ends.
-    """
-
-    def __init__(self, count: int, folder: str | None) -> None:
-        self._count, self._folder = count, folder
-        self._held: dict[int, list[bytes]] = {}
-        self._size = 0
-        self._file: IO[bytes] | None = None
-        self._bounds: list[npt.NDArray[np.int64]] = []
-
-    def close(self) -> None:
-        """Give the file back."""
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, pile: int, block: bytes) -> None:
-        """Put a block behind those of its pile."""
-        self._held.setdefault(pile, []).append(block)
-        self._size += len(block)
-        # One pile is needed as a whole in memory anyway.
-        if self._size >= _HELD and self._count > 1:
-            self._flush()
-
-    def blocks(self, pile: int) -> Iterator[bytes]:
-        """The blocks of a pile, for once."""
-        if self._file is not None:
-            for bounds in self._bounds:
-                start, size = int(bounds[pile]), int(bounds[pile + 1] - bounds[pile])
-                if size:
-                    with self._explained("reading"):
-                        block = read_exactly(self._file.fileno(), start, size, self._where)
-                    yield bytes(block)
-        held = self._held.pop(pile, [])
-        held.reverse()
-        while held:
-            yield held.pop()  # it is given up as it is taken: a shard may be large
-
-    @property
-    def _where(self) -> str:
-        return f"a file in {self._folder or 'the folder for temporary files (TMPDIR)'}"
-
-    @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(f"{what} {self._where} for the shuffle: {error.strerror or error}") from error
-
-    def _flush(self) -> None:
-        with self._explained("writing"):
-            if self._file is None:
-                if self._folder is not None:
-                    os.makedirs(self._folder, mode=0o700, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - until `close`
-            self._bounds.append(write_grouped(self._file, self._held, self._count))
-            self._file.flush()
-        self._held.clear()
-        self._size = 0
 
 
 def _regions(store: Store, objects: Objects, bounds: Bounds) -> Iterator[bytes]:

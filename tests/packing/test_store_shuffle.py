@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import shardstream as ss
 from shardstream.errors import StorageError
 from shardstream.packing import buckets as buckets_module
-from shardstream.packing import disk_shuffle, shuffle_passes, store_shuffle
+from shardstream.packing import disk_shuffle, piles, shuffle_passes, store_shuffle
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines import Local
 from shardstream.packing.shuffle_passes import grouped
@@ -74,7 +74,7 @@ def test_each_shard_is_that_of_the_shuffle_on_a_local_disk(
     spans = list(itertools.pairwise(bounds))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         patch.setattr(buckets_module, "_FLUSH_LIMIT", flush)
-        patch.setattr(store_shuffle, "_HELD", held)
+        patch.setattr(piles, "_HELD", held)
         limit = flush if flush > SHARD else 1  # the size of a shard is a limit, too
         patch.setattr(f"{__name__}.SHARD", limit)
         for task, count in enumerate(counts):
@@ -225,13 +225,13 @@ def test_damage_and_loss_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_shuffle, "_HELD", 1)
+    monkeypatch.setattr(piles, "_HELD", 1)
     store = Store.open(str(tmp_path))
     bounds = all_bounds(store_shuffle.scatter(samples(0, 300), store, 1, 0, 9, SHARD, 3)[1], 3)
     objects, some = Objects([1], 3), [(0, 1), (1, 2)]
     with open("/dev/full", "r+b", buffering=0) as full:  # noqa: SIM117
         with monkeypatch.context() as patch:
-            patch.setattr(store_shuffle.tempfile, "TemporaryFile", lambda **_: full)
+            patch.setattr(piles.tempfile, "TemporaryFile", lambda **_: full)
             with pytest.raises(StorageError, match="No space left"):
                 list(store_shuffle.gather(store, objects, bounds[:, :2], 1, 0, some, str(tmp_path)))
 

@@ -1,4 +1,4 @@
-"""Samples that are parted by shard on their way through a task: in memory, or on its disk if they are many."""
+"""Samples that are parted by shard on their way through a task: in memory, or on a disk if they are many."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ from shardstream.checkpoint.layout import CELL, FilePlan
 from shardstream.checkpoint.manifest import FileInfo
 from shardstream.checkpoint.steps import steps
 from shardstream.errors import StorageError
-from shardstream.storage.local.writes import begin_sync
-from shardstream.storage.store import sync_folder
+from shardstream.storage.local.writes import begin_sync, sync_folder
 
 __all__ = ["Block", "Outgoing", "mapped", "named", "sync_names", "write_at"]
 

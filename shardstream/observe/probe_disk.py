@@ -12,8 +12,8 @@ from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import latency, sweep
 from shardstream.observe.probe_profile import Disk
 from shardstream.observe.probe_ranges import Object, Ranges, drop_pages
+from shardstream.storage.local.store import LocalStore
 from shardstream.storage.named import named
-from shardstream.storage.store import LocalStore
 
 __all__ = ["measure_disk"]
 

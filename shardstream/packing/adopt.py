@@ -142,6 +142,8 @@ def index(
             inherited = () if lock is None else (lock,)
             adopted = _adopt_all(job, tasks, workers or os.cpu_count() or 1, inherited, Reporter(progress))
             manifest = _manifest(job, adopted, beside, max_rejects)
+            if lock is not None:
+                store.clear_temporary()  # of workers that were killed
             commit_manifest(store, manifest, None)
         except BaseException:
             with contextlib.suppress(StorageError):  # an unfinished index cannot be continued
@@ -157,12 +159,15 @@ def _adopt_all(
     """Write the indexes of all archives; returns what became of them, in their order."""
     total = {"total_bytes": sum(task.size for task in tasks), "total_tasks": len(tasks)}
     done: dict[int, _Adopted] = {}
+    done_bytes = samples = 0
     report(**total)
     for adopted in run_tasks(_adopt, job, tasks, workers, inherited):
         done[adopted.number] = adopted
+        done_bytes += tasks[adopted.number].size
+        samples += adopted.shard.samples if adopted.shard else 0
         report(
-            done_bytes=sum(tasks[number].size for number in done),
-            samples=sum(each.shard.samples for each in done.values() if each.shard),
+            done_bytes=done_bytes,
+            samples=samples,
             done_tasks=len(done),
             **total,
         )

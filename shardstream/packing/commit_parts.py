@@ -18,7 +18,8 @@ from shardstream.packing.build_manifest import assemble
 from shardstream.packing.columns import check_columns, check_known
 from shardstream.packing.destination import Destination
 from shardstream.packing.layout import Layout
-from shardstream.packing.parts import SHARD, Dtype, PartReceipt, StreamJob, fields_of, receipt_name
+from shardstream.packing.parts import Dtype, PartReceipt, StreamJob, fields_of, receipt_name
+from shardstream.packing.shard_names import SHARD
 from shardstream.packing.sources.calls import Calls
 from shardstream.storage.manifests import stored_manifest
 from shardstream.storage.store import Options, Store
@@ -62,6 +63,7 @@ def commit(dest: str | os.PathLike[str], *, storage_options: Options = None) -> 
         if old is not None and old.fingerprint != found.base:
             destination.clean()  # a commit that was killed has done the rest
             return old
+        destination.hold(found)
         receipts = _receipts(store, found.parts)
         shards = tuple(shard for receipt in receipts for shard in receipt.shards)
         if not shards and old is None:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import logging
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from shardstream.errors import CommitError, OptionError, StorageError
+from shardstream.errors import CommitError, OptionError
 from shardstream.format.manifest import NAME, Manifest
-from shardstream.packing import reservation
+from shardstream.packing import receipts, reservation
 from shardstream.packing.build_manifest import check_append, tool
+from shardstream.packing.claim import Claim, claim_of
 from shardstream.packing.job import Job
 from shardstream.packing.result import Result
+from shardstream.packing.shard_check import wrong_tasks
+from shardstream.packing.shard_names import SHARD, tag_of, task_shard
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
-from shardstream.storage.store import Options, Store
+from shardstream.storage.store import Entry, Options, Store
 
 REJECTS = "rejects.jsonl"
+log = logging.getLogger("shardstream.packing")
 _BEGIN = 64 << 10  # bytes of the list of rejects, in which the first ones are
-# A number has six digits or more: `06d` writes the millionth shard with seven.
-_OURS = re.compile(r"shard-\d{6,}(-\d+)?\.(tar|tar\.zst|index)\Z")
 _RECEIPTS = (".pack-task-", ".pack-spill-", ".pack-shard-", ".pack-part-")
 # This takes the place of the version in the identity of a pack, so that newer versions continue a pack.
 # Change it if the form of receipts or of spilled samples changes. Unfinished packs of older versions are then
@@ -88,7 +89,15 @@ class Destination:
         record: Its provenance.
         append: Whether it adds to a dataset.
         old: The provenance that version 0.1 would have recorded, or None.
+
+    Attributes:
+        store: The store.
+        claim: By which this packer and its workers may write there, from `begin` on.
+        tag: What stands in the names of shards, from `begin` on; see `Job`.
     """
+
+    claim: Claim
+    tag: str
 
     def __init__(
         self, job: Job, record: dict[str, Any], append: bool, old: dict[str, Any] | None = None
@@ -100,6 +109,8 @@ class Destination:
         self._plan = identity(record, append)
         # By the identity: the records that this pack may have, of this version and of 0.1.
         self._records = {identity(each, append): each for each in (record, old) if each is not None}
+        self._old_names: set[str] = set()  # of the shards and indexes that are appended to
+        self._present: Sequence[Entry] = ()  # what was there when the pack began
 
     @property
     def spill_dir(self) -> str:
@@ -155,11 +166,14 @@ class Destination:
 
         Raises:
             OptionError: There are shards of no dataset, or the unfinished pack is another one.
-            CommitError: Another packer has reserved the store.
+            CommitError: Another packer has reserved the store, or has committed meanwhile.
         """
-        present = self.store.list()
-        listed = {url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)}
-        foreign = [name for name in present if _OURS.match(name) and name not in listed]
+        self._present = self.store.entries()
+        present = {entry.path for entry in self._present}
+        self._old_names = {
+            url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)
+        }
+        foreign = self._new_shards(present)
         if foreign and reservation.NAME not in present:
             raise OptionError(
                 f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
@@ -176,28 +190,80 @@ class Destination:
                 )
             plan = unfinished.plan
         mine = reservation.Reservation(plan, base, tool())
-        continued = reservation.reserve(self.store, mine, resume, locked)
+        granted, continued = reservation.reserve(self.store, mine, resume, locked)
+        self.hold(granted)
+        if old is None and self.store.exists(NAME):
+            # Another packer has ended between the look at the target and the reservation.
+            if not continued:
+                self.store.delete(reservation.NAME)
+            raise CommitError(f"{self.store.url}: another packer has just committed a dataset here")
         if not continued:
-            for name in present:
-                if name.startswith(_RECEIPTS) or name in foreign:
-                    self.store.delete(name)
+            self.store.delete_many(
+                sorted({*foreign, *(name for name in present if name.startswith(_RECEIPTS))})
+            )
+            self._present = ()
             shutil.rmtree(self.spill_dir, ignore_errors=True)
         return continued
 
-    def receipt(self, stage: str, number: int) -> Result | None:
-        """The result of a task that has finished and whose shards are all there; else None."""
-        name = _receipt(stage, number)
-        if not self.store.exists(name):
-            return None
-        with contextlib.suppress(msgspec.DecodeError, StorageError):
-            result = msgspec.json.decode(self.store.read(name), type=Result)
-            if all(self.store.size(shard.url) == shard.bytes for shard in result.shards):
-                return result
-        return None
+    def hold(self, granted: reservation.Reservation) -> None:
+        """Write by a reservation that is there: that of `begin`, or one that several packers share."""
+        self.claim, self.tag = claim_of(granted), tag_of(granted.plan) if granted.tagged else ""
 
-    def write_receipt(self, stage: str, result: Result) -> None:
-        """Store the result of a task that has finished."""
-        self.store.write(_receipt(stage, result.number), msgspec.json.encode(result))
+    def _new_shards(self, names: Iterable[str]) -> list[str]:
+        """Those names that are shards or indexes, and not of the dataset that is appended to."""
+        return [name for name in names if SHARD.match(name) and name not in self._old_names]
+
+    def finished(self, stage: str) -> tuple[dict[int, Result], set[int]]:
+        """The results of the tasks that had finished when this packer began, and whose shards were there.
+
+        Args:
+            stage: The pass.
+
+        Returns:
+            (the results by the numbers of their tasks, the tasks whose receipts are objects of their own).
+        """
+        sizes = {entry.path: entry.size for entry in self._present}
+        found, alone = receipts.read_all(self.store, sizes, stage, self._records)
+        whole = {
+            number: result
+            for number, result in found.items()
+            if all(
+                sizes.get(shard.url) == shard.bytes and sizes.get(shard.index_url) == shard.index_bytes
+                for shard in result.shards
+            )
+        }
+        return whole, alone & whole.keys()
+
+    def forget(self, stage: str, tasks: Collection[int], first_shard: int) -> None:
+        """Delete what is left of tasks that are done again: receipts, and shards of the second pass.
+
+        Args:
+            stage: The pass.
+            tasks: The numbers of the tasks.
+            first_shard: The number of the first shard of task 0.
+        """
+        names = [entry.path for entry in self._present]
+        left = {receipts.receipt_name(stage, number) for number in tasks}.intersection(names)
+        if stage == "task":
+            again = {first_shard + number for number in tasks}
+            left |= {name for name in self._new_shards(names) if task_shard(name) in again}
+        self.store.delete_many(sorted(left))
+
+    def wrong(self, results: Sequence[Result]) -> set[int]:
+        """The tasks whose shards are missing, or not those of their receipts; see `wrong_tasks`."""
+        self._present = self.store.entries()
+        return wrong_tasks(self.store, self._present, results)
+
+    def folds(self, stage: str) -> receipts.Folds:
+        """Folds the receipts of a pass; see `Folds`."""
+        return receipts.Folds(self.store, self.claim, stage)
+
+    def clear(self, manifest: Manifest) -> None:
+        """Delete what killed workers left: temporary files, and shards that are not in the manifest."""
+        listed = {url for shard in manifest.shards for url in (shard.url, shard.index_url)}
+        names = self._new_shards(entry.path for entry in self._present)
+        self.store.delete_many([name for name in names if name not in listed])
+        self.store.clear_temporary()
 
     @property
     def rejects(self) -> str:
@@ -208,25 +274,43 @@ class Destination:
         self, rejects: Sequence[tuple[str, str]], more: int = 0, skips: Sequence[tuple[str, str]] = ()
     ) -> None:
         """Write the list of rejects, if there are any; see `write_rejects` of this module."""
+        self.claim.check(self.store)
         write_rejects(self.store, rejects, more, skips)
 
     def commit(self, old: Manifest | None, manifest: Manifest) -> None:
         """Write the manifest. From then on readers see the new shards.
 
         Raises:
-            CommitError: The dataset has changed since the pack began.
+            CommitError: The dataset has changed since the pack began, or it is another packer's turn.
         """
-        if old is not None and self._manifest().fingerprint != old.fingerprint:
-            raise CommitError(
-                f"{self.store.url}: the dataset was changed while this was appended; append again"
-            )
-        commit_manifest(self.store, manifest, None if old is None else old.fingerprint)
+        self.claim.check(self.store, now=True)
+        if old is not None:
+            version = self.store.version(NAME)[0]
+            now = self._manifest().fingerprint
+            if now == manifest.fingerprint:
+                return
+            if now != old.fingerprint:
+                raise CommitError(
+                    f"{self.store.url}: the dataset was changed while this was appended; append again"
+                )
+            commit_manifest(self.store, manifest, old.fingerprint, version=version)
+            return
+        try:
+            commit_manifest(self.store, manifest, None)
+        except CommitError:
+            # There was none when this pack began, and only this packer may write. So it is our own, or one
+            # whose turn was over when it wrote it, and whose shards may be gone.
+            self.claim.check(self.store, now=True)
+            version = self.store.version(NAME)[0]
+            found = self._manifest().fingerprint
+            if found == manifest.fingerprint:
+                return
+            log.warning("%s: another packer, whose turn was over, has committed; replaced", self.store.url)
+            commit_manifest(self.store, manifest, found, version=version)
 
     def clean(self) -> None:
         """Delete what only an unfinished pack needs. The reservation is deleted last."""
-        for name in self.store.list():
-            if name.startswith(_RECEIPTS):
-                self.store.delete(name)
+        self.store.delete_many([name for name in self.store.list() if name.startswith(_RECEIPTS)])
         shutil.rmtree(self.spill_dir, ignore_errors=True)
         self.store.delete(reservation.NAME)
 
@@ -234,7 +318,3 @@ class Destination:
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a record that is known before the pack, and that does not name the version."""
     return {name: record[name] for name in ("options", "sources", "classes", "tokenizer") if name in record}
-
-
-def _receipt(stage: str, number: int) -> str:
-    return f".pack-{stage}-{number:06d}.json"

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from shardstream.errors import OptionError
 from shardstream.format.numbers import whole_number
+from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
 
-__all__ = ["Bucket", "Job", "input_bytes"]
+__all__ = ["Bucket", "Job", "input_bytes", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Job:
         first_shard: The number of the first shard of the first task.
         spill_dir: Only for a shuffle: the local folder for samples between the two passes.
         buckets: Only for a shuffle: how many buckets there are.
+        claim: By which workers may write to `dest`, and leave receipts there. None: no one else does.
+        tag: Stands in the names of shards behind their numbers. It is not "" if the store lets a second
+            writer of an object have its way: then no other plan may have the same names.
 
     Raises:
         OptionError: A value is wrong.
@@ -43,6 +47,8 @@ class Job:
     shuffle: int | None = None
     spill_dir: str | None = None
     buckets: int = 0
+    claim: Claim | None = None
+    tag: str = ""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +103,11 @@ class Bucket:
     number: int
     spills: int
     span: tuple[int, int] | None = None
+
+
+def stage_of(job: Job, task: Task | Bucket) -> str:
+    """The pass that a task belongs to: "spill" is the first one of a shuffle, "task" the one of shards."""
+    return "spill" if job.shuffle is not None and not isinstance(task, Bucket) else "task"
 
 
 def input_bytes(task: Task) -> int:

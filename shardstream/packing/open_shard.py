@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import xxhash
 
@@ -14,14 +15,21 @@ from shardstream.format.columns import ColumnValue, encode
 from shardstream.format.manifest import ShardInfo
 from shardstream.format.rows import index_parts, is_sparse
 from shardstream.packing.layout import Codec
-from shardstream.storage.store import Store
 
-__all__ = ["OpenShard", "Stored"]
+__all__ = ["OpenShard", "Output", "Stored"]
 
 _ROWS, _BYTES, _SHARDS = slot("packed_rows"), slot("packed_bytes"), slot("packed_shards")
 
 Stored = bytes | bytearray | memoryview
 _SUFFIX: dict[Codec, str] = {"zstd": ".tar.zst", "none": ".tar"}
+
+
+class Output(Protocol):
+    """Where a shard goes: a store, or what stands before it."""
+
+    def write(self, path: str, *parts: Stored) -> None:
+        """Put an object of these parts, as `Store.write` does."""
+        ...
 
 
 class OpenShard:
@@ -90,7 +98,7 @@ class OpenShard:
         self._stored += len(stored)
         self._raw += size
 
-    def write(self, store: Store, stem: str, codec: Codec, tokens: int) -> ShardInfo:
+    def write(self, store: Output, stem: str, codec: Codec, tokens: int) -> ShardInfo:
         """Write the shard, whose frames are all stored, and its index.
 
         Args:

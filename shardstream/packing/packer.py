@@ -44,7 +44,7 @@ from shardstream.packing.sources.base import TokenDtype, prepared, sized
 from shardstream.packing.sources.calls import Call, Calls
 from shardstream.packing.version_01 import old_record
 from shardstream.progress import Report, with_bar
-from shardstream.storage.store import Options, is_private
+from shardstream.storage.store import Options, absolute, is_private
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -247,7 +247,7 @@ def pack(
     files = sized(source, files)
     job = Job(
         source=source,
-        dest=os.fspath(dest),
+        dest=absolute(os.fspath(dest)),  # workers may have another working directory
         layout=layout,
         tokenizer=tokenizer,
         eos=token_id(eos, tokenizer, stacklevel=4),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from shardstream.packing import reservation
 from shardstream.packing.build_manifest import field_infos, tool
 from shardstream.packing.job import Job
 from shardstream.packing.reservation import Reservation
+from shardstream.packing.shard_names import SHARD
 from shardstream.packing.shard_stream import RECEIPTS
 from shardstream.storage.store import Store
 
@@ -31,7 +31,6 @@ __all__ = [
 
 Kind = Literal["samples", "tokens"]
 Dtype = Literal["uint16", "uint32"]
-SHARD = re.compile(r"shard-\d{6,}(-\d+)?\.(tar|tar\.zst|index)\Z")
 
 
 @dataclass(frozen=True)

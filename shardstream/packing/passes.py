@@ -45,7 +45,7 @@ def run_passes(
     """
     old = destination.old_manifest()
     continued = destination.begin(old, resume, lock is not None)
-    job = replace(job, first_shard=next_number(old))
+    job = replace(job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag)
     read, written = _results(job, tasks, runner, destination, continued, () if lock is None else (lock,))
     outcome = Outcome(read, written, unread, beside)
     destination.write_rejects(outcome.rejects, outcome.rejected - len(outcome.rejects), outcome.skips)
@@ -60,6 +60,7 @@ def run_passes(
     outcome.check_rejects(max_rejects, destination.rejects)
     manifest = build_manifest(job, old, outcome.shards, {**record, **outcome.record()})
     check_columns(manifest, record["options"].get("keep"))
+    destination.clear(manifest)
     destination.commit(old, manifest)
     warn_of_many_fields(manifest)
     destination.clean()

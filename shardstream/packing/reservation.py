@@ -33,6 +33,10 @@ class Reservation(msgspec.Struct, frozen=True):
         parts: How many writers write a part each, before one commit for all of them. 0: it is no such pack.
         record: Only with `parts`: the provenance of the new samples.
         kind: Only with `parts`: the kind of the dataset.
+        epoch: How often a packer has started or resumed here since the reservation was made.
+        owner: A random name of the packer whose turn it is.
+        tagged: Whether the names of shards have a part of the plan in them, since the store lets a second
+            writer of an object have its way.
     """
 
     plan: str
@@ -41,6 +45,9 @@ class Reservation(msgspec.Struct, frozen=True):
     parts: int = 0
     record: dict[str, Any] = {}
     kind: Literal["samples", "tokens"] = "samples"
+    epoch: int = 0
+    owner: str = ""
+    tagged: bool = False
 
 
 @contextlib.contextmanager
@@ -109,16 +116,18 @@ def _lock(path: str, target: str, kind: int) -> int:
 
 def read(store: Store) -> Reservation | None:
     """The reservation of a target, or None. Raises CorruptionError if it is damaged."""
-    if not store.exists(NAME):
-        return None
     try:
         return msgspec.json.decode(store.read(NAME), type=Reservation)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
     except msgspec.DecodeError as error:
         raise CorruptionError(f"{store.where(NAME)}: damaged; delete it") from error
 
 
-def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> bool:
-    """Reserve the target for a pack.
+def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tuple[Reservation, bool]:
+    """Reserve the target for a pack. Packers that had their turn before notice that it is over.
 
     Args:
         store: The target.
@@ -127,19 +136,28 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> bool
         locked: Whether `lock_machine` has a lock, so that no other packer is alive.
 
     Returns:
-        Whether an unfinished pack of the same plan is continued.
+        (the reservation, whether an unfinished pack of the same plan is continued).
 
     Raises:
-        CommitError: Another packer has reserved the target, and may be alive.
+        CommitError: Another packer has reserved the target, and may be alive; or two resumed at once, and
+            the other one was first.
         OptionError: `resume` is True, and the unfinished pack has another plan.
     """
-    data = msgspec.json.encode(mine)
+    mine = msgspec.structs.replace(mine, owner=os.urandom(8).hex(), epoch=1)
     try:
-        store.create(NAME, data)
+        store.create(NAME, msgspec.json.encode(mine))
     except CommitError:
+        version = store.version(NAME)[0]
         found = read(store)
         if resume and found is not None and (found.plan, found.base) == (mine.plan, mine.base):
-            return True
+            mine = msgspec.structs.replace(found, owner=mine.owner, epoch=found.epoch + 1)
+            try:
+                store.replace(NAME, msgspec.json.encode(mine), version)
+            except CommitError as error:
+                raise CommitError(
+                    f"{store.url}: another packer has just continued this pack; wait for it to end"
+                ) from error
+            return mine, True
         if resume:
             raise OptionError(
                 f"{store.url}: the unfinished pack here had other sources or options{_version(found, mine)}; "
@@ -155,7 +173,22 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> bool
                 f"{store.url}: another packer has claimed this target. If it is dead, the same "
                 f"pack with --resume continues it; to start again delete {store.where(NAME)}"
             ) from None
-        store.write(NAME, data)
+        mine = msgspec.structs.replace(mine, epoch=0 if found is None else found.epoch + 1)
+        store.replace(NAME, msgspec.json.encode(mine), version)
+    if not _creates_once(store):
+        mine = msgspec.structs.replace(mine, tagged=True)
+        store.write(NAME, msgspec.json.encode(mine))
+    return mine, False
+
+
+def _creates_once(store: Store) -> bool:
+    """Whether the store refuses to create an object again. Some servers ignore that they are asked to."""
+    if store.local_path(NAME) is not None or not store.conditional:
+        return store.conditional
+    try:
+        store.create(NAME, store.read(NAME))
+    except CommitError:
+        return True
     return False
 
 

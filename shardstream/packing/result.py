@@ -25,6 +25,8 @@ class Result(msgspec.Struct):
         sample_bytes: The bytes that the fields of its samples hold. None: version 0.1 did the task.
         given: Of the samples that it read, as they are to be stored, less those that became rejects.
         stored: Of the samples in its shards.
+        plan: The identity of the pack. "": version 0.1 did the task.
+        versions: The versions of the objects that it put, by name, as far as the store tells them.
     """
 
     number: int
@@ -40,3 +42,5 @@ class Result(msgspec.Struct):
     sample_bytes: int | None = None
     given: Tally | None = None
     stored: Tally | None = None
+    plan: str = ""
+    versions: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from shardstream.counters.layout import slot
 from shardstream.counters.page import begin
 from shardstream.counters.recorder import put
+from shardstream.errors import CommitError
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines.local import run_tasks
 from shardstream.packing.job import Bucket, Job, input_bytes
@@ -19,6 +21,22 @@ from shardstream.progress import Report, Reporter
 from shardstream.storage.store import redact
 
 _TASKS, _DONE = slot("pack_tasks"), slot("pack_tasks_done")
+_ROUNDS = 3  # in which tasks are done again whose shards are not right
+log = logging.getLogger("shardstream.packing")
+
+
+class Totals:
+    """Running totals of the results so far: a sum over all results after each one would be quadratic."""
+
+    def __init__(self) -> None:
+        self.tasks = self.input_bytes = self.samples = self.rejected = 0
+
+    def add(self, result: Result, sign: int = 1) -> None:
+        """Count a result; take it back with sign -1."""
+        self.tasks += sign
+        self.input_bytes += sign * result.input_bytes
+        self.samples += sign * result.samples
+        self.rejected += sign * result.rejected
 
 
 class Runner:
@@ -52,7 +70,10 @@ class Runner:
         continued: bool,
         inherited: Sequence[int],
     ) -> list[Result]:
-        """Run one pass; returns the results in the order of the tasks' numbers. Each task leaves a receipt.
+        """Run one pass; returns the results in the order of the tasks' numbers.
+
+        Each task leaves a receipt. At the end of the pass that writes shards, all shards are compared with
+        the receipts; a task whose shards are not right is done again.
 
         Args:
             job: The pack.
@@ -60,49 +81,79 @@ class Runner:
             tasks: What to do.
             continued: Whether tasks that have a receipt are left out.
             inherited: File descriptors that worker processes inherit.
+
+        Raises:
+            CommitError: It is another packer's turn at the target; or shards are changed again and again.
         """
         begin("pack", redact(job.dest))
         done: dict[int, Result] = {}
+        totals, folds = Totals(), self._destination.folds(stage)
+        alone: set[int] = set()
         if continued:
+            found, alone = self._destination.finished(stage)
             for task in tasks:
-                result = self._destination.receipt(stage, task.number)
+                result = found.get(task.number)
                 # A version that cut the input otherwise has left receipts of other tasks.
                 if result is not None and result.input_bytes == _input_bytes(task):
                     done[task.number] = result
-            self._found_bytes = max(self._found_bytes, self._bytes(job, stage, done, tasks) if done else 0)
-        todo = [task for task in tasks if task.number not in done]
-        self._progress(job, stage, done, tasks)
-        if job.limit is not None and stage == ("task" if job.shuffle is None else "spill"):
-            runs = _limited(job, tasks, done)
-        else:
-            runs = run_tasks(run_task, job, todo, self._workers, inherited)
-        for result in runs:
-            self._destination.write_receipt(stage, result)
-            done[result.number] = result
-            self._progress(job, stage, done, tasks)
-        return [done[number] for number in sorted(done)]
-
-    def _progress(self, job: Job, stage: str, done: Mapping[int, Result], tasks: Sequence[object]) -> None:
-        put(_TASKS, len(tasks))
-        put(_DONE, len(done))
-        self._report(
-            done_bytes=self._bytes(job, stage, done, tasks),
-            total_bytes=self._total_bytes,
-            found_bytes=self._found_bytes,
-            samples=sum(result.samples for result in done.values()),
-            rejected=sum(result.rejected for result in done.values()),
-            done_tasks=len(done),
-            total_tasks=len(tasks),
+                    totals.add(result)
+            read = self._bytes(job, stage, totals, len(tasks)) if done else 0
+            self._found_bytes = max(self._found_bytes, read)
+            again = {task.number for task in tasks if task.number not in done}
+            self._destination.forget(stage, again, job.first_shard)
+            folds.add([done[number] for number in sorted(alone & done.keys())])
+        self._progress(job, stage, totals, len(tasks))
+        for _ in range(_ROUNDS):
+            for result in self._run(job, stage, tasks, done, inherited):
+                done[result.number] = result
+                totals.add(result)
+                folds.add([result])
+                self._progress(job, stage, totals, len(tasks))
+            wrong = self._destination.wrong(list(done.values())) if stage == "task" else set()
+            if not wrong:
+                return [done[number] for number in sorted(done)]
+            log.warning("%s: the shards of %d tasks are not right, and are made again", job.dest, len(wrong))
+            for number in wrong:
+                totals.add(done.pop(number), -1)
+            self._destination.forget(stage, wrong, job.first_shard)
+        raise CommitError(
+            f"{redact(job.dest)}: something else changes the shards of this pack; choose another target"
         )
 
-    def _bytes(self, job: Job, stage: str, done: Mapping[int, Result], tasks: Sequence[object]) -> int:
+    def _run(
+        self,
+        job: Job,
+        stage: str,
+        tasks: Sequence[Task | Bucket],
+        done: Mapping[int, Result],
+        inherited: Sequence[int],
+    ) -> Iterable[Result]:
+        """The results of the tasks that are not done, as they end."""
+        if job.limit is not None and stage == ("task" if job.shuffle is None else "spill"):
+            return _limited(job, tasks, dict(done))
+        todo = [task for task in tasks if task.number not in done]
+        return run_tasks(run_task, job, todo, self._workers, inherited)
+
+    def _progress(self, job: Job, stage: str, totals: Totals, tasks: int) -> None:
+        put(_TASKS, tasks)
+        put(_DONE, totals.tasks)
+        self._report(
+            done_bytes=self._bytes(job, stage, totals, tasks),
+            total_bytes=self._total_bytes,
+            found_bytes=self._found_bytes,
+            samples=totals.samples,
+            rejected=totals.rejected,
+            done_tasks=totals.tasks,
+            total_tasks=tasks,
+        )
+
+    def _bytes(self, job: Job, stage: str, totals: Totals, tasks: int) -> int:
         """The input bytes of the finished tasks. Each pass of a shuffle counts as half of the work."""
-        read = sum(result.input_bytes for result in done.values())
         if job.shuffle is None:
-            return read
+            return totals.input_bytes
         if stage == "spill":
-            return read // 2
-        return (self._total_bytes + self._total_bytes * len(done) // max(1, len(tasks))) // 2
+            return totals.input_bytes // 2
+        return (self._total_bytes + self._total_bytes * totals.tasks // max(1, tasks)) // 2
 
 
 def _input_bytes(task: Task | Bucket) -> int:

@@ -16,8 +16,11 @@ from shardstream.counters.page import begin
 from shardstream.counters.recorder import span
 from shardstream.errors import SourceError
 from shardstream.packing.blocks import alone, one_by_one, read_blocks, takes_blocks
-from shardstream.packing.job import Bucket, Job, input_bytes
+from shardstream.packing.job import Bucket, Job, input_bytes, stage_of
+from shardstream.packing.open_shard import Output
+from shardstream.packing.receipts import write_receipt
 from shardstream.packing.result import Result
+from shardstream.packing.shard_puts import ShardPuts
 from shardstream.packing.sources import Reject, Sample, Task
 from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
@@ -34,18 +37,22 @@ _MAX_REJECTS_LISTED = 1_000_000
 
 
 def run_task(job: Job, task: Task | Bucket) -> Result:
-    """Do one task.
+    """Do one task, and leave its receipt.
 
     Args:
         job: The pack.
         task: A slice of the input, or a bucket.
 
     Raises:
+        CommitError: It is another packer's turn at the target. Nowhere else can the task be done either.
         SourceError: A sample is bad, and `job.on_error` is "raise".
     """
     begin("pack", redact(job.dest))
     started = time.monotonic()
     result = _done(job, task)
+    if job.claim is not None:
+        store = Store.open(job.dest, job.storage_options)
+        write_receipt(store, job.claim, stage_of(job, task), result)
     span(_TASK, started, time.monotonic())
     return result
 
@@ -124,13 +131,15 @@ def _reject(
 
 def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> None:
     store = Store.open(job.dest, job.storage_options)
+    puts = None if job.claim is None else ShardPuts(store, job.claim, result.number)
+    output: Output = puts or store
     number = job.first_shard + result.number
     writer: SampleWriter
     dtype = token_dtype(job.source)
     if dtype is not None:
         import numpy as np
 
-        there = TokenWriter(store, number, job.layout, np.dtype(dtype))
+        there = TokenWriter(output, number, job.layout, np.dtype(dtype), tag=job.tag)
         writer = there
         for sample in alone(samples):
             try:
@@ -139,7 +148,7 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> No
             except SourceError as error:
                 _reject(job, sample, str(error), result, error)
     elif job.tokenizer is None:
-        writer = SampleWriter(store, number, job.layout)
+        writer = SampleWriter(output, number, job.layout, tag=job.tag)
         for sample in one_by_one(writer, samples) if takes_blocks(job) else alone(samples):
             try:
                 writer.add(sample.key, sample.fields, sample.columns)
@@ -149,12 +158,14 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> No
         from shardstream.packing.tokenize import load_tokenizer
 
         tokenizer = load_tokenizer(job.tokenizer)
-        token_writer = TokenWriter(store, number, job.layout, tokenizer.dtype(job.eos))
+        dtype_of = tokenizer.dtype(job.eos)
+        token_writer = TokenWriter(output, number, job.layout, dtype_of, tag=job.tag)
         writer = token_writer
         _write_tokens(job, tokenizer, token_writer, iter(alone(samples)), result)
     result.shards = writer.close()
     result.sample_bytes = writer.sample_bytes
     result.stored = writer.stored
+    result.versions = {} if puts is None else puts.versions
     result.samples = sum(shard.samples for shard in result.shards)
 
 

@@ -16,9 +16,8 @@ from shardstream.format.tar import BLOCK, TRAILER, member_header, padding
 from shardstream.packing.columns import check_values
 from shardstream.packing.layout import Layout
 from shardstream.packing.open_frame import OpenFrame, fields_of
-from shardstream.packing.open_shard import OpenShard
+from shardstream.packing.open_shard import OpenShard, Output
 from shardstream.packing.tally import Tally
-from shardstream.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,10 +37,12 @@ class SampleWriter:
         number: The number of the task's first shard.
         layout: How shards are cut and compressed.
         first: How many shards of the task came before, by another writer.
+        tag: Stands in the names of the shards behind their numbers.
     """
 
-    def __init__(self, store: Store, number: int, layout: Layout, first: int = 0) -> None:
+    def __init__(self, store: Output, number: int, layout: Layout, first: int = 0, tag: str = "") -> None:
         self._store = store
+        self._tag = tag
         self._number = number
         self._layout = layout
         self._before = first
@@ -164,7 +165,7 @@ class SampleWriter:
         self._put_frame(TRAILER, len(shard.keys), listed=False)
         self.sample_bytes += shard.payload
         count = self._before + len(self.shards)
-        stem = f"shard-{self._number:06d}" + (f"-{count}" if count else "")
+        stem = f"shard-{self._number:06d}" + (f"-{count}" if count else "") + self._tag
         self.shards.append(shard.write(self._store, stem, self._layout.codec, self._tokens(shard)))
         self._begin_shard()
 
@@ -178,16 +179,22 @@ class TokenWriter(SampleWriter):
     So the tokens of a frame are one array. The keys and bounds of documents are only in the index.
 
     Args:
-        store, number, layout, first: See `SampleWriter`.
+        store, number, layout, first, tag: See `SampleWriter`.
         dtype: The dtype of the tokens.
     """
 
     FIELD = "tokens"
 
     def __init__(
-        self, store: Store, number: int, layout: Layout, dtype: np.dtype[np.generic], first: int = 0
+        self,
+        store: Output,
+        number: int,
+        layout: Layout,
+        dtype: np.dtype[np.generic],
+        first: int = 0,
+        tag: str = "",
     ) -> None:
-        super().__init__(store, number, layout, first)
+        super().__init__(store, number, layout, first, tag)
         self._dtype = dtype.newbyteorder("<")
         self._documents: list[bytes] = []  # of the open frame
         self._open_bytes = 0

@@ -94,7 +94,11 @@ def stored_manifest(store: Store) -> Manifest | None:
 
 
 def commit_manifest(
-    store: Store, manifest: Manifest, replaced: str | None, keep_bodies: bool = False
+    store: Store,
+    manifest: Manifest,
+    replaced: str | None,
+    keep_bodies: bool = False,
+    version: str | None = None,
 ) -> None:
     """Write a manifest. From then on readers see its shards.
 
@@ -104,9 +108,11 @@ def commit_manifest(
         replaced: The fingerprint of the manifest that it takes the place of, "" if that was damaged; None if
             there must be none.
         keep_bodies: Whether all bodies that lie there stay.
+        version: What names the version of the file manifest.json that it takes the place of. None: that of
+            any.
 
     Raises:
-        CommitError: There is a manifest, and none may be replaced.
+        CommitError: There is a manifest, and none may be replaced; or it has another version by now.
     """
     small = manifest.to_bytes()
     large = len(small) > LARGE
@@ -114,6 +120,8 @@ def commit_manifest(
         small = make_stub(manifest, _put_body(store, manifest)).to_bytes()
     if replaced is None:
         store.create(NAME, small)
+    elif version is not None:
+        store.replace(NAME, small, version)
     else:
         store.write(NAME, small)
     if not keep_bodies and (large or replaced is not None):

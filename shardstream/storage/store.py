@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from urllib.parse import unquote
 
-from shardstream.errors import CommitError, StorageError
-from shardstream.storage.local.reads import read_exactly, read_parts, version_of
-from shardstream.storage.local.writes import flat, sync_folder, write_parts
 from shardstream.storage.named import named
 from shardstream.storage.options import Options, split_options
 from shardstream.storage.secrets import redact
 from shardstream.storage.spans import Part, extent, fill, spans
-from shardstream.storage.transport.backends import Data
+from shardstream.storage.transport.backends import Data, Entry
 from shardstream.storage.transport.backends.fsspec import SCHEME
-from shardstream.storage.transport.client import Client
 from shardstream.storage.transport.session import ReadSession
 
 __all__ = [
-    "LocalStore", "Options", "ReadSession", "RemoteStore", "Store", "absolute", "is_private", "local_path_of",
-    "named", "redact", "sync_folder",
+    "Entry", "Options", "ReadSession", "Store", "absolute", "is_private", "local_path_of", "named", "redact",
 ]  # fmt: skip
 
-_TEMPORARY = ".tmp-"
 _THREADS = 64
 
 
@@ -57,6 +48,9 @@ class Store:
     @staticmethod
     def open(url: str, storage_options: Options = None) -> Store:
         """The store of a directory, local or remote."""
+        from shardstream.storage.local.store import LocalStore
+        from shardstream.storage.remote import RemoteStore
+
         local = local_path_of(str(url))
         if local is not None:
             split_options(storage_options)  # bad options are refused, although a directory needs none
@@ -122,13 +116,41 @@ class Store:
         """
         raise NotImplementedError
 
-    def create(self, path: str, data: bytes) -> None:
-        """Put an object that must not exist yet, else CommitError."""
+    def create(self, path: str, *parts: Data | bytearray) -> str:
+        """Put an object that must not exist yet, else CommitError.
+
+        Returns:
+            What names its version, as `version` does; "" if the store does not tell.
+        """
+        raise NotImplementedError
+
+    def replace(self, path: str, data: bytes, version: str) -> str:
+        """Put an object in the place of one that must still have this version, else CommitError.
+
+        A store that does not tell versions puts it in any case. So does a directory if another process puts
+        it at the same time.
+
+        Returns:
+            What names its new version.
+        """
         raise NotImplementedError
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is missing is no error."""
         raise NotImplementedError
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """Delete objects, many by one request where the store can; those that are missing are no error."""
+        for path in paths:
+            self.delete(path)
+
+    def entries(self) -> Sequence[Entry]:
+        """The objects directly below the root, by name, with their sizes and versions: of one listing."""
+        found = []
+        for name in self.list():
+            version, size = self.version(name)
+            found.append(Entry(name, size, version))
+        return found
 
     def clear_temporary(self) -> None:
         """Delete the temporary files of writers that were killed. No writer may be alive."""
@@ -136,6 +158,11 @@ class Store:
     def local_path(self, path: str) -> str | None:
         """Where the object lies on this machine, or None."""
         return None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether `create` is one step: of many that create an object only one succeeds."""
+        return True
 
     @property
     def concurrency(self) -> int:
@@ -150,159 +177,3 @@ class Store:
     def where(self, path: str) -> str:
         """`path` with its root, for messages."""
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
-
-
-class LocalStore(Store):
-    """A directory on this machine."""
-
-    def __init__(self, root: str) -> None:
-        self.url, self.session = root, ReadSession()
-        self._root = Path(root)
-
-    def local_path(self, path: str) -> str:
-        return str(self._root / path)
-
-    def read(self, path: str, most: int | None = None) -> bytes:
-        with named(self.where(path)):
-            if most is not None and (size := (self._root / path).stat().st_size) > most:
-                raise StorageError(f"{self.where(path)}: {size} bytes are too many, {most} are allowed")
-            return (self._root / path).read_bytes()
-
-    def read_range(self, path: str, start: int, size: int) -> Data:
-        with named(self.where(path)), (self._root / path).open("rb", buffering=0) as file:
-            return read_exactly(file.fileno(), start, size, self.where(path))
-
-    def read_into(self, path: str, parts: Sequence[Part]) -> None:
-        where = self.where(path)
-        with named(where):
-            file = os.open(self._root / path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                self.session.check(where, *version_of(os.fstat(file)))
-                read_parts(file, parts, where)
-                self.session.check(
-                    where, *version_of(os.fstat(file))
-                )  # it may have been written to meanwhile
-            finally:
-                os.close(file)
-
-    def size(self, path: str) -> int:
-        with named(self.where(path)):
-            return (self._root / path).stat().st_size
-
-    def version(self, path: str) -> tuple[str, int]:
-        with named(self.where(path)):
-            return version_of((self._root / path).stat())
-
-    def exists(self, path: str) -> bool:
-        with named(self.where(path)):
-            return (self._root / path).exists()
-
-    def list(self) -> list[str]:
-        with named(self.url):
-            if not self._root.is_dir():
-                return []
-            return sorted(
-                entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
-            )
-
-    def write(self, path: str, *parts: Data | bytearray) -> None:
-        self.session.forget(self.where(path))
-        with self._temporary(path, *parts) as temporary:
-            os.replace(temporary, self._root / path)
-
-    def create(self, path: str, data: bytes) -> None:
-        with self._temporary(path, data) as temporary:
-            try:
-                os.link(temporary, self._root / path)  # fails if there is such a name
-            except FileExistsError as error:
-                raise CommitError(f"{self.where(path)} exists already") from error
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-                # A file system without hard links: the best that can be done is to look first.
-                if os.path.exists(self._root / path):
-                    raise CommitError(f"{self.where(path)} exists already") from error
-                os.replace(temporary, self._root / path)
-
-    @contextlib.contextmanager
-    def _temporary(self, path: str, *parts: Data | bytearray) -> Iterator[str]:
-        with named(f"writing {self.where(path)}"):
-            folder = (self._root / path).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
-            try:
-                with open(temporary, "xb", buffering=0) as file:
-                    write_parts(file.fileno(), parts)
-                    os.fsync(file.fileno())
-                yield temporary
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-            sync_folder(str(folder))
-
-    def delete(self, path: str) -> None:
-        with named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
-            (self._root / path).unlink()
-
-    def clear_temporary(self) -> None:
-        with named(f"cleaning {self.url}"):
-            for file in self._root.glob(f"{_TEMPORARY}*"):
-                file.unlink(missing_ok=True)
-
-
-class RemoteStore(Store):
-    """A directory of a remote store. Requests are tried again, and answers are checked."""
-
-    def __init__(self, url: str, options: Options) -> None:
-        self.url = redact(url)
-        self._client = Client(url, options)
-        self.session = self._client.session
-
-    def read(self, path: str, most: int | None = None) -> bytes:
-        return self._client.get(path, most)
-
-    def warm_up(self, path: str, connections: int) -> None:
-        self._client.warm_up(path, connections)
-
-    def read_range(self, path: str, start: int, size: int) -> Data:
-        data = self._client.get_range(path, start, size)
-        if len(data) != size:
-            raise StorageError(f"{self.where(path)}: {len(data)} bytes came back, {size} were asked for")
-        return data
-
-    def size(self, path: str) -> int:
-        return self._client.size(path)
-
-    def read_start(self, path: str, most: int) -> tuple[Data, int]:
-        data = self._client.get_range(path, 0, most)
-        known = self.session.total(self._client.where(path))
-        return data, len(data) if len(data) < most else known or self.size(path)
-
-    def sends_whole(self, path: str) -> bool:
-        return self.session.came_whole(self._client.where(path))
-
-    def version(self, path: str) -> tuple[str, int]:
-        return self._client.version(path)
-
-    def exists(self, path: str) -> bool:
-        return self._client.exists(path)
-
-    def list(self) -> list[str]:
-        return self._client.list()
-
-    def write(self, path: str, *parts: Data | bytearray) -> None:
-        self._client.put(path, flat(parts))
-
-    def create(self, path: str, data: bytes) -> None:
-        self._client.create(path, data)
-
-    def delete(self, path: str) -> None:
-        self._client.delete(path)
-
-    @property
-    def concurrency(self) -> int:
-        return self._client.concurrency
-
-    @property
-    def backend(self) -> str:
-        return self._client.backend

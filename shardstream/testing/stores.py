@@ -195,6 +195,35 @@ class StoreContract(ReadOnlyStoreContract):
         assert store.read("m") == b"third"
         assert store.list() == ["m"]
 
+    def test_one_listing_tells_names_sizes_and_versions(self, store: Store) -> None:
+        assert store.entries() == []
+        made = {"b": store.create("b", b"xy", bytearray(b"z")), "a": store.create("a", bytes(5))}
+        store.write("sub/c", b"not directly below the root")
+        found = store.entries()
+        assert [(each.path, each.size) for each in found] == [("a", 5), ("b", 3)]
+        for each in found:  # a version may be unknown, but it is never a wrong one
+            for told in (made[each.path], store.version(each.path)[0]):
+                assert not (told and each.version) or told.strip('"') == each.version.strip('"')
+
+    def test_of_two_that_replace_a_version_one_succeeds(self, store: Store) -> None:
+        store.write("a", b"first")
+        before, _ = store.version("a")
+        after = store.replace("a", b"second", before)
+        assert store.read("a") == b"second"
+        if before:
+            with pytest.raises(CommitError, match=r"/a was changed"):
+                store.replace("a", b"third", before)
+            assert store.read("a") == b"second"
+        store.replace("a", b"fourth", after)
+        assert store.read("a") == b"fourth"
+
+    def test_many_are_deleted_together(self, store: Store) -> None:
+        for number in range(5):
+            store.write(f"{number}", b"x")
+        store.delete_many([])
+        store.delete_many(["1", "never was", "3", "4"])
+        assert store.list() == ["0", "2"]
+
     def test_deleting_is_idempotent(self, store: Store) -> None:
         store.write("a", b"x")
         store.write("b", b"y")

@@ -17,9 +17,10 @@ import msgspec
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StorageError
 from shardstream.storage.cache.locks import FetchLocks
 from shardstream.storage.cache.options import Cache
+from shardstream.storage.local.store import LocalStore
 from shardstream.storage.options import Options
 from shardstream.storage.secrets import redact
-from shardstream.storage.store import LocalStore, Store, absolute, local_path_of, named
+from shardstream.storage.store import Store, absolute, local_path_of, named
 from shardstream.storage.transport.failures import is_unreachable
 from shardstream.weights import digests
 from shardstream.weights.catalog import INDEX, Catalog, open_catalog, optional

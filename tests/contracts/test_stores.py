@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from shardstream.errors import CommitError, StorageError
-from shardstream.storage.store import RemoteStore, Store
+from shardstream.storage.remote import RemoteStore
+from shardstream.storage.store import Store
 from shardstream.testing import ReadOnlyStoreContract, StoreContract
 from shardstream.testing.stores import Put
 

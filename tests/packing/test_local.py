@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +22,23 @@ def test_a_worker_that_died_is_named_and_stops_without_another_error() -> None:
     with pytest.raises(StorageError, match="ended unexpectedly"):
         worker.call("task")
     worker.stop()
+
+
+def deadly(job: str, task: int) -> int:
+    """Kill this process: always in task 1, once in task 2."""
+    if task == 1 or (task == 2 and not os.path.exists(job)):
+        Path(job).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def test_a_worker_that_dies_is_replaced_and_a_task_that_kills_three_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # where a worker finds this module
+    assert sorted(run_tasks(deadly, str(tmp_path / "killed"), [0, 2, 3, 4], 2)) == [0, 2, 3, 4]
+    with pytest.raises(StorageError, match=r"task 1: 3 workers died in it; .*exit code -9.*out of memory"):
+        list(run_tasks(deadly, str(tmp_path / "killed"), [0, 1, 2, 3], 2))
 
 
 _SCRIPT = """

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from shardstream.counters.page import end, job_name
 from shardstream.errors import OptionError, ShardstreamError, StorageError
+from shardstream.storage.secrets import redact
 
 _LENGTH = struct.Struct("<Q")
 # Ctrl-C reaches the whole process group. Workers ignore it, since the packer ends them.
@@ -29,6 +30,7 @@ _START = (
     "from shardstream.packing.engines.local import serve; serve()"
 )
 _END_TIMEOUT = 10.0
+_MOST_KILLS = 3  # workers that may die in the same task
 _SENT = (
     "with several workers the options of pack go to other processes, which do not run the main module: "
     "{error}. Give plain values, or classes and functions of a module in a file of its own; or use workers=1"
@@ -106,6 +108,10 @@ def _unpacked(sent: bytes) -> Any:
         raise OptionError(_SENT.format(error=f"{type(error).__name__}: {error}")) from error
 
 
+class WorkerDiedError(StorageError):
+    """A worker process ended while it had a task."""
+
+
 class _Worker:
     def __init__(self, function: Callable[..., Any], job: object, inherited: Sequence[int]) -> None:
         environment = dict(os.environ)
@@ -142,7 +148,7 @@ class _Worker:
                 self.process.wait(_END_TIMEOUT)
             code = self.process.returncode
             why = "was it out of memory?" if code == -9 else "it may have printed why"
-            raise StorageError(f"a worker process ended unexpectedly (exit code {code}); {why}") from error
+            raise WorkerDiedError(f"a worker process ended unexpectedly (exit code {code}); {why}") from error
         if not done:
             raise answer
         return answer
@@ -155,6 +161,13 @@ class _Worker:
         self._out.close()
 
 
+def _named(task: Any) -> str:
+    """A task, for messages: its number, and the first file that it reads."""
+    files = getattr(task, "files", ())
+    what = f"task {getattr(task, 'number', task)}"
+    return f"{what} ({redact(files[0].url)})" if files else what
+
+
 def run_tasks(
     function: Callable[[Any, Any], Any],
     job: object,
@@ -163,6 +176,8 @@ def run_tasks(
     inherited: Sequence[int] = (),
 ) -> Iterator[Any]:
     """Yield function(job, task) for every task, in the order in which they end.
+
+    A worker that dies is replaced, and its task is given to the new one.
 
     Args:
         function: A function in a module that workers can import.
@@ -173,7 +188,7 @@ def run_tasks(
 
     Raises:
         OptionError: An argument cannot be sent to another process.
-        StorageError: A worker died.
+        StorageError: Three workers died in the same task.
         Exception: The first error of a call. All workers are stopped.
     """
     if workers <= 1 or len(tasks) <= 1:
@@ -186,10 +201,34 @@ def run_tasks(
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     pool: list[_Worker] = []
 
+    ended = threading.Event()
+    changing = threading.Lock()  # the pool: a worker may die when all are stopped
+
+    def replaced(worker: _Worker) -> _Worker:
+        worker.stop()
+        with changing:
+            if ended.is_set():
+                raise StorageError("the workers are stopped")
+            pool[pool.index(worker)] = new = _Worker(function, job, inherited)
+        return new
+
+    def answered(worker: _Worker, task: Any) -> tuple[_Worker, Any]:
+        for kills in range(1, _MOST_KILLS + 1):
+            try:
+                return worker, worker.call(task)
+            except WorkerDiedError as error:
+                if kills == _MOST_KILLS:
+                    raise StorageError(
+                        f"{_named(task)}: {kills} workers died in it; the last: {error}"
+                    ) from error
+                worker = replaced(worker)
+        raise AssertionError
+
     def feed(worker: _Worker) -> None:
         try:
             while True:
-                answers.put((True, worker.call(pending.get_nowait())))
+                worker, answer = answered(worker, pending.get_nowait())
+                answers.put((True, answer))
         except queue.Empty:
             return
         except BaseException as error:  # noqa: BLE001 - raised again by the consumer
@@ -207,6 +246,8 @@ def run_tasks(
                 raise answer
             yield answer
     finally:
+        with changing:
+            ended.set()
         for worker in pool:
             worker.stop()
         for thread in threads:

@@ -18,7 +18,14 @@ from shardstream.errors import CommitError, StorageError
 from shardstream.storage.cancellation import current
 from shardstream.storage.options import Options, RequestOptions, split_options
 from shardstream.storage.secrets import redact
-from shardstream.storage.transport.backends import Backend, Content, Data, connect
+from shardstream.storage.transport.backends import (
+    DELETED_AT_ONCE,
+    Backend,
+    Content,
+    Data,
+    Entry,
+    connect,
+)
 from shardstream.storage.transport.concurrency import AdaptiveLimit, Measured
 from shardstream.storage.transport.failures import Failure
 from shardstream.storage.transport.hedging import Hedged, HedgePolicy
@@ -128,6 +135,11 @@ class Client:
         return self._connect().backend.name
 
     @property
+    def conditional(self) -> bool:
+        """Whether of many that create an object only one succeeds."""
+        return self._connect().backend.conditional
+
+    @property
     def concurrency(self) -> int:
         """How many requests at a time are worth it."""
         return self._connect().limit.now
@@ -159,12 +171,13 @@ class Client:
         put(_CONCURRENCY, self._connection.limit.now)
         return found
 
-    def _write(self, what: str, work: Callable[[Backend], Awaitable[None]], size: int) -> None:
+    def _write(self, what: str, work: Callable[[Backend], Awaitable[T]], size: int) -> T:
         """Send bytes, counted and timed."""
         started = time.monotonic()
-        self._run(what, work, size)
+        done = self._run(what, work, size)
         span(_PUT, started, time.monotonic())
         add(_PUT_BYTES, size)
+        return done
 
     def get(self, path: str, most: int | None = None) -> bytes:
         """The whole object, which must have at most `most` bytes."""
@@ -238,15 +251,39 @@ class Client:
         self.session.forget(where)
         self._write(f"writing {where}", lambda store: store.put(full, parts), sum(map(len, parts)))
 
-    def create(self, path: str, data: bytes) -> None:
-        """Write an object that must not exist yet, else CommitError."""
-        full, where = self.path(path), self.where(path)
+    def entries(self) -> Sequence[Entry]:
+        """The objects directly below the root, by name."""
+        root = self.path("")
+        try:
+            found = self._run(self.url, lambda store: store.entries(root))
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+        below = (each for each in found if each.path.strip("/") != root.strip("/"))
+        return sorted(Entry(path.rpartition("/")[2], size, version) for path, size, version in below)
+
+    def create(self, path: str, parts: Sequence[Data]) -> str:
+        """Write an object that must not exist yet, else CommitError; returns its version, or ""."""
+        full, size = self.path(path), sum(map(len, parts))
+        return self._written_if(path, lambda store: store.create(full, parts), size, "exists already")
+
+    def replace(self, path: str, data: bytes, version: str) -> str:
+        """Write an object that must still have a version, else CommitError; returns its new version."""
+        full = self.path(path)
+        write = lambda store: store.replace(full, data, version)  # noqa: E731 - too long for one line
+        return self._written_if(path, write, len(data), "was changed meanwhile")
+
+    def _written_if(
+        self, path: str, write: Callable[[Backend], Awaitable[str]], size: int, why_not: str
+    ) -> str:
+        where = self.where(path)
         self.session.forget(where)
         try:
-            self._write(f"writing {where}", lambda store: store.create(full, data), len(data))
+            return self._write(f"writing {where}", write, size)
         except StorageError as error:
             if isinstance(error.__cause__, FileExistsError):
-                raise CommitError(f"{where} exists already") from error.__cause__
+                raise CommitError(f"{where} {why_not}") from error.__cause__
             raise
 
     def delete(self, path: str) -> None:
@@ -258,3 +295,19 @@ class Client:
         except StorageError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """Delete objects, many by one request where the store can; those that are missing are no error."""
+        for first in range(0, len(paths), DELETED_AT_ONCE):
+            full = [self.path(path) for path in paths[first : first + DELETED_AT_ONCE]]
+            for path in paths[first : first + DELETED_AT_ONCE]:
+                self.session.forget(self.where(path))
+            what = f"deleting {len(full)} objects, such as {self.where(paths[first])}"
+            try:
+                self._run(what, lambda store, full=full: store.delete_many(full))  # type: ignore[misc]
+            except StorageError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                # A store that minds missing objects may have left others.
+                for path in paths[first : first + DELETED_AT_ONCE]:
+                    self.delete(path)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from shardstream.counters.layout import slot
 from shardstream.counters.recorder import add
 from shardstream.storage.options import RequestOptions
-from shardstream.storage.transport.backends import Backend, Content, Data, Wrapper
+from shardstream.storage.transport.backends import Backend, Content, Data, Entry, Wrapper
 from shardstream.storage.transport.failures import Failure, failure_of
 from shardstream.storage.transport.session import ReadSession
 
@@ -98,28 +98,44 @@ class Retrying(Wrapper):
     async def put(self, path: str, parts: Sequence[Data]) -> None:
         await self._retried(partial(self._inner.put, path, parts), sum(map(len, parts)))
 
-    async def create(self, path: str, data: bytes) -> None:
+    async def create(self, path: str, parts: Sequence[Data]) -> str:
+        return await self._written_once(path, partial(self._inner.create, path, parts), parts)
+
+    async def replace(self, path: str, data: bytes, version: str) -> str:
+        return await self._written_once(path, partial(self._inner.replace, path, data, version), [data])
+
+    async def _written_once(
+        self, path: str, write: Callable[[], Awaitable[str]], parts: Sequence[Data]
+    ) -> str:
         attempts = 0
 
-        async def attempt() -> None:
+        async def attempt() -> str:
             nonlocal attempts
             attempts += 1
             try:
-                await self._inner.create(path, data)
+                return await write()
             except Exception as error:
-                if failure_of(error).kind is not FileExistsError:
+                if failure_of(error).kind is not FileExistsError or attempts == 1:
                     raise
                 # The object may be our own: an earlier try has written it, and only its answer was lost.
-                if attempts == 1 or bytes((await self._inner.get(path, None)).data) != data:
+                found = await self._inner.get(path, None)
+                if bytes(found.data) != b"".join(parts):
                     raise
+                return found.version
 
-        await self._retried(attempt, len(data))
+        return await self._retried(attempt, sum(map(len, parts)))
 
     async def delete(self, path: str) -> None:
         await self._retried(partial(self._inner.delete, path))
 
+    async def delete_many(self, paths: Sequence[str]) -> None:
+        await self._retried(partial(self._inner.delete_many, paths))
+
     async def list(self, path: str) -> list[str]:
         return await self._retried(partial(self._inner.list, path))
+
+    async def entries(self, path: str) -> Sequence[Entry]:
+        return await self._retried(partial(self._inner.entries, path))
 
     async def _retried(self, call: Callable[[], Awaitable[T]], size: int = 0) -> T:
         return await retried(call, self._options, size, self._count)

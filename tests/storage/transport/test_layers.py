@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from shardstream.storage.options import RequestOptions, Retry
-from shardstream.storage.transport.backends import Content, Data
+from shardstream.storage.transport.backends import Content, Data, Entry
 from shardstream.storage.transport.concurrency import AdaptiveLimit, Measured
 from shardstream.storage.transport.failures import Failure, of_status
 from shardstream.storage.transport.hedging import Hedged, HedgePolicy
@@ -21,7 +21,7 @@ OPTIONS = RequestOptions(Retry(pause=0.001, span=0.0))
 class Objects:
     """A backend over a dict. `before` and `after` are called with the number of each request, from 1."""
 
-    name, connects = "objects", False
+    name, connects, conditional = "objects", False, True
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -55,12 +55,30 @@ class Objects:
         self.objects[path] = b"".join(parts)
         self.after(number)
 
-    async def create(self, path: str, data: bytes) -> None:
+    async def create(self, path: str, parts: Sequence[Data]) -> str:
         number = await self._request()
         if path in self.objects:
             raise FileExistsError(path)
+        self.objects[path] = b"".join(parts)
+        self.after(number)
+        return f"version of {path}"
+
+    async def replace(self, path: str, data: bytes, version: str) -> str:
+        number = await self._request()
+        if self.objects[path] != version.encode():
+            raise FileExistsError(path)
         self.objects[path] = data
         self.after(number)
+        return data.decode()
+
+    async def delete_many(self, paths: Sequence[str]) -> None:
+        await self._request()
+        for path in paths:
+            del self.objects[path]
+
+    async def entries(self, path: str) -> Sequence[Entry]:
+        await self._request()
+        return [Entry(name, len(data), "") for name, data in self.objects.items()]
 
     async def delete(self, path: str) -> None:
         await self._request()
@@ -90,13 +108,17 @@ def test_every_request_is_tried_again() -> None:
         assert (await store.get("a", None)).data == b"data"
         assert (await store.get_range("a", 1, 2)).data == b"at"
         assert await store.head("a") == (4, "")
-        await store.create("b", b"more")
+        assert await store.create("b", [b"mo", b"re"]) == "version of b"
+        assert await store.replace("b", b"less", "more") == "less"
         assert await store.list("") == ["a", "b"]
+        assert await store.entries("") == [Entry("a", 4, ""), Entry("b", 4, "")]
         await store.delete("b")
+        await store.create("c", [])
+        await store.delete_many(["c"])
 
-    objects.before = fail(*range(1, 14, 2))
+    objects.before = fail(*range(1, 22, 2))
     asyncio.run(use())
-    assert (objects.requests, session.retries) == (14, 7)
+    assert (objects.requests, session.retries) == (22, 11)
     assert objects.objects == {"a": b"data"}
 
 
@@ -104,7 +126,19 @@ def test_an_object_whose_creation_was_not_answered_is_our_own() -> None:
     objects = Objects()
     store = Retrying(objects, OPTIONS, ReadSession())
     objects.after = fail(1)
-    asyncio.run(store.create("a", b"ours"))
+    asyncio.run(store.create("a", [b"ours"]))
+    assert objects.objects == {"a": b"ours"}
+
+
+def test_a_replacement_that_was_not_answered_is_our_own() -> None:
+    objects = Objects()
+    store = Retrying(objects, OPTIONS, ReadSession())
+    objects.objects["a"] = b"old"
+    objects.after = fail(1)
+    asyncio.run(store.replace("a", b"ours", "old"))
+    assert objects.objects == {"a": b"ours"}
+    with pytest.raises(Failure):
+        asyncio.run(store.replace("a", b"again", "old"))
     assert objects.objects == {"a": b"ours"}
 
 
@@ -119,11 +153,11 @@ def test_an_object_that_others_created_meanwhile_is_not() -> None:
 
     objects.before = lose
     with pytest.raises(Failure) as caught:
-        asyncio.run(store.create("a", b"ours"))
+        asyncio.run(store.create("a", [b"ours"]))
     assert caught.value.kind is FileExistsError
     objects.objects["b"] = b"ours"
     with pytest.raises(Failure):  # at the first try nothing can be our own
-        asyncio.run(store.create("b", b"ours"))
+        asyncio.run(store.create("b", [b"ours"]))
 
 
 def known(size: int) -> HedgePolicy:

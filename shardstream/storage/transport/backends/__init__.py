@@ -9,14 +9,24 @@ from shardstream.errors import OptionError
 from shardstream.storage.options import Timeouts
 from shardstream.storage.secrets import guard_logs
 from shardstream.storage.transport.backends.azure import Azure
-from shardstream.storage.transport.backends.base import Backend, Content, Data, Wrapper
+from shardstream.storage.transport.backends.base import (
+    DELETED_AT_ONCE,
+    Backend,
+    Content,
+    Data,
+    Entry,
+    Wrapper,
+)
 from shardstream.storage.transport.backends.fsspec import SCHEME, Fsspec, opened
 from shardstream.storage.transport.backends.google import Google
 from shardstream.storage.transport.backends.http import Http
 from shardstream.storage.transport.backends.obstore import forked, obstore_requests, open_obstore
 from shardstream.storage.transport.backends.s3 import S3
 
-__all__ = ["Backend", "Content", "Data", "Wrapper", "by_fsspec", "connect", "obstore_requests"]
+__all__ = [
+    "DELETED_AT_ONCE", "Backend", "Content", "Data", "Entry", "Wrapper", "by_fsspec", "connect",
+    "obstore_requests",
+]  # fmt: skip
 
 _BY_SCHEME: dict[str, type[Fsspec]] = {
     "http": Http, "https": Http, "s3": S3, "s3a": S3, "gs": Google, "gcs": Google,

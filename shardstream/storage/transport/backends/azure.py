@@ -8,7 +8,7 @@ from typing import Any
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import complete, too_large
-from shardstream.storage.transport.backends.base import Content, Data
+from shardstream.storage.transport.backends.base import Content, Data, Entry
 from shardstream.storage.transport.backends.fsspec import Fsspec, joined
 from shardstream.storage.transport.failures import Failure, failure_of
 
@@ -18,7 +18,7 @@ __all__ = ["Azure"]
 class Azure(Fsspec):
     """Containers by adlfs; paths are `container/blob`."""
 
-    connects = True
+    connects = conditional = True
 
     def __init__(self, fs: Any, timeouts: Timeouts) -> None:
         super().__init__(fs, timeouts)
@@ -65,14 +65,24 @@ class Azure(Fsspec):
         async with self._blob(path) as blob:
             await blob.upload_blob(joined(parts), overwrite=True, max_concurrency=1, **self._limits())
 
-    async def create(self, path: str, data: bytes) -> None:
+    async def create(self, path: str, parts: Sequence[Data]) -> str:
+        return await self._upload_if(path, joined(parts), overwrite=False)
+
+    async def replace(self, path: str, data: bytes, version: str) -> str:
+        from azure.core import MatchConditions
+
+        same = {"etag": version, "match_condition": MatchConditions.IfNotModified}
+        return await self._upload_if(path, data, overwrite=True, **same)
+
+    async def _upload_if(self, path: str, data: bytes, **condition: Any) -> str:
         async with self._blob(path) as blob:
             try:
-                await blob.upload_blob(data, overwrite=False, max_concurrency=1, **self._limits())
+                done = await blob.upload_blob(data, max_concurrency=1, **condition, **self._limits())
             except Exception as error:
                 if failure_of(error).status in (409, 412):
                     raise FileExistsError(path) from None
                 raise
+        return str(done.get("etag") or "")
 
     async def delete(self, path: str) -> None:
         async with self._blob(path) as blob:
@@ -84,6 +94,17 @@ class Azure(Fsspec):
         async with self.fs.service_client.get_container_client(container) as client:
             found = client.walk_blobs(name_starts_with=prefix, delimiter="/", **self._limits())
             return [f"{container}/{entry.name}" async for entry in found]
+
+    async def entries(self, path: str) -> Sequence[Entry]:
+        container, name, _ = self.fs.split_path(path)
+        prefix = f"{name.rstrip('/')}/" if name.strip("/") else ""
+        async with self.fs.service_client.get_container_client(container) as client:
+            found = client.walk_blobs(name_starts_with=prefix, delimiter="/", **self._limits())
+            return [
+                Entry(f"{container}/{each.name}", int(each.size), str(each.etag or ""))
+                async for each in found
+                if hasattr(each, "size")  # else it is a folder
+            ]
 
     def _blob(self, path: str) -> Any:
         container, name, version = self.fs.split_path(path)

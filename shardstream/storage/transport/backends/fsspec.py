@@ -7,18 +7,19 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from shardstream.errors import OptionError, StorageError
 from shardstream.storage.options import Timeouts
 from shardstream.storage.secrets import redact
 from shardstream.storage.transport.backends.answers import too_large, wrong_length
-from shardstream.storage.transport.backends.base import Content, Data
+from shardstream.storage.transport.backends.base import Content, Data, Entry
 from shardstream.storage.transport.failures import failure_of
 
 __all__ = ["SCHEME", "Fsspec", "joined", "opened"]
 
+_DELETES = 32  # requests at a time
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _EXTRAS = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
@@ -52,11 +53,13 @@ class Fsspec:
     """Any file system of fsspec. Lengths are checked; versions are not known."""
 
     connects = False
+    conditional = False
 
     def __init__(self, fs: Any, timeouts: Timeouts) -> None:
         self.fs, self.timeouts = fs, timeouts
         kind = fs.protocol
         self.name = f"fsspec-{kind if isinstance(kind, str) else kind[0]}"
+        self.conditional |= self.name == "fsspec-memory"
 
     @classmethod
     def open(cls, url: str, options: dict[str, Any], timeouts: Timeouts) -> tuple[Any, str]:
@@ -102,7 +105,8 @@ class Fsspec:
     async def put(self, path: str, parts: Sequence[Data]) -> None:
         await self.call("pipe_file", path, joined(parts))
 
-    async def create(self, path: str, data: bytes) -> None:
+    async def create(self, path: str, parts: Sequence[Data]) -> str:
+        data = joined(parts)
         try:
             await self.call("pipe_file", path, data, mode="create")
         except (TypeError, NotImplementedError):
@@ -110,13 +114,36 @@ class Fsspec:
             if await self.call("exists", path):
                 raise FileExistsError(path) from None
             await self.call("pipe_file", path, data)
+        return ""
+
+    async def replace(self, path: str, data: bytes, version: str) -> str:
+        await self.put(path, [data])
+        return ""
 
     async def delete(self, path: str) -> None:
         await self.call("rm_file", path)
 
+    async def delete_many(self, paths: Sequence[str]) -> None:
+        """One request for each object, some at a time: few stores can do better."""
+        for first in range(0, len(paths), _DELETES):
+            some = paths[first : first + _DELETES]
+            for ended in await asyncio.gather(*map(self.delete, some), return_exceptions=True):
+                if isinstance(ended, BaseException) and failure_of(ended).kind is not FileNotFoundError:
+                    raise ended
+
     async def list(self, path: str) -> list[str]:
         self.fs.invalidate_cache()
         return [str(name) for name in await self.call("ls", path, detail=False)]
+
+    async def entries(self, path: str) -> Sequence[Entry]:
+        self.fs.invalidate_cache()
+        found = await self.call("ls", path, detail=True)
+        return [self.entry(each) for each in found if each.get("type") != "directory"]
+
+    @staticmethod
+    def entry(found: Mapping[str, Any]) -> Entry:
+        """An object of what `ls` tells of it."""
+        return Entry(str(found["name"]), int(found.get("size") or 0), "")
 
 
 async def _in_thread(run: Callable[[], Any]) -> Any:

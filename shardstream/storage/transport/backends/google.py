@@ -11,13 +11,13 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import Answer
-from shardstream.storage.transport.backends.base import Content, Data
+from shardstream.storage.transport.backends.base import Content, Data, Entry
 from shardstream.storage.transport.backends.fsspec import Fsspec, joined
 from shardstream.storage.transport.backends.http import PLAIN, answer_of, range_header, timeouts_of
 from shardstream.storage.transport.failures import Failure, of_status
@@ -28,7 +28,7 @@ __all__ = ["Google"]
 class Google(Fsspec):
     """Buckets by gcsfs; paths are `bucket/object`."""
 
-    connects = True
+    connects = conditional = True
 
     @classmethod
     def open(cls, url: str, options: dict[str, Any], timeouts: Timeouts) -> tuple[Any, str]:
@@ -65,10 +65,13 @@ class Google(Fsspec):
     async def put(self, path: str, parts: Sequence[Data]) -> None:
         await self._upload(path, joined(parts), {})
 
-    async def create(self, path: str, data: bytes) -> None:
-        await self._upload(path, data, {"ifGenerationMatch": "0"})
+    async def create(self, path: str, parts: Sequence[Data]) -> str:
+        return await self._upload(path, joined(parts), {"ifGenerationMatch": "0"})
 
-    async def _upload(self, path: str, data: bytes, condition: Mapping[str, str]) -> None:
+    async def replace(self, path: str, data: bytes, version: str) -> str:
+        return await self._upload(path, data, {"ifGenerationMatch": version})
+
+    async def _upload(self, path: str, data: bytes, condition: Mapping[str, str]) -> str:
         import aiohttp
 
         bucket, name, _ = self.fs.split_path(path)
@@ -79,27 +82,43 @@ class Google(Fsspec):
             # A file, since aiohttp warns of long bodies that are bytes.
             parts.append(io.BytesIO(data), {"Content-Type": "application/octet-stream"})
         async with await self._request("POST", url, asked, parts.headers, parts) as response:
-            stored = json.loads(await response.read()).get("size")
+            told = json.loads(await response.read())
+        stored = told.get("size")
         if stored is not None and int(stored) != len(data):
             raise Failure(f"{stored} bytes of {len(data)} were stored", transient=True)
+        return str(told.get("generation", ""))
 
     async def delete(self, path: str) -> None:
         async with await self._request("DELETE", self._object(path)):
             pass
 
     async def list(self, path: str) -> list[str]:
+        bucket, found = self.fs.split_path(path)[0], []
+        async for page in self._pages(path, "items(name),prefixes,nextPageToken"):
+            found += [f"{bucket}/{item['name']}" for item in page.get("items", [])]
+            found += [f"{bucket}/{prefix}" for prefix in page.get("prefixes", [])]
+        return found
+
+    async def entries(self, path: str) -> Sequence[Entry]:
+        bucket = self.fs.split_path(path)[0]
+        return [
+            Entry(f"{bucket}/{item['name']}", int(item["size"]), str(item.get("generation", "")))
+            async for page in self._pages(path, "items(name,size,generation),nextPageToken")
+            for item in page.get("items", [])
+        ]
+
+    async def _pages(self, path: str, fields: str) -> AsyncIterator[dict[str, Any]]:
         bucket, name, _ = self.fs.split_path(path)
-        asked = {"delimiter": "/", "fields": "items(name),prefixes,nextPageToken"}
+        asked = {"delimiter": "/", "fields": fields}
         if name.strip("/"):
             asked["prefix"] = f"{name.rstrip('/')}/"
-        url, found = f"{self._server}/storage/v1/b/{_quoted(bucket)}/o", []
+        url = f"{self._server}/storage/v1/b/{_quoted(bucket)}/o"
         while True:
             async with await self._request("GET", url, asked) as response:
                 page = json.loads(await response.read())
-            found += [f"{bucket}/{item['name']}" for item in page.get("items", [])]
-            found += [f"{bucket}/{prefix}" for prefix in page.get("prefixes", [])]
+            yield page
             if "nextPageToken" not in page:
-                return found
+                return
             asked["pageToken"] = page["nextPageToken"]
 
     def _object(self, path: str) -> str:

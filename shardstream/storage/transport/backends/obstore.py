@@ -15,7 +15,7 @@ from typing import Any
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import MOST_IGNORED, complete, no_ranges, too_large
-from shardstream.storage.transport.backends.base import LARGEST_PUT, Content, Data
+from shardstream.storage.transport.backends.base import LARGEST_PUT, Content, Data, Entry
 from shardstream.storage.transport.backends.obstore_config import translated
 from shardstream.storage.transport.credentials import AwsCredentials
 from shardstream.storage.transport.failures import Failure, failure_of
@@ -102,7 +102,7 @@ def _made(
 class Obstore:
     """Buckets and containers by obstore; paths are keys."""
 
-    connects = True
+    connects = conditional = True
 
     def __init__(
         self, kind: str, bucket: str, config: str, credentials: AwsCredentials | None, timeouts: Timeouts
@@ -154,34 +154,55 @@ class Obstore:
     async def put(self, path: str, parts: Sequence[Data]) -> None:
         await self._put(path, parts, "overwrite")
 
-    async def create(self, path: str, data: bytes) -> None:
+    async def create(self, path: str, parts: Sequence[Data]) -> str:
+        return await self._put_if(path, parts, "create")
+
+    async def replace(self, path: str, data: bytes, version: str) -> str:
+        # Google knows generations, the others ETags; each ignores what it does not know.
+        return await self._put_if(path, [data], {"e_tag": version, "version": version})
+
+    async def _put_if(self, path: str, parts: Sequence[Data], mode: Any) -> str:
         import obstore
 
         try:
-            await self._put(path, [data], "create")
+            return await self._put(path, parts, mode)
         except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
             raise FileExistsError(path) from None
 
-    async def _put(self, path: str, parts: Sequence[Data], mode: Any) -> None:
+    async def _put(self, path: str, parts: Sequence[Data], mode: Any) -> str:
         import obstore
 
         # A server says nothing while it is sent something: the timeout of a try must be enough.
         # The client is made only now, for that takes as long as a small request: it reads certificates.
         writing = self._made(_LONGEST.total_seconds(), self._connect)
         # The parts are sent as they are. An upload in several requests could be left half-way, and is billed.
-        one = False if sum(map(len, parts)) <= LARGEST_PUT else None
-        await _sent(obstore.put_async(writing, path, list(parts), mode=mode, use_multipart=one))
+        # An upload in several requests takes no condition, either.
+        one = False if mode != "overwrite" or sum(map(len, parts)) <= LARGEST_PUT else None
+        return _version(
+            await _sent(obstore.put_async(writing, path, list(parts), mode=mode, use_multipart=one))
+        )
 
     async def delete(self, path: str) -> None:
         import obstore
 
         await _sent(obstore.delete_async(self._store, path))
 
+    async def delete_many(self, paths: Sequence[str]) -> None:
+        import obstore
+
+        await _sent(obstore.delete_async(self._store, list(paths)))
+
     async def list(self, path: str) -> list[str]:
         import obstore
 
         found = await _sent(obstore.list_with_delimiter_async(self._store, path))
         return [*(entry["path"] for entry in found["objects"]), *found["common_prefixes"]]
+
+    async def entries(self, path: str) -> Sequence[Entry]:
+        import obstore
+
+        found = await _sent(obstore.list_with_delimiter_async(self._store, path))
+        return [Entry(each["path"], int(each["size"]), _version(each)) for each in found["objects"]]
 
 
 def _version(meta: Any) -> str:

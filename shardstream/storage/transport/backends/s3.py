@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import Answer
-from shardstream.storage.transport.backends.base import LARGEST_PUT, Content, Data
+from shardstream.storage.transport.backends.base import LARGEST_PUT, Content, Data, Entry
 from shardstream.storage.transport.backends.fsspec import Fsspec, joined
 from shardstream.storage.transport.backends.http import range_header
-from shardstream.storage.transport.failures import failure_of
+from shardstream.storage.transport.failures import Failure, failure_of
 
 __all__ = ["S3"]
 
@@ -20,7 +20,7 @@ _CONNECTIONS = 256  # more than there are requests at a time
 class S3(Fsspec):
     """Buckets by s3fs; paths are `bucket/key`."""
 
-    connects = True
+    connects = conditional = True
 
     def __init__(self, fs: Any, timeouts: Timeouts) -> None:
         super().__init__(fs, timeouts)
@@ -61,6 +61,35 @@ class S3(Fsspec):
     async def put(self, path: str, parts: Sequence[Data]) -> None:
         # One request: an upload in several could be left half-way, and is billed.
         await self.call("pipe_file", path, joined(parts), chunksize=LARGEST_PUT // 2 + 1)
+
+    async def create(self, path: str, parts: Sequence[Data]) -> str:
+        data = joined(parts)
+        done = await self.call("pipe_file", path, data, mode="create", chunksize=max(LARGEST_PUT, len(data)))
+        return str((done or {}).get("ETag", ""))
+
+    async def replace(self, path: str, data: bytes, version: str) -> str:
+        try:
+            done = await self._request("put_object", path, Body=data, IfMatch=version)
+        except Exception as error:
+            if failure_of(error).status in (409, 412):
+                raise FileExistsError(path) from None
+            raise
+        return str(done.get("ETag", ""))
+
+    async def delete_many(self, paths: Sequence[str]) -> None:
+        # By our own request: that of s3fs does not say which objects could not be deleted.
+        bucket = self.fs.split_path(paths[0])[0]
+        keys = [{"Key": self.fs.split_path(path)[1]} for path in paths]
+        await self.fs.set_session()
+        client = await self.fs.get_s3(bucket)
+        asked = {"Bucket": bucket, "Delete": {"Objects": keys, "Quiet": True}, **self.fs.req_kw}
+        done = await client.delete_objects(**asked)
+        for each in done.get("Errors", []):
+            raise Failure(f"{each.get('Key')}: {each.get('Code')}: {each.get('Message')}", transient=True)
+
+    @staticmethod
+    def entry(found: Mapping[str, Any]) -> Entry:
+        return Entry(str(found["name"]), int(found["size"]), str(found.get("ETag", "")))
 
     async def _request(self, method: str, path: str, **more: Any) -> Any:
         """A request by the client of s3fs, with what a user's options of s3fs add to it."""

@@ -1,0 +1,154 @@
+"""Receipts: what the tasks of an unfinished pack did, kept in its target.
+
+The worker that did a task puts its receipt. The packer folds a thousand of them into one object. So a pack
+that is continued, or committed by another process, reads few objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import xxhash
+import zstandard
+
+from shardstream.errors import CommitError, CorruptionError, StorageError
+from shardstream.packing.claim import Claim
+from shardstream.packing.result import Result
+from shardstream.storage.store import Store
+
+__all__ = ["FOLDED", "Folds", "is_receipt", "read_all", "read_one", "receipt_name", "write_receipt"]
+
+FOLDED = 1000  # receipts in one object
+_AT_ONCE = 64  # requests
+_MOST = 1 << 30  # bytes of a fold that is read
+_ONE = re.compile(r"\.pack-([a-z]+)-(\d{6,})\.json\Z")
+_FOLD = re.compile(r"\.pack-([a-z]+)-fold-[0-9a-f]{16}\.msgpack\.zst\Z")
+_TRIES = 3
+
+
+def receipt_name(stage: str, number: int) -> str:
+    """The name of the receipt of a task."""
+    return f".pack-{stage}-{number:06d}.json"
+
+
+def is_receipt(name: str, stage: str) -> bool:
+    """Whether an object is a receipt of a task of a pass, or several of them in one."""
+    match = _ONE.match(name) or _FOLD.match(name)
+    return match is not None and match[1] == stage
+
+
+def write_receipt(store: Store, claim: Claim, stage: str, result: Result) -> None:
+    """Put the receipt of a task, after its shards.
+
+    Args:
+        store: The target.
+        claim: By which the worker may write there.
+        stage: The pass of the task.
+        result: What it did.
+
+    Raises:
+        CommitError: It is another packer's turn at the target.
+        CorruptionError: Another attempt at the task has made other shards.
+        StorageError: It cannot be written.
+    """
+    result.plan = claim.plan
+    name, data = receipt_name(stage, result.number), msgspec.json.encode(result)
+    claim.check(store)
+    for _ in range(_TRIES):
+        try:
+            store.create(name, data)
+            return
+        except CommitError:
+            found = read_one(store, name)
+        if found is not None and found.plan == claim.plan:
+            if found.shards == result.shards:
+                return
+            where = store.where(found.shards[0].url if found.shards else name)
+            raise CorruptionError(
+                f"{where}: two attempts at one task made different shards of the same input; the "
+                "machines may have different packages, or the source is not the same each time"
+            )
+        claim.check(store, now=True)
+        store.delete(name)  # of another plan, or damaged
+    raise StorageError(f"{store.where(name)}: it comes back each time that it is deleted")
+
+
+def read_one(store: Store, name: str) -> Result | None:
+    """A receipt; None if it is missing or damaged."""
+    try:
+        return msgspec.json.decode(store.read(name), type=Result)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def read_all(
+    store: Store, names: Iterable[str], stage: str, plans: Iterable[str]
+) -> tuple[dict[int, Result], set[int]]:
+    """The receipts of a pass, read many at a time.
+
+    Args:
+        store: The target.
+        names: The names of the objects there.
+        stage: The pass.
+        plans: The identities of the pack. The receipts of other plans are passed over. Those of version 0.1
+            name no plan.
+
+    Returns:
+        (the results by the numbers of their tasks, the tasks whose receipts are objects of their own).
+    """
+    mine = {"", *plans}
+    asked = [name for name in names if is_receipt(name, stage)]
+    singles = [name for name in asked if _ONE.match(name)]
+    folds = [name for name in asked if _FOLD.match(name)]
+    with ThreadPoolExecutor(_AT_ONCE, "shardstream-receipts") as pool:
+        several = [result for some in pool.map(lambda name: _unfolded(store, name), folds) for result in some]
+        alone = [result for result in pool.map(lambda name: read_one(store, name), singles) if result]
+    found = {result.number: result for result in (*several, *alone) if result.plan in mine}
+    return found, {result.number for result in alone if result.plan in mine}
+
+
+def _unfolded(store: Store, name: str) -> list[Result]:
+    try:
+        data = zstandard.ZstdDecompressor().decompress(store.read(name), max_output_size=_MOST)
+        return msgspec.msgpack.decode(data, type=list[Result])
+    except (zstandard.ZstdError, msgspec.DecodeError):
+        return []
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+
+
+class Folds:
+    """Folds receipts of one pass, a thousand at a time.
+
+    Args:
+        store: The target.
+        claim: By which the packer may write there.
+        stage: The pass.
+    """
+
+    def __init__(self, store: Store, claim: Claim, stage: str) -> None:
+        self._store, self._claim, self._stage = store, claim, stage
+        self._open: list[Result] = []
+
+    def add(self, results: Sequence[Result]) -> None:
+        """Take results whose receipts are objects of their own."""
+        for result in results:
+            self._open.append(result)
+            if len(self._open) >= FOLDED:
+                self._fold()
+
+    def _fold(self) -> None:
+        some, self._open = self._open, []
+        self._claim.check(self._store)
+        data = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(some))
+        self._store.write(f".pack-{self._stage}-fold-{xxhash.xxh3_64_hexdigest(data)}.msgpack.zst", data)
+        self._store.delete_many([receipt_name(self._stage, result.number) for result in some])

@@ -1,0 +1,84 @@
+"""Puts the shards of one task. An attempt never takes the place of what another one has finished.
+
+All attempts at a task of the same plan write the same bytes under the same names, so that it does no harm if
+a task is done twice. What else may lie under such a name was left by a worker of another plan that was slow
+to notice its end, or by an earlier version that compressed otherwise and was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import xxhash
+
+from shardstream.errors import CommitError, CorruptionError, StorageError
+from shardstream.packing import receipts
+from shardstream.packing.claim import Claim
+from shardstream.storage.store import Store
+
+__all__ = ["ShardPuts", "checksum_of"]
+
+_PIECE = 16 << 20  # bytes that are read at a time to compare
+Part = bytes | bytearray | memoryview
+
+
+class ShardPuts:
+    """Puts objects of one task.
+
+    Args:
+        store: The target.
+        claim: By which it may write there.
+        number: The number of the task.
+
+    Attributes:
+        versions: The versions of the objects, by name, as far as the store tells them.
+    """
+
+    def __init__(self, store: Store, claim: Claim, number: int) -> None:
+        self._store, self._claim, self._number = store, claim, number
+        self.versions: dict[str, str] = {}
+
+    def write(self, path: str, *parts: Part) -> None:
+        """Put an object, or accept it if it is there already.
+
+        Raises:
+            CommitError: It is another packer's turn at the target.
+            CorruptionError: Another attempt at this task has put other bytes there, and has finished.
+            StorageError: It cannot be written.
+        """
+        self._claim.check(self._store)
+        try:
+            self.versions[path] = self._store.create(path, *parts)
+            return
+        except CommitError:
+            pass
+        if self._is_there(path, parts):
+            return
+        self._claim.check(self._store, now=True)
+        done = receipts.read_one(self._store, receipts.receipt_name("task", self._number))
+        if done is not None and done.plan == self._claim.plan and path in done.versions:
+            raise CorruptionError(
+                f"{self._store.where(path)}: two attempts at one task made different bytes of the same "
+                "input; the machines may have different packages, or the source is not the same each time"
+            )
+        self._store.delete(path)
+        self.versions[path] = self._store.create(path, *parts)
+
+    def _is_there(self, path: str, parts: tuple[Part, ...]) -> bool:
+        digest = xxhash.xxh3_128()
+        for part in parts:
+            digest.update(part)
+        with contextlib.suppress(StorageError):  # as if it was deleted meanwhile
+            version, size = self._store.version(path)
+            if size == sum(map(len, parts)) and checksum_of(self._store, path, size) == digest.hexdigest():
+                self.versions[path] = version
+                return True
+        return False
+
+
+def checksum_of(store: Store, path: str, size: int) -> str:
+    """The checksum of an object of so many bytes, as a manifest has it. It is read piece by piece."""
+    digest = xxhash.xxh3_128()
+    for start in range(0, size, _PIECE):
+        digest.update(store.read_range(path, start, min(_PIECE, size - start)))
+    return digest.hexdigest()

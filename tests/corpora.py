@@ -45,4 +45,6 @@ def is_clean(folder: Path) -> bool:
     """Whether a dataset's folder holds nothing but what the manifest names."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     named = {url for shard in manifest["shards"] for url in (shard["url"], shard["index_url"])}
-    return set(os.listdir(folder)) - {REJECTS} == named | {"manifest.json"}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    hidden = {name for name in os.listdir(folder) if name.startswith(".")}
+    return (files | hidden) - {REJECTS} == named | {"manifest.json"}

@@ -63,7 +63,10 @@ def pack(
         str | None, typer.Option(help="Bytes of samples in a frame; 1MiB, or less in smaller shards.")
     ] = None,
     shard_size: Annotated[
-        str | None, typer.Option(help="Bytes of samples in a shard; 64MiB, or more for larger frames.")
+        str | None,
+        typer.Option(
+            help="Bytes of samples in a shard; 64MiB, or more for larger frames. auto: by the input."
+        ),
     ] = None,
     workers: options.Workers = None,
     shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="Shuffle the whole corpus.")] = None,

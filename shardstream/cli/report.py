@@ -23,7 +23,8 @@ def print_plan(plan: Plan, json: bool) -> None:
         return
     print(
         f"{plan.format}: {counted(plan.files, 'file')}, {human_size(plan.input_bytes)}, "
-        f"in {counted(plan.tasks, 'task')}, compression {plan.compression}; nothing was written"
+        f"in {counted(plan.tasks, 'task')}, shards of {human_size(plan.shard_size)}, compression "
+        f"{plan.compression}; nothing was written"
     )
     if plan.keys:
         print(f"keys: {plan.keys}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +22,7 @@ from shardstream.format.tar import TRAILER, scan
 from shardstream.maintain.verify import check
 from shardstream.packing import reservation
 from shardstream.packing.build_manifest import field_infos, tool
+from shardstream.packing.shard_names import SHARD, shard_files
 from shardstream.progress import Report, with_bar
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.manifests import commit_manifest, read_manifest
@@ -31,7 +31,6 @@ from shardstream.storage.store import Options, Store
 __all__ = ["rebuild"]
 
 Dtype = Literal["uint16", "uint32"]
-_NAME = re.compile(r"shard-(\d{6,})(?:-(\d+))?\.(tar\.zst|tar|index)\Z")
 _CHUNK = 8 << 20
 _TOKENS = "tokens"
 
@@ -136,11 +135,11 @@ def _has_stub(store: Store) -> bool:
 def _pairs(store: Store) -> list[tuple[str, str]]:
     """The stem and the suffix of each shard in order. Raises CorruptionError if a file is missing."""
     found: dict[tuple[int, int], dict[str, str]] = {}
-    for name in store.list():
-        match = _NAME.match(name)
-        if match:
-            place = int(match[1]), int(match[2] or 0)
-            found.setdefault(place, {})[match[3]] = name.removesuffix(f".{match[3]}")
+    for name in shard_files(store, store.list()):
+        match = SHARD.match(name)
+        assert match is not None
+        place, suffix = (int(match["number"]), int(match["place"] or 0)), match["suffix"]
+        found.setdefault(place, {})[suffix] = name.removesuffix(f".{suffix}")
     if not found:
         raise OptionError(f"{store.url}: there are no shards, so there is nothing to rebuild")
     pairs = []
@@ -151,7 +150,7 @@ def _pairs(store: Store) -> list[tuple[str, str]]:
             raise CorruptionError(
                 f"{store.where(stem)}.{suffixes[0]}: its index is missing; pack the data again"
             )
-        if len(suffixes) != 2:
+        if len(suffixes) != 2 or len(set(found[place].values())) != 1:
             raise CorruptionError(f"{store.where(stem)}.index: there has to be one shard with it")
         pairs.append((stem, suffixes[1]))
     return pairs

@@ -27,6 +27,7 @@ from shardstream.packing.adopt_seekable import seekable_frames, stored_frames
 from shardstream.packing.build_manifest import field_infos, tool, warn_of_many_fields
 from shardstream.packing.destination import write_rejects
 from shardstream.packing.engines.local import run_tasks
+from shardstream.packing.shard_names import shard_stem
 from shardstream.packing.sources import without_companions
 from shardstream.packing.sources.streams import compression, decompress, open_stream, peek
 from shardstream.packing.tar_survey import Survey
@@ -238,7 +239,7 @@ def _adopted(job: _Job, task: _Archive) -> _Adopted:
     frames, grouped = found.frames(where, task.url, job.storage_options)
     data = index_bytes(frames, rows.cells, rows.keys, len(rows.columns))
     store = Store.open(job.dest, job.storage_options)
-    name = f"shard-{task.number:06d}.index"
+    name = f"{shard_stem(task.number)}.index"
     store.write(name, data)
     info = ShardInfo(
         url=absolute(task.url),

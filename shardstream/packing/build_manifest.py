@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from shardstream.errors import OptionError, StorageError
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.packing.job import Job
+from shardstream.packing.shard_names import task_shard
 from shardstream.packing.sources import ImagesSource
 from shardstream.packing.sources.base import relative
 from shardstream.storage.inputs import FileInfo, read_slice
@@ -51,12 +51,8 @@ def warn_of_many_fields(manifest: Manifest) -> None:
 
 def next_number(old: Manifest | None) -> int:
     """The number of the first new shard; `old` is the manifest that is appended to, or None."""
-    numbers = [
-        int(match[1])
-        for shard in (old.shards if old else ())
-        if (match := re.match(r"shard-(\d{6,})", shard.index_url))
-    ]
-    return max(numbers, default=-1) + 1
+    numbers = (task_shard(shard.index_url) for shard in (old.shards if old else ()))
+    return max((number for number in numbers if number is not None), default=-1) + 1
 
 
 def provenance(job: Job, kind: str, files: Sequence[FileInfo], keys: str | None = None) -> dict[str, Any]:

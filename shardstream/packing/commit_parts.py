@@ -19,7 +19,7 @@ from shardstream.packing.columns import check_columns, check_known
 from shardstream.packing.destination import Destination
 from shardstream.packing.layout import Layout
 from shardstream.packing.parts import Dtype, PartReceipt, StreamJob, fields_of, receipt_name
-from shardstream.packing.shard_names import SHARD
+from shardstream.packing.shard_names import clear_temporary, shard_files
 from shardstream.packing.sources.calls import Calls
 from shardstream.storage.manifests import stored_manifest
 from shardstream.storage.store import Options, Store
@@ -79,7 +79,7 @@ def commit(dest: str | os.PathLike[str], *, storage_options: Options = None) -> 
         _clear(store, manifest)
         destination.clean()
         if lock is not None:
-            store.clear_temporary()
+            clear_temporary(store)
         return manifest
 
 
@@ -151,6 +151,7 @@ def _dtype(store: Store, receipts: list[PartReceipt]) -> Dtype | None:
 def _clear(store: Store, manifest: Manifest) -> None:
     """Delete the shards that an earlier writer of a part left over, and the locks of killed writers."""
     listed = {url for shard in manifest.shards for url in (shard.url, shard.index_url)}
-    for name in store.list():
-        if (SHARD.match(name) and name not in listed) or name.startswith(f"{reservation.LOCK}-"):
-            store.delete(name)
+    present = store.list()
+    locks = [name for name in present if name.startswith(f"{reservation.LOCK}-")]
+    for name in (*locks, *(each for each in shard_files(store, present) if each not in listed)):
+        store.delete(name)

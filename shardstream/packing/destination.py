@@ -20,7 +20,14 @@ from shardstream.packing.claim import Claim, claim_of
 from shardstream.packing.job import Job
 from shardstream.packing.result import Result
 from shardstream.packing.shard_check import wrong_tasks
-from shardstream.packing.shard_names import SHARD, tag_of, task_shard
+from shardstream.packing.shard_names import (
+    SHARD,
+    clear_temporary,
+    folders_of,
+    shard_entries,
+    tag_of,
+    task_shard,
+)
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Entry, Options, Store
@@ -28,7 +35,10 @@ from shardstream.storage.store import Entry, Options, Store
 REJECTS = "rejects.jsonl"
 log = logging.getLogger("shardstream.packing")
 _BEGIN = 64 << 10  # bytes of the list of rejects, in which the first ones are
-_RECEIPTS = (".pack-task-", ".pack-spill-", ".pack-shard-", ".pack-part-")
+_RECEIPTS = (
+    ".pack-task-", ".pack-spill-", ".pack-scatter-", ".pack-gather-", ".pack-shard-", ".pack-part-",
+)  # fmt: skip
+_SPILL = ".spill"  # the folder of samples between the passes of a shuffle
 # This takes the place of the version in the identity of a pack, so that newer versions continue a pack.
 # Change it if the form of receipts or of spilled samples changes. Unfinished packs of older versions are then
 # refused.
@@ -111,11 +121,12 @@ class Destination:
         self._records = {identity(each, append): each for each in (record, old) if each is not None}
         self._old_names: set[str] = set()  # of the shards and indexes that are appended to
         self._present: Sequence[Entry] = ()  # what was there when the pack began
+        self._folders: set[str] = set()  # of shards
 
     @property
     def spill_dir(self) -> str:
         """The local folder for samples between the passes of a shuffle. It is the same for the same plan."""
-        local = self.store.local_path(".spill")
+        local = self.store.local_path(_SPILL)
         if local is not None:
             return local
         # The same corpus may be packed to two stores at once.
@@ -168,7 +179,9 @@ class Destination:
             OptionError: There are shards of no dataset, or the unfinished pack is another one.
             CommitError: Another packer has reserved the store, or has committed meanwhile.
         """
-        self._present = self.store.entries()
+        names = self.store.list()
+        self._folders = folders_of(names)
+        self._present = shard_entries(self.store, self._folders)
         present = {entry.path for entry in self._present}
         self._old_names = {
             url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)
@@ -202,7 +215,7 @@ class Destination:
                 sorted({*foreign, *(name for name in present if name.startswith(_RECEIPTS))})
             )
             self._present = ()
-            shutil.rmtree(self.spill_dir, ignore_errors=True)
+            self._clear_spill(names)
         return continued
 
     def hold(self, granted: reservation.Reservation) -> None:
@@ -234,24 +247,24 @@ class Destination:
         }
         return whole, alone & whole.keys()
 
-    def forget(self, stage: str, tasks: Collection[int], first_shard: int) -> None:
-        """Delete what is left of tasks that are done again: receipts, and shards of the second pass.
+    def forget(self, stage: str, tasks: Collection[int], shards: Collection[int]) -> None:
+        """Delete what is left of tasks that are done again: receipts and shards.
 
         Args:
             stage: The pass.
             tasks: The numbers of the tasks.
-            first_shard: The number of the first shard of task 0.
+            shards: The numbers of their shards.
         """
         names = [entry.path for entry in self._present]
         left = {receipts.receipt_name(stage, number) for number in tasks}.intersection(names)
-        if stage == "task":
-            again = {first_shard + number for number in tasks}
-            left |= {name for name in self._new_shards(names) if task_shard(name) in again}
+        left |= {name for name in self._new_shards(names) if task_shard(name) in shards}
         self.store.delete_many(sorted(left))
 
     def wrong(self, results: Sequence[Result]) -> set[int]:
         """The tasks whose shards are missing, or not those of their receipts; see `wrong_tasks`."""
-        self._present = self.store.entries()
+        urls = (shard.url for result in results for shard in result.shards)
+        self._folders |= folders_of(urls)
+        self._present = shard_entries(self.store, self._folders)
         return wrong_tasks(self.store, self._present, results)
 
     def folds(self, stage: str) -> receipts.Folds:
@@ -263,7 +276,7 @@ class Destination:
         listed = {url for shard in manifest.shards for url in (shard.url, shard.index_url)}
         names = self._new_shards(entry.path for entry in self._present)
         self.store.delete_many([name for name in names if name not in listed])
-        self.store.clear_temporary()
+        clear_temporary(self.store)
 
     @property
     def rejects(self) -> str:
@@ -310,9 +323,16 @@ class Destination:
 
     def clean(self) -> None:
         """Delete what only an unfinished pack needs. The reservation is deleted last."""
-        self.store.delete_many([name for name in self.store.list() if name.startswith(_RECEIPTS)])
-        shutil.rmtree(self.spill_dir, ignore_errors=True)
+        names = self.store.list()
+        self.store.delete_many([name for name in names if name.startswith(_RECEIPTS)])
+        self._clear_spill(names)
         self.store.delete(reservation.NAME)
+
+    def _clear_spill(self, names: Collection[str]) -> None:
+        """Delete the samples between the passes of a shuffle; `names` has what is in the store."""
+        shutil.rmtree(self.spill_dir, ignore_errors=True)
+        if _SPILL in names and self.store.local_path(_SPILL) is None:
+            self.store.delete_many([f"{_SPILL}/{name}" for name in self.store.list(_SPILL)])
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,46 +4,32 @@ The first pass puts each sample into a random bucket. The second pass permutes e
 writes it as a shard. The random numbers depend only on (seed, task, sample) and on (seed, bucket). So the
 result is one uniform permutation, which does not depend on the number of workers (Sanders 1998, "Random
 Permutations on Distributed, External and Hierarchical Memory").
+
+Each task of the second pass opens the files of all tasks of the first one. If there are very many of both, or
+if the tasks run on several machines, `store_shuffle` does the same with fewer and larger reads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from shardstream.errors import StorageError
-from shardstream.format.columns import ColumnValue
+from shardstream.packing.buckets import Draws, Spilled, permuted, split, write_grouped
 from shardstream.packing.sources import Sample
+from shardstream.storage.local.reads import read_exactly
 
-_FLUSH_LIMIT = 128 << 20  # bytes of samples in memory before a task writes them out
-_DRAWS = 4096
 FINE = 4096  # buckets of pass one if the size of the input is not known
-
-
-class _Record(msgspec.Struct, array_like=True):
-    """A sample as it is spilled. The last part is missing if it has no columns."""
-
-    key: str
-    fields: dict[str, bytes]
-    where: str
-    columns: dict[str, ColumnValue] = {}
-
-
-def _words(seed: int, *path: int) -> np.random.Philox:
-    # Raw words of a counter-based generator are the same on every platform and in every version of numpy.
-    return np.random.Philox(np.random.SeedSequence((seed, *path)))
-
-
-def _below(generator: np.random.Philox, count: int, bound: int) -> npt.NDArray[np.int64]:
-    # 32 random bits, scaled by a bound below 2**31. The bias is below bound / 2**33.
-    words = generator.random_raw(count) >> np.uint64(32)
-    return ((words * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+# The head of an array of whole numbers as numpy stores it, version 1.0 of its format. Source: numpy,
+# numpy/lib/format.py.
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEAD = 128  # bytes, of which numpy needs fewer for an array of two dimensions
+_SHAPE = re.compile(rb"'descr': '<i8', 'fortran_order': False, 'shape': \((\d+), (\d+)\)")
 
 
 def _names(folder: str, task: int) -> tuple[str, str]:
@@ -51,27 +37,12 @@ def _names(folder: str, task: int) -> tuple[str, str]:
     return f"{stem}.bin", f"{stem}.npy"
 
 
-class Spilled(NamedTuple):
-    """What pass one has written.
-
-    Args:
-        samples: How many samples.
-        bytes: The bytes of their fields.
-    """
-
-    samples: int
-    bytes: int
-
-
 class Scatter:
     """Pass one: writes the samples of one task, grouped by bucket.
 
     Args:
         folder: A folder on a local disk.
-        seed: The seed of the shuffle.
-        task: The number of the task.
-        buckets: How many buckets there are, less than 2**31.
-        shard_size: Bytes. If it is more than 128 MiB, so many bytes of samples are collected before a write.
+        seed, task, buckets, shard_size: See `Draws`.
 
     Raises:
         StorageError: The folder cannot be written. The methods raise it, too.
@@ -79,56 +50,49 @@ class Scatter:
 
     def __init__(self, folder: str, seed: int, task: int, buckets: int, shard_size: int) -> None:
         self._data_name, self._bounds_name = _names(folder, task)
-        self._buckets, self._limit = buckets, max(_FLUSH_LIMIT, shard_size)
-        self._generator = _words(seed, 1, task)
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._records: dict[int, list[bytes]] = {}
+        self._draws = Draws(seed, task, buckets, shard_size, self._flush)
+        self._buckets = buckets
         self._bounds: list[npt.NDArray[np.int64]] = []
-        self._draws: list[int] = []
-        self._waiting = 0  # bytes in memory
-        self.written = Spilled(0, 0)
+        self.add = self._draws.add
         with self._explained():
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            self._file = open(self._data_name, "wb")  # noqa: SIM115 - until `close`
+            # Two attempts at a task may run at once. Each has a file of its own, until it is complete.
+            self._open_name = f"{self._data_name.removesuffix('.bin')}.{os.urandom(8).hex()}.bin"
+            self._file = open(self._open_name, "wb")  # noqa: SIM115 - until `close`
 
-    def add(self, sample: Sample) -> None:
-        """Put a sample into its bucket."""
-        if not self._draws:
-            self._draws = _below(self._generator, _DRAWS, self._buckets).tolist()
-        columns = [dict(sample.columns)] if sample.columns else []
-        record = self._encode((sample.key, sample.fields, sample.where, *columns))
-        self._records.setdefault(self._draws.pop(), []).append(len(record).to_bytes(8, "little") + record)
-        self._waiting += len(record)
-        count, size = self.written
-        self.written = Spilled(count + 1, size + sum(map(len, sample.fields.values())))
-        if self._waiting >= self._limit:
-            self._flush()
+    @property
+    def written(self) -> Spilled:
+        """What was added so far."""
+        return self._draws.written
 
     def close(self) -> Spilled:
         """Write what is left, so that it survives a crash; returns what was written."""
         with self._explained(), self._file:
-            self._flush()
+            self._draws.flush()
             self._file.flush()
             os.fsync(self._file.fileno())
-            np.save(self._bounds_name, np.stack(self._bounds))
+            os.replace(self._open_name, self._data_name)
+            self._write_bounds()
         return self.written
 
+    def _write_bounds(self) -> None:
+        name = f"{self._open_name}.npy"
+        with open(name, "wb") as file:
+            np.save(file, np.stack(self._bounds))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, self._bounds_name)
+
     def abort(self) -> None:
-        """Close the file, whose content nobody needs."""
+        """Close the file, and delete it if it is not complete."""
         with contextlib.suppress(OSError):
             self._file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._open_name)
 
-    def _flush(self) -> None:
-        at = np.zeros(self._buckets + 1, np.int64)
+    def _flush(self, records: Mapping[int, list[bytes]]) -> None:
         with self._explained():
-            at[0] = self._file.tell()
-            for bucket in range(self._buckets):
-                block = b"".join(self._records.get(bucket, ()))
-                self._file.write(block)
-                at[bucket + 1] = at[bucket] + len(block)
-        self._bounds.append(at)
-        self._records.clear()
-        self._waiting = 0
+            self._bounds.append(write_grouped(self._file, records, self._buckets))
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -186,28 +150,37 @@ def gather(
     try:
         for task in range(first_task, first_task + tasks):
             data_name, bounds_name = _names(folder, task)
-            bounds = np.load(bounds_name, allow_pickle=False)
-            with open(data_name, "rb") as file:
-                for start, stop in bounds[:, [first, end]].tolist():
-                    file.seek(start)
-                    block = file.read(stop - start)
+            with open(data_name, "rb", buffering=0) as file:
+                for start, stop in _bounds(bounds_name, first, end):
+                    block = os.pread(file.fileno(), stop - start, start)
                     if len(block) != stop - start:
-                        raise ValueError(f"{data_name} is cut off")
-                    records += _split(block)
-    except (OSError, ValueError, EOFError) as error:
+                        block = bytes(read_exactly(file.fileno(), start, stop - start, data_name))
+                    records += split(block)
+    except (OSError, ValueError, StorageError) as error:
         raise StorageError(
             f"reading {folder} for the shuffle: {error}; pack again without --resume"
         ) from error
-    decoder = msgspec.msgpack.Decoder(_Record)
-    order = np.argsort(_words(seed, 2, bucket).random_raw(len(records)), kind="stable")
-    for number in order.tolist():
-        found = decoder.decode(records[number])
-        yield Sample(found.key, found.fields, found.where, columns=found.columns)
+    yield from permuted(records, seed, bucket)
 
 
-def _split(block: bytes) -> Iterator[bytes]:
-    at = 0
-    while at < len(block):
-        size = int.from_bytes(block[at : at + 8], "little")
-        yield block[at + 8 : at + 8 + size]
-        at += 8 + size
+def _bounds(name: str, first: int, end: int) -> list[tuple[int, int]]:
+    """Where buckets `first` to `end` begin and end, for each write of a task.
+
+    Only these numbers are read, not the whole array: it has one for each bucket of the corpus.
+    """
+    with open(name, "rb", buffering=0) as file:
+        head = os.pread(file.fileno(), _HEAD, 0)
+        found = _SHAPE.search(head)
+        if not head.startswith(_MAGIC) or found is None:
+            raise ValueError(f"{name} is damaged")
+        writes, columns = map(int, found.groups())
+        begin = len(_MAGIC) + 2 + int.from_bytes(head[len(_MAGIC) : len(_MAGIC) + 2], "little")
+        if os.fstat(file.fileno()).st_size != begin + 8 * writes * columns or end >= columns:
+            raise ValueError(f"{name} is cut off")
+        bounds = []
+        for row in range(begin, begin + 8 * writes * columns, 8 * columns):
+            raw = os.pread(file.fileno(), 8 * (end - first + 1), row + 8 * first)
+            bounds.append((int.from_bytes(raw[:8], "little"), int.from_bytes(raw[-8:], "little")))
+        if any(start < 0 or start > stop for start, stop in bounds):
+            raise ValueError(f"{name} is damaged")
+        return bounds

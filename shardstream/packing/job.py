@@ -13,7 +13,7 @@ from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
 
-__all__ = ["Bucket", "Job", "input_bytes", "stage_of"]
+__all__ = ["Bucket", "Buckets", "Job", "input_bytes", "shards_of", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,13 @@ class Job:
         source: Reads the input.
         layout: How shards are cut and compressed.
         first_shard: The number of the first shard of the first task.
-        spill_dir: Only for a shuffle: the local folder for samples between the two passes.
+        spill_dir: Only for a shuffle: the local folder for samples between the two passes. None: the system's
+            temporary folder.
         buckets: Only for a shuffle: how many buckets there are.
+        group: Only for a shuffle: how many buckets are a group. 0: the samples wait in `spill_dir`; else in
+            the store, see `store_shuffle`.
+        spilled: Only for the second pass through the store: of each task of the first one the sizes of its
+            objects, in bytes.
         claim: By which workers may write to `dest`, and leave receipts there. None: no one else does.
         tag: Stands in the names of shards behind their numbers. It is not "" if the store lets a second
             writer of an object have its way: then no other plan may have the same names.
@@ -47,6 +52,8 @@ class Job:
     shuffle: int | None = None
     spill_dir: str | None = None
     buckets: int = 0
+    group: int = 0
+    spilled: tuple[tuple[int, ...], ...] = ()
     claim: Claim | None = None
     tag: str = ""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -105,9 +112,40 @@ class Bucket:
     span: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Buckets(Bucket):
+    """A task of the second pass of a shuffle through the store: to gather the shards of a group of buckets.
+
+    Args:
+        number: The number of the task.
+        spills, span: See `Bucket`; the span of all its shards.
+        first: The number of its first shard.
+        spans: Of each of its shards the first of its buckets, and the one behind the last.
+    """
+
+    first: int = 0
+    spans: tuple[tuple[int, int], ...] = ()
+
+
 def stage_of(job: Job, task: Task | Bucket) -> str:
-    """The pass that a task belongs to: "spill" is the first one of a shuffle, "task" the one of shards."""
-    return "spill" if job.shuffle is not None and not isinstance(task, Bucket) else "task"
+    """The pass that a task belongs to.
+
+    "task" writes shards. Of a shuffle it is the second pass, and "spill" the first one; through the store
+    these are "gather" and "scatter".
+    """
+    if isinstance(task, Buckets):
+        return "gather"
+    if job.shuffle is None or isinstance(task, Bucket):
+        return "task"
+    return "scatter" if job.group else "spill"
+
+
+def shards_of(job: Job, task: Task | Bucket) -> range:
+    """The numbers of the shards that a task writes; none in the first pass of a shuffle."""
+    if isinstance(task, Buckets):
+        return range(job.first_shard + task.first, job.first_shard + task.first + len(task.spans))
+    number = job.first_shard + task.number
+    return range(number, number + 1) if stage_of(job, task) == "task" else range(0)
 
 
 def input_bytes(task: Task) -> int:

@@ -8,9 +8,12 @@ from typing import Literal
 from shardstream.errors import OptionError
 from shardstream.format.sizes import parse_size
 
-__all__ = ["Codec", "Layout"]
+__all__ = ["AUTO", "Codec", "Layout", "fitting_shard_size"]
 
 Codec = Literal["zstd", "none"]
+AUTO = "auto"  # as the size of shards: by the size of the input
+_SMALLEST, _LARGEST = 64 << 20, 2 << 30  # bytes of such a shard
+_MOST = 50_000  # shards: all processes of a training read the list of them
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Layout:
         Raises:
             OptionError: A size is wrong.
         """
+        if shard_size == AUTO:
+            raise OptionError(
+                "shard_size='auto' needs files, whose sizes are known; give a size like '256MiB'"
+            )
         frame = cls.frame_size if frame_size is None else parse_size(frame_size, "frame_size")
         shard = cls.shard_size if shard_size is None else parse_size(shard_size, "shard_size")
         if frame_size is None:
@@ -57,3 +64,19 @@ class Layout:
         elif shard_size is None:
             shard = max(frame, shard)
         return cls(level=level, frame_size=frame, shard_size=shard)
+
+
+def fitting_shard_size(input_bytes: int, frame_size: int) -> int:
+    """The size of shards for an input: the smallest that makes fewer than 50,000 shards.
+
+    Args:
+        input_bytes: The bytes of the input.
+        frame_size: The bytes of a frame, of which a shard has at least one.
+
+    Returns:
+        Bytes, a power of two from 64 MiB to 2 GiB.
+    """
+    size = _SMALLEST
+    while size < _LARGEST and (size < frame_size or -(-input_bytes // size) >= _MOST):
+        size *= 2
+    return size

@@ -24,12 +24,13 @@ from shardstream.packing.from_python import (
 )
 from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.keys import described, key_rule, with_prefixes
-from shardstream.packing.layout import Codec, Layout
+from shardstream.packing.layout import AUTO, Codec, Layout, fitting_shard_size
 from shardstream.packing.pack_options import PackOptions, Sources
 from shardstream.packing.passes import run_passes
-from shardstream.packing.planning import Plan, plan_tasks, suitable_codec
+from shardstream.packing.planning import Plan, expected_bytes, plan_tasks, suitable_codec
 from shardstream.packing.resize import Resize
 from shardstream.packing.runner import Runner
+from shardstream.packing.shard_names import clear_temporary
 from shardstream.packing.sources import (
     Format,
     Source,
@@ -149,7 +150,8 @@ def pack(
         frame_size: Bytes of samples in a frame, at most 1 GiB. A frame is the unit of reading and of
             checksums. None: 1 MiB, or less if `shard_size` is less.
         shard_size: Bytes of samples in a shard, at least `frame_size`. None: 64 MiB, or more if `frame_size`
-            is more.
+            is more. "auto", for files: the smallest power of two from 64 MiB to 2 GiB that makes fewer than
+            50,000 shards of the input; a compressed file counts four times.
         workers: How many processes work; threads if the samples come from an iterable. None: one for each
             core.
         shuffle: A seed, 0 to 2**63 - 1. The whole corpus is permuted by it. None: it stays in order.
@@ -211,7 +213,8 @@ def pack(
             return pack_samples(given, dest, options)
         kept = None if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)
         files, format, keep = given.files(), replace(given, keep=kept), None  # noqa: A001 - an option's name
-    layout = Layout.of_sizes(frame_size, shard_size, whole_number("level", level))
+    auto = shard_size == AUTO and isinstance(given, list)
+    layout = Layout.of_sizes(frame_size, None if auto else shard_size, whole_number("level", level))
     workers = None if workers is None else whole_number("workers", workers)
     if workers is not None and workers < 1:
         raise OptionError(f"workers={workers} must be at least 1")
@@ -245,6 +248,8 @@ def pack(
     kind = source.name
     source = prepared(source, files)
     files = sized(source, files)
+    if auto:
+        layout = replace(layout, shard_size=fitting_shard_size(expected_bytes(files), layout.frame_size))
     job = Job(
         source=source,
         dest=absolute(os.fspath(dest)),  # workers may have another working directory
@@ -266,7 +271,7 @@ def pack(
     record = provenance(job, kind, files, keys)
     total = sum(map(input_bytes, tasks))
     if dry_run:
-        return Plan(kind, len(files), len(tasks), total, codec, described(record))
+        return Plan(kind, len(files), len(tasks), total, codec, described(record), layout.shard_size)
 
     if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
         workers = 1
@@ -274,7 +279,7 @@ def pack(
     runner = Runner(destination, total, workers or os.cpu_count() or 1, progress)
     with reservation.lock_machine(destination.store) as lock:
         if lock is not None:
-            destination.store.clear_temporary()  # with the lock, no other packer of this machine is alive
+            clear_temporary(destination.store)  # with the lock, no other packer of this machine is alive
         if resume and (manifest := destination.committed()):
             destination.clean()
             return manifest

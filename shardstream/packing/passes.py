@@ -11,12 +11,11 @@ from shardstream.format.manifest import Manifest
 from shardstream.packing.build_manifest import build_manifest, next_number, warn_of_many_fields
 from shardstream.packing.columns import check_columns
 from shardstream.packing.destination import Destination
-from shardstream.packing.job import Bucket, Job, input_bytes
+from shardstream.packing.job import Job
 from shardstream.packing.outcome import Outcome
 from shardstream.packing.result import Result
 from shardstream.packing.runner import Runner
 from shardstream.packing.sources import Task
-from shardstream.packing.sources.calls import Calls
 
 __all__ = ["run_passes"]
 
@@ -79,15 +78,9 @@ def _results(
     if job.shuffle is None:
         read = runner.results(job, "task", tasks, continued, inherited)
         return read, read
-    from shardstream.packing.disk_shuffle import FINE, joined
+    from shardstream.packing.shuffle_passes import gathering, scattering
 
-    size, shard_size = sum(map(input_bytes, tasks)), job.layout.shard_size
-    known = not isinstance(job.source, Calls)
-    buckets = max(1, -(-size // shard_size)) if known else FINE
-    job = replace(job, spill_dir=destination.spill_dir, buckets=buckets)
-    read = runner.results(job, "spill", tasks, continued, inherited)
-    gathered = [Bucket(number, len(read)) for number in range(buckets)]
-    if not known:
-        spans = joined(sum(each.sample_bytes or 0 for each in read), shard_size)
-        gathered = [Bucket(number, len(read), span) for number, span in enumerate(spans)]
-    return read, runner.results(job, "task", gathered, continued, inherited)
+    job, stages = scattering(job, tasks, destination)
+    read = runner.results(job, stages[0], tasks, continued, inherited)
+    job, gathered = gathering(job, read)
+    return read, runner.results(job, stages[1], gathered, continued, inherited)

@@ -12,11 +12,13 @@ from shardstream.packing.blocks import read_samples
 from shardstream.packing.job import Job
 from shardstream.packing.layout import Codec
 from shardstream.packing.sources import Reject, Sample, Task
+from shardstream.packing.sources.streams import names_compressed
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import redact
 from shardstream.storage.transport.failures import is_unreachable
 
 _PEEK = 16  # samples that are looked at to see whether the data is compressed already
+_EXPANDED = 4  # what text becomes that was compressed, about
 _UNREADABLE = (SourceError, StorageError, CorruptionError)
 
 
@@ -31,6 +33,7 @@ class Plan:
         input_bytes: The bytes of all files.
         compression: "zstd" or "none".
         keys: What is taken for the keys, for people.
+        shard_size: Bytes of samples in a shard.
     """
 
     format: str
@@ -39,6 +42,16 @@ class Plan:
     input_bytes: int
     compression: str
     keys: str = ""
+    shard_size: int = 0
+
+
+def expected_bytes(files: Sequence[FileInfo]) -> int:
+    """About how many bytes the samples of files have.
+
+    A file whose name says that it is compressed, such as x.jsonl.gz, counts four times. Formats that compress
+    inside, such as Parquet, count as they are.
+    """
+    return sum(file.size * (_EXPANDED if names_compressed(file.url) else 1) for file in files)
 
 
 def plan_tasks(job: Job, files: Sequence[FileInfo], unread: list[tuple[str, str]]) -> list[Task]:

@@ -13,7 +13,7 @@ from shardstream.counters.recorder import put
 from shardstream.errors import CommitError
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines.local import run_tasks
-from shardstream.packing.job import Bucket, Job, input_bytes
+from shardstream.packing.job import Bucket, Job, input_bytes, shards_of
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
 from shardstream.packing.worker import run_task
@@ -21,6 +21,7 @@ from shardstream.progress import Report, Reporter
 from shardstream.storage.store import redact
 
 _TASKS, _DONE = slot("pack_tasks"), slot("pack_tasks_done")
+_WRITES = ("task", "gather")  # the passes that write shards
 _ROUNDS = 3  # in which tasks are done again whose shards are not right
 log = logging.getLogger("shardstream.packing")
 
@@ -40,7 +41,7 @@ class Totals:
 
 
 class Runner:
-    """Runs the tasks of a pack in one pass; for a shuffle in two passes, "spill" and then "task".
+    """Runs the tasks of a pack in one pass; for a shuffle in two passes.
 
     Args:
         destination: Where receipts are stored.
@@ -77,7 +78,7 @@ class Runner:
 
         Args:
             job: The pack.
-            stage: "spill" for the first pass of a shuffle, else "task".
+            stage: The name of the pass; see `stage_of`.
             tasks: What to do.
             continued: Whether tasks that have a receipt are left out.
             inherited: File descriptors that worker processes inherit.
@@ -100,7 +101,7 @@ class Runner:
             read = self._bytes(job, stage, totals, len(tasks)) if done else 0
             self._found_bytes = max(self._found_bytes, read)
             again = {task.number for task in tasks if task.number not in done}
-            self._destination.forget(stage, again, job.first_shard)
+            self._forget(job, stage, [task for task in tasks if task.number in again])
             folds.add([done[number] for number in sorted(alone & done.keys())])
         self._progress(job, stage, totals, len(tasks))
         for _ in range(_ROUNDS):
@@ -109,16 +110,21 @@ class Runner:
                 totals.add(result)
                 folds.add([result])
                 self._progress(job, stage, totals, len(tasks))
-            wrong = self._destination.wrong(list(done.values())) if stage == "task" else set()
+            wrong = self._destination.wrong(list(done.values())) if stage in _WRITES else set()
             if not wrong:
                 return [done[number] for number in sorted(done)]
             log.warning("%s: the shards of %d tasks are not right, and are made again", job.dest, len(wrong))
             for number in wrong:
                 totals.add(done.pop(number), -1)
-            self._destination.forget(stage, wrong, job.first_shard)
+            self._forget(job, stage, [task for task in tasks if task.number in wrong])
         raise CommitError(
             f"{redact(job.dest)}: something else changes the shards of this pack; choose another target"
         )
+
+    def _forget(self, job: Job, stage: str, tasks: Sequence[Task | Bucket]) -> None:
+        """Delete what is left of tasks that are done again."""
+        shards = {number for task in tasks for number in shards_of(job, task)}
+        self._destination.forget(stage, [task.number for task in tasks], shards)
 
     def _run(
         self,
@@ -129,7 +135,7 @@ class Runner:
         inherited: Sequence[int],
     ) -> Iterable[Result]:
         """The results of the tasks that are not done, as they end."""
-        if job.limit is not None and stage == ("task" if job.shuffle is None else "spill"):
+        if job.limit is not None and (job.shuffle is None or stage not in _WRITES):
             return _limited(job, tasks, dict(done))
         todo = [task for task in tasks if task.number not in done]
         return run_tasks(run_task, job, todo, self._workers, inherited)
@@ -151,7 +157,7 @@ class Runner:
         """The input bytes of the finished tasks. Each pass of a shuffle counts as half of the work."""
         if job.shuffle is None:
             return totals.input_bytes
-        if stage == "spill":
+        if stage not in _WRITES:
             return totals.input_bytes // 2
         return (self._total_bytes + self._total_bytes * totals.tasks // max(1, tasks)) // 2
 

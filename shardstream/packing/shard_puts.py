@@ -16,10 +16,28 @@ from shardstream.packing import receipts
 from shardstream.packing.claim import Claim
 from shardstream.storage.store import Store
 
-__all__ = ["ShardPuts", "checksum_of"]
+__all__ = ["ClaimedOutput", "ShardPuts", "checksum_of"]
 
 _PIECE = 16 << 20  # bytes that are read at a time to compare
 Part = bytes | bytearray | memoryview
+
+
+class ClaimedOutput:
+    """Puts objects whose names no other plan has. A second attempt puts the same bytes again.
+
+    Args:
+        store: The target.
+        claim: By which it may write there. None: no one else does.
+    """
+
+    def __init__(self, store: Store, claim: Claim | None) -> None:
+        self._store, self._claim = store, claim
+
+    def write(self, path: str, *parts: Part) -> None:
+        """Put an object. Raises CommitError if it is another packer's turn at the target."""
+        if self._claim is not None:
+            self._claim.check(self._store)
+        self._store.write(path, *parts)
 
 
 class ShardPuts:
@@ -29,13 +47,15 @@ class ShardPuts:
         store: The target.
         claim: By which it may write there.
         number: The number of the task.
+        stage: The pass of the task.
 
     Attributes:
         versions: The versions of the objects, by name, as far as the store tells them.
     """
 
-    def __init__(self, store: Store, claim: Claim, number: int) -> None:
-        self._store, self._claim, self._number = store, claim, number
+    def __init__(self, store: Store, claim: Claim, number: int, stage: str) -> None:
+        self._store, self._claim = store, claim
+        self._receipt = receipts.receipt_name(stage, number)
         self.versions: dict[str, str] = {}
 
     def write(self, path: str, *parts: Part) -> None:
@@ -55,7 +75,7 @@ class ShardPuts:
         if self._is_there(path, parts):
             return
         self._claim.check(self._store, now=True)
-        done = receipts.read_one(self._store, receipts.receipt_name("task", self._number))
+        done = receipts.read_one(self._store, self._receipt)
         if done is not None and done.plan == self._claim.plan and path in done.versions:
             raise CorruptionError(
                 f"{self._store.where(path)}: two attempts at one task made different bytes of the same "

@@ -15,6 +15,7 @@ from shardstream.packing import parts, reservation
 from shardstream.packing.build_manifest import assemble, next_number, provenance
 from shardstream.packing.columns import check_columns, check_known
 from shardstream.packing.destination import Destination, identity
+from shardstream.packing.shard_names import clear_temporary
 from shardstream.storage.inputs import FileInfo
 
 __all__ = ["StreamTarget", "checked_part"]
@@ -71,7 +72,7 @@ class StreamTarget:
         if self._part is None:
             lock = self.held.enter_context(reservation.lock_machine(self.store))
             if lock is not None:
-                self.store.clear_temporary()  # with the lock, no other packer of this machine is alive
+                clear_temporary(self.store)  # with the lock, no other packer of this machine is alive
             self.old = self._destination.old_manifest()
             self.resume = self._destination.begin(self.old, resume, lock is not None)
             return

@@ -16,15 +16,16 @@ from shardstream.counters.page import begin
 from shardstream.counters.recorder import span
 from shardstream.errors import SourceError
 from shardstream.packing.blocks import alone, one_by_one, read_blocks, takes_blocks
-from shardstream.packing.job import Bucket, Job, input_bytes, stage_of
+from shardstream.packing.job import Bucket, Buckets, Job, input_bytes, stage_of
 from shardstream.packing.open_shard import Output
 from shardstream.packing.receipts import write_receipt
 from shardstream.packing.result import Result
-from shardstream.packing.shard_puts import ShardPuts
+from shardstream.packing.shard_names import tag_of
+from shardstream.packing.shard_puts import ClaimedOutput, ShardPuts
 from shardstream.packing.sources import Reject, Sample, Task
 from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
-from shardstream.packing.tally import Tally
+from shardstream.packing.tally import Tally, total
 from shardstream.packing.writer import SampleWriter, TokenWriter
 from shardstream.storage.store import Store, redact
 
@@ -60,26 +61,55 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
 def _done(job: Job, task: Task | Bucket) -> Result:
     result = Result(task.number, given=Tally())
     if isinstance(task, Bucket):
-        from shardstream.packing import disk_shuffle
-
-        samples: Iterable[Sample] = disk_shuffle.gather(
-            _spill_dir(job), job.shuffle or 0, task.number, task.spills, task.span
-        )
-        _write(job, samples, result)
+        for number, samples in _gathered(job, task):
+            _write(job, task, samples, result, number)
         return result
     accepted = _accepted(job, read_blocks(job, task), result)
     if job.limit is not None:
         accepted = itertools.islice(accepted, job.limit)
-    if job.shuffle is not None:
-        from shardstream.packing import disk_shuffle
-
-        result.samples, result.sample_bytes = disk_shuffle.scatter(
-            alone(accepted), _spill_dir(job), job.shuffle, task.number, job.buckets, job.layout.shard_size
-        )
+    if job.shuffle is None:
+        _write(job, task, accepted, result, task.number)
     else:
-        _write(job, accepted, result)
+        _scatter(job, task.number, alone(accepted), job.shuffle, result)
     result.input_bytes = input_bytes(task)
     return result
+
+
+def _scatter(job: Job, number: int, samples: Iterable[Sample], seed: int, result: Result) -> None:
+    """The first pass of a shuffle."""
+    if job.group:
+        from shardstream.packing import store_shuffle
+
+        output = ClaimedOutput(Store.open(job.dest, job.storage_options), job.claim)
+        (result.samples, result.sample_bytes), result.spilled = store_shuffle.scatter(
+            samples, output, seed, number, job.buckets, job.layout.shard_size, job.group, _spill_tag(job)
+        )
+        return
+    from shardstream.packing import disk_shuffle
+
+    result.samples, result.sample_bytes = disk_shuffle.scatter(
+        samples, _spill_dir(job), seed, number, job.buckets, job.layout.shard_size
+    )
+
+
+def _gathered(job: Job, task: Bucket) -> Iterator[tuple[int, Iterable[Sample]]]:
+    """The second pass of a shuffle: the number of each shard, or of its first one, and its samples."""
+    seed = job.shuffle or 0
+    if isinstance(task, Buckets):
+        from shardstream.packing import store_shuffle
+
+        store = Store.open(job.dest, job.storage_options)
+        objects = store_shuffle.Objects(job.spilled, job.buckets, job.group, _spill_tag(job))
+        yield from store_shuffle.gather(store, objects, seed, task.first, task.spans, job.spill_dir)
+        return
+    from shardstream.packing import disk_shuffle
+
+    yield task.number, disk_shuffle.gather(_spill_dir(job), seed, task.number, task.spills, task.span)
+
+
+def _spill_tag(job: Job) -> str:
+    """What stands in the names of spilled objects, so that another plan has other names."""
+    return "" if job.claim is None else tag_of(job.claim.plan)
 
 
 def _spill_dir(job: Job) -> str:
@@ -129,11 +159,14 @@ def _reject(
         _given(result).remove(item.key, item.fields)
 
 
-def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> None:
+def _write(
+    job: Job, task: Task | Bucket, samples: Iterable[RowBlock | Sample], result: Result, number: int
+) -> None:
+    """Write the shards of one number, and add them to the result of the task."""
     store = Store.open(job.dest, job.storage_options)
-    puts = None if job.claim is None else ShardPuts(store, job.claim, result.number)
+    puts = None if job.claim is None else ShardPuts(store, job.claim, result.number, stage_of(job, task))
     output: Output = puts or store
-    number = job.first_shard + result.number
+    number += job.first_shard
     writer: SampleWriter
     dtype = token_dtype(job.source)
     if dtype is not None:
@@ -162,10 +195,10 @@ def _write(job: Job, samples: Iterable[RowBlock | Sample], result: Result) -> No
         token_writer = TokenWriter(output, number, job.layout, dtype_of, tag=job.tag)
         writer = token_writer
         _write_tokens(job, tokenizer, token_writer, iter(alone(samples)), result)
-    result.shards = writer.close()
-    result.sample_bytes = writer.sample_bytes
-    result.stored = writer.stored
-    result.versions = {} if puts is None else puts.versions
+    result.shards += writer.close()
+    result.sample_bytes = (result.sample_bytes or 0) + writer.sample_bytes
+    result.stored = total([result.stored or Tally(), writer.stored])
+    result.versions |= {} if puts is None else puts.versions
     result.samples = sum(shard.samples for shard in result.shards)
 
 

@@ -17,6 +17,7 @@ from shardstream.packing.columns import check_values
 from shardstream.packing.layout import Layout
 from shardstream.packing.open_frame import OpenFrame, fields_of
 from shardstream.packing.open_shard import OpenShard, Output
+from shardstream.packing.shard_names import shard_stem
 from shardstream.packing.tally import Tally
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class SampleWriter:
         self._put_frame(TRAILER, len(shard.keys), listed=False)
         self.sample_bytes += shard.payload
         count = self._before + len(self.shards)
-        stem = f"shard-{self._number:06d}" + (f"-{count}" if count else "") + self._tag
+        stem = shard_stem(self._number, count, self._tag)
         self.shards.append(shard.write(self._store, stem, self._layout.codec, self._tokens(shard)))
         self._begin_shard()
 

@@ -52,8 +52,8 @@ class RemoteStore(Store):
     def exists(self, path: str) -> bool:
         return self._client.exists(path)
 
-    def list(self) -> list[str]:
-        return self._client.list()
+    def list(self, folder: str = "") -> list[str]:
+        return self._client.list(folder)
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
         self._client.put(path, flat(parts))
@@ -70,8 +70,8 @@ class RemoteStore(Store):
     def delete_many(self, paths: Sequence[str]) -> None:
         self._client.delete_many(paths)
 
-    def entries(self) -> Sequence[Entry]:
-        return self._client.entries()
+    def entries(self, folder: str = "") -> Sequence[Entry]:
+        return self._client.entries(folder)
 
     @property
     def conditional(self) -> bool:

@@ -104,8 +104,8 @@ class Store:
         """Whether there is such an object."""
         raise NotImplementedError
 
-    def list(self) -> list[str]:
-        """The names of the objects directly below the root, sorted."""
+    def list(self, folder: str = "") -> list[str]:
+        """The names of the objects directly below the root, or below a folder of it, sorted."""
         raise NotImplementedError
 
     def write(self, path: str, *parts: Data | bytearray) -> None:
@@ -144,16 +144,20 @@ class Store:
         for path in paths:
             self.delete(path)
 
-    def entries(self) -> Sequence[Entry]:
-        """The objects directly below the root, by name, with their sizes and versions: of one listing."""
+    def entries(self, folder: str = "") -> Sequence[Entry]:
+        """The objects directly below the root, or a folder of it, by name: of one listing.
+
+        Returns:
+            Their names below that folder, sizes and versions.
+        """
         found = []
-        for name in self.list():
-            version, size = self.version(name)
+        for name in self.list(folder):
+            version, size = self.version(f"{folder}/{name}" if folder else name)
             found.append(Entry(name, size, version))
         return found
 
-    def clear_temporary(self) -> None:
-        """Delete the temporary files of writers that were killed. No writer may be alive."""
+    def clear_temporary(self, folder: str = "") -> None:
+        """Delete the temporary files of writers that were killed, in the root or a folder; none is alive."""
 
     def local_path(self, path: str) -> str | None:
         """Where the object lies on this machine, or None."""

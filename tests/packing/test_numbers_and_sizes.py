@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import OptionError
+from shardstream.packing import layout as layout_module
 from shardstream.packing import passes
 from shardstream.packing.destination import Destination
-from shardstream.packing.layout import Layout
+from shardstream.packing.layout import Layout, fitting_shard_size
+from shardstream.packing.planning import expected_bytes
+from shardstream.packing.shard_names import shard_stem
+from shardstream.storage.inputs import FileInfo
 from tests.corpora import digests, is_clean, lines, sound, texts
 
 ROWS = [{"id": f"k{n}", "text": f"text {n}"} for n in range(8)]
@@ -37,9 +42,7 @@ def test_appends_go_on_behind_a_million_shards(million: Path, tmp_path: Path) ->
         after = digests(million)
         assert all(after[name] == before[name] for name in before if name != "manifest.json")
     names = [shard.url for shard in ss.pack(tmp_path / "2.jsonl", million, workers=1, append=True).shards]
-    assert names == [
-        "shard-999999.tar.zst", *(f"shard-{number}.tar.zst" for number in range(1_000_000, 1_000_004))
-    ]  # fmt: skip
+    assert names == [f"{shard_stem(number)}.tar.zst" for number in range(999_999, 1_000_004)]
     assert texts(million) == [(row["id"], row["text"]) for row in [*ROWS, *ROWS[2:4]]]
     assert sound(million)
     assert is_clean(million)
@@ -55,7 +58,7 @@ def test_what_an_unfinished_append_left_behind_a_million_shards(
         patch.setattr(Destination, "commit", _killed)
         with pytest.raises(KeyboardInterrupt):
             ss.pack(more, million, **options)
-    left = {name for name in os.listdir(million) if name.startswith("shard-1")}
+    left = {name for _, _, names in os.walk(million) for name in names if name.startswith("shard-1")}
     assert len(left) > 6
     if not resume:  # another pack: the shards of the unfinished one go
         more = lines(tmp_path / "more.jsonl", ROWS[2:3])
@@ -105,3 +108,40 @@ def test_a_small_shard_size_alone_packs(corpus: Path, tmp_path: Path) -> None:
     assert len(manifest.shards) > 2
     assert manifest.provenance["options"]["frame_size"] == 8 << 10
     assert sound(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("size", "frame", "made"),
+    [
+        (0, 1 << 20, 64 << 20),
+        (49_999 * (64 << 20), 1 << 20, 64 << 20),
+        (49_999 * (64 << 20) + 1, 1 << 20, 128 << 20),
+        (100 * 10**12, 1 << 20, 2 << 30),
+        (10**18, 1 << 20, 2 << 30),
+        (0, 65 << 20, 128 << 20),
+        (0, 1 << 30, 1 << 30),
+    ],
+)
+def test_shards_are_as_large_as_the_input_needs(size: int, frame: int, made: int) -> None:
+    assert fitting_shard_size(size, frame) == made
+
+
+def test_the_size_of_shards_may_follow_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = lines(tmp_path / "a.jsonl", ROWS)
+    monkeypatch.setattr(layout_module, "_MOST", 2)
+    monkeypatch.setattr(layout_module, "_SMALLEST", 16)
+    size = 16
+    while size < rows.stat().st_size:
+        size *= 2
+    plan = ss.pack(rows, tmp_path / "out", shard_size="auto", frame_size=1, dry_run=True)
+    assert plan.shard_size == size
+    manifest = ss.pack(rows, tmp_path / "out", shard_size="auto", frame_size=1, workers=1)
+    assert manifest.provenance["options"]["shard_size"] == size
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(rows.read_bytes()))
+    assert expected_bytes([FileInfo(str(packed), 10, ""), FileInfo(str(rows), 10, "")]) == 50
+    for sources in (iter([{"txt": "a"}]), [dict]):
+        with pytest.raises(OptionError, match="needs files"):
+            ss.pack(sources, tmp_path / "other", shard_size="auto")
+    with pytest.raises(OptionError, match="needs files"):
+        ss.Writer(tmp_path / "other", shard_size="auto")

@@ -67,20 +67,20 @@ class LocalStore(Store):
         with named(self.where(path)):
             return (self._root / path).exists()
 
-    def list(self) -> list[str]:
-        with named(self.url):
-            if not self._root.is_dir():
+    def list(self, folder: str = "") -> list[str]:
+        with named(self.where(folder)):
+            root = self._root / folder
+            if not root.is_dir():
                 return []
-            return sorted(
-                entry.name for entry in self._root.iterdir() if not entry.name.startswith(_TEMPORARY)
-            )
+            return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(_TEMPORARY))
 
-    def entries(self) -> Sequence[Entry]:
-        with named(self.url):
-            if not self._root.is_dir():
+    def entries(self, folder: str = "") -> Sequence[Entry]:
+        with named(self.where(folder)):
+            root = self._root / folder
+            if not root.is_dir():
                 return []
             found = []
-            with os.scandir(self._root) as listed:
+            with os.scandir(root) as listed:
                 for each in listed:
                     if each.name.startswith(_TEMPORARY):
                         continue
@@ -120,6 +120,9 @@ class LocalStore(Store):
     def _temporary(self, path: str, *parts: Data | bytearray) -> Iterator[str]:
         with named(f"writing {self.where(path)}"):
             folder = (self._root / path).parent
+            if folder != self._root and not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(str(folder.parent))  # a new folder must outlive a crash, too
             folder.mkdir(parents=True, exist_ok=True)
             temporary = str(folder / f"{_TEMPORARY}{os.urandom(8).hex()}")
             try:
@@ -136,7 +139,7 @@ class LocalStore(Store):
         with named(f"deleting {self.where(path)}"), contextlib.suppress(FileNotFoundError):
             (self._root / path).unlink()
 
-    def clear_temporary(self) -> None:
-        with named(f"cleaning {self.url}"):
-            for file in self._root.glob(f"{_TEMPORARY}*"):
+    def clear_temporary(self, folder: str = "") -> None:
+        with named(f"cleaning {self.where(folder)}"):
+            for file in (self._root / folder).glob(f"{_TEMPORARY}*"):
                 file.unlink(missing_ok=True)

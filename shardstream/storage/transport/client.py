@@ -232,11 +232,11 @@ class Client:
             raise
         return True
 
-    def list(self) -> list[str]:
-        """The names directly below the root, sorted."""
-        root = self.path("")
+    def list(self, folder: str = "") -> list[str]:
+        """The names directly below the root, or below a folder of it, sorted."""
+        root = self.path(folder)
         try:
-            names = self._run(self.url, lambda store: store.list(root))
+            names = self._run(self.where(folder), lambda store: store.list(root))
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return []
@@ -251,11 +251,11 @@ class Client:
         self.session.forget(where)
         self._write(f"writing {where}", lambda store: store.put(full, parts), sum(map(len, parts)))
 
-    def entries(self) -> Sequence[Entry]:
-        """The objects directly below the root, by name."""
-        root = self.path("")
+    def entries(self, folder: str = "") -> Sequence[Entry]:
+        """The objects directly below the root, or below a folder of it, by name."""
+        root = self.path(folder)
         try:
-            found = self._run(self.url, lambda store: store.entries(root))
+            found = self._run(self.where(folder), lambda store: store.entries(root))
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return []

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shardstream.observe.advise import advise as advise
     from shardstream.observe.replay import Replay as Replay
     from shardstream.order.shuffle import Shuffle as Shuffle
+    from shardstream.packing import engines as engines
     from shardstream.packing.adopt import index as index
     from shardstream.packing.commit_parts import commit as commit
     from shardstream.packing.packer import pack as pack
@@ -80,6 +81,7 @@ _HOMES = {
     "commit": "shardstream.packing.commit_parts",
     "dcp": "shardstream.checkpoint",
     "decoder": "shardstream.decode.registry",
+    "engines": "shardstream.packing",
     "fetch_weights": "shardstream.weights.fetch",
     "index": "shardstream.packing.adopt",
     "load_into": "shardstream.weights.into",
@@ -94,7 +96,7 @@ _HOMES = {
 }
 
 # Modules that are public as a whole.
-_MODULES = {"dcp", "observe"}
+_MODULES = {"dcp", "engines", "observe"}
 
 # `to_tf` is a name for users of TensorFlow alone, and so not among those that everybody sees.
 __all__ = [
@@ -127,6 +129,7 @@ __all__ = [
     "commit",
     "dcp",
     "decoder",
+    "engines",
     "fetch_weights",
     "index",
     "load_into",

@@ -37,6 +37,9 @@ class Progress:
         samples, total_samples: packed, indexed, checked or exported, and of all.
         rejected: samples that a pack left out.
         done_tasks, total_tasks: tasks of a pack, archives of an index, shards of a dataset.
+        nodes: machines that can take tasks of a pack now.
+        retried: how often a task of a pack was given to a worker again.
+        lost: workers of a pack that died at work, those of lost machines among them.
         seconds: since the operation began.
     """
 
@@ -48,6 +51,9 @@ class Progress:
     rejected: int = 0
     done_tasks: int = 0
     total_tasks: int = 0
+    nodes: int = 0
+    retried: int = 0
+    lost: int = 0
     seconds: float = 0.0
 
     @property
@@ -161,6 +167,12 @@ def _text(now: Progress) -> str:
         parts.append(counted(now.samples, "sample"))
     if now.rejected:
         parts.append(f"{now.rejected:,} rejected")
+    if now.nodes > 1:
+        parts.append(f"{now.nodes:,} nodes")
+    if now.lost:
+        parts.append(f"{counted(now.lost, 'worker')} lost")
+    if now.retried:
+        parts.append(f"{now.retried:,} retried")
     if now.total_bytes:
         parts.append(f"{now.seconds_left:.0f} s left")
     return ", ".join(parts)

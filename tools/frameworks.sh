@@ -2,7 +2,7 @@
 # of its own below .venvs/frameworks. The first line of tests/frameworks/requirements-NAME.txt says in which.
 
 # What continuous integration runs; `transformers`, `jax` and `horovod` come by name, or with `all`.
-FRAMEWORKS=(lightning accelerate deepspeed tensorflow)
+FRAMEWORKS=(lightning accelerate deepspeed tensorflow ray)
 
 test_frameworks() {
     local root name requirements venv python stamp wanted started failed=()

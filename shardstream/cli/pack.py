@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -104,6 +104,13 @@ def pack(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished pack.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to the dataset at DEST.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="local|ray", help="Where tasks run: processes here, or Ray.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray: a cluster, auto for that of this machine; Ray starts here if left out."),
+    ] = None,
     storage_option: options.StorageOptions = None,
     json: options.Json = False,
 ) -> None:
@@ -156,6 +163,7 @@ def pack(
             resume=resume,
             append=append,
             dry_run=dry_run,
+            engine=_engine(engine, address),
             storage_options=stores,
             progress=progress,
         )
@@ -163,6 +171,18 @@ def pack(
         report.print_plan(done, json)
     else:
         report.print_packed(done, dest, stores, time.monotonic() - started, limit is not None, json)
+
+
+def _engine(name: str, address: str | None) -> Any:
+    if name not in ("local", "ray"):
+        raise OptionError(f"--engine {name}: local or ray")
+    if address is None:
+        return name
+    if name != "ray":
+        raise OptionError(f"--address {address} is that of a Ray cluster: give --engine ray, too")
+    from shardstream.packing.engines.ray import Ray
+
+    return Ray(address)
 
 
 def _eos(text: str | None) -> int | Literal["none"] | None:

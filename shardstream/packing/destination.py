@@ -17,6 +17,7 @@ from shardstream.format.manifest import NAME, Manifest
 from shardstream.packing import receipts, reservation
 from shardstream.packing.build_manifest import check_append, tool
 from shardstream.packing.claim import Claim, claim_of
+from shardstream.packing.engines.nodes import MARK
 from shardstream.packing.job import Job
 from shardstream.packing.result import Result
 from shardstream.packing.shard_check import wrong_tasks
@@ -324,7 +325,7 @@ class Destination:
     def clean(self) -> None:
         """Delete what only an unfinished pack needs. The reservation is deleted last."""
         names = self.store.list()
-        self.store.delete_many([name for name in names if name.startswith(_RECEIPTS)])
+        self.store.delete_many([name for name in names if name.startswith((*_RECEIPTS, MARK))])
         self._clear_spill(names)
         self.store.delete(reservation.NAME)
 

@@ -12,6 +12,7 @@ from shardstream.errors import OptionError, noted
 from shardstream.format.manifest import Manifest
 from shardstream.format.numbers import whole_number
 from shardstream.packing.end_of_text import Eos
+from shardstream.packing.engines.choice import EngineOption
 from shardstream.packing.layout import Codec
 from shardstream.packing.samples_writer import Writer
 from shardstream.packing.sources.calls import Calls
@@ -40,6 +41,7 @@ class PythonOptions(TypedDict, total=False):
     max_rejects: float
     resume: bool
     append: bool
+    engine: EngineOption
     storage_options: Options
     progress: Report
 
@@ -119,6 +121,8 @@ def pack_samples(
         options: What `check_options` returned.
     """
     limit, most = options.pop("limit"), options.pop("max_rejects")
+    if options.pop("engine") != "local":
+        raise OptionError("an iterable is read here: give a list of functions, or leave out engine")
     if limit is not None:
         limit = whole_number("limit", limit, 1)
     with _PackWriter(dest, **options) as writer:

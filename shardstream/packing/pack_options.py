@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 
 from shardstream.format.names import SplitKey
 from shardstream.packing.end_of_text import Eos
+from shardstream.packing.engines.choice import EngineOption
 from shardstream.packing.layout import Codec
 from shardstream.packing.sources import Format, Source
 from shardstream.packing.sources.base import TokenDtype
@@ -47,5 +48,6 @@ class PackOptions(TypedDict, total=False):
     quality: int | None
     labels: Literal["none", "leaf", "top"] | None
     query: str | None
+    engine: EngineOption
     storage_options: Options
     progress: Report

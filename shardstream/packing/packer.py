@@ -16,6 +16,7 @@ from shardstream.packing import reservation
 from shardstream.packing.build_manifest import provenance
 from shardstream.packing.destination import Destination, manifest_at
 from shardstream.packing.end_of_text import Eos, token_id
+from shardstream.packing.engines.choice import EngineOption, check_engine, engine_of, needs_of
 from shardstream.packing.from_python import (
     PythonOptions,
     check_options,
@@ -108,6 +109,7 @@ def pack(
     quality: int | None = None,
     labels: Literal["none", "leaf", "top"] | None = None,
     query: str | None = None,
+    engine: EngineOption = "local",
     storage_options: Options = None,
     progress: Report = None,
 ) -> Manifest | Plan:
@@ -153,7 +155,7 @@ def pack(
             is more. "auto", for files: the smallest power of two from 64 MiB to 2 GiB that makes fewer than
             50,000 shards of the input; a compressed file counts four times.
         workers: How many processes work; threads if the samples come from an iterable. None: one for each
-            core.
+            core. Of a cluster: how many tasks run at a time; None: as many as there is room for.
         shuffle: A seed, 0 to 2**63 - 1. The whole corpus is permuted by it. None: it stays in order.
         tokenizer: "bytes", a tokenizers .json file, a .tiktoken file or the name of an encoding of tiktoken.
             The dataset then holds token ids. None: it holds samples.
@@ -183,6 +185,9 @@ def pack(
         query: Only for databases: the SELECT whose rows are samples, in the order of `key`, which must be
             given. The source is a URL as SQLAlchemy takes it, or duckdb:///PATH, or duckdb:// for a query
             over files. A row that is added, removed or given another key meanwhile is an error.
+        engine: Where the tasks run: "local", in processes of this machine; "ray", on Ray that is started here
+            for this pack; `ss.engines.Ray(address="auto")`, on a cluster; or anything with a method `submit`,
+            such as a Dask client or an executor of concurrent.futures. The bytes of the dataset are the same.
         storage_options: Options for the stores of the sources and of `dest`, as fsspec takes them.
         progress: True shows a bar on stderr. A function is called with a Progress after each task.
 
@@ -197,11 +202,12 @@ def pack(
         StorageError: There is no access, or the disk is full.
         CommitError: The target holds a dataset, or another packer is at work there.
         CorruptionError: The dataset to append to, or the reservation of the target, is damaged.
-        MissingExtraError: The package for `tokenizer` or `resize` is not installed.
+        MissingExtraError: The package for `tokenizer`, `resize` or `engine` is not installed.
     """
     arguments = dict(locals())
     if not (isinstance(max_rejects, (int, float)) and 0 <= max_rejects <= 1):
         raise OptionError(f"max_rejects={max_rejects!r} must be a share of the samples, from 0 to 1")
+    where = engine_of(engine)
     given = samples_or_calls(sources)
     unread: list[tuple[str, str]] = []  # what on_error="skip" leaves out before there are tasks
     beside: list[tuple[str, str]] = []  # what is harmless to leave out
@@ -262,6 +268,7 @@ def pack(
         storage_options=storage_options,
     )
     job.check_tokenizer()
+    check_engine(where, job, files)
     before = manifest_at(job.dest, storage_options) if append and "key" in source.takes else None
     keys = key_rule(source, key, len(files), before)
     tasks = with_prefixes(plan_tasks(job, files, unread), keys)
@@ -276,11 +283,15 @@ def pack(
     if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
         workers = 1
     destination = Destination(job, record, append, old_record(record, files))
-    runner = Runner(destination, total, workers or os.cpu_count() or 1, progress)
     with reservation.lock_machine(destination.store) as lock:
         if lock is not None:
             clear_temporary(destination.store)  # with the lock, no other packer of this machine is alive
         if resume and (manifest := destination.committed()):
             destination.clean()
             return manifest
-        return run_passes(job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects)
+        folder = destination.store.local_path("")
+        with where.started(needs_of(where, job, files, workers, folder, destination.spill_dir)) as crew:
+            runner = Runner(destination, total, crew, progress)
+            return run_passes(
+                job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects
+            )

@@ -12,7 +12,7 @@ from shardstream.counters.page import begin
 from shardstream.counters.recorder import put
 from shardstream.errors import CommitError
 from shardstream.packing.destination import Destination
-from shardstream.packing.engines.local import run_tasks
+from shardstream.packing.engines.engine import Workers
 from shardstream.packing.job import Bucket, Job, input_bytes, shards_of
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
@@ -46,7 +46,7 @@ class Runner:
     Args:
         destination: Where receipts are stored.
         total_bytes: The bytes of the input.
-        workers: How many processes work.
+        workers: Run the tasks.
         progress: Called with a Progress after each task, or None.
     """
 
@@ -54,7 +54,7 @@ class Runner:
         self,
         destination: Destination,
         total_bytes: int,
-        workers: int,
+        workers: Workers,
         progress: Report,
     ) -> None:
         self._destination = destination
@@ -138,7 +138,7 @@ class Runner:
         if job.limit is not None and (job.shuffle is None or stage not in _WRITES):
             return _limited(job, tasks, dict(done))
         todo = [task for task in tasks if task.number not in done]
-        return run_tasks(run_task, job, todo, self._workers, inherited)
+        return self._workers.run(run_task, job, todo, inherited)
 
     def _progress(self, job: Job, stage: str, totals: Totals, tasks: int) -> None:
         put(_TASKS, tasks)
@@ -151,6 +151,9 @@ class Runner:
             rejected=totals.rejected,
             done_tasks=totals.tasks,
             total_tasks=tasks,
+            nodes=self._workers.counts.nodes,
+            retried=self._workers.counts.retried,
+            lost=self._workers.counts.lost,
         )
 
     def _bytes(self, job: Job, stage: str, totals: Totals, tasks: int) -> int:

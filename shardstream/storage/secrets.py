@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["TALKERS", "guard_logs", "guard_secrets", "redact"]
+__all__ = [
+    "SHORTEST_SECRET", "TALKERS", "guard_logs", "guard_secrets", "names_secret", "redact", "url_has_secret",
+]  # fmt: skip
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")  # chained ones, too: simplecache::s3://
 _SECRET = re.compile("secret|token|passw|credential|auth|signature|sas|key|connection", re.IGNORECASE)
+_SIGNED = re.compile("sig|se|sp|sv|x-.*|expires?|policy", re.IGNORECASE)  # in the query of a signed URL
 _KEY = re.compile("key|.*(secret|token|passw|credential|auth|sas|_key|connection|cookie)", re.IGNORECASE)
 # The packages that talk to stores, which log URLs, headers and canonical requests at level DEBUG; and ours.
 TALKERS = (
@@ -21,7 +24,7 @@ TALKERS = (
     "urllib3", "requests", "azure", "google", "huggingface_hub", "httpx", "asyncio", "sqlalchemy",
     "shardstream",
 )  # fmt: skip
-_SHORTEST = 6  # shorter texts are parts of many words
+SHORTEST_SECRET = 6  # shorter texts are parts of many words
 _MOST = 1024  # secrets that are known at a time, so that a job that always opens stores does not grow
 
 
@@ -39,17 +42,32 @@ def redact(url: str) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def names_secret(option: str) -> bool:
+    """Whether an option of a store has a secret for its value, by its name."""
+    return bool(_KEY.match(option))
+
+
+def url_has_secret(url: str) -> bool:
+    """Whether a URL has a password or a signature. A user's name alone is no secret."""
+    shown = redact(url).partition("://")[2]
+    if not shown or shown == url.partition("://")[2]:
+        return False
+    user, _, query = url.partition("://")[2].partition(shown)
+    names = [item.partition("=")[0] for item in re.split("[?#&]", query) if item]
+    return ":" in user or any(_SECRET.search(name) or _SIGNED.fullmatch(name) for name in names)
+
+
 def guard_logs(url: str, options: Mapping[str, Any] | None) -> None:
     """Hide the credentials of a store in the log records of the packages that talk to stores."""
     found = [*_of_url(url), *_of_options(options), *_of_environment()]
-    _filter.learn(secret for secret in found if len(secret) >= _SHORTEST)
+    _filter.learn(secret for secret in found if len(secret) >= SHORTEST_SECRET)
     if _filter.secrets:
         _filter.attach()
 
 
 def guard_secrets(*secrets: str | None) -> None:
     """Hide secrets that a store's package has found by itself, such as those of a role."""
-    _filter.learn(secret for secret in secrets if secret and len(secret) >= _SHORTEST)
+    _filter.learn(secret for secret in secrets if secret and len(secret) >= SHORTEST_SECRET)
     _filter.attach()
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from shardstream.cli import app as application
 from shardstream.cli.app import app
-from shardstream.packing import runner
+from shardstream.packing.engines import processes
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -244,7 +244,7 @@ def test_an_interrupted_pack_says_how_to_go_on(
     def interrupt(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run_tasks", interrupt)
+    monkeypatch.setattr(processes, "run_tasks", interrupt)
     code, _, errors = run("pack", corpus, tmp_path / "out")
     assert (code, errors.strip()) == (130, "interrupted; the same command with --resume continues")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def pack_python(folder: Path, rank: int, world: int) -> None:
 
 def pack_own(source: ss.Source, folder: Path) -> None:
     ss.pack(["a.lines"], folder, format=source, shuffle=3)
+
+
+def pack_elsewhere(folder: Path, own: ss.engines.Engine) -> None:
+    with ThreadPoolExecutor() as pool:
+        for engine in (ss.engines.Ray(address="auto", cpus=1, retries=5), ss.engines.Submit(pool), own):
+            ss.pack("a.jsonl", folder, engine=engine)
+        assert_type(ss.pack([samples], folder, engine=pool), Manifest)
+    ss.pack("a.jsonl", folder, engine="ray")
 
 
 def tell(now: Progress) -> None:

@@ -13,6 +13,8 @@ def mistakes(ds: ss.StreamingDataset[dict[str, Any]], anything: Any) -> None:
     ss.pack("in.jsonl", "out", compression="gzip")  # wrong
     ss.pack("in.jsonl", "out", on_error="ignore")  # wrong
     ss.pack("in.jsonl", "out", frame_sise="1MiB")  # wrong
+    ss.pack("in.jsonl", "out", engine="spark")  # wrong
+    ss.pack("in.jsonl", "out", engine=3)  # wrong
     print(ss.pack("in.jsonl", "out").tasks)  # wrong
     print(ss.pack("in.jsonl", "out", dry_run=True).samples)  # wrong
     ss.pack([{"txt": "a"}], "out", format="jsonl")  # wrong

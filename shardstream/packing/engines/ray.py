@@ -1,0 +1,154 @@
+"""The engine that runs tasks on Ray: on a cluster, or on Ray that is started on this machine for one pack."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shardstream.errors import OptionError, StorageError, require
+from shardstream.format.numbers import whole_number
+from shardstream.packing.engines.engine import Needs
+from shardstream.packing.engines.nodes import Expected, marked, versions
+from shardstream.packing.engines.ray_cluster import RayCluster, said
+from shardstream.packing.engines.sealed import Sealer
+
+__all__ = ["Ray"]
+
+_STARTS = 3  # Ray gives a node 30 s to start, which a busy machine may need
+_OBJECTS = 128 << 20  # bytes of the object store of a Ray that is started here: only results lie there
+# Ray on Linux listens on the address of the machine, even if it is told to use the loopback. Without
+# clusters it does not. It reads this when it is imported.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Tasks run on Ray.
+
+    If the program has connected to Ray already, its connection is used. All nodes must have the same versions
+    of shardstream, Python, numpy and zstandard as this process.
+
+    Args:
+        address: The address of a cluster; "auto" for that which this machine is a node of. None: Ray is
+            started on this machine, and ended with the pack.
+        cpus: How many CPUs of the cluster a task takes. It may be a part of one.
+        retries: How often a task is tried again, on other nodes, if a store fails in it.
+
+    Raises:
+        OptionError: An argument is wrong.
+    """
+
+    address: str | None = None
+    cpus: float = 1
+    retries: int = 5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cpus, bool) or not isinstance(self.cpus, (int, float)) or not self.cpus > 0:
+            raise OptionError(f"cpus={self.cpus!r} must be a number greater than 0")
+        if self.address is not None and not (isinstance(self.address, str) and self.address):
+            raise OptionError(f"address={self.address!r} must be the address of a cluster, 'auto' or None")
+        whole_number("retries", self.retries, 0)
+
+    @property
+    def shared(self) -> bool:
+        """Whether tasks may run on other machines."""
+        return self.address is not None or _connected()
+
+    @contextlib.contextmanager
+    def started(self, needs: Needs) -> Iterator[RayCluster]:
+        """See `Engine.started`. Each node is checked before the first task."""
+        sealer = Sealer(needs.storage_options)
+        with marked(needs.folders) as marks, _connection(self, needs.workers) as ray:
+            expected = Expected(versions(), marks, needs.files, sealer.variables)
+            cluster = RayCluster(ray, self.cpus, self.retries, needs, sealer, expected)
+            cluster.check_nodes()
+            yield cluster
+
+
+def _connected() -> bool:
+    """Whether this program has connected to Ray."""
+    module = sys.modules.get("ray")
+    return module is not None and bool(module.is_initialized())
+
+
+@contextlib.contextmanager
+def _connection(engine: Ray, workers: int | None) -> Iterator[Any]:
+    """The module, connected to a cluster. What this has started or connected is ended with the context."""
+    with contextlib.ExitStack() as at_end:
+        with _start_settings(engine):
+            ray = require("ray", "ray")
+            if not ray.is_initialized():
+                at_end.enter_context(_same_sigterm())
+                at_end.callback(ray.shutdown)
+                with _quietly():
+                    _connect(ray, engine, workers)
+        yield ray
+
+
+@contextlib.contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Give back the handler of SIGTERM in the end. Ray's own ends the pack, and Ray, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _start_settings(engine: Ray) -> Iterator[None]:
+    """Settings of the environment while Ray is imported and starts."""
+    settings = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if engine.address is None:
+        settings[_CLUSTERS] = "0"
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what Ray logs while it starts."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _connect(ray: Any, engine: Ray, workers: int | None) -> None:
+    common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if engine.address is not None:
+        try:
+            ray.init(address=engine.address, **common)
+        except Exception as error:
+            raise StorageError(f"no Ray cluster at {engine.address}: {said(error)}") from error
+        return
+    slots = workers or max(1, int((os.cpu_count() or 1) // engine.cpus))
+    cpus = math.ceil(slots * engine.cpus)
+    for attempt in range(_STARTS):
+        try:
+            more = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECTS}
+            ray.init(address="local", **more, **common)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == _STARTS - 1:
+                raise StorageError(f"Ray does not start on this machine: {said(error)}") from error

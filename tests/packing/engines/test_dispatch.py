@@ -1,0 +1,179 @@
+"""Batches, and what is tried again, over a crew that does as it is told."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+import shardstream as ss
+from shardstream.packing.engines import Counts, dispatch
+from shardstream.packing.engines.batch import Answer
+from shardstream.packing.engines.dispatch import WorkerLostError, dispatched, room
+from shardstream.packing.sources.base import FileSpan, Task
+
+Act = Callable[[list[Any], int], Answer]
+
+
+class Crew:
+    """Answers in the order of the batches. `act` gets the tasks and the number of the batch."""
+
+    def __init__(self, act: Act, capacity: int = 2) -> None:
+        self.act, self.slots = act, capacity
+        self.batches: list[tuple[list[Any], tuple[str, ...]]] = []
+        self.most = 0
+        self.cancelled: list[int] = []
+        self._waiting: list[int] = []
+
+    def capacity(self) -> int:
+        return self.slots
+
+    def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> int:
+        self.batches.append((list(tasks), tuple(avoid)))
+        self._waiting.append(len(self.batches) - 1)
+        self.most = max(self.most, len(self._waiting))
+        return self._waiting[-1]
+
+    def wait(self, handles: Sequence[int], seconds: float) -> list[int]:
+        assert 0 < seconds <= 1
+        return [self._waiting.pop(0)] if handles else []
+
+    def answer(self, handle: int) -> Answer:
+        return self.act(self.batches[handle][0], handle)
+
+    def cancel(self, handles: Sequence[int]) -> None:
+        self.cancelled += handles
+
+
+def done(tasks: list[Any], seconds: float = 0.0, node: str = "a", **more: Any) -> Answer:
+    return Answer(node, results=tasks, seconds=seconds, **more)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_LONGEST_PAUSE", 0.0)
+
+
+def run(crew: Crew, tasks: Sequence[Any], workers: int | None = None, retries: int = 5) -> Any:
+    counts = Counts()
+    return sorted(dispatched(crew, tasks, workers, retries, counts)), counts
+
+
+def test_each_worker_has_a_batch_and_another_one_waits() -> None:
+    assert [room(None, n) for n in (0, 1, 8)] == [1, 2, 16]
+    assert [room(4, n) for n in (0, 3, 4, 5)] == [4, 7, 8, 4]
+    crew = Crew(lambda tasks, _: done(tasks))
+    assert run(crew, range(20))[0] == list(range(20))
+    assert crew.most == 4
+
+
+@pytest.mark.parametrize(("seconds", "least"), [(60.0, 1), (10.0, 3), (0.01, 250)])
+def test_a_batch_is_worth_half_a_minute(seconds: float, least: int) -> None:
+    crew = Crew(lambda tasks, _: done(tasks, seconds * len(tasks)))
+    assert run(crew, range(1000))[0] == list(range(1000))
+    sizes = [len(tasks) for tasks, _ in crew.batches]
+    assert sizes[0] == 1
+    assert max(sizes) in (least, least + 1) or sizes[4] in range(least - 2, least + 2)
+    assert sizes[-1] == 1  # so that the last one is not waited for
+
+
+def test_tasks_behind_a_failed_one_are_given_again() -> None:
+    failed: list[Any] = []
+
+    def act(tasks: list[Any], number: int) -> Answer:
+        if 7 in tasks and not failed:
+            failed.append(tasks)
+            at = tasks.index(7)
+            return done(tasks[:at], 0.01, error=ss.StorageError("no answer"))
+        return done(tasks, 0.01 * len(tasks))
+
+    crew = Crew(act)
+    got, counts = run(crew, range(40))
+    assert got == list(range(40))
+    assert (counts.retried, counts.lost) == (1, 0)
+    assert ([7], ("a",)) in crew.batches
+
+
+def test_a_store_that_fails_is_tried_elsewhere_a_few_times() -> None:
+    nodes = itertools.count()
+
+    def act(tasks: list[Any], number: int) -> Answer:
+        return Answer(f"n{next(nodes)}", error=ss.StorageError("no answer"))
+
+    crew = Crew(act)
+    with pytest.raises(ss.StorageError, match="no answer"):
+        run(crew, [0], retries=5)
+    assert len(crew.batches) == 6
+    assert crew.batches[-1] == ([0], ("n0", "n1", "n2", "n3", "n4"))
+
+
+@pytest.mark.parametrize("error", [ss.SourceError("x"), ss.CommitError("x"), ss.OptionError("x")])
+def test_other_errors_end_it_at_once(error: Exception) -> None:
+    crew = Crew(lambda tasks, number: Answer("a", error=error))
+    with pytest.raises(type(error)):
+        run(crew, range(100))
+    assert len(crew.batches) == 4
+    assert crew.cancelled == [1, 2, 3]
+
+
+def test_a_machine_that_cannot_do_the_job_is_named() -> None:
+    crew = Crew(lambda tasks, number: Answer("n1", problems=["it has numpy 1.0"]))
+    with pytest.raises(ss.OptionError, match=r"node n1: it has numpy 1\.0"):
+        run(crew, range(100))
+
+
+def killer(tasks: list[Any], number: int) -> Answer:
+    if any(task.number == 9 for task in tasks):
+        raise WorkerLostError("killed")
+    return done([task.number for task in tasks], 0.001 * len(tasks))
+
+
+def test_a_task_that_kills_three_workers_is_named() -> None:
+    span = FileSpan("s3://b/corpus.jsonl", 0, 1000, 2000, "")
+    crew = Crew(killer)
+    with pytest.raises(
+        ss.StorageError, match=r"task 9 \(s3://b/corpus.jsonl, bytes 0 to 1,000\): 3 workers died"
+    ):
+        run(crew, [Task(number, (span,)) for number in range(40)])
+    with_it = [tasks for tasks, _ in crew.batches if any(task.number == 9 for task in tasks)]
+    assert len(with_it) == 3
+    assert [len(tasks) for tasks in with_it[1:]] == [1, 1]  # alone, so that no other is blamed
+
+
+def test_a_lost_machine_is_no_fault_of_its_tasks() -> None:
+    lost = iter(range(5))
+
+    def act(tasks: list[Any], number: int) -> Answer:
+        if 3 in tasks and next(lost, None) is not None:
+            raise WorkerLostError("the node died", with_node=True)
+        return done(tasks, 0.001 * len(tasks))
+
+    got, counts = run(Crew(act), range(10))
+    assert got == list(range(10))
+    assert counts.lost == 5
+    assert counts.retried >= 5
+
+
+def test_a_task_that_loses_every_machine_ends_it() -> None:
+    def act(tasks: list[Any], number: int) -> Answer:
+        raise WorkerLostError("the node died", with_node=True)
+
+    with pytest.raises(ss.StorageError, match="10 machines were lost"):
+        run(Crew(act), [0])
+
+
+def test_a_cluster_without_machines_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_ALONE", -1.0)
+    crew = Crew(lambda tasks, number: done(tasks), capacity=0)
+    with pytest.raises(ss.StorageError, match="no machine has taken a task"):
+        run(crew, [0])
+
+
+def test_what_is_on_its_way_is_cancelled_when_nobody_asks_for_more() -> None:
+    crew = Crew(lambda tasks, _: done(tasks))
+    results = dispatched(crew, range(20), None, 5, Counts())
+    next(results)
+    results.close()
+    assert crew.cancelled == [1, 2, 3]

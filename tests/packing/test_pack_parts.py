@@ -393,11 +393,12 @@ ss.pack(source, dest, **what, **json.loads(options))
         return subprocess.Popen(words, stderr=subprocess.DEVNULL)
 
     chance = random.Random(5)
-    ended, kills, deadline = False, 0, time.monotonic() + 240
+    ended, kills, longest, deadline = False, 0, 2.0, time.monotonic() + 240
     while not ended and time.monotonic() < deadline:
         # Each part, one of them twice, and a commit that mostly comes too early.
         running = [start(share) for share in ("0", "1", "2", str(chance.randrange(3)), "commit")]
-        time.sleep(chance.uniform(0.5, 4.0))
+        longest += 1.0  # so that a slow machine ends, too
+        time.sleep(chance.uniform(0.5, longest))
         for each in running:
             kills += each.poll() is None
             each.kill()

@@ -81,6 +81,8 @@ def scan(
             continue
         if len(header) < BLOCK:
             if zeros and not attributes:
+                if header:
+                    file.read(BLOCK)  # a compressed file that is cut off here raises now
                 return
             raise SourceError(
                 f"{where}: the tar ends at byte {position} without its end mark; is it cut off?"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["otel"]
 
-_FRESH = 0.05  # seconds for which the instruments of one collection share a snapshot
 _WINDOW = 60.0  # seconds over which percentiles are taken
 _PERCENTILES = (50, 95, 99)
 _UNITS = {"bytes": "By", "seconds": "s", "": "1"}  # UCUM, as the specification wants
@@ -107,7 +106,7 @@ class _Instruments:
         self, values: Callable[[Snapshot], Iterable[tuple[float, dict[str, Any]]]]
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            for process in self._looks.now():
+            for process in self._looks.now(values):
                 attributes = _attributes(process)
                 for value, more in values(process):
                     yield self._observation(value, attributes | more)
@@ -126,19 +125,25 @@ def _attributes(process: Snapshot) -> dict[str, Any]:
 
 
 class _Looks:
-    """Snapshots: one for all instruments of a collection, and one that is about a minute old."""
+    """Snapshots: one for all instruments of a collection, and one that is about a minute old.
+
+    A collection asks each instrument once. So one that asks again begins the next collection.
+    """
 
     def __init__(self, node: bool) -> None:
         self._node, self._lock = node, threading.Lock()
+        self._asked: set[object] = set()  # who has had the last snapshot
         self._past: deque[tuple[float, dict[tuple[int, int, str], Snapshot]]] = deque()
 
-    def now(self) -> Sequence[Snapshot]:
+    def now(self, instrument: object) -> Sequence[Snapshot]:
         """The processes at this collection."""
         with self._lock:
             time_now = time.monotonic()
-            if not self._past or time_now - self._past[-1][0] > _FRESH:
+            if not self._past or instrument in self._asked:
+                self._asked.clear()
                 found = read_all() if self._node else [read_own()]
                 self._past.append((time_now, {_key(process): process for process in found}))
+            self._asked.add(instrument)
             # The first one that is kept is the last one that is older than a minute.
             while len(self._past) > 1 and self._past[1][0] <= time_now - _WINDOW:
                 self._past.popleft()

@@ -57,7 +57,13 @@ def _digest(tasks: Iterable[Task]) -> str:
 def join(destination: Destination, mine: Reservation, old: Manifest | None) -> bool:
     """Reserve the target for all parts, or compare with the part that has; returns False if all is done."""
     store = destination.store
-    present, _ = destination.look(old)
+    try:
+        present, _ = destination.look(old)
+    except OptionError:
+        # A listing takes its time: it may have the shards of another part, and not yet the reservation.
+        if reservation.read(store) is None:
+            raise
+        present, _ = destination.look(old)
     if reservation.NAME not in present:
         # Of a pack that ended long ago. They go before there is a reservation, so that no part counts them.
         destination.delete_receipts(present)

@@ -130,7 +130,7 @@ def _arrow_codec(name: str) -> tuple[Callable[[bytes], bytes], Callable[[bytes],
 def _behind_compression(path: Path, data: bytes, inner: Damage) -> Damage | None:
     """The same damage to what a compressed file holds; None if it is not compressed."""
     if data.startswith(b"\x1f\x8b"):
-        return _repacked(gzip.decompress, gzip.compress, inner)
+        return _repacked(gzip.decompress, lambda data: gzip.compress(data, mtime=0), inner)
     if data.startswith(b"\x28\xb5\x2f\xfd"):
         unpack = lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)  # noqa: E731
         return _repacked(unpack, zstandard.ZstdCompressor().compress, inner)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,26 @@ def test_this_process_alone_with_percentiles(monkeypatch: pytest.MonkeyPatch) ->
     assert set(percentiles) == {50, 95, 99}
     assert found["shardstream.save.count"].data.data_points[0].value >= 1
     assert found["shardstream.save.sum"].unit == "s"
+
+
+def test_a_collection_sees_one_snapshot_however_slow_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shardstream.counters import recorder
+    from shardstream.counters.layout import stage
+    from shardstream.observe import instruments
+
+    clock = itertools.count(step=40)  # seconds between any two looks at the clock
+    monkeypatch.setattr(instruments, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    otel(provider)
+    counts = []
+    for number in range(3):
+        recorder.observe(stage("save"), 0.25)
+        found = collected(reader)
+        counts.append(found["shardstream.save.count"].data.data_points[0].value)
+        assert "shardstream.save.percentile" in found, f"collection {number}"
+    provider.shutdown()
+    assert [count - counts[0] for count in counts] == [0, 1, 2]
 
 
 def test_each_number_has_one_name() -> None:

@@ -47,7 +47,7 @@ class Input:
 def jsonl(folder: Path) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
     (folder / "a.jsonl").write_bytes(lines)
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
     subprocess.run(["zstd", "-q", "a.jsonl", "-o", "c.jsonl.zst"], check=True, cwd=folder)
 
 
@@ -73,8 +73,10 @@ def webdataset(folder: Path) -> None:
         (source / f"{number:03d}.json").write_text(json.dumps(row))
         (source / f"{number:03d}.txt").write_text(str(row["text"]))
     names = sorted(path.name for path in source.iterdir())
-    for option, suffix in ((), "tar"), (("-z", "--format=pax"), "tar.gz"), (("--zstd",), "tar.zst"):
-        command = ["tar", *option, "-cf", f"../plain.{suffix}", *names]
+    # No clock in them, so that a seed damages the same bytes again.
+    pax = ("-z", "--format=pax", "--pax-option=delete=atime,delete=ctime")
+    for option, suffix in ((), "tar"), (pax, "tar.gz"), (("--zstd",), "tar.zst"):
+        command = ["tar", *option, "--mtime=@0", "-cf", f"../plain.{suffix}", *names]
         subprocess.run(command, check=True, cwd=source)
     for path in source.iterdir():
         path.unlink()

@@ -21,12 +21,13 @@ import shardstream as ss
 from shardstream.cli.app import run
 from shardstream.counters.folders import directories, paths_in
 from shardstream.counters.page import read_header
-from shardstream.packing import part_claim
+from shardstream.packing import part_claim, reservation
 from shardstream.packing.job import input_bytes
 from shardstream.packing.share import shares
 from shardstream.packing.sources import Task
 from shardstream.packing.sources.base import FileSpan
-from shardstream.storage.store import Store
+from shardstream.storage.local.store import LocalStore
+from shardstream.storage.store import Entry, Store
 from tests.corpora import lines
 
 SMALL: dict[str, Any] = {"shard_size": "4KiB", "frame_size": "1KiB", "workers": 1}
@@ -300,6 +301,22 @@ def test_receipts_of_an_older_pack_do_not_count(corpus: Path, tmp_path: Path, de
     assert commit(corpus, dest).samples == 260
 
 
+def test_a_slow_listing_may_lack_the_reservation(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part(corpus, tmp_path / "out", 0, 2)
+    listed, entries = [], LocalStore.entries
+
+    def slow(store: LocalStore, *folder: str) -> list[Entry]:
+        listed.append(1)
+        found = entries(store, *folder)
+        return found if len(listed) > 1 else [each for each in found if each.path != reservation.NAME]
+
+    monkeypatch.setattr(LocalStore, "entries", slow)
+    assert part(corpus, tmp_path / "out", 1, 2).tasks > 0
+    assert commit(corpus, tmp_path / "out").samples == 260
+
+
 def test_a_commit_waits_for_the_parts_of_this_machine(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,11 +393,12 @@ ss.pack(source, dest, **what, **json.loads(options))
         return subprocess.Popen(words, stderr=subprocess.DEVNULL)
 
     chance = random.Random(5)
-    ended, kills, deadline = False, 0, time.monotonic() + 240
+    ended, kills, longest, deadline = False, 0, 2.0, time.monotonic() + 240
     while not ended and time.monotonic() < deadline:
         # Each part, one of them twice, and a commit that mostly comes too early.
         running = [start(share) for share in ("0", "1", "2", str(chance.randrange(3)), "commit")]
-        time.sleep(chance.uniform(0.5, 4.0))
+        longest += 1.0  # so that a slow machine ends, too
+        time.sleep(chance.uniform(0.5, longest))
         for each in running:
             kills += each.poll() is None
             each.kill()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
 import gzip
 import io
 import json
+import lzma
 import subprocess
 import sys
 import tarfile
@@ -196,22 +198,16 @@ def test_an_archive_that_is_cut_off_at_any_block_is_refused(tmp_path: Path) -> N
             pack(put(tmp_path, data[:size]), tmp_path / "out")
 
 
-@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.zst"])
-def test_a_compressed_archive_that_is_cut_off_anywhere_is_refused_or_whole(
-    tmp_path: Path, suffix: str
+@pytest.mark.parametrize("compress", [gzip.compress, ZSTD.compress, bz2.compress, lzma.compress])
+def test_a_compressed_archive_that_is_cut_off_anywhere_is_refused(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
 ) -> None:
-    whole = PACKED[suffix](tar(MEMBERS[:3]))
-    path = tmp_path / f"in{suffix}"
-    refused = 0
-    for size in range(len(whole)):
+    whole = compress(tar(MEMBERS[:3]))
+    path = tmp_path / "in.tar.bz2"  # the content counts, but for files too short to show it
+    for size in range(len(whole)):  # the last bytes are its checksum
         path.write_bytes(whole[:size])
-        try:
-            found = pack(path, tmp_path / f"out{size}")
-        except SourceError:
-            refused += 1
-        else:  # no more than the checksum and the padding were lost
-            assert found == [("a", SAMPLES[0][1]), ("b", {"jpg": b""})]
-    assert refused > len(whole) * 3 // 4
+        with pytest.raises(SourceError):
+            pack(path, tmp_path / "out")
 
 
 BOMB = 512 << 20  # bytes, of which no more than a few frames may be held

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from loop import processes, token_arguments, tokens, train
+from loop import on_this_rank, token_arguments, tokens, train
 from model import Transformer, next_token_loss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,7 +21,8 @@ import shardstream as ss
 
 def main() -> None:
     options = token_arguments(__doc__ or "").parse_args()
-    with processes() as device:
+
+    def work(device: torch.device) -> None:
         torch.manual_seed(options.seed)
         bare = Transformer(options.vocab, options.seq_len, options.width, options.layers).to(device)
         model = DistributedDataParallel(bare, device_ids=[device.index] if device.type == "cuda" else None)
@@ -32,6 +33,8 @@ def main() -> None:
             return next_token_loss(model, batch["tokens"].to(device, non_blocking=True))
 
         train(options, device, model, optimizer, loader, loss_of, count, "tokens")
+
+    on_this_rank(work)
 
 
 def count(batch: dict[str, Any]) -> int:

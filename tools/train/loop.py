@@ -7,8 +7,8 @@ in the background, and counts once its last file, `manifest.json`, is there.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
+import gc
 import json
 import os
 import time
@@ -60,9 +60,12 @@ def token_arguments(text: str) -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def processes() -> Iterator[torch.device]:
-    """torch.distributed as torchrun has started it, and this rank's device."""
+def on_this_rank(work: Callable[[torch.device], None]) -> None:
+    """Do the work of a rank that torchrun has started, from the begin to the end of its process group.
+
+    What `work` makes is freed before the group is. A DDP model that outlives its group frees it while it has
+    the GIL, and that hangs if a thread of gloo needs the GIL to end its last work.
+    """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     if gpu:
@@ -72,11 +75,10 @@ def processes() -> Iterator[torch.device]:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
     # gloo beside nccl: checkpoints and batches go from one CPU to another.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=datetime.timedelta(minutes=5))
-    try:
-        yield device
-        dist.barrier()  # a rank that leaves early takes its connections with it
-    finally:
-        dist.destroy_process_group()
+    work(device)
+    gc.collect()
+    dist.barrier()  # a rank that leaves early takes its connections with it
+    dist.destroy_process_group()
 
 
 def tokens(options: argparse.Namespace, topology: ss.Topology, broadcast: Any = None) -> ss.StreamingLoader:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from loop import processes, token_arguments, tokens, train
+from loop import on_this_rank, token_arguments, tokens, train
 from model import Transformer, next_token_loss
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -54,7 +54,8 @@ def main() -> None:
     if options.precision == "fp16":
         # GradScaler looks at all gradients at once, and these are on two kinds of mesh.
         parser.error("tp.py computes in bf16 or fp32")
-    with processes() as device:
+
+    def work(device: torch.device) -> None:
         shape = (dist.get_world_size() // options.tp, options.tp)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("dp", "tp"))
         torch.manual_seed(options.seed)
@@ -72,6 +73,8 @@ def main() -> None:
             return batch["tokens"][:, 1:].numel() if mesh.get_local_rank("tp") == 0 else 0
 
         train(options, device, model, optimizer, loader, loss_of, count, "tokens")
+
+    on_this_rank(work)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from loop import arguments, processes, train
+from loop import arguments, on_this_rank, train
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -93,7 +93,8 @@ def main() -> None:
     if options.decoder == "dali" and options.engine != "thread":
         parser.error("--engine is of --decoder cpu: DALI has threads of its own")
     name = images.IMAGE
-    with processes() as device:
+
+    def work(device: torch.device) -> None:
         torch.manual_seed(options.seed)
         model = DistributedDataParallel(
             network(options.classes).to(device), device_ids=[device.index] if device.type == "cuda" else None
@@ -117,6 +118,8 @@ def main() -> None:
             if dist.get_rank() == 0:
                 right, total = counts.tolist()
                 print(f"{right:,} of {total:,} test images right", flush=True)
+
+    on_this_rank(work)
 
 
 if __name__ == "__main__":

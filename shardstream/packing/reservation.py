@@ -175,18 +175,23 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
             ) from None
         mine = msgspec.structs.replace(mine, epoch=0 if found is None else found.epoch + 1)
         store.replace(NAME, msgspec.json.encode(mine), version)
-    if not _creates_once(store):
+    if not _creates_once(store, msgspec.json.encode(mine)):
         mine = msgspec.structs.replace(mine, tagged=True)
         store.write(NAME, msgspec.json.encode(mine))
     return mine, False
 
 
-def _creates_once(store: Store) -> bool:
-    """Whether the store refuses to create an object again. Some servers ignore that they are asked to."""
+def _creates_once(store: Store, data: bytes) -> bool:
+    """Whether the store refuses to create an object again. Some servers ignore that they are asked to.
+
+    Args:
+        store: The target.
+        data: What is stored as the reservation.
+    """
     if store.local_path(NAME) is not None or not store.conditional:
         return store.conditional
     try:
-        store.create(NAME, store.read(NAME))
+        store.create(NAME, data)
     except CommitError:
         return True
     return False

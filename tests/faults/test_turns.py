@@ -22,6 +22,7 @@ from shardstream.packing import receipts, reservation
 from shardstream.packing.claim import Claim
 from shardstream.packing.result import Result
 from shardstream.packing.shard_puts import ShardPuts
+from shardstream.storage.manifests import read_manifest
 from shardstream.storage.store import Store
 from tests.watch import ended
 
@@ -240,3 +241,27 @@ def test_of_two_that_take_the_turn_of_a_dead_packer_one_has_it(store: Store) -> 
         found = reservation.read(store)
         assert found is not None
         assert found.epoch == max(epochs)
+
+
+def test_a_writer_that_was_taken_for_dead_writes_nothing_more(store: Store, weed: Any) -> None:
+    if store.local_path("x") is not None:  # a directory has its lock instead
+        return
+    options: dict[str, Any] = {"storage_options": weed.options(), "shard_size": "1KiB"}
+    rows = [{"__key__": f"{number}", "txt": f"{number}" * 600} for number in range(5)]
+    slow = ss.Writer(store.url, level=1, **options)
+    slow.write(rows[0])
+    store.delete(reservation.NAME)
+
+    def go_on() -> None:
+        for row in reversed(rows):
+            slow.write(row)
+        slow.close()
+
+    with ss.Writer(store.url, level=2, **options) as other:
+        for row in rows:
+            other.write(row)
+        with pytest.raises(CommitError, match="packs something else here"):
+            go_on()
+    assert ss.verify(store.url, deep=True, storage_options=weed.options()).sound
+    listed = {name for shard in read_manifest(store)[0].shards for name in (shard.url, shard.index_url)}
+    assert set(store.list()) == {"manifest.json", *listed}

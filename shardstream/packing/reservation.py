@@ -147,8 +147,7 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
     try:
         store.create(NAME, msgspec.json.encode(mine))
     except CommitError:
-        version = store.version(NAME)[0]
-        found = read(store)
+        found, version = _read_version(store)
         if resume and found is not None and (found.plan, found.base) == (mine.plan, mine.base):
             mine = msgspec.structs.replace(found, owner=mine.owner, epoch=found.epoch + 1)
             try:
@@ -179,6 +178,19 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
         mine = msgspec.structs.replace(mine, tagged=True)
         store.write(NAME, msgspec.json.encode(mine))
     return mine, False
+
+
+def _read_version(store: Store) -> tuple[Reservation | None, str]:
+    """(the reservation, its version): never an older one than its content."""
+    try:
+        version = store.version(NAME)[0]
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CommitError(
+                f"{store.url}: another packer has just ended here; look what it left"
+            ) from error
+        raise
+    return read(store), version
 
 
 def _creates_once(store: Store, data: bytes) -> bool:

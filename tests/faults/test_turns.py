@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,6 +153,38 @@ def test_a_stopped_packer_that_wakes_after_another_pack_does_no_harm(
     _, text = other.communicate(timeout=200)
     assert other.returncode == 0, text
     assert target.contents() == whole[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("whom", ["all", "workers"])
+@pytest.mark.parametrize("first", [0, 1, 4, 9, 17, 30])
+def test_wherever_it_was_stopped(
+    target: Target, corpora: tuple[Path, Path], whole: list[dict[str, bytes]], first: int, whom: str
+) -> None:
+    """The other pack has begun, is half done, or has ended when the stopped one wakes."""
+    zombie = target.start(corpora[0])
+    assert ended(lambda: target.shards() >= first)
+    stopped = [*children(zombie.pid), *([zombie.pid] if whom == "all" else [])]
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    if whom == "workers":
+        zombie.kill()
+    time.sleep(0.2)  # what was sent before arrives
+    target.store.delete_many(target.store.list())
+    other = target.start(corpora[1])
+    more = {0: 0, 1: 1, 4: 10, 9: 25, 17: 37, 30: 1000}[first]
+    assert ended(lambda: other.poll() is not None or target.shards() >= more)
+    for process in stopped:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+    assert zombie.communicate(timeout=200)
+    said = other.communicate(timeout=200)
+    assert other.returncode == 0, said
+    assert target.contents() == whole[1]
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def claimed(store: Store, plan: str) -> Claim:

@@ -122,7 +122,8 @@ class Destination:
         # By the identity: the records that this pack may have, of this version and of 0.1.
         self._records = {identity(each, append): each for each in (record, old) if each is not None}
         self._old_names: set[str] = set()  # of the shards and indexes that are appended to
-        self._present: Sequence[Entry] = ()  # what was there when the pack began
+        self._present: Sequence[Entry] = ()  # what was there when the pack began, or at the last check
+        self._checked: Sequence[Entry] = ()  # what was there at the last check
         self._folders: set[str] = set()  # of shards
 
     @property
@@ -279,7 +280,7 @@ class Destination:
         """The tasks whose shards are missing, or not those of their receipts; see `wrong_tasks`."""
         urls = (shard.url for result in results for shard in result.shards)
         self._folders |= folders_of(urls)
-        self._present = shard_entries(self.store, self._folders)
+        self._present = self._checked = shard_entries(self.store, self._folders)
         return wrong_tasks(self.store, self._present, results)
 
     def delete_receipts(self, names: Iterable[str]) -> None:
@@ -306,7 +307,8 @@ class Destination:
         self, rejects: Sequence[tuple[str, str]], more: int = 0, skips: Sequence[tuple[str, str]] = ()
     ) -> None:
         """Write the list of rejects, if there are any; see `write_rejects` of this module."""
-        self.claim.check(self.store)
+        if rejects or more or skips:
+            self.claim.check(self.store)
         write_rejects(self.store, rejects, more, skips)
 
     def commit(self, old: Manifest | None, manifest: Manifest) -> None:
@@ -341,11 +343,12 @@ class Destination:
             commit_manifest(self.store, manifest, found, version=version)
 
     def clean(self) -> None:
-        """Delete what only an unfinished pack needs. The reservation is deleted last."""
-        names = self.store.list()
-        self.store.delete_many([name for name in names if name.startswith((*_RECEIPTS, MARK))])
-        self.clear_spill(names)
-        self.store.delete(reservation.NAME)
+        """Delete what only an unfinished pack needs, and the reservation with it."""
+        # All receipts are there before `wrong` lists them.
+        names = [entry.path for entry in self._checked] if self._checked else self.store.list()
+        self.clear_spill(names if self._job.shuffle is None else [_SPILL])
+        done = [name for name in names if name.startswith((*_RECEIPTS, MARK))]
+        self.store.delete_many([*done, reservation.NAME])
 
     def clear_spill(self, names: Collection[str]) -> None:
         """Delete the samples between the passes of a shuffle; `names` has what is in the store."""

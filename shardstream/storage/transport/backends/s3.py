@@ -64,8 +64,14 @@ class S3(Fsspec):
 
     async def create(self, path: str, parts: Sequence[Data]) -> str:
         data = joined(parts)
-        chunk = len(data) if LARGEST_PUT < len(data) <= LARGEST_CREATE else LARGEST_PUT
-        done = await self.call("pipe_file", path, data, mode="create", chunksize=chunk)
+        # One request, if it is not too large: an upload in several takes no condition.
+        size = len(data) if LARGEST_PUT < len(data) <= LARGEST_CREATE else LARGEST_PUT
+        try:
+            done = await self.call("pipe_file", path, data, mode="create", chunksize=size)
+        except Exception as error:
+            if failure_of(error).status == 409:  # another one is just being created
+                raise FileExistsError(path) from None
+            raise
         return str((done or {}).get("ETag", ""))
 
     async def replace(self, path: str, data: bytes, version: str) -> str:

@@ -53,7 +53,7 @@ class ShardPuts:
         versions: The versions of the objects, by name, as far as the store tells them.
     """
 
-    def __init__(self, store: Store, claim: Claim, number: int, stage: str) -> None:
+    def __init__(self, store: Store, claim: Claim, number: int, stage: str = "task") -> None:
         self._store, self._claim = store, claim
         self._receipt = receipts.receipt_name(stage, number)
         self.versions: dict[str, str] = {}

@@ -51,7 +51,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def everything(dest: str | Path, options: dict[str, Any] | None = None) -> dict[str, bytes]:
     store = Store.open(str(dest), options)
-    return {name: store.read(name) for name in store.list()}
+    return {each.path: store.read(each.path) for each in store.entries()}  # some servers list empty folders
 
 
 def part(source: object, dest: object, number: int, parts: int, **options: Any) -> Any:

@@ -100,7 +100,7 @@ class Runner:
             read = self._bytes(job, stage, totals, len(tasks)) if done else 0
             self._found_bytes = max(self._found_bytes, read)
             again = {task.number for task in tasks if task.number not in done}
-            self._destination.forget(stage, again, job.first_shard)
+            self._destination.forget(stage, again)
             folds.add([done[number] for number in sorted(alone & done.keys())])
         self._progress(job, stage, totals, len(tasks))
         for _ in range(_ROUNDS):
@@ -115,7 +115,7 @@ class Runner:
             log.warning("%s: the shards of %d tasks are not right, and are made again", job.dest, len(wrong))
             for number in wrong:
                 totals.add(done.pop(number), -1)
-            self._destination.forget(stage, wrong, job.first_shard)
+            self._destination.forget(stage, wrong)
         raise CommitError(
             f"{redact(job.dest)}: something else changes the shards of this pack; choose another target"
         )

@@ -202,10 +202,10 @@ class Destination:
                 self.store.delete(reservation.NAME)
             raise CommitError(f"{self.store.url}: another packer has just committed a dataset here")
         if not continued:
-            self.claim.check(self.store, now=True)
-            self.store.delete_many(
-                sorted({*foreign, *(name for name in present if name.startswith(_RECEIPTS))})
-            )
+            left = sorted({*foreign, *(name for name in present if name.startswith(_RECEIPTS))})
+            if left:
+                self.claim.check(self.store, now=True)
+                self.store.delete_many(left)
             self._present = ()
             shutil.rmtree(self.spill_dir, ignore_errors=True)
         return continued

@@ -30,13 +30,13 @@ class ShardPuts:
     Args:
         store: The target.
         claim: By which it may write there.
-        number: The number of the task.
+        number: The number of the task. None: what it puts has no receipts, and may be put again otherwise.
 
     Attributes:
         versions: The versions of the objects, by name, as far as the store tells them.
     """
 
-    def __init__(self, store: Store, claim: Claim, number: int) -> None:
+    def __init__(self, store: Store, claim: Claim, number: int | None = None) -> None:
         self._store, self._claim, self._number = store, claim, number
         self.versions: dict[str, str] = {}
 
@@ -60,7 +60,9 @@ class ShardPuts:
             if version == _GONE:
                 continue
             self._claim.check(self._store, now=True)
-            done = receipts.read_one(self._store, receipts.receipt_name("task", self._number))
+            done = None
+            if self._number is not None:
+                done = receipts.read_one(self._store, receipts.receipt_name("task", self._number))
             if done is not None and done.plan == self._claim.plan and path in done.versions:
                 raise CorruptionError(
                     f"{self._store.where(path)}: two attempts at one task made different bytes of the same "

@@ -85,10 +85,10 @@ def table(task: dict[str, float], byte: float) -> list[str]:
     ]  # fmt: skip
     for name, (size, shard) in SIZES.items():
         tasks = size / shard
-        # A part lists the target once, and the commit some times: 2 objects a task, 1,000 a request.
+        # A part lists the target twice, and the commit some times: 2 objects a task, 1,000 a request.
         asked = {
             "PUT": task["PUT"] * tasks,
-            "LIST": (PARTS + 5) * 2 * tasks / 1000,
+            "LIST": (2 * PARTS + 5) * 2 * tasks / 1000,
             "GET input": task["GET input"] * tasks + byte * (size - SHARDS[0] * tasks),
         }
         total = sum(asked.values())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shardstream.errors import CommitError, OptionError
+from shardstream.errors import CommitError, OptionError, StorageError
 from shardstream.format.manifest import Manifest
 from shardstream.format.shown import counted
 from shardstream.packing import reservation
@@ -130,8 +130,9 @@ def run_part(
                     numbers |= {task.number for task in mine}
                     written = runner.results(job, second, mine, True, inherited)
             destination.claim.check(store, now=True)
-        except CommitError:
-            # Another copy of this part was faster, and all parts were committed.
+        except StorageError:
+            # Another copy of this part was faster, and all parts were committed: it is another's turn, or the
+            # samples of a shuffle are gone.
             if destination.committed() is None:
                 raise
             left = store.list()

@@ -111,7 +111,8 @@ class Destination:
         # By the identity: the records that this pack may have, of this version and of 0.1.
         self._records = {identity(each, append): each for each in (record, old) if each is not None}
         self._old_names: set[str] = set()  # of the shards and indexes that are appended to
-        self._present: Sequence[Entry] = ()  # what was there when the pack began
+        self._present: Sequence[Entry] = ()  # what was there when the pack began, or at the last check
+        self._checked: Sequence[Entry] = ()  # what was there at the last check
 
     @property
     def spill_dir(self) -> str:
@@ -252,7 +253,7 @@ class Destination:
 
     def wrong(self, results: Sequence[Result]) -> set[int]:
         """The tasks whose shards are missing, or not those of their receipts; see `wrong_tasks`."""
-        self._present = self.store.entries()
+        self._present = self._checked = self.store.entries()
         return wrong_tasks(self.store, self._present, results)
 
     def folds(self, stage: str) -> receipts.Folds:
@@ -275,7 +276,8 @@ class Destination:
         self, rejects: Sequence[tuple[str, str]], more: int = 0, skips: Sequence[tuple[str, str]] = ()
     ) -> None:
         """Write the list of rejects, if there are any; see `write_rejects` of this module."""
-        self.claim.check(self.store)
+        if rejects or more or skips:
+            self.claim.check(self.store)
         write_rejects(self.store, rejects, more, skips)
 
     def commit(self, old: Manifest | None, manifest: Manifest) -> None:
@@ -310,10 +312,12 @@ class Destination:
             commit_manifest(self.store, manifest, found, version=version)
 
     def clean(self) -> None:
-        """Delete what only an unfinished pack needs. The reservation is deleted last."""
-        self.store.delete_many([name for name in self.store.list() if name.startswith((*_RECEIPTS, MARK))])
+        """Delete what only an unfinished pack needs, and the reservation with it."""
+        # All receipts are there before `wrong` lists them.
+        names = [entry.path for entry in self._checked] if self._checked else self.store.list()
         shutil.rmtree(self.spill_dir, ignore_errors=True)
-        self.store.delete(reservation.NAME)
+        ours = [name for name in names if name.startswith((*_RECEIPTS, MARK))]
+        self.store.delete_many([*ours, reservation.NAME])
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,8 +147,7 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
     try:
         store.create(NAME, msgspec.json.encode(mine))
     except CommitError:
-        version = store.version(NAME)[0]
-        found = read(store)
+        found, version = _read_version(store)
         if resume and found is not None and (found.plan, found.base) == (mine.plan, mine.base):
             mine = msgspec.structs.replace(found, owner=mine.owner, epoch=found.epoch + 1)
             try:
@@ -175,18 +174,36 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
             ) from None
         mine = msgspec.structs.replace(mine, epoch=0 if found is None else found.epoch + 1)
         store.replace(NAME, msgspec.json.encode(mine), version)
-    if not _creates_once(store):
+    if not _creates_once(store, msgspec.json.encode(mine)):
         mine = msgspec.structs.replace(mine, tagged=True)
         store.write(NAME, msgspec.json.encode(mine))
     return mine, False
 
 
-def _creates_once(store: Store) -> bool:
-    """Whether the store refuses to create an object again. Some servers ignore that they are asked to."""
+def _read_version(store: Store) -> tuple[Reservation | None, str]:
+    """(the reservation, its version): never an older one than its content."""
+    try:
+        version = store.version(NAME)[0]
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CommitError(
+                f"{store.url}: another packer has just ended here; look what it left"
+            ) from error
+        raise
+    return read(store), version
+
+
+def _creates_once(store: Store, data: bytes) -> bool:
+    """Whether the store refuses to create an object again. Some servers ignore that they are asked to.
+
+    Args:
+        store: The target.
+        data: What is stored as the reservation.
+    """
     if store.local_path(NAME) is not None or not store.conditional:
         return store.conditional
     try:
-        store.create(NAME, store.read(NAME))
+        store.create(NAME, data)
     except CommitError:
         return True
     return False

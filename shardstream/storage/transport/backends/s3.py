@@ -64,7 +64,13 @@ class S3(Fsspec):
 
     async def create(self, path: str, parts: Sequence[Data]) -> str:
         data = joined(parts)
-        done = await self.call("pipe_file", path, data, mode="create", chunksize=max(LARGEST_PUT, len(data)))
+        size = max(LARGEST_PUT, len(data))  # one request: an upload in several takes no condition
+        try:
+            done = await self.call("pipe_file", path, data, mode="create", chunksize=size)
+        except Exception as error:
+            if failure_of(error).status == 409:  # another one is just being created
+                raise FileExistsError(path) from None
+            raise
         return str((done or {}).get("ETag", ""))
 
     async def replace(self, path: str, data: bytes, version: str) -> str:

@@ -206,7 +206,7 @@ class Destination:
                 self.claim.check(self.store, now=True)
                 self.store.delete_many(left)
             self._present = ()
-            self.clear_spill(self.store.list())
+            self.clear_spill(self.store.list(), of_all=True)
         return continued
 
     def look(self, old: Manifest | None) -> tuple[set[str], list[str]]:
@@ -358,11 +358,18 @@ class Destination:
         done = [name for name in names if name.startswith((*_RECEIPTS, MARK))]
         self.store.delete_many([*done, reservation.NAME])
 
-    def clear_spill(self, names: Collection[str]) -> None:
-        """Delete the samples between the passes of a shuffle; `names` has what is in the store."""
+    def clear_spill(self, names: Collection[str], of_all: bool = False) -> None:
+        """Delete the samples between the passes of a shuffle.
+
+        Args:
+            names: What is in the store.
+            of_all: Whether to delete those of other packs, too, since it is this packer's turn.
+        """
         shutil.rmtree(self.spill_dir, ignore_errors=True)
         if _SPILL in names and self.store.local_path(_SPILL) is None:
-            self.store.delete_many([f"{_SPILL}/{name}" for name in self.store.list(_SPILL)])
+            tags = ("",) if of_all else tuple(map(tag_of, self._records))
+            mine = [name for name in self.store.list(_SPILL) if name.endswith(tags)]
+            self.store.delete_many([f"{_SPILL}/{name}" for name in mine])
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:

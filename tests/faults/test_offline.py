@@ -88,7 +88,15 @@ FAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# How each client tells a store that is gone; by HTTP, all that may be wrong with one.
+STARTS = [
+    pytest.param(kind, fault, marks=() if kind == "http" or fault in ("refused", "503") else pytest.mark.long)
+    for kind in ("http", "s3", "obstore")
+    for fault in FAULTS
+]
+
+
+@pytest.mark.parametrize(("target", "fault"), STARTS, indirect=["target"])
 def test_a_job_starts_without_its_store(
     target: Target,
     tmp_path: Path,

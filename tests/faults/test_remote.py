@@ -71,8 +71,14 @@ def read_often(target: Target, digest: str, times: int) -> int:
     return retries
 
 
+# Who heeds Retry-After waits a second each time. S3 sends none.
+LATER = [("http", "1"), *(pytest.param(kind, "1", marks=pytest.mark.long) for kind in ("s3", "obstore"))]
+
+
 @pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("retry_after", [None, "1"])
+@pytest.mark.parametrize(
+    ("target", "retry_after"), [*((kind, None) for kind in BACKENDS), *LATER], indirect=["target"]
+)
 def test_a_fifth_of_errors(target: Target, digest: str, retry_after: str | None, times: int) -> None:
     target.set(status=(500, 502, 503, 504, 429), share=0.2, retry_after=retry_after)
     assert read_often(target, digest, times) > 0

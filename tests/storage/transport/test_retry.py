@@ -287,3 +287,21 @@ def test_a_request_that_fails_while_it_is_given_up_is_no_noise(late, caplog):
 
 async def _nothing():
     return None
+
+
+def test_a_try_that_goes_on_when_it_is_cancelled_is_given_up():
+    over = threading.Event()
+
+    async def stubborn():
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.02)
+
+    ending = threading.Timer(90, over.set)
+    ending.start()
+    once = RequestOptions(Retry(attempts=1, deadline=0.2), Timeouts(0.1, 0.1))
+    with pytest.raises(StorageError, match="no answer in time"):
+        run("here", stubborn, once)
+    assert not over.is_set()
+    over.set()
+    ending.cancel()

@@ -24,9 +24,12 @@ from tests.servers import KEY, SECRET
 from tests.watch import ended
 
 BACKENDS = ["http", "s3", "obstore"]
-# As in production, but that a server which says nothing is given up sooner.
+# As in production, but that a server which says nothing is given up sooner, and that no request is failed by
+# chance: if a fifth of the tries fail, six in a row do for one request of 16,000.
 SILENCE = 2.0
-QUICK: dict[str, Any] = {"retry": ss.Retry(deadline=60.0), "timeouts": ss.Timeouts(SILENCE, SILENCE)}
+QUICK: dict[str, Any] = {
+    "retry": ss.Retry(attempts=12, deadline=60.0), "timeouts": ss.Timeouts(SILENCE, SILENCE),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

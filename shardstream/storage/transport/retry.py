@@ -81,7 +81,7 @@ async def retried(
 
 
 async def _within(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """The result of `work`, or TimeoutError soon after `seconds`, whatever the work does when it is cancelled.
+    """The result of `work`, or TimeoutError soon after `seconds`, whatever it does when it is cancelled.
 
     asyncio.wait_for waits for its end, and Azure's client goes on for 20 s if it is cancelled in a handshake.
     """

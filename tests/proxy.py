@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import random
 import sys
@@ -76,7 +77,10 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
         self.port = port
-        self.up()
+        if port:
+            self.up()
+        else:
+            self._take_a_port()
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self.close()
@@ -95,6 +99,21 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
     def set(self, **faults: Any) -> None:
         """Replace all faults by these."""
         self.faults = Faults(**faults)
+
+    def _take_a_port(self) -> None:
+        """Listen on a port below those that the system gives out by itself.
+
+        Another program could get one of these while this is `down`; a client that tries it then could even
+        be connected to itself.
+        """
+        for _ in range(100):
+            self.port = random.SystemRandom().randrange(10_000, 32_000)
+            try:
+                return self.up()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise RuntimeError("no port is free")
 
     def up(self) -> None:
         """Listen again after `down`, on the same port."""

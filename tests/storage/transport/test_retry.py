@@ -172,10 +172,10 @@ def test_an_attempt_that_says_nothing_ends_and_the_deadline_ends_them_all():
         calls.append(1)
         await asyncio.sleep(1000)
 
-    options = RequestOptions(Retry(attempts=6, deadline=0.7, pause=0.001, span=0.0), Timeouts(0.2, 0.2))
+    options = RequestOptions(Retry(attempts=99, deadline=2.0, pause=0.001, span=0.0), Timeouts(0.2, 0.2))
     with pytest.raises(StorageError, match="no answer in time"):
         run("here", call, options)
-    assert 2 <= len(calls) <= 4
+    assert 2 <= len(calls) <= 10
 
 
 def test_failures_are_told_as_they_come():

@@ -24,9 +24,11 @@ pytest_plugins = ["tests.servers", "tests.postgres"]
 
 # Shared machines stall for seconds at times: a deadline per example would fail at random.
 # pytest-timeout still catches a hang. Without --long the examples are the same in every run, so that
-# a change is judged by the change; with it they are new each time.
-hypothesis.settings.register_profile("default-run", deadline=None, print_blob=True, derandomize=True)
-hypothesis.settings.register_profile("long-run", deadline=None, print_blob=True)
+# a change is judged by the change; with it they are more, and new each time.
+hypothesis.settings.register_profile(
+    "default-run", deadline=None, print_blob=True, derandomize=True, max_examples=50
+)
+hypothesis.settings.register_profile("long-run", deadline=None, print_blob=True, max_examples=200)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

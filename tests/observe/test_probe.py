@@ -176,7 +176,7 @@ def test_an_interrupt_leaves_nothing(
         assert process.returncode == (130 if number == signal.SIGINT else 128 + number), said
         assert said.strip() == ("interrupted" if number == signal.SIGINT else "")
         assert not cache.exists() or os.listdir(cache) == []
-    assert ended(lambda: nobody_is_left(process.pid), 10)
+    assert ended(lambda: nobody_is_left(process.pid))
 
 
 def nobody_is_left(session: int) -> bool:

@@ -1,0 +1,61 @@
+"""From the runs of DLIO to a table: medians with the least and the largest, and which bars are met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.report import spread
+
+__all__ = ["markdown", "met"]
+
+Row = Mapping[str, Any]
+
+
+def epochs(runs: Sequence[Row], figure: str) -> list[float]:
+    """A figure of all epochs of all runs."""
+    return [float(value) for one in runs for value in one[figure]]
+
+
+def met(row: Row, ours: str, theirs: str) -> bool:
+    """The bar of a cell: our median utilisation is not below theirs."""
+    own, other = (statistics.median(epochs(row["rounds"][name], "au")) for name in (ours, theirs))
+    return own >= other
+
+
+def markdown(rows: Mapping[str, Row], ours: str, theirs: str) -> str:
+    """The report."""
+    lines = [
+        "# DLIO", "",
+        "| workload | page cache | loader | AU, % | samples/s | CPU s of 1,000 samples | bar |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        workload = row["workload"]
+        per = workload["files"] // workload["batch"] * workload["batch"] / 1000
+        for loader in (theirs, ours):
+            runs = row["rounds"][loader]
+            cpu = [seconds / per for seconds in epochs(runs, "cpu")]
+            bar = "" if loader == theirs else "met" if met(row, ours, theirs) else "**not met**"
+            lines.append(
+                f"| {name.split()[0]} | {row['cache']} | {loader} | {spread(epochs(runs, 'au'), 4)} "
+                f"| {spread(epochs(runs, 'rate'), 4)} | {spread(cpu)} | {bar} |"
+            )
+    lines += ["", "Of the files' pages, the page cache held, before the runs and after them:", ""]
+    for name, row in rows.items():
+        for loader in (theirs, ours):
+            shares = [one["cached"] for one in row["rounds"][loader]]
+            before, after = (max if cold else min for cold in (row["cache"] == "cold", False))
+            lines.append(
+                f"- {name}, {loader}: {100 * before(pair[0] for pair in shares):.1f} % before, "
+                f"{100 * after(pair[1] for pair in shares):.1f} % after"
+            )
+    lines += ["", "Workloads, by the configurations of DLIO that they are scaled from:", ""]
+    seen = {name.split()[0]: row["workload"] for name, row in rows.items()}
+    lines += [
+        f"- {name}: {one['scaled']}. {one['files']:,} files of {one['record']:,} bytes, batches of {one['batch']}, "
+        f"steps of {1e3 * one['step']:.1f} ms, {one['threads']} worker processes of DLIO's loader."
+        for name, one in seen.items()
+    ]
+    return "\n".join(lines) + "\n"

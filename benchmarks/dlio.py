@@ -3,10 +3,10 @@
     python -m benchmarks.dlio [--data /tmp/dlio] [--rounds 3] [--only resnet50]... [--cache cold|warm]
         [--out benchmarks/results/dlio]
 
-It runs in an environment of its own: see `requirements-dlio.txt`. DLIO generates the data in its own file format
-and runs the epochs; a training step is a sleep, as in its configurations. Contenders take turns, each run is a
-process. A cold run is one epoch, right after the files were dropped from the page cache; a warm run is several
-epochs of files that are in it.
+It runs in an environment of its own: see `requirements-dlio.txt`. DLIO generates the data in its own file
+format and runs the epochs; a training step is a sleep, as in its configurations. Contenders take turns,
+each run is a process. A cold run is one epoch, right after the files were dropped from the page cache; a
+warm run is several epochs of files that are in it.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ class Workload:
 WORKLOADS = {
     "resnet50": Workload(
         "resnet50", 150_528, 0, 3_200, 40, 0.0435, 2,
-        "resnet50_a100: batches of 40 instead of 400, steps of a tenth; npz files of one image instead of TFRecord",
+        "resnet50_a100: batches of 40 instead of 400, steps of a tenth; npz files of an image, no TFRecord",
     ),
     "cosmoflow": Workload(
         "cosmoflow", 2_828_486, 0, 640, 4, 0.02204, 2,
-        "cosmoflow_a100: 4 samples a step instead of 1, steps of 4 times; npz files instead of TFRecord",
+        "cosmoflow_a100: 4 samples a step instead of 1, steps of 4 times; npz files, no TFRecord",
     ),
     "unet3d": Workload(
         "unet3d", 14_660_062, 0, 160, 4, 0.13604, 2,

@@ -1,7 +1,7 @@
 """DLIO's parts that these benchmarks use, imported as they need it.
 
-DLIO imports TensorFlow for its profiler, whatever the framework of a workload is. TensorFlow gets an empty stand-in:
-a PyTorch workload uses nothing of it.
+DLIO imports TensorFlow for its profiler, whatever the framework of a workload is. TensorFlow gets an empty
+stand-in: a PyTorch workload uses nothing of it.
 
 DLIO traces each call by default. Its own loader makes more of these calls than ours: it runs without traces.
 """

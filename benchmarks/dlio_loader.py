@@ -29,17 +29,27 @@ FIELD = "npy"
 _FOLDERS = {DatasetType.TRAIN: "shards", DatasetType.VALID: "shards-valid"}
 
 
+def samples(files: list[str]) -> Iterator[dict[str, Any]]:
+    """The samples of npz files of DLIO's generator, each an array."""
+    for path in files:
+        name = os.path.splitext(os.path.basename(path))[0]
+        for number, array in enumerate(np.moveaxis(np.load(path)["x"], -1, 0)):
+            yield {"__key__": f"{name}-{number}", FIELD: array}
+
+
 def pack(files: list[str], dest: str) -> None:
-    """Pack the samples of npz files of DLIO's generator, each sample an array.
+    """Pack the samples of npz files of DLIO's generator, and read them back.
 
     Nothing is compressed: the samples are noise, and DLIO's npz files are not compressed, either.
+
+    Raises:
+        RuntimeError: The loader does not give what the files hold.
     """
-    samples = (
-        {"__key__": f"{os.path.splitext(os.path.basename(path))[0]}-{number}", FIELD: array}
-        for path in files
-        for number, array in enumerate(np.moveaxis(np.load(path)["x"], -1, 0))
-    )
-    ss.pack(samples, dest, compression="none")
+    ss.pack(samples(files), dest, compression="none")
+    loader = ss.StreamingLoader(ss.StreamingDataset(dest), 1)
+    for wanted, found in zip(samples(files), loader, strict=True):
+        if found["__key__"] != [wanted["__key__"]] or not np.array_equal(found[FIELD][0], wanted[FIELD]):
+            raise RuntimeError(f"{dest}: sample {wanted['__key__']} is not what was packed")
 
 
 class ShardstreamDataLoader(BaseDataLoader):  # type: ignore[misc,unused-ignore]

@@ -1,6 +1,6 @@
 """The data of one workload: DLIO generates its files, then the same samples are packed.
 
-    python -m benchmarks.dlio_make '{"model": ...}'
+python -m benchmarks.dlio_make '{"model": ...}'
 """
 
 from __future__ import annotations

@@ -54,8 +54,9 @@ def markdown(rows: Mapping[str, Row], ours: str, theirs: str) -> str:
     lines += ["", "Workloads, by the configurations of DLIO that they are scaled from:", ""]
     seen = {name.split()[0]: row["workload"] for name, row in rows.items()}
     lines += [
-        f"- {name}: {one['scaled']}. {one['files']:,} files of {one['record']:,} bytes, batches of {one['batch']}, "
-        f"steps of {1e3 * one['step']:.1f} ms, {one['threads']} worker processes of DLIO's loader."
+        f"- {name}: {one['scaled']}. {one['files']:,} files of {one['record']:,} bytes, "
+        f"batches of {one['batch']}, steps of {1e3 * one['step']:.1f} ms, "
+        f"{one['threads']} worker processes of DLIO's loader."
         for name, one in seen.items()
     ]
     return "\n".join(lines) + "\n"

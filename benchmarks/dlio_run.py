@@ -1,9 +1,9 @@
 """One run of DLIO in a process of its own: the workload and where it lies as JSON in, figures as JSON out.
 
-    python -m benchmarks.dlio_run '{"workload": {...}, "cold": true, "files": [...]}'
+    python -m benchmarks.dlio_run '{"workload": {...}, "cold": true, "folders": [...], "out": "FILE"}'
 
-DLIO runs as its own command does. What is added: pages are dropped before a cold run, and the processor time of
-each epoch is read, with DLIO's worker processes.
+DLIO runs as its own command does. What is added: pages are dropped before a cold run, or read before a warm
+one, and the processor time of each epoch is taken, that of worker processes included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from benchmarks.dlio_api import DLIOMPI, DLIOBenchmark, OmegaConf
-from benchmarks.page_cache import drop, files_below, resident
+from benchmarks.page_cache import drop, files_below, read, resident
 
 
 def processor_seconds() -> float:
@@ -50,10 +50,10 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     workload = asked["workload"]
     files = [path for folder in asked["folders"] for path in files_below(folder)]
-    cached = []
-    if asked["cold"]:
-        drop(files)
-    cached.append(resident(files))
+    (drop if asked["cold"] else read)(files)
+    cached = [resident(files)]
+    if abs(cached[0] - (not asked["cold"])) > 0.01:
+        sys.exit(f"the page cache holds {cached[0]:.1%} of the files")
     DLIOMPI.get_instance().initialize()
     benchmark = Measured(OmegaConf.create(workload))
     benchmark.initialize()

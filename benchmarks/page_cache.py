@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["drop", "files_below", "resident"]
+__all__ = ["drop", "files_below", "read", "resident"]
 
 
 def files_below(folder: str | Path) -> list[str]:
@@ -28,6 +28,14 @@ def drop(paths: Iterable[str]) -> None:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(file)
+
+
+def read(paths: Iterable[str]) -> None:
+    """Read files, so that they are in the page cache if it has room."""
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
 
 
 def resident(paths: Iterable[str]) -> float:

@@ -52,11 +52,13 @@ def markdown(rows: Mapping[str, Row], ours: str, theirs: str) -> str:
                 f"{100 * after(pair[1] for pair in shares):.1f} % after"
             )
     lines += ["", "Workloads, by the configurations of DLIO that they are scaled from:", ""]
-    seen = {name.split()[0]: row["workload"] for name, row in rows.items()}
-    lines += [
-        f"- {name}: {one['scaled']}. {one['files']:,} files of {one['record']:,} bytes, "
-        f"batches of {one['batch']}, steps of {1e3 * one['step']:.1f} ms, "
-        f"{one['threads']} worker processes of DLIO's loader."
-        for name, one in seen.items()
-    ]
+    for name, row in {name.split()[0]: row for name, row in rows.items()}.items():
+        one, workers = row["workload"], row["tried"]
+        lines.append(
+            f"- {name}: {one['scaled']}. {one['files']:,} files of {one['record']:,} bytes, "
+            f"batches of {one['batch']}, steps of {1e3 * one['step']:.1f} ms. "
+            "Worker processes of DLIO's loader: "
+            + ", ".join(f"{count} with an AU of {au:.1f} %" for count, au in workers.items())
+            + f", tried once; {one['threads']} were measured."
+        )
     return "\n".join(lines) + "\n"

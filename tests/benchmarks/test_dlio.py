@@ -12,7 +12,8 @@ def row(cache, ours, theirs):
         return [{"au": [one], "rate": [10.0], "cpu": [2.0], "cached": [cache == "warm", 1.0]} for one in au]
 
     workload = vars(WORKLOADS["unet3d"])
-    return {"workload": workload, "cache": cache, "rounds": {OURS: runs(ours), THEIRS: runs(theirs)}}
+    rounds = {OURS: runs(ours), THEIRS: runs(theirs)}
+    return {"workload": workload, "cache": cache, "tried": {2: 60.0, 4: 50.0}, "rounds": rounds}
 
 
 def test_pages_of_files_are_counted(tmp_path):

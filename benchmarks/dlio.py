@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,12 @@ def tried(workload: Workload, folder: Path) -> dict[int, float]:
     return {count: max(run(replace(workload, threads=count), folder, False, "warm")["au"]) for count in TRIED}
 
 
+def machine() -> str:
+    """Where this runs, for the report."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("dlio-benchmark", "torch", "numpy"))
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,7 +207,12 @@ def main() -> None:
                 "workload": vars(workload), "cache": cache, "tried": workers, "rounds": rounds,
             }  # fmt: skip
             results.write_text(json.dumps(rows, indent=1) + "\n")
-    report = markdown(rows, OURS, THEIRS)
+    if not rows:
+        return
+    order = [f"{name} {cache}" for name in WORKLOADS for cache in EPOCHS]
+    rows = {key: rows[key] for key in order if key in rows}
+    results.write_text(json.dumps(rows, indent=1) + "\n")
+    report = markdown(rows, OURS, THEIRS, machine())
     (chosen.out / "results.md").write_text(report)
     print(report)
 

@@ -24,10 +24,16 @@ def met(row: Row, ours: str, theirs: str) -> bool:
     return own >= other
 
 
-def markdown(rows: Mapping[str, Row], ours: str, theirs: str) -> str:
+def markdown(rows: Mapping[str, Row], ours: str, theirs: str, machine: str) -> str:
     """The report."""
+    loads = [one["load"] for row in rows.values() for runs in row["rounds"].values() for one in runs]
+    heading = (
+        f"{machine}. Load average after the runs: {min(loads):.1f} to {max(loads):.1f}. "
+        "Medians of all epochs, with the least and the largest. AU is the accelerator utilisation as DLIO computes it. A bar is met if the "
+        "median of our AU is not below that of DLIO's loader."
+    )
     lines = [
-        "# DLIO", "",
+        "# DLIO", "", heading, "",
         "| workload | page cache | loader | AU, % | samples/s | CPU s of 1,000 samples | bar |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

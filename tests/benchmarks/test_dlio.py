@@ -9,7 +9,10 @@ from benchmarks.dlio_report import markdown, met
 
 def row(cache, ours, theirs):
     def runs(au):
-        return [{"au": [one], "rate": [10.0], "cpu": [2.0], "cached": [cache == "warm", 1.0]} for one in au]
+        return [
+            {"au": [one], "rate": [10.0], "cpu": [2.0], "cached": [cache == "warm", 1.0], "load": 0.5}
+            for one in au
+        ]
 
     workload = vars(WORKLOADS["unet3d"])
     rounds = {OURS: runs(ours), THEIRS: runs(theirs)}
@@ -38,7 +41,7 @@ def test_a_bar_is_met_by_medians():
 
 def test_the_report_hides_nothing():
     rows = {"unet3d cold": row("cold", [50, 60, 70], [80, 81, 82])}
-    text = markdown(rows, OURS, THEIRS)
+    text = markdown(rows, OURS, THEIRS, "two cores")
     assert (
         "| unet3d | cold | ours | 60 [50 .. 70] | 10 [10 .. 10] | 12.5 [12.5 .. 12.5] | **not met** |" in text
     )

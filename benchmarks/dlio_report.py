@@ -29,8 +29,8 @@ def markdown(rows: Mapping[str, Row], ours: str, theirs: str, machine: str) -> s
     loads = [one["load"] for row in rows.values() for runs in row["rounds"].values() for one in runs]
     heading = (
         f"{machine}. Load average after the runs: {min(loads):.1f} to {max(loads):.1f}. "
-        "Medians of all epochs, with the least and the largest. AU is the accelerator utilisation as DLIO computes it. A bar is met if the "
-        "median of our AU is not below that of DLIO's loader."
+        "Medians of all epochs, with the least and the largest. AU is the accelerator utilisation as DLIO "
+        "computes it. A bar is met if the median of our AU is not below that of DLIO's loader."
     )
     lines = [
         "# DLIO", "", heading, "",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardstream.packing import engines as engines
     from shardstream.packing.adopt import index as index
     from shardstream.packing.commit_parts import commit as commit
+    from shardstream.packing.pack_parts import PackedPart as PackedPart
     from shardstream.packing.packer import pack as pack
     from shardstream.packing.samples_writer import Writer as Writer
     from shardstream.packing.sources import Source as Source
@@ -63,6 +64,7 @@ _HOMES = {
     "MissingExtraError": "shardstream.errors",
     "Mixture": "shardstream.dataset",
     "OptionError": "shardstream.errors",
+    "PackedPart": "shardstream.packing.pack_parts",
     "Replay": "shardstream.observe.replay",
     "Retry": "shardstream.storage.options",
     "ShardstreamError": "shardstream.errors",
@@ -111,6 +113,7 @@ __all__ = [
     "MissingExtraError",
     "Mixture",
     "OptionError",
+    "PackedPart",
     "Replay",
     "Retry",
     "ShardstreamError",

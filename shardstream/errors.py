@@ -5,7 +5,7 @@ ShardstreamError
 ├── SourceError         source data or a sample that cannot be packed or decoded; names file and line
 ├── CorruptionError     a dataset whose bytes are not those that were packed; names shard and frame
 ├── StorageError        a store that does not answer as it should; names the URL
-│   └── CommitError     another packer is at work at the target, or has changed it
+│   └── CommitError     another packer is at work at the target, or has changed it; or parts are missing
 ├── StateError          a saved state that belongs to another dataset or other options
 └── MissingExtraError   an optional package that is not installed (also an ImportError)
 """
@@ -54,7 +54,15 @@ class StorageError(ShardstreamError):
 
 
 class CommitError(StorageError):
-    """Another packer is at work at the target, or has committed to it."""
+    """Another packer is at work at the target, or has committed to it; or parts are missing.
+
+    Attributes:
+        parts: The numbers of the parts that are missing.
+        tasks: The numbers of the tasks that are missing.
+    """
+
+    parts: tuple[int, ...] = ()
+    tasks: tuple[int, ...] = ()
 
 
 class StateError(ShardstreamError):

@@ -103,7 +103,10 @@ def _say(text: str) -> None:
 
 
 def _say_interrupted(arguments: list[str]) -> None:
-    hint = "; the same command with --resume continues" if arguments[:1] == ["pack"] else ""
+    again = "the same command"
+    if not any(argument.startswith(("--part", "--commit", "--resume")) for argument in arguments):
+        again += " with --resume"
+    hint = f"; {again} continues" if arguments[:1] == ["pack"] else ""
     _say(f"interrupted{hint}")
 
 

@@ -103,6 +103,14 @@ def pack(
     ] = 0.5,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished pack.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to the dataset at DEST.")] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do share I of N, from 0, as one of an array of jobs; any may run again. Then --commit.",
+        ),
+    ] = None,
+    commit: Annotated[bool, typer.Option("--commit", help="Commit what all parts have packed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     engine: Annotated[
         str, typer.Option(metavar="local|ray", help="Where tasks run: processes here, or Ray.")
@@ -119,10 +127,14 @@ def pack(
 
     from shardstream.cli import report
     from shardstream.packing.end_of_text import NO_EOS
+    from shardstream.packing.pack_parts import PackedPart
     from shardstream.packing.packer import pack as run
     from shardstream.packing.planning import Plan
 
     sources, dest = options.split_paths(paths, "pack", "SOURCE... DEST")
+    share = _part(part)
+    if "-" in sources and (commit or share is not None):
+        raise OptionError("--part and --commit read the sources anew in each process; - cannot be read again")
     stores = options.storage_options(storage_option)
     end = _eos(eos)
     if tokenizer is not None and end is None:
@@ -162,6 +174,8 @@ def pack(
             max_rejects=max_rejects,
             resume=resume,
             append=append,
+            part=share,
+            commit=commit,
             dry_run=dry_run,
             engine=_engine(engine, address),
             storage_options=stores,
@@ -169,6 +183,8 @@ def pack(
         )
     if isinstance(done, Plan):
         report.print_plan(done, json)
+    elif isinstance(done, PackedPart):
+        report.print_part(done, time.monotonic() - started, json)
     else:
         report.print_packed(done, dest, stores, time.monotonic() - started, limit is not None, json)
 
@@ -192,3 +208,12 @@ def _eos(text: str | None) -> int | Literal["none"] | None:
         return int(text)
     except ValueError:
         raise OptionError(f"--eos {text}: give a token id, or none") from None
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise OptionError(f"--part {text} must be I/N, such as 0/100 for the first of 100 parts")
+    return int(number), int(count)

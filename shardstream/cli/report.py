@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from shardstream.cli import options
@@ -11,6 +12,7 @@ from shardstream.format.sizes import human_size
 
 if TYPE_CHECKING:
     from shardstream.format.manifest import Manifest
+    from shardstream.packing.pack_parts import PackedPart
     from shardstream.packing.planning import Plan
 
 _SHOWN = 3  # rejects
@@ -28,6 +30,30 @@ def print_plan(plan: Plan, json: bool) -> None:
     )
     if plan.keys:
         print(f"keys: {plan.keys}")
+
+
+def print_part(done: PackedPart, seconds: float, json: bool) -> None:
+    """Print what one part of a pack did."""
+    if json:
+        options.print_json({**dataclasses.asdict(done), "seconds": round(seconds, 3)})
+        return
+    name = f"part {done.part}/{done.parts}"
+    if done.committed:
+        print(f"{name}: nothing to do, the dataset is committed")
+        return
+    rejected = f"; {counted(done.rejected, 'sample')} rejected" if done.rejected else ""
+    if done.waits:
+        print(
+            f"{name} has read its input: {counted(done.tasks, 'task')}, "
+            f"{counted(done.samples, 'sample')}{rejected}. "
+            "When all parts have, run each once more; or --commit alone puts the samples in order"
+        )
+        return
+    print(
+        f"{name} is done: {counted(done.tasks, 'task')}, {counted(done.samples, 'sample')}, "
+        f"{counted(done.shards, 'shard')}, {human_size(done.bytes)}{rejected}. "
+        "When all parts are done: --commit"
+    )
 
 
 def print_packed(

@@ -60,6 +60,11 @@ def commit(dest: str | os.PathLike[str], *, storage_options: Options = None) -> 
             raise OptionError(
                 f"{store.url}: no parts were written here; write them with Writer(..., part=(rank, world))"
             )
+        if found.tasks:
+            raise OptionError(
+                f"{store.url}: these are parts of pack, not of writers; commit them with pack(..., "
+                "commit=True), or --commit"
+            )
         if old is not None and old.fingerprint != found.base:
             destination.clean()  # a commit that was killed has done the rest
             return old
@@ -94,10 +99,12 @@ def _receipts(store: Store, parts: int) -> list[PartReceipt]:
     missing = [part for part in range(parts) if receipt_name(part) not in names]
     if missing:
         some = ", ".join(map(str, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")
-        raise CommitError(
+        error = CommitError(
             f"{store.url}: {len(missing)} of {parts} parts are missing: {some}. Write them, close their "
             "writers, and commit again"
         )
+        error.parts = tuple(missing)
+        raise error
 
     def read(part: int) -> PartReceipt:
         try:

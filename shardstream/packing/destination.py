@@ -103,6 +103,7 @@ class Destination:
 
     Attributes:
         store: The store.
+        plan: The identity of the pack.
         claim: By which this packer and its workers may write there, from `begin` on.
         tag: What stands in the names of shards, from `begin` on; see `Job`.
     """
@@ -117,11 +118,12 @@ class Destination:
         self._job = job
         self._record = record
         self._append = append
-        self._plan = identity(record, append)
+        self.plan = identity(record, append)
         # By the identity: the records that this pack may have, of this version and of 0.1.
         self._records = {identity(each, append): each for each in (record, old) if each is not None}
         self._old_names: set[str] = set()  # of the shards and indexes that are appended to
-        self._present: Sequence[Entry] = ()  # what was there when the pack began
+        self._present: Sequence[Entry] = ()  # what was there when the pack began, or at the last check
+        self._checked: Sequence[Entry] = ()  # what was there at the last check
         self._folders: set[str] = set()  # of shards
 
     @property
@@ -131,7 +133,7 @@ class Destination:
         if local is not None:
             return local
         # The same corpus may be packed to two stores at once.
-        name = hashlib.sha256(f"{self._plan}\0{self.store.url}".encode()).hexdigest()
+        name = hashlib.sha256(f"{self.plan}\0{self.store.url}".encode()).hexdigest()
         return os.path.join(tempfile.gettempdir(), f"shardstream-spill-{name[:16]}")
 
     def committed(self) -> Manifest | None:
@@ -180,21 +182,9 @@ class Destination:
             OptionError: There are shards of no dataset, or the unfinished pack is another one.
             CommitError: Another packer has reserved the store, or has committed meanwhile.
         """
-        names = self.store.list()
-        self._folders = folders_of(names)
-        self._present = shard_entries(self.store, self._folders)
-        present = {entry.path for entry in self._present}
-        self._old_names = {
-            url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)
-        }
-        foreign = self._new_shards(present)
-        if foreign and reservation.NAME not in present:
-            raise OptionError(
-                f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
-                "choose an empty target"
-            )
+        present, foreign = self.look(old)
         base = old.fingerprint if old else ""
-        plan = self._plan
+        plan = self.plan
         unfinished = reservation.read(self.store) if resume else None
         if unfinished is not None and unfinished.plan != plan and unfinished.plan in self._records:
             if not is_continued(self._record):
@@ -216,8 +206,32 @@ class Destination:
                 sorted({*foreign, *(name for name in present if name.startswith(_RECEIPTS))})
             )
             self._present = ()
-            self._clear_spill(names)
+            self.clear_spill(self.store.list())
         return continued
+
+    def look(self, old: Manifest | None) -> tuple[set[str], list[str]]:
+        """See what is in the store; returns the names, and those of shards of no dataset.
+
+        Args:
+            old: The manifest to append to, or None.
+
+        Raises:
+            OptionError: There are such shards, and no reservation.
+        """
+        names = self.store.list()
+        self._folders = folders_of(names)
+        self._present = shard_entries(self.store, self._folders)
+        present = {entry.path for entry in self._present}
+        self._old_names = {
+            url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)
+        }
+        foreign = self._new_shards(present)
+        if foreign and reservation.NAME not in present:
+            raise OptionError(
+                f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
+                "choose an empty target"
+            )
+        return present, foreign
 
     def hold(self, granted: reservation.Reservation) -> None:
         """Write by a reservation that is there: that of `begin`, or one that several packers share."""
@@ -227,17 +241,18 @@ class Destination:
         """Those names that are shards or indexes, and not of the dataset that is appended to."""
         return [name for name in names if SHARD.match(name) and name not in self._old_names]
 
-    def finished(self, stage: str) -> tuple[dict[int, Result], set[int]]:
+    def finished(self, stage: str, some: receipts.Some | None = None) -> tuple[dict[int, Result], set[int]]:
         """The results of the tasks that had finished when this packer began, and whose shards were there.
 
         Args:
             stage: The pass.
+            some: Which tasks are asked for. None: all.
 
         Returns:
             (the results by the numbers of their tasks, the tasks whose receipts are objects of their own).
         """
         sizes = {entry.path: entry.size for entry in self._present}
-        found, alone = receipts.read_all(self.store, sizes, stage, self._records)
+        found, alone = receipts.read_all(self.store, sizes, stage, self._records, some)
         whole = {
             number: result
             for number, result in found.items()
@@ -265,12 +280,16 @@ class Destination:
         """The tasks whose shards are missing, or not those of their receipts; see `wrong_tasks`."""
         urls = (shard.url for result in results for shard in result.shards)
         self._folders |= folders_of(urls)
-        self._present = shard_entries(self.store, self._folders)
+        self._present = self._checked = shard_entries(self.store, self._folders)
         return wrong_tasks(self.store, self._present, results)
 
-    def folds(self, stage: str) -> receipts.Folds:
+    def delete_receipts(self, names: Iterable[str]) -> None:
+        """Delete those of the objects that are receipts, of any pack."""
+        self.store.delete_many([name for name in names if name.startswith(_RECEIPTS)])
+
+    def folds(self, stage: str, part: int | None = None) -> receipts.Folds:
         """Folds the receipts of a pass; see `Folds`."""
-        return receipts.Folds(self.store, self.claim, stage)
+        return receipts.Folds(self.store, self.claim, stage, part)
 
     def clear(self, manifest: Manifest) -> None:
         """Delete what killed workers left: temporary files, and shards that are not in the manifest."""
@@ -288,7 +307,8 @@ class Destination:
         self, rejects: Sequence[tuple[str, str]], more: int = 0, skips: Sequence[tuple[str, str]] = ()
     ) -> None:
         """Write the list of rejects, if there are any; see `write_rejects` of this module."""
-        self.claim.check(self.store)
+        if rejects or more or skips:
+            self.claim.check(self.store)
         write_rejects(self.store, rejects, more, skips)
 
     def commit(self, old: Manifest | None, manifest: Manifest) -> None:
@@ -323,13 +343,14 @@ class Destination:
             commit_manifest(self.store, manifest, found, version=version)
 
     def clean(self) -> None:
-        """Delete what only an unfinished pack needs. The reservation is deleted last."""
-        names = self.store.list()
-        self.store.delete_many([name for name in names if name.startswith((*_RECEIPTS, MARK))])
-        self._clear_spill(names)
-        self.store.delete(reservation.NAME)
+        """Delete what only an unfinished pack needs, and the reservation with it."""
+        # All receipts are there before `wrong` lists them.
+        names = [entry.path for entry in self._checked] if self._checked else self.store.list()
+        self.clear_spill(names if self._job.shuffle is None else [_SPILL])
+        done = [name for name in names if name.startswith((*_RECEIPTS, MARK))]
+        self.store.delete_many([*done, reservation.NAME])
 
-    def _clear_spill(self, names: Collection[str]) -> None:
+    def clear_spill(self, names: Collection[str]) -> None:
         """Delete the samples between the passes of a shuffle; `names` has what is in the store."""
         shutil.rmtree(self.spill_dir, ignore_errors=True)
         if _SPILL in names and self.store.local_path(_SPILL) is None:

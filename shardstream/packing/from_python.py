@@ -41,6 +41,7 @@ class PythonOptions(TypedDict, total=False):
     max_rejects: float
     resume: bool
     append: bool
+    commit: bool
     engine: EngineOption
     storage_options: Options
     progress: Report
@@ -103,11 +104,11 @@ def check_options(function: Callable[..., Any], arguments: Mapping[str, Any]) ->
         OptionError: An option was given that only files have.
     """
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in ("sources", "dest") or name in PythonOptions.__annotations__:
+        if name in ("sources", "dest", "part") or name in PythonOptions.__annotations__:
             continue
         if arguments[name] != parameter.default:
             raise OptionError(f"{name} is for files, not for samples or functions of Python")
-    return {name: arguments[name] for name in PythonOptions.__annotations__}
+    return {name: arguments[name] for name in ("part", *PythonOptions.__annotations__)}
 
 
 def pack_samples(
@@ -119,8 +120,13 @@ def pack_samples(
         samples: The samples. They are read in this thread, while others compress.
         dest: Where the dataset is written.
         options: What `check_options` returned.
+
+    Raises:
+        OptionError: An option is wrong.
     """
     limit, most = options.pop("limit"), options.pop("max_rejects")
+    if options.pop("commit") or options["part"] is not None:
+        raise OptionError("an iterable has no parts: give each process its own, and Writer(dest, part=...)")
     if options.pop("engine") != "local":
         raise OptionError("an iterable is read here: give a list of functions, or leave out engine")
     if limit is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shardstream.errors import OptionError
 from shardstream.format.numbers import whole_number
@@ -12,6 +12,10 @@ from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
+from shardstream.storage.store import redact
+
+if TYPE_CHECKING:
+    from shardstream.packing.store_shuffle import Bounds
 
 __all__ = ["Bucket", "Buckets", "Job", "input_bytes", "shards_of", "stage_of"]
 
@@ -29,10 +33,10 @@ class Job:
         spill_dir: Only for a shuffle: the local folder for samples between the two passes. None: the system's
             temporary folder.
         buckets: Only for a shuffle: how many buckets there are.
+        part: The number of the part of the pack that this process does, and how many there are; or None.
         group: Only for a shuffle: how many buckets are a group. 0: the samples wait in `spill_dir`; else in
             the store, see `store_shuffle`.
-        spilled: Only for the second pass through the store: of each task of the first one the sizes of its
-            objects, in bytes.
+        spilled: Only for the second pass through the store: how many objects each task of the first one has.
         claim: By which workers may write to `dest`, and leave receipts there. None: no one else does.
         tag: Stands in the names of shards behind their numbers. It is not "" if the store lets a second
             writer of an object have its way: then no other plan may have the same names.
@@ -52,8 +56,9 @@ class Job:
     shuffle: int | None = None
     spill_dir: str | None = None
     buckets: int = 0
+    part: tuple[int, int] | None = None
     group: int = 0
-    spilled: tuple[tuple[int, ...], ...] = ()
+    spilled: tuple[int, ...] = ()
     claim: Claim | None = None
     tag: str = ""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -80,6 +85,12 @@ class Job:
         """The kind of the dataset."""
         there = self.tokenizer is not None or token_dtype(self.source) is not None
         return "tokens" if there else "samples"
+
+    @property
+    def shown(self) -> str:
+        """What it writes, for people who watch it."""
+        part = "" if self.part is None else f"part {self.part[0]}/{self.part[1]} of "
+        return f"{part}{redact(self.dest)}"
 
     def token_dtype(self) -> TokenDtype | None:
         """How tokens are stored; None if the dataset holds samples."""
@@ -121,10 +132,12 @@ class Buckets(Bucket):
         spills, span: See `Bucket`; the span of all its shards.
         first: The number of its first shard.
         spans: Of each of its shards the first of its buckets, and the one behind the last.
+        bounds: Where its regions begin and end in each object of the first pass; see `store_shuffle.gather`.
     """
 
     first: int = 0
     spans: tuple[tuple[int, int], ...] = ()
+    bounds: Bounds | None = field(default=None, compare=False, repr=False)
 
 
 def stage_of(job: Job, task: Task | Bucket) -> str:

@@ -63,18 +63,19 @@ class Outcome:
                 "faulty: pack again without --resume, and if it happens again, on another machine"
             )
 
-    def check_rejects(self, most: float, listed_at: str) -> None:
+    def check_rejects(self, most: float, listed_at: str, again: str = "--resume") -> None:
         """Raise SourceError if nothing was packed of what was read, or too little.
 
         Args:
             most: The share that may be rejected, 0 to 1.
             listed_at: Where the list of rejects is.
+            again: The option with which the same command commits the rest.
         """
         if self.rejected and self.rejected > most * (self.samples + self.rejected):
             raise SourceError(
                 f"{self.rejected:,} of {self.samples + self.rejected:,} samples were rejected, more than "
                 f"max_rejects={most:g} allows; nothing was committed. {self.reasons(listed_at)}. "
-                "If they may be left out, the same pack with --resume and a larger --max-rejects commits the "
+                f"If they may be left out, the same pack with {again} and a larger --max-rejects commits the "
                 "others"
             )
 

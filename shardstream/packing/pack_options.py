@@ -44,6 +44,7 @@ class PackOptions(TypedDict, total=False):
     max_rejects: float
     resume: bool
     append: bool
+    commit: bool
     resize: int | None
     quality: int | None
     labels: Literal["none", "leaf", "top"] | None

@@ -27,11 +27,13 @@ from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.keys import described, key_rule, with_prefixes
 from shardstream.packing.layout import AUTO, Codec, Layout, fitting_shard_size
 from shardstream.packing.pack_options import PackOptions, Sources
+from shardstream.packing.pack_parts import PackedPart, checked_pack_part, commit_parts, run_part
 from shardstream.packing.passes import run_passes
 from shardstream.packing.planning import Plan, expected_bytes, plan_tasks, suitable_codec
 from shardstream.packing.resize import Resize
 from shardstream.packing.runner import Runner
 from shardstream.packing.shard_names import clear_temporary
+from shardstream.packing.share import shares
 from shardstream.packing.sources import (
     Format,
     Source,
@@ -51,7 +53,7 @@ from shardstream.storage.store import Options, absolute, is_private
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Plan", "pack"]
+__all__ = ["PackedPart", "Plan", "pack"]
 
 
 @overload
@@ -60,16 +62,23 @@ def pack(
     dest: str | os.PathLike[str],
     *,
     dry_run: Literal[False] = False,
+    part: None = None,
     **options: Unpack[PackOptions],
 ) -> Manifest: ...
+@overload
+def pack(
+    sources: Sources | Sequence[Call], dest: str | os.PathLike[str], *, part: tuple[int, int],
+    **options: Unpack[PackOptions],
+) -> PackedPart: ...  # fmt: skip
 @overload
 def pack(
     sources: Sources, dest: str | os.PathLike[str], *, dry_run: Literal[True], **options: Unpack[PackOptions]
 ) -> Plan: ...
 @overload
 def pack(
-    sources: Sources, dest: str | os.PathLike[str], *, dry_run: bool, **options: Unpack[PackOptions]
-) -> Manifest | Plan: ...
+    sources: Sources, dest: str | os.PathLike[str], *, dry_run: bool, part: tuple[int, int] | None = None,
+    **options: Unpack[PackOptions],
+) -> Manifest | Plan | PackedPart: ...  # fmt: skip
 @overload
 def pack(
     sources: Iterable[Mapping[str, Any]], dest: str | os.PathLike[str], **options: Unpack[PythonOptions]
@@ -104,6 +113,8 @@ def pack(
     max_rejects: float = 0.5,
     resume: bool = False,
     append: bool = False,
+    part: tuple[int, int] | None = None,
+    commit: bool = False,
     dry_run: bool = False,
     resize: int | None = None,
     quality: int | None = None,
@@ -112,7 +123,7 @@ def pack(
     engine: EngineOption = "local",
     storage_options: Options = None,
     progress: Report = None,
-) -> Manifest | Plan:
+) -> Manifest | Plan | PackedPart:
     """Pack sources into a dataset at `dest`.
 
     Samples of Python are dicts with `__key__` and the values of fields, as `Writer.write` takes them. They
@@ -174,6 +185,10 @@ def pack(
             shardstream may have begun it. An iterable is read from its first sample, and compared with what
             is there.
         append: Whether to add to the dataset at `dest`.
+        part: For many processes that have no engine in common, such as an array of jobs: the number of this
+            one, from 0, and how many there are. Each does its share of the work, with the same arguments. It
+            may run at any time, again, and twice at once: what is done is kept. Then `commit` ends the pack.
+        commit: Whether to commit what all parts have packed. The other arguments are those of the parts.
         dry_run: Whether to write nothing, and only say what would be done.
         resize: Only for images: pixels of the shorter side. If that of an image is longer, the image is made
             smaller and encoded again. All images are turned upright.
@@ -192,21 +207,23 @@ def pack(
         progress: True shows a bar on stderr. A function is called with a Progress after each task.
 
     Returns:
-        The manifest of the dataset. With `dry_run`, a Plan.
+        The manifest of the dataset. With `dry_run`, a Plan, of a part its own. With `part`, a PackedPart.
 
     Raises:
-        OptionError: An option is wrong, no row has a name in `keep`, or `resume` finds a pack of other
-            sources or options.
+        OptionError: An option is wrong, no row has a name in `keep`, `resume` finds a pack of other sources
+            or options, or another part was begun with others.
         SourceError: The data is bad. The message names the file and the line. Or there were more rejects
             than `max_rejects`.
         StorageError: There is no access, or the disk is full.
-        CommitError: The target holds a dataset, or another packer is at work there.
+        CommitError: The target holds a dataset, another packer is at work there, or parts are missing at the
+            commit; its attribute `parts` has their numbers.
         CorruptionError: The dataset to append to, or the reservation of the target, is damaged.
         MissingExtraError: The package for `tokenizer`, `resize` or `engine` is not installed.
     """
     arguments = dict(locals())
     if not (isinstance(max_rejects, (int, float)) and 0 <= max_rejects <= 1):
         raise OptionError(f"max_rejects={max_rejects!r} must be a share of the samples, from 0 to 1")
+    part = checked_pack_part(part, commit, limit, engine)
     where = engine_of(engine)
     given = samples_or_calls(sources)
     unread: list[tuple[str, str]] = []  # what on_error="skip" leaves out before there are tasks
@@ -221,9 +238,7 @@ def pack(
         files, format, keep = given.files(), replace(given, keep=kept), None  # noqa: A001 - an option's name
     auto = shard_size == AUTO and isinstance(given, list)
     layout = Layout.of_sizes(frame_size, None if auto else shard_size, whole_number("level", level))
-    workers = None if workers is None else whole_number("workers", workers)
-    if workers is not None and workers < 1:
-        raise OptionError(f"workers={workers} must be at least 1")
+    workers = None if workers is None else whole_number("workers", workers, least=1)
     if quality is not None and resize is None:
         raise OptionError("quality needs resize: images that are not resized stay the bytes they are")
     if key is not None and not (isinstance(key, str) and key):
@@ -276,22 +291,30 @@ def pack(
     frames.compressor(codec, level)  # raises OptionError for a bad level before anything is written
     job = replace(job, layout=replace(layout, codec=codec))
     record = provenance(job, kind, files, keys)
-    total = sum(map(input_bytes, tasks))
+    mine = tasks if part is None else shares(tasks, part[1])[part[0]]
+    total = sum(map(input_bytes, mine))
     if dry_run:
-        return Plan(kind, len(files), len(tasks), total, codec, described(record), layout.shard_size)
+        return Plan(kind, len(files), len(mine), total, codec, described(record), layout.shard_size)
 
     if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
         workers = 1
     destination = Destination(job, record, append, old_record(record, files))
+    needs = needs_of(where, job, files, workers, destination.store.local_path(""))
+    if part is not None or commit:
+        with where.started(needs) as crew:
+            runner = Runner(destination, total, crew, progress)
+            if part is not None:
+                return run_part(job, tasks, destination, runner, record, part)
+            return commit_parts(job, tasks, unread, beside, destination, runner, record, max_rejects)
     with reservation.lock_machine(destination.store) as lock:
         if lock is not None:
             clear_temporary(destination.store)  # with the lock, no other packer of this machine is alive
         if resume and (manifest := destination.committed()):
             destination.clean()
             return manifest
-        folder = destination.store.local_path("")
-        with where.started(needs_of(where, job, files, workers, folder, destination.spill_dir)) as crew:
+        with where.started(needs) as crew:
             runner = Runner(destination, total, crew, progress)
             return run_passes(
-                job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects
-            )
+                job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects,
+                where.shared,
+            )  # fmt: skip

@@ -7,8 +7,9 @@ that is continued, or committed by another process, reads few objects.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import msgspec
 import xxhash
@@ -19,14 +20,43 @@ from shardstream.packing.claim import Claim
 from shardstream.packing.result import Result
 from shardstream.storage.store import Store
 
-__all__ = ["FOLDED", "Folds", "is_receipt", "read_all", "read_one", "receipt_name", "write_receipt"]
+__all__ = [
+    "FOLDED",
+    "Folds",
+    "Some",
+    "discard",
+    "is_receipt",
+    "read_all",
+    "read_one",
+    "receipt_name",
+    "write_receipt",
+]
 
 FOLDED = 1000  # receipts in one object
 _AT_ONCE = 64  # requests
 _MOST = 1 << 30  # bytes of a fold that is read
 _ONE = re.compile(r"\.pack-([a-z]+)-(\d{6,})\.json\Z")
-_FOLD = re.compile(r"\.pack-([a-z]+)-fold-[0-9a-f]{16}\.msgpack\.zst\Z")
+_FOLD = re.compile(r"\.pack-([a-z]+)-fold(?:-(\d{6,}))?-[0-9a-f]{16}\.msgpack\.zst\Z")
 _TRIES = 3
+
+
+class Some(NamedTuple):
+    """The tasks of one part of a pack.
+
+    Args:
+        part: The number of the part.
+        tasks: The numbers of its tasks.
+    """
+
+    part: int
+    tasks: Collection[int]
+
+    def asks(self, name: str) -> bool:
+        """Whether an object may be a receipt of these tasks. What several parts did at once may be."""
+        if (match := _ONE.match(name)) is not None:
+            return int(match[2]) in self.tasks
+        match = _FOLD.match(name)
+        return match is not None and (match[2] is None or int(match[2]) == self.part)
 
 
 def receipt_name(stage: str, number: int) -> str:
@@ -89,7 +119,7 @@ def read_one(store: Store, name: str) -> Result | None:
 
 
 def read_all(
-    store: Store, names: Iterable[str], stage: str, plans: Iterable[str]
+    store: Store, names: Iterable[str], stage: str, plans: Iterable[str], some: Some | None = None
 ) -> tuple[dict[int, Result], set[int]]:
     """The receipts of a pass, read many at a time.
 
@@ -99,19 +129,39 @@ def read_all(
         stage: The pass.
         plans: The identities of the pack. The receipts of other plans are passed over. Those of version 0.1
             name no plan.
+        some: Which tasks are asked for. None: all.
 
     Returns:
         (the results by the numbers of their tasks, the tasks whose receipts are objects of their own).
     """
     mine = {"", *plans}
-    asked = [name for name in names if is_receipt(name, stage)]
+    asked = [name for name in names if is_receipt(name, stage) and (some is None or some.asks(name))]
     singles = [name for name in asked if _ONE.match(name)]
     folds = [name for name in asked if _FOLD.match(name)]
     with ThreadPoolExecutor(_AT_ONCE, "shardstream-receipts") as pool:
-        several = [result for some in pool.map(lambda name: _unfolded(store, name), folds) for result in some]
+        several = [result for each in pool.map(lambda name: _unfolded(store, name), folds) for result in each]
         alone = [result for result in pool.map(lambda name: read_one(store, name), singles) if result]
     found = {result.number: result for result in (*several, *alone) if result.plan in mine}
     return found, {result.number for result in alone if result.plan in mine}
+
+
+def discard(store: Store, names: Iterable[str], plan: str, part: int, tasks: Collection[int]) -> None:
+    """Delete the receipts that a part has left, but not those of another plan.
+
+    Args:
+        store: The target.
+        names: The names of the objects there.
+        plan: The identity of the pack.
+        part: The number of the part.
+        tasks: The numbers of its tasks.
+    """
+    some = Some(part, tasks)
+    for name in names:
+        if some.asks(name):
+            one = read_one(store, name) if _ONE.match(name) else None
+            results = [one] if one is not None else _unfolded(store, name) if _FOLD.match(name) else []
+            if results and all(result.plan == plan for result in results):
+                store.delete(name)
 
 
 def _unfolded(store: Store, name: str) -> list[Result]:
@@ -133,22 +183,29 @@ class Folds:
         store: The target.
         claim: By which the packer may write there.
         stage: The pass.
+        part: The part of the pack whose tasks they are, or None.
     """
 
-    def __init__(self, store: Store, claim: Claim, stage: str) -> None:
-        self._store, self._claim, self._stage = store, claim, stage
+    def __init__(self, store: Store, claim: Claim, stage: str, part: int | None = None) -> None:
+        self._store, self._claim = store, claim
+        self._stage, self._name = stage, f".pack-{stage}-fold" + ("" if part is None else f"-{part:06d}")
         self._open: list[Result] = []
 
     def add(self, results: Sequence[Result]) -> None:
         """Take results whose receipts are objects of their own."""
         for result in results:
-            self._open.append(result)
-            if len(self._open) >= FOLDED:
+            if len(self._open) >= FOLDED:  # the last thousand need not be folded: a commit follows
                 self._fold()
+            self._open.append(result)
+
+    def close(self) -> None:
+        """Fold those that are left, since a part ends, and another process reads them."""
+        if len(self._open) > 1:
+            self._fold()
 
     def _fold(self) -> None:
         some, self._open = self._open, []
         self._claim.check(self._store)
         data = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(some))
-        self._store.write(f".pack-{self._stage}-fold-{xxhash.xxh3_64_hexdigest(data)}.msgpack.zst", data)
+        self._store.write(f"{self._name}-{xxhash.xxh3_64_hexdigest(data)}.msgpack.zst", data)
         self._store.delete_many([receipt_name(self._stage, result.number) for result in some])

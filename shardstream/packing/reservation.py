@@ -20,6 +20,8 @@ from shardstream.storage.store import Store
 
 NAME = ".pack-claim.json"
 LOCK = ".pack-lock"
+# What a file system without locks answers, such as Lustre that is mounted without the option flock.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _LOCK_TIMEOUT = 5.0  # seconds in which the workers of a killed packer notice that, and end
 
 
@@ -30,9 +32,11 @@ class Reservation(msgspec.Struct, frozen=True):
         plan: The identity of the pack, from its sources and options.
         base: The fingerprint of the dataset that the pack appends to, or "".
         tool: The version of shardstream that began the pack. Version 0.1.0 did not write this.
-        parts: How many writers write a part each, before one commit for all of them. 0: it is no such pack.
+        parts: How many processes write a part each, before one commit for all of them. 0: it is no such pack.
         record: Only with `parts`: the provenance of the new samples.
         kind: Only with `parts`: the kind of the dataset.
+        versions: Only of parts of `pack`: the versions that the bytes depend on.
+        tasks: Only of parts of `pack`: a checksum of all tasks.
         epoch: How often a packer has started or resumed here since the reservation was made.
         owner: A random name of the packer whose turn it is.
         tagged: Whether the names of shards have a part of the plan in them, since the store lets a second
@@ -45,6 +49,8 @@ class Reservation(msgspec.Struct, frozen=True):
     parts: int = 0
     record: dict[str, Any] = {}
     kind: Literal["samples", "tokens"] = "samples"
+    versions: dict[str, str] = {}
+    tasks: str = ""
     epoch: int = 0
     owner: str = ""
     tagged: bool = False
@@ -63,7 +69,8 @@ def lock_machine(store: Store, name: str = LOCK, shared: bool = False) -> Iterat
         shared: Whether others may have the lock too, if they share it.
 
     Yields:
-        The file descriptor. None for a remote store, which only the object NAME protects.
+        The file descriptor. None for a remote store, or a file system without locks, which only the object
+        NAME protects.
 
     Raises:
         CommitError: Another packer of this machine has the lock.
@@ -74,19 +81,22 @@ def lock_machine(store: Store, name: str = LOCK, shared: bool = False) -> Iterat
         yield None
         return
     descriptor = _lock(path, store.url, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    if descriptor is None:
+        yield None
+        return
     owner = os.getpid()
     try:
         yield descriptor
     finally:
         if os.getpid() == owner:  # not a fork of it, which may end first
-            if not shared:  # else others may have the lock too
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+            with contextlib.suppress(OSError):  # others share the lock, or somebody has emptied the target
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # since forks have the descriptor too
         os.close(descriptor)
 
 
-def _lock(path: str, target: str, kind: int) -> int:
+def _lock(path: str, target: str, kind: int) -> int | None:
     deadline = time.monotonic() + _LOCK_TIMEOUT
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -99,6 +109,11 @@ def _lock(path: str, target: str, kind: int) -> int:
                     if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
                         return descriptor
             except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    os.close(descriptor)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+                    return None
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     os.close(descriptor)
                     raise
@@ -147,8 +162,7 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
     try:
         store.create(NAME, msgspec.json.encode(mine))
     except CommitError:
-        version = store.version(NAME)[0]
-        found = read(store)
+        found, version = _read_version(store)
         if resume and found is not None and (found.plan, found.base) == (mine.plan, mine.base):
             mine = msgspec.structs.replace(found, owner=mine.owner, epoch=found.epoch + 1)
             try:
@@ -175,18 +189,36 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
             ) from None
         mine = msgspec.structs.replace(mine, epoch=0 if found is None else found.epoch + 1)
         store.replace(NAME, msgspec.json.encode(mine), version)
-    if not _creates_once(store):
+    if not creates_once(store, msgspec.json.encode(mine)):
         mine = msgspec.structs.replace(mine, tagged=True)
         store.write(NAME, msgspec.json.encode(mine))
     return mine, False
 
 
-def _creates_once(store: Store) -> bool:
-    """Whether the store refuses to create an object again. Some servers ignore that they are asked to."""
+def _read_version(store: Store) -> tuple[Reservation | None, str]:
+    """(the reservation, its version): never an older one than its content."""
+    try:
+        version = store.version(NAME)[0]
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CommitError(
+                f"{store.url}: another packer has just ended here; look what it left"
+            ) from error
+        raise
+    return read(store), version
+
+
+def creates_once(store: Store, data: bytes) -> bool:
+    """Whether the store refuses to create an object again. Some servers ignore that they are asked to.
+
+    Args:
+        store: The target.
+        data: What is stored as the reservation.
+    """
     if store.local_path(NAME) is not None or not store.conditional:
         return store.conditional
     try:
-        store.create(NAME, store.read(NAME))
+        store.create(NAME, data)
     except CommitError:
         return True
     return False

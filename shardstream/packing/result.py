@@ -25,7 +25,7 @@ class Result(msgspec.Struct):
         sample_bytes: The bytes that the fields of its samples hold. None: version 0.1 did the task.
         given: Of the samples that it read, as they are to be stored, less those that became rejects.
         stored: Of the samples in its shards.
-        spilled: Only for a shuffle through the store: the bytes of each object that holds its samples.
+        spilled: Only for a shuffle through the store: of each object of its samples where its regions end.
         plan: The identity of the pack. "": version 0.1 did the task.
         versions: The versions of the objects that it put, by name, as far as the store tells them.
     """
@@ -43,6 +43,6 @@ class Result(msgspec.Struct):
     sample_bytes: int | None = None
     given: Tally | None = None
     stored: Tally | None = None
-    spilled: list[int] = []
+    spilled: list[bytes] = []
     plan: str = ""
     versions: dict[str, str] = {}

@@ -14,6 +14,7 @@ from shardstream.errors import CommitError
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines.engine import Workers
 from shardstream.packing.job import Bucket, Job, input_bytes, shards_of
+from shardstream.packing.receipts import Some
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
 from shardstream.packing.worker import run_task
@@ -74,7 +75,7 @@ class Runner:
         """Run one pass; returns the results in the order of the tasks' numbers.
 
         Each task leaves a receipt. At the end of the pass that writes shards, all shards are compared with
-        the receipts; a task whose shards are not right is done again.
+        the receipts; a task whose shards are not right is done again. Of a part of a pack the commit does it.
 
         Args:
             job: The pack.
@@ -86,12 +87,13 @@ class Runner:
         Raises:
             CommitError: It is another packer's turn at the target; or shards are changed again and again.
         """
-        begin("pack", redact(job.dest))
+        begin("pack", job.shown)
         done: dict[int, Result] = {}
-        totals, folds = Totals(), self._destination.folds(stage)
+        some = None if job.part is None else Some(job.part[0], {task.number for task in tasks})
+        totals, folds = Totals(), self._destination.folds(stage, None if some is None else some.part)
         alone: set[int] = set()
         if continued:
-            found, alone = self._destination.finished(stage)
+            found, alone = self._destination.finished(stage, some)
             for task in tasks:
                 result = found.get(task.number)
                 # A version that cut the input otherwise has left receipts of other tasks.
@@ -100,8 +102,8 @@ class Runner:
                     totals.add(result)
             read = self._bytes(job, stage, totals, len(tasks)) if done else 0
             self._found_bytes = max(self._found_bytes, read)
-            again = {task.number for task in tasks if task.number not in done}
-            self._forget(job, stage, [task for task in tasks if task.number in again])
+            if some is None:  # else another process may be at the same tasks
+                self._forget(job, stage, [task for task in tasks if task.number not in done])
             folds.add([done[number] for number in sorted(alone & done.keys())])
         self._progress(job, stage, totals, len(tasks))
         for _ in range(_ROUNDS):
@@ -110,6 +112,9 @@ class Runner:
                 totals.add(result)
                 folds.add([result])
                 self._progress(job, stage, totals, len(tasks))
+            if some is not None:  # the commit compares the shards of all parts
+                folds.close()
+                return [done[number] for number in sorted(done)]
             wrong = self._destination.wrong(list(done.values())) if stage in _WRITES else set()
             if not wrong:
                 return [done[number] for number in sorted(done)]

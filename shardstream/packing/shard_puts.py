@@ -53,7 +53,7 @@ class ShardPuts:
         versions: The versions of the objects, by name, as far as the store tells them.
     """
 
-    def __init__(self, store: Store, claim: Claim, number: int, stage: str) -> None:
+    def __init__(self, store: Store, claim: Claim, number: int, stage: str = "task") -> None:
         self._store, self._claim = store, claim
         self._receipt = receipts.receipt_name(stage, number)
         self.versions: dict[str, str] = {}
@@ -82,7 +82,11 @@ class ShardPuts:
                 "input; the machines may have different packages, or the source is not the same each time"
             )
         self._store.delete(path)
-        self.versions[path] = self._store.create(path, *parts)
+        try:
+            self.versions[path] = self._store.create(path, *parts)
+        except CommitError as error:  # another attempt at this task was faster
+            if not self._is_there(path, parts):
+                raise StorageError(f"{self._store.where(path)}: another worker is writing it") from error
 
     def _is_there(self, path: str, parts: tuple[Part, ...]) -> bool:
         digest = xxhash.xxh3_128()

@@ -20,6 +20,7 @@ from shardstream.errors import CorruptionError, OptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.columns import NO_COLUMNS, ColumnValue
 from shardstream.format.manifest import ShardInfo
+from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
 from shardstream.packing.writer import SampleWriter, TokenWriter
 from shardstream.storage.store import Store
@@ -168,6 +169,7 @@ class ShardStream:
         dtype: The dtype of the tokens; None for samples.
         resume: Whether to compare the stream with the shards of an unfinished one, and to leave out what is
             there.
+        claim: By which it may write there; looked at before each shard. None: no one else does.
     """
 
     def __init__(
@@ -178,8 +180,10 @@ class ShardStream:
         name: Callable[[int], tuple[int, int]],
         dtype: np.dtype[np.generic] | None = None,
         resume: bool = False,
+        claim: Claim | None = None,
     ) -> None:
         self._store = store
+        self._claim = claim
         self._layout = layout
         self._threads = threads
         self._name = name
@@ -246,9 +250,11 @@ class ShardStream:
         for one in self._shards:  # an error of a thread is raised at once, not at the end
             if isinstance(one, Future) and one.done():
                 one.result()
-        store, receipt = self._store, self._receipt_name()
+        store, claim, receipt = self._store, self._claim, self._receipt_name()
 
         def write() -> ShardInfo:
+            if claim is not None:
+                claim.check(store)
             info = shard.finish()
             store.write(receipt, msgspec.json.encode(Receipt(info, content)))
             return info

@@ -17,7 +17,7 @@ from shardstream.packing.sources.calls import Calls
 __all__ = ["MOST_ON_DISK", "MOST_SINGLE", "gathering", "grouped", "scattering"]
 
 # Pieces that the second pass reads one by one from a local disk: for more, a level of groups costs less.
-MOST_ON_DISK = 1 << 19
+MOST_ON_DISK = 1 << 18
 # Pieces in the store, each of which is two requests: for fewer, each shard is a task of its own.
 MOST_SINGLE = 1 << 12
 
@@ -77,10 +77,18 @@ def gathering(job: Job, read: Sequence[Result]) -> tuple[Job, list[Bucket]]:
         spans = joined(sum(each.sample_bytes or 0 for each in read), job.layout.shard_size)
     if not job.group:
         return job, [Bucket(number, len(read), span) for number, span in enumerate(spans)]
+    from shardstream.packing.store_shuffle import all_bounds
+
+    bounds = all_bounds((end for each in read for end in each.spilled), -(-job.buckets // job.group))
     tasks: list[Bucket] = []
     numbered = itertools.groupby(enumerate(spans), lambda each: each[1][0] // job.group)
     for _, members in numbered:
         some = list(members)
         whole = some[0][1][0], some[-1][1][1]
-        tasks.append(Buckets(len(tasks), len(read), whole, some[0][0], tuple(span for _, span in some)))
-    return replace(job, spilled=tuple(tuple(each.spilled) for each in read)), tasks
+        regions = slice(whole[0] // job.group, -(-whole[1] // job.group) + 1)
+        tasks.append(
+            Buckets(
+                len(tasks), len(read), whole, some[0][0], tuple(span for _, span in some), bounds[:, regions]
+            )
+        )
+    return replace(job, spilled=tuple(len(each.spilled) for each in read)), tasks

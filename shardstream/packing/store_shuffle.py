@@ -8,68 +8,65 @@ group has sqrt(B) buckets, there are T x sqrt(B) pieces, which are sqrt(B) times
 The draws are those of `disk_shuffle`, and so is the order of the samples before a bucket is permuted. So the
 result has the same bytes.
 
-An object is one frame of zstd for each group, none for an empty one; then R + 1 numbers of 8 bytes, little
-endian: where each of the R regions begins, and where the last one ends. A frame holds blocks: the number of a
-bucket (4 bytes), the length of its samples (8 bytes), its samples. A task with more samples than it may hold
-in memory writes several objects.
+An object is one frame of zstd for each group, none for an empty one. A frame holds blocks: the number of a
+bucket (4 bytes), the length of its samples (8 bytes), its samples; numbers are little endian. Where the
+regions end stands in the receipts of the tasks, and goes to the second pass with its tasks: so a piece is one
+request. A task with more samples than it may hold in memory writes several objects.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-import os
 import struct
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, pairwise
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
 from shardstream.errors import StorageError
-from shardstream.packing.buckets import Draws, Spilled, permuted, split, write_grouped
+from shardstream.packing.buckets import Draws, Spilled, permuted, split
 from shardstream.packing.open_shard import Output
+from shardstream.packing.piles import Piles
 from shardstream.packing.sources import Sample
-from shardstream.storage.local.reads import read_exactly
 from shardstream.storage.store import Store
 from shardstream.storage.transport.backends import Data
 
-__all__ = ["FOLDER", "Objects", "gather", "scatter"]
+__all__ = ["FOLDER", "Objects", "all_bounds", "gather", "scatter"]
 
 FOLDER = ".spill"
 _LEVEL = 1  # of zstd: the samples are read once
-_HELD = 128 << 20  # bytes of samples in memory before a task of the second pass writes them to its disk
 _IN_FLIGHT = 64 << 20  # bytes of regions that are on their way
 _BLOCK = struct.Struct("<IQ")
 _AGAIN = "pack again without --resume"
 
 Span = tuple[int, int]
+Bounds = npt.NDArray[np.uint64]
 
 
 class Objects(NamedTuple):
     """What the first pass has left in the store.
 
     Args:
-        sizes: Of each task the sizes of its objects, in bytes.
-        buckets: How many buckets there are.
+        counts: How many objects each task has.
         group: How many buckets are a group.
         tag: Stands in the names of the objects.
     """
 
-    sizes: Sequence[Sequence[int]]
-    buckets: int
+    counts: Sequence[int]
     group: int
     tag: str = ""
 
-    @property
-    def regions(self) -> int:
-        """How many regions an object has."""
-        return -(-self.buckets // self.group)
+    def names(self) -> list[str]:
+        """The names of all objects, in the order of the tasks."""
+        return [
+            _name(task, place, self.tag) for task, count in enumerate(self.counts) for place in range(count)
+        ]
 
 
 def _name(task: int, place: int, tag: str) -> str:
@@ -85,7 +82,7 @@ def scatter(
     shard_size: int,
     group: int,
     tag: str = "",
-) -> tuple[Spilled, list[int]]:
+) -> tuple[Spilled, list[bytes]]:
     """Pass one over the samples of one task.
 
     Args:
@@ -96,44 +93,61 @@ def scatter(
         tag: Stands in the names of the objects.
 
     Returns:
-        What was written, and the sizes of the objects.
+        What was written; and of each object where its regions end, as `all_bounds` takes it.
 
     Raises:
         StorageError: An object cannot be written.
     """
-    sizes: list[int] = []
+    written: list[bytes] = []
     regions = -(-buckets // group)
     compress = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress
 
     def flush(records: dict[int, list[bytes]]) -> None:
-        frames, offsets = [], np.zeros(regions + 1, "<u8")
+        frames, sizes = [], np.zeros(regions, "<u8")
         for region, members in groupby(sorted(records), lambda bucket: bucket // group):
             pieces: list[bytes] = []
             for bucket in members:
                 block = b"".join(records.pop(bucket))
                 pieces += (_BLOCK.pack(bucket, len(block)), block)
             frames.append(compress(b"".join(pieces)))
-            offsets[region + 1] = len(frames[-1])
+            sizes[region] = len(frames[-1])
         if frames:
-            tail = np.cumsum(offsets, dtype="<u8").tobytes()
-            store.write(_name(task, len(sizes), tag), *frames, tail)
-            sizes.append(sum(map(len, frames)) + len(tail))
+            store.write(_name(task, len(written), tag), *frames)
+            written.append(np.cumsum(sizes, dtype="<u8").tobytes())
 
     draws = Draws(seed, task, buckets, shard_size, flush)
     for sample in samples:
         draws.add(sample)
     draws.flush()
-    return draws.written, sizes
+    return draws.written, written
+
+
+def all_bounds(ends: Iterable[bytes], regions: int) -> Bounds:
+    """Where the regions of all objects begin and end, [objects, regions + 1].
+
+    Args:
+        ends: What `scatter` returned of each object, in the order of the tasks.
+        regions: How many regions an object has.
+    """
+    found = np.frombuffer(b"".join(ends), "<u8").reshape(-1, regions)
+    return np.concatenate((np.zeros((len(found), 1), "<u8"), found), axis=1)
 
 
 def gather(
-    store: Store, objects: Objects, seed: int, first: int, spans: Sequence[Span], scratch: str | None
+    store: Store,
+    objects: Objects,
+    bounds: Bounds,
+    seed: int,
+    first: int,
+    spans: Sequence[Span],
+    scratch: str | None,
 ) -> Iterator[tuple[int, Iterator[Sample]]]:
     """Pass two: the samples of consecutive shards, those of each one permuted.
 
     Args:
         store: The store of the dataset.
         objects: What the first pass has left there.
+        bounds: Where the regions of these shards begin and end in each object: columns of `all_bounds`.
         seed: The seed of the shuffle.
         first: The number of the first shard.
         spans: Of each shard the first of its buckets, and the one behind the last.
@@ -149,10 +163,10 @@ def gather(
     starts = [start for start, _ in spans]
     simple = end - begin == len(spans)
     unpack, head = _BLOCK.unpack_from, _BLOCK.size
-    with contextlib.closing(_Piles(len(spans), scratch)) as piles:
-        for raw in _regions(store, objects, begin // objects.group, -(-end // objects.group)):
+    with contextlib.closing(Piles(len(spans), scratch)) as piles:
+        for raw in _regions(store, objects, bounds):
             at = 0
-            while at < len(raw):
+            while at + head <= len(raw):
                 bucket, size = unpack(raw, at)
                 at += head + size
                 if begin <= bucket < end:
@@ -164,133 +178,61 @@ def gather(
             yield first + pile, _shard(piles, pile, seed, first + pile)
 
 
-def _shard(piles: _Piles, pile: int, seed: int, number: int) -> Iterator[Sample]:
+def _shard(piles: Piles, pile: int, seed: int, number: int) -> Iterator[Sample]:
     """The samples of one shard, which are in memory only while they are taken."""
     records = [record for block in piles.blocks(pile) for record in split(block)]
     yield from permuted(records, seed, number)
 
 
-class _Piles:
-    """Blocks of samples by the shard that they are for: in memory, and in a file if they are many.
-
-    The file has no name, so that it is gone with its process, however that ends.
-    """
-
-    def __init__(self, count: int, folder: str | None) -> None:
-        self._count, self._folder = count, folder
-        self._held: dict[int, list[bytes]] = {}
-        self._size = 0
-        self._file: IO[bytes] | None = None
-        self._bounds: list[npt.NDArray[np.int64]] = []
-
-    def close(self) -> None:
-        """Give the file back."""
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, pile: int, block: bytes) -> None:
-        """Put a block behind those of its pile."""
-        self._held.setdefault(pile, []).append(block)
-        self._size += len(block)
-        # One pile is needed as a whole in memory anyway.
-        if self._size >= _HELD and self._count > 1:
-            self._flush()
-
-    def blocks(self, pile: int) -> Iterator[bytes]:
-        """The blocks of a pile, for once."""
-        if self._file is not None:
-            for bounds in self._bounds:
-                start, size = int(bounds[pile]), int(bounds[pile + 1] - bounds[pile])
-                if size:
-                    yield bytes(read_exactly(self._file.fileno(), start, size, self._where))
-        held = self._held.pop(pile, [])
-        held.reverse()
-        while held:
-            yield held.pop()  # it is given up as it is taken: a shard may be large
-
-    @property
-    def _where(self) -> str:
-        return f"a temporary file in {self._folder or tempfile.gettempdir()}"
-
-    def _flush(self) -> None:
-        try:
-            if self._file is None:
-                if self._folder is not None:
-                    os.makedirs(self._folder, mode=0o700, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - until `close`
-            self._bounds.append(write_grouped(self._file, self._held, self._count))
-            self._file.flush()
-        except OSError as error:
-            raise StorageError(f"writing {self._where} for the shuffle: {error.strerror}") from error
-        self._held.clear()
-        self._size = 0
-
-
-def _regions(store: Store, objects: Objects, first: int, end: int) -> Iterator[bytes]:
-    """The content of regions `first` to `end` of all objects, in the order of the tasks."""
+def _regions(store: Store, objects: Objects, bounds: Bounds) -> Iterator[bytes]:
+    """The content of some regions of all objects, in the order of the tasks."""
     decompress = zstandard.ZstdDecompressor().decompress
-    todo = [
-        (_name(task, place, objects.tag), size)
-        for task, sizes in enumerate(objects.sizes)
-        for place, size in enumerate(sizes)
+    pieces = [
+        piece for piece in zip(objects.names(), bounds.tolist(), strict=True) if piece[1][-1] > piece[1][0]
     ]
-
-    def read(name: str, size: int) -> list[Data]:
-        return _frames(store, name, size, objects.regions, first, end)
-
-    share = (end - first) / objects.regions  # of an object, on average
-    for (name, _), frames in zip(todo, _ahead(store, read, todo, share), strict=True):
-        for frame in frames:
+    for (name, places), data in zip(pieces, _ahead(store, pieces), strict=True):
+        view = memoryview(data)
+        for start, stop in pairwise(places):
+            if stop == start:
+                continue
             try:
-                raw = decompress(frame)
+                raw = decompress(view[start - places[0] : stop - places[0]])
             except zstandard.ZstdError as error:
                 raise StorageError(f"{store.where(name)} is damaged: {error}; {_AGAIN}") from error
             yield raw
 
 
-def _frames(store: Store, name: str, size: int, regions: int, first: int, end: int) -> list[Data]:
-    """The frames of some regions of an object, by two ranges: where they are, and they."""
-    tail = size - 8 * (regions + 1)
+def _read(store: Store, name: str, places: Sequence[int]) -> Data:
     try:
-        places = store.read_range(name, tail + 8 * first, 8 * (end - first + 1))
-        bounds = struct.unpack(f"<{end - first + 1}Q", places)
-        if list(bounds) != sorted(bounds) or bounds[-1] > tail:
-            raise StorageError(f"{store.where(name)} is damaged: its regions overlap; {_AGAIN}")
-        data = memoryview(store.read_range(name, bounds[0], bounds[-1] - bounds[0]))
+        return store.read_range(name, places[0], places[-1] - places[0])
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise StorageError(f"{store.where(name)} for the shuffle is missing; {_AGAIN}") from error
         raise
-    return [data[start - bounds[0] : stop - bounds[0]] for start, stop in pairwise(bounds) if stop > start]
 
 
-def _ahead(
-    store: Store,
-    read: Callable[[str, int], list[Data]],
-    todo: Sequence[tuple[str, int]],
-    share: float,
-) -> Iterator[list[Data]]:
-    """The results of `read` in order: of a remote store many at a time, which are about 64 MiB."""
+def _ahead(store: Store, pieces: Sequence[tuple[str, list[int]]]) -> Iterator[Data]:
+    """The bytes of all pieces in order: of a remote store many at a time, about 64 MiB of them."""
     if store.local_path("") is not None:
-        for name, size in todo:
-            yield read(name, size)
+        for name, places in pieces:
+            yield _read(store, name, places)
         return
-    coming: deque[tuple[Future[list[Data]], float]] = deque()
-    left = iter(todo)
-    in_flight = 0.0
+    coming: deque[tuple[Future[Data], int]] = deque()
+    left = iter(pieces)
+    in_flight = 0
     pool = ThreadPoolExecutor(store.concurrency, "shardstream-shuffle")
     try:
         while True:
             while not coming or in_flight < _IN_FLIGHT:
-                item = next(left, None)
-                if item is None:
+                piece = next(left, None)
+                if piece is None:
                     break
-                coming.append((pool.submit(read, *item), item[1] * share))
+                coming.append((pool.submit(_read, store, *piece), piece[1][-1] - piece[1][0]))
                 in_flight += coming[-1][1]
             if not coming:
                 return
-            future, cost = coming.popleft()
+            future, size = coming.popleft()
             yield future.result()
-            in_flight -= cost
+            in_flight -= size
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

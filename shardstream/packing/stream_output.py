@@ -146,7 +146,9 @@ class StreamOutput:
         self._target.held.callback(threads.stop)
         dtype = None if self._dtype is None else np.dtype(self._dtype)
         target = self._target
-        self._stream = ShardStream(target.store, layout, threads, target.name, dtype, target.resume)
+        self._stream = ShardStream(
+            target.store, layout, threads, target.name, dtype, target.resume, target.claim
+        )
         return self._stream
 
 

@@ -13,6 +13,7 @@ from shardstream.format.manifest import Manifest, ShardInfo
 from shardstream.format.numbers import whole_number
 from shardstream.packing import parts, reservation
 from shardstream.packing.build_manifest import assemble, next_number, provenance
+from shardstream.packing.claim import Claim
 from shardstream.packing.columns import check_columns, check_known
 from shardstream.packing.destination import Destination, identity
 from shardstream.packing.shard_names import clear_temporary
@@ -37,6 +38,7 @@ class StreamTarget:
         store: The store.
         old: The manifest that is appended to, or None.
         resume: Whether shards of an unfinished stream may be there.
+        claim: By which the stream may write there.
         held: What is released with the locks: threads, a bar.
 
     Raises:
@@ -75,11 +77,13 @@ class StreamTarget:
                 clear_temporary(self.store)  # with the lock, no other packer of this machine is alive
             self.old = self._destination.old_manifest()
             self.resume = self._destination.begin(self.old, resume, lock is not None)
+            self.claim = self._destination.claim
             return
         part = self._part[0]
         self.held.enter_context(parts.lock_part(self.store, part))
         self.old = self._destination.old_manifest()
         parts.claim_part(self.store, plan, self.old, self._part, self._record, self._job.kind)
+        self.claim = Claim(plan)  # that of all parts
         parts.forget_part(self.store, next_number(self.old) + part, part, keep_shards=resume)
         self.resume = resume
 
@@ -123,6 +127,7 @@ class StreamTarget:
             CommitError: The dataset has changed since the claim.
         """
         if self._part is not None:
+            self.claim.check(self.store, now=True)
             parts.write_part(self.store, parts.PartReceipt(self._part[0], shards, dtype, rejects, unknown))
             return None
         self._destination.write_rejects(rejects, rejected - len(rejects))

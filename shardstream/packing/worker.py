@@ -27,7 +27,7 @@ from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.tally import Tally, total
 from shardstream.packing.writer import SampleWriter, TokenWriter
-from shardstream.storage.store import Store, redact
+from shardstream.storage.store import Store
 
 if TYPE_CHECKING:
     from shardstream.packing.tokenize import Tokenizer, Tokens
@@ -48,7 +48,7 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
         CommitError: It is another packer's turn at the target. Nowhere else can the task be done either.
         SourceError: A sample is bad, and `job.on_error` is "raise".
     """
-    begin("pack", redact(job.dest))
+    begin("pack", job.shown)
     started = time.monotonic()
     result = _done(job, task)
     if job.claim is not None:
@@ -99,8 +99,11 @@ def _gathered(job: Job, task: Bucket) -> Iterator[tuple[int, Iterable[Sample]]]:
         from shardstream.packing import store_shuffle
 
         store = Store.open(job.dest, job.storage_options)
-        objects = store_shuffle.Objects(job.spilled, job.buckets, job.group, _spill_tag(job))
-        yield from store_shuffle.gather(store, objects, seed, task.first, task.spans, job.spill_dir)
+        objects = store_shuffle.Objects(job.spilled, job.group, _spill_tag(job))
+        assert task.bounds is not None
+        yield from store_shuffle.gather(
+            store, objects, task.bounds, seed, task.first, task.spans, job.spill_dir
+        )
         return
     from shardstream.packing import disk_shuffle
 

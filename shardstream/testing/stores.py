@@ -205,6 +205,14 @@ class StoreContract(ReadOnlyStoreContract):
             for told in (made[each.path], store.version(each.path)[0]):
                 assert not (told and each.version) or told.strip('"') == each.version.strip('"')
 
+    def test_a_folder_is_listed_with_the_names_in_it(self, store: Store) -> None:
+        for name, size in (("000/b", 2), ("000/a", 1), ("c", 3)):
+            store.write(name, bytes(size))
+        assert store.list() == ["000", "c"]
+        assert store.list("000") == ["a", "b"]
+        assert [(each.path, each.size) for each in store.entries("000")] == [("a", 1), ("b", 2)]
+        assert (store.list("001"), list(store.entries("001"))) == ([], [])
+
     def test_of_two_that_replace_a_version_one_succeeds(self, store: Store) -> None:
         store.write("a", b"first")
         before, _ = store.version("a")

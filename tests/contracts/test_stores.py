@@ -13,6 +13,7 @@ import pytest
 from shardstream.errors import CommitError, StorageError
 from shardstream.storage.remote import RemoteStore
 from shardstream.storage.store import Store
+from shardstream.storage.transport.backends import obstore
 from shardstream.testing import ReadOnlyStoreContract, StoreContract
 from shardstream.testing.stores import Put
 
@@ -166,6 +167,17 @@ class TestS3ByObstore(TestS3):
         Store.open(store.url, weed.options() | {"config_kwargs": {}}).write("x", b"")  # makes the bucket
         store.delete("x")
         return store
+
+    def test_what_is_too_large_for_one_request_is_created_once_too(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(obstore, "LARGEST_CREATE", 1 << 20)
+        monkeypatch.setattr(obstore, "LARGEST_PUT", 1 << 20)
+        data = bytes(range(256)) * (12 << 12)
+        store.create("large", data)
+        assert store.read("large") == data
+        with pytest.raises(CommitError, match="large exists already"):
+            store.create("large", data)
 
     def test_its_backend(self, store: Store) -> None:
         assert store.backend == "obstore-s3"

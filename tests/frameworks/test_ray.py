@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # the nodes listen on the loopback alone
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else they listen on the machine's address
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a driver waits for a new head: by default 60 s
 }
 
 
@@ -241,7 +242,8 @@ def test_after_the_head_was_killed_resume_goes_on(
         for _ in zip(range(4), pack.rows(), strict=False):
             pass
         nodes.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
-        code, _, _ = pack.end()
+        code, _, errors = pack.end()
+        print(code, errors[-3000:])
     finally:
         with contextlib.suppress(Exception):  # the head is dead
             nodes.cluster.shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -27,6 +26,7 @@ class Executor(Protocol):
 
 
 EngineOption = Literal["local", "ray"] | Engine | Executor
+_SHUFFLE = 192 << 20  # bytes
 _MOST_FILES = 16  # input files that each machine looks for before it gets a task
 
 
@@ -77,7 +77,7 @@ def check_engine(engine: Engine, job: Job, files: Sequence[FileInfo]) -> None:
 
 
 def needs_of(
-    engine: Engine, job: Job, files: Sequence[FileInfo], workers: int | None, folder: str | None, spills: str
+    engine: Engine, job: Job, files: Sequence[FileInfo], workers: int | None, folder: str | None
 ) -> Needs:
     """What a pack needs of its workers.
 
@@ -87,19 +87,17 @@ def needs_of(
         files: The files of the input.
         workers: How many tasks run at a time. None: as many as there is room for.
         folder: The local folder of the destination; None if it is a store.
-        spills: Where a shuffle keeps samples between its passes.
     """
     if isinstance(engine, Local):
         return Needs(workers)
     layout = job.layout
-    bucket = 0 if job.shuffle is None else layout.shard_size
+    # A shuffle holds a bucket, and samples that it parts into buckets or reads ahead; see `store_shuffle`.
+    shuffled = 0 if job.shuffle is None else layout.shard_size + _SHUFFLE
     folders = [] if folder is None else [folder]
-    if job.shuffle is not None and folder is None and engine.shared:
-        folders.append(os.path.dirname(spills))
     local = [(path, file.size) for file in files if (path := local_path_of(file.url)) and file.size]
     return Needs(
         workers=workers,
-        memory=layout.shard_size + layout.frame_size + bucket,
+        memory=layout.shard_size + layout.frame_size + shuffled,
         storage_options=job.storage_options,
         folders=tuple(folders),
         files=tuple(local[:_MOST_FILES]),

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from shardstream.counters.page import end, job_name
 from shardstream.errors import OptionError, ShardstreamError, StorageError
+from shardstream.packing.engines.engine import Counts
 from shardstream.storage.secrets import redact
 
 _LENGTH = struct.Struct("<Q")
@@ -174,6 +175,7 @@ def run_tasks(
     tasks: Sequence[Any],
     workers: int,
     inherited: Sequence[int] = (),
+    counts: Counts | None = None,
 ) -> Iterator[Any]:
     """Yield function(job, task) for every task, in the order in which they end.
 
@@ -185,6 +187,7 @@ def run_tasks(
         tasks: The second argument of each call.
         workers: How many processes work. With one worker or one task, the calls are made in this process.
         inherited: File descriptors that workers inherit.
+        counts: Workers that died are counted here, and the tasks that others got.
 
     Raises:
         OptionError: An argument cannot be sent to another process.
@@ -209,6 +212,9 @@ def run_tasks(
         with changing:
             if ended.is_set():
                 raise StorageError("the workers are stopped")
+            if counts is not None:
+                counts.lost += 1
+                counts.retried += 1
             pool[pool.index(worker)] = new = _Worker(function, job, inherited)
         return new
 

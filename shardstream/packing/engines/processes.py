@@ -38,4 +38,4 @@ class _Processes:
         tasks: Sequence[Any],
         inherited: Sequence[int] = (),
     ) -> Iterator[Any]:
-        return run_tasks(function, job, tasks, self.workers, inherited)
+        return run_tasks(function, job, tasks, self.workers, inherited, self.counts)

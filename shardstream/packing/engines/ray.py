@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from shardstream.counters.page import job_name
 from shardstream.errors import OptionError, StorageError, require
 from shardstream.format.numbers import whole_number
 from shardstream.packing.engines.engine import Needs
@@ -23,6 +25,7 @@ from shardstream.packing.engines.sealed import Sealer
 __all__ = ["Ray"]
 
 _STARTS = 3  # Ray gives a node 30 s to start, which a busy machine may need
+_CONNECT_TIMEOUT = 10.0
 _OBJECTS = 128 << 20  # bytes of the object store of a Ray that is started here: only results lie there
 # Ray on Linux listens on the address of the machine, even if it is told to use the loopback. Without
 # clusters it does not. It reads this when it is imported.
@@ -55,6 +58,10 @@ class Ray:
             raise OptionError(f"cpus={self.cpus!r} must be a number greater than 0")
         if self.address is not None and not (isinstance(self.address, str) and self.address):
             raise OptionError(f"address={self.address!r} must be the address of a cluster, 'auto' or None")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise OptionError(
+                f"address={self.address!r}: Ray Client is not supported; give the cluster's host:port"
+            )
         whole_number("retries", self.retries, 0)
 
     @property
@@ -111,7 +118,7 @@ def _start_settings(engine: Ray) -> Iterator[None]:
     """Settings of the environment while Ray is imported and starts."""
     settings = {"RAY_USAGE_STATS_ENABLED": "0"}
     if engine.address is None:
-        settings[_CLUSTERS] = "0"
+        settings |= {_CLUSTERS: "0", "SHARDSTREAM_JOB": job_name()}  # `shardstream top` shows one job
     ours = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(ours)
     try:
@@ -133,10 +140,18 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _check_listens(address: str) -> None:
+    """Raise OSError if nobody listens at host:port. Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
+
+
 def _connect(ray: Any, engine: Ray, workers: int | None) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if engine.address is not None:
         try:
+            _check_listens(engine.address)
             ray.init(address=engine.address, **common)
         except Exception as error:
             raise StorageError(f"no Ray cluster at {engine.address}: {said(error)}") from error

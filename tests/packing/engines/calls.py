@@ -49,3 +49,12 @@ def dies(job: Any, task: int) -> int:
     if task == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return task
+
+
+def dies_once(job: str, task: int) -> int:
+    """Task 3 kills its process, the first time."""
+    path = Path(job, "died")
+    if task == 3 and not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task

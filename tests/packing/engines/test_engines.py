@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import shardstream as ss
+from shardstream.cli.app import app
 from shardstream.packing.engines import Local, Needs, Submit
 from shardstream.packing.engines.choice import engine_of
 from tests.packing.engines import calls
@@ -178,12 +181,46 @@ def test_what_an_engine_cannot_do_is_refused(corpus: Path, tmp_path: Path) -> No
     assert not os.path.exists(dest)
 
 
+def test_without_ray_the_extra_is_named(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ss.MissingExtraError, match=r"shardstream\[ray\]"):
+        ss.pack(corpus, tmp_path / "out", engine="ray")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_command_takes_engines(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(
+        "shardstream.packing.packer.engine_of", lambda engine: found.append(engine) or Local()
+    )
+    for more in ([], ["--engine", "ray"], ["--engine", "ray", "--address", "auto"]):
+        done = CliRunner().invoke(app, ["pack", str(corpus), str(tmp_path / f"{len(more)}"), *more])
+        assert done.exit_code == 0, done.output
+    assert found == ["local", "ray", ss.engines.Ray("auto")]
+    for wrong, said in ((["--engine", "spark"], "local or ray"), (["--address", "auto"], "--engine ray")):
+        done = CliRunner().invoke(app, ["pack", str(corpus), str(tmp_path / "out"), *wrong])
+        assert said in str(done.exception)
+
+
 def test_wrong_arguments_of_engines_are_refused() -> None:
     with pytest.raises(ss.OptionError, match="cpus=0"):
         ss.engines.Ray(cpus=0)
     with pytest.raises(ss.OptionError, match="address=''"):
         ss.engines.Ray(address="")
+    with pytest.raises(ss.OptionError, match="host:port"):
+        ss.engines.Ray(address="ray://head:10001")
     with pytest.raises(ss.OptionError, match="retries"):
         ss.engines.Submit(ThreadPoolExecutor(1), retries=-1)
     with pytest.raises(ss.OptionError, match="submit"):
         ss.engines.Submit("pool")
+
+
+def test_a_worker_of_this_machine_that_died_is_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
+    with Local().started(Needs(2)) as workers:
+        assert sorted(workers.run(calls.dies_once, str(tmp_path), TASKS)) == TASKS
+        assert (workers.counts.retried, workers.counts.lost) == (1, 1)

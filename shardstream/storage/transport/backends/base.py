@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-__all__ = ["DELETED_AT_ONCE", "LARGEST_PUT", "Backend", "Content", "Data", "Entry", "Wrapper"]
+__all__ = [
+    "DELETED_AT_ONCE", "LARGEST_CREATE", "LARGEST_PUT", "Backend", "Content", "Data", "Entry", "Wrapper",
+]  # fmt: skip
 
 LARGEST_PUT = 256 << 20  # bytes that are written by one request
+LARGEST_CREATE = (
+    4 << 30
+)  # the same, if the object must not exist yet: S3 takes 5 GiB, and no condition for more
 DELETED_AT_ONCE = 1000  # objects that are deleted by one request, if the store can do it
 Data = bytes | memoryview
 

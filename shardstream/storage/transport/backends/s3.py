@@ -7,7 +7,7 @@ from typing import Any
 
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import Answer
-from shardstream.storage.transport.backends.base import LARGEST_PUT, Content, Data, Entry
+from shardstream.storage.transport.backends.base import LARGEST_CREATE, LARGEST_PUT, Content, Data, Entry
 from shardstream.storage.transport.backends.fsspec import Fsspec, joined
 from shardstream.storage.transport.backends.http import range_header
 from shardstream.storage.transport.failures import Failure, failure_of
@@ -64,7 +64,14 @@ class S3(Fsspec):
 
     async def create(self, path: str, parts: Sequence[Data]) -> str:
         data = joined(parts)
-        done = await self.call("pipe_file", path, data, mode="create", chunksize=max(LARGEST_PUT, len(data)))
+        # One request, if it is not too large: an upload in several takes no condition.
+        size = len(data) if LARGEST_PUT < len(data) <= LARGEST_CREATE else LARGEST_PUT
+        try:
+            done = await self.call("pipe_file", path, data, mode="create", chunksize=size)
+        except Exception as error:
+            if failure_of(error).status == 409:  # another one is just being created
+                raise FileExistsError(path) from None
+            raise
         return str((done or {}).get("ETag", ""))
 
     async def replace(self, path: str, data: bytes, version: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,10 +152,11 @@ class RayCluster:
         return answer
 
     def cancel(self, handles: Sequence[Any]) -> None:
-        for handle in handles:
-            self.ray.cancel(handle, force=True)
-        if handles:
-            self.ray.wait(list(handles), num_returns=len(handles), timeout=_END_TIMEOUT)
+        with contextlib.suppress(self.ray.exceptions.RayError):  # the cluster may be gone
+            for handle in handles:
+                self.ray.cancel(handle, force=True)
+            if handles:
+                self.ray.wait(list(handles), num_returns=len(handles), timeout=_END_TIMEOUT)
         self._setup = None
         self._avoiding.clear()
 

@@ -142,9 +142,9 @@ class Folds:
     def add(self, results: Sequence[Result]) -> None:
         """Take results whose receipts are objects of their own."""
         for result in results:
-            if len(self._open) >= FOLDED:  # the last thousand need not be folded: a commit follows
-                self._fold()
             self._open.append(result)
+            if len(self._open) >= FOLDED:
+                self._fold()
 
     def _fold(self) -> None:
         some, self._open = self._open, []

@@ -27,7 +27,6 @@ from shardstream.packing.shard_names import (
     folders_of,
     shard_entries,
     tag_of,
-    task_shard,
 )
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
@@ -202,9 +201,10 @@ class Destination:
                 self.store.delete(reservation.NAME)
             raise CommitError(f"{self.store.url}: another packer has just committed a dataset here")
         if not continued:
-            self.store.delete_many(
-                sorted({*foreign, *(name for name in present if name.startswith(_RECEIPTS))})
-            )
+            left = sorted({*foreign, *(name for name in present if name.startswith(_RECEIPTS))})
+            if left:
+                self.claim.check(self.store, now=True)
+                self.store.delete_many(left)
             self._present = ()
             self.clear_spill(self.store.list())
         return continued
@@ -227,10 +227,13 @@ class Destination:
         }
         foreign = self._new_shards(present)
         if foreign and reservation.NAME not in present:
-            raise OptionError(
-                f"{self.store.url} holds {foreign[0]} but no dataset that it belongs to; "
-                "choose an empty target"
-            )
+            why = "but no dataset that it belongs to; choose an empty target"
+            if old is not None:
+                why = (
+                    "which its manifest does not list: perhaps a packer left it that was stopped, and woke "
+                    "when the dataset was complete; delete it"
+                )
+            raise OptionError(f"{self.store.url} holds {foreign[0]}{',' if old else ''} {why}")
         return present, foreign
 
     def hold(self, granted: reservation.Reservation) -> None:
@@ -263,18 +266,20 @@ class Destination:
         }
         return whole, alone & whole.keys()
 
-    def forget(self, stage: str, tasks: Collection[int], shards: Collection[int]) -> None:
-        """Delete what is left of tasks that are done again: receipts and shards.
+    def forget(self, stage: str, tasks: Collection[int]) -> None:
+        """Delete the receipts of tasks that are done again.
+
+        Their shards stay. A worker replaces those that are not right, if it is still this packer's turn.
 
         Args:
             stage: The pass.
             tasks: The numbers of the tasks.
-            shards: The numbers of their shards.
         """
-        names = [entry.path for entry in self._present]
-        left = {receipts.receipt_name(stage, number) for number in tasks}.intersection(names)
-        left |= {name for name in self._new_shards(names) if task_shard(name) in shards}
-        self.store.delete_many(sorted(left))
+        there = {entry.path for entry in self._present}
+        left = there.intersection(receipts.receipt_name(stage, number) for number in tasks)
+        if left:
+            self.claim.check(self.store, now=True)
+            self.store.delete_many(sorted(left))
 
     def wrong(self, results: Sequence[Result]) -> set[int]:
         """The tasks whose shards are missing, or not those of their receipts; see `wrong_tasks`."""
@@ -295,7 +300,10 @@ class Destination:
         """Delete what killed workers left: temporary files, and shards that are not in the manifest."""
         listed = {url for shard in manifest.shards for url in (shard.url, shard.index_url)}
         names = self._new_shards(entry.path for entry in self._present)
-        self.store.delete_many([name for name in names if name not in listed])
+        left = [name for name in names if name not in listed]
+        if left:
+            self.claim.check(self.store, now=True)
+            self.store.delete_many(left)
         clear_temporary(self.store)
 
     @property

@@ -17,7 +17,7 @@ from shardstream.storage.store import redact
 if TYPE_CHECKING:
     from shardstream.packing.store_shuffle import Bounds
 
-__all__ = ["Bucket", "Buckets", "Job", "input_bytes", "shards_of", "stage_of"]
+__all__ = ["Bucket", "Buckets", "Job", "input_bytes", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,6 @@ def stage_of(job: Job, task: Task | Bucket) -> str:
     if job.shuffle is None or isinstance(task, Bucket):
         return "task"
     return "scatter" if job.group else "spill"
-
-
-def shards_of(job: Job, task: Task | Bucket) -> range:
-    """The numbers of the shards that a task writes; none in the first pass of a shuffle."""
-    if isinstance(task, Buckets):
-        return range(job.first_shard + task.first, job.first_shard + task.first + len(task.spans))
-    number = job.first_shard + task.number
-    return range(number, number + 1) if stage_of(job, task) == "task" else range(0)
 
 
 def input_bytes(task: Task) -> int:

@@ -16,7 +16,7 @@ from shardstream.format.shown import counted
 from shardstream.packing import reservation
 from shardstream.packing.build_manifest import next_number
 from shardstream.packing.destination import Destination
-from shardstream.packing.job import Bucket, Job, input_bytes, shards_of
+from shardstream.packing.job import Bucket, Job, input_bytes
 from shardstream.packing.outcome import Outcome
 from shardstream.packing.part_claim import agreement, compare, join
 from shardstream.packing.passes import commit_outcome
@@ -200,8 +200,9 @@ def commit_parts(
             job, gathered = _gathering(job, done)
             written = runner.results(job, second, gathered, True, () if lock is None else (lock,))
         elif wrong := destination.wrong(read):
-            again = {number for task in tasks if task.number in wrong for number in shards_of(job, task)}
-            destination.forget(first, wrong, again)
+            for part, share in enumerate(shares(tasks, found.parts)):
+                if again := wrong.intersection(task.number for task in share):
+                    discard(store, store.list(), destination.claim.plan, part, again)
             raise missing_parts(store.url, tasks, found.parts, wrong)
         outcome = Outcome(read, written, unread, beside)
         return commit_outcome(job, old, outcome, destination, record, max_rejects, "--commit")

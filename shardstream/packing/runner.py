@@ -13,7 +13,7 @@ from shardstream.counters.recorder import put
 from shardstream.errors import CommitError
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines.engine import Workers
-from shardstream.packing.job import Bucket, Job, input_bytes, shards_of
+from shardstream.packing.job import Bucket, Job, input_bytes
 from shardstream.packing.receipts import Some
 from shardstream.packing.result import Result
 from shardstream.packing.sources import Task
@@ -103,7 +103,7 @@ class Runner:
             read = self._bytes(job, stage, totals, len(tasks)) if done else 0
             self._found_bytes = max(self._found_bytes, read)
             if some is None:  # else another process may be at the same tasks
-                self._forget(job, stage, [task for task in tasks if task.number not in done])
+                self._destination.forget(stage, {task.number for task in tasks if task.number not in done})
             folds.add([done[number] for number in sorted(alone & done.keys())])
         self._progress(job, stage, totals, len(tasks))
         for _ in range(_ROUNDS):
@@ -121,15 +121,10 @@ class Runner:
             log.warning("%s: the shards of %d tasks are not right, and are made again", job.dest, len(wrong))
             for number in wrong:
                 totals.add(done.pop(number), -1)
-            self._forget(job, stage, [task for task in tasks if task.number in wrong])
+            self._destination.forget(stage, wrong)
         raise CommitError(
             f"{redact(job.dest)}: something else changes the shards of this pack; choose another target"
         )
-
-    def _forget(self, job: Job, stage: str, tasks: Sequence[Task | Bucket]) -> None:
-        """Delete what is left of tasks that are done again."""
-        shards = {number for task in tasks for number in shards_of(job, task)}
-        self._destination.forget(stage, [task.number for task in tasks], shards)
 
     def _run(
         self,

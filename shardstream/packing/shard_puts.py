@@ -19,6 +19,8 @@ from shardstream.storage.store import Store
 __all__ = ["ClaimedOutput", "ShardPuts", "checksum_of"]
 
 _PIECE = 16 << 20  # bytes that are read at a time to compare
+_TRIES = 5
+_GONE = "gone"  # no store has such a version
 Part = bytes | bytearray | memoryview
 
 
@@ -46,16 +48,16 @@ class ShardPuts:
     Args:
         store: The target.
         claim: By which it may write there.
-        number: The number of the task.
+        number: The number of the task. None: what it puts has no receipts, and may be put again otherwise.
         stage: The pass of the task.
 
     Attributes:
         versions: The versions of the objects, by name, as far as the store tells them.
     """
 
-    def __init__(self, store: Store, claim: Claim, number: int, stage: str = "task") -> None:
+    def __init__(self, store: Store, claim: Claim, number: int | None = None, stage: str = "task") -> None:
         self._store, self._claim = store, claim
-        self._receipt = receipts.receipt_name(stage, number)
+        self._receipt = None if number is None else receipts.receipt_name(stage, number)
         self.versions: dict[str, str] = {}
 
     def write(self, path: str, *parts: Part) -> None:
@@ -67,37 +69,45 @@ class ShardPuts:
             StorageError: It cannot be written.
         """
         self._claim.check(self._store)
-        try:
-            self.versions[path] = self._store.create(path, *parts)
-            return
-        except CommitError:
-            pass
-        if self._is_there(path, parts):
-            return
-        self._claim.check(self._store, now=True)
-        done = receipts.read_one(self._store, self._receipt)
-        if done is not None and done.plan == self._claim.plan and path in done.versions:
-            raise CorruptionError(
-                f"{self._store.where(path)}: two attempts at one task made different bytes of the same "
-                "input; the machines may have different packages, or the source is not the same each time"
-            )
-        self._store.delete(path)
-        try:
-            self.versions[path] = self._store.create(path, *parts)
-        except CommitError as error:  # another attempt at this task was faster
-            if not self._is_there(path, parts):
-                raise StorageError(f"{self._store.where(path)}: another worker is writing it") from error
+        for _ in range(_TRIES):
+            try:
+                self.versions[path] = self._store.create(path, *parts)
+                return
+            except CommitError:
+                version = self._other(path, parts)
+            if version is None:
+                return
+            if version == _GONE:
+                continue
+            self._claim.check(self._store, now=True)
+            done = None if self._receipt is None else receipts.read_one(self._store, self._receipt)
+            if done is not None and done.plan == self._claim.plan and path in done.versions:
+                raise CorruptionError(
+                    f"{self._store.where(path)}: two attempts at one task made different bytes of the same "
+                    "input; the machines may have different packages, or the source is not the same each time"
+                )
+            # Only what was compared is replaced, and nothing is deleted: this worker may be stopped here, and
+            # wake when another pack is complete.
+            with contextlib.suppress(CommitError):
+                self.versions[path] = self._store.replace(path, b"".join(parts), version)
+                return
+        raise StorageError(f"{self._store.where(path)}: other workers are writing it")
 
-    def _is_there(self, path: str, parts: tuple[Part, ...]) -> bool:
+    def _other(self, path: str, parts: tuple[Part, ...]) -> str | None:
+        """The version of what is there; None if it has the same bytes; _GONE if there is nothing any more."""
         digest = xxhash.xxh3_128()
         for part in parts:
             digest.update(part)
-        with contextlib.suppress(StorageError):  # as if it was deleted meanwhile
+        try:
             version, size = self._store.version(path)
             if size == sum(map(len, parts)) and checksum_of(self._store, path, size) == digest.hexdigest():
                 self.versions[path] = version
-                return True
-        return False
+                return None
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            return _GONE
+        return version
 
 
 def checksum_of(store: Store, path: str, size: int) -> str:

@@ -22,6 +22,8 @@ from shardstream.format.columns import NO_COLUMNS, ColumnValue
 from shardstream.format.manifest import ShardInfo
 from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
+from shardstream.packing.open_shard import Output
+from shardstream.packing.shard_puts import ShardPuts
 from shardstream.packing.writer import SampleWriter, TokenWriter
 from shardstream.storage.store import Store
 
@@ -169,7 +171,7 @@ class ShardStream:
         dtype: The dtype of the tokens; None for samples.
         resume: Whether to compare the stream with the shards of an unfinished one, and to leave out what is
             there.
-        claim: By which it may write there; looked at before each shard. None: no one else does.
+        claim: By which it may write there; see `ShardPuts`. None: no one else does.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class ShardStream:
         claim: Claim | None = None,
     ) -> None:
         self._store = store
-        self._claim = claim
+        self._output: Output = store if claim is None else ShardPuts(store, claim)
         self._layout = layout
         self._threads = threads
         self._name = name
@@ -231,9 +233,9 @@ class ShardStream:
             number, before = self._name(len(self._shards))
             self._before = self._receipt()
             if self._dtype is None:
-                self._open = _Deferred(self._store, number, self._layout, before)
+                self._open = _Deferred(self._output, number, self._layout, before)
             else:
-                self._open = _DeferredTokens(self._store, number, self._layout, self._dtype, before)
+                self._open = _DeferredTokens(self._output, number, self._layout, self._dtype, before)
             self._open.begin(None if self._before is not None else self._threads)
         return self._open
 
@@ -250,11 +252,9 @@ class ShardStream:
         for one in self._shards:  # an error of a thread is raised at once, not at the end
             if isinstance(one, Future) and one.done():
                 one.result()
-        store, claim, receipt = self._store, self._claim, self._receipt_name()
+        store, receipt = self._store, self._receipt_name()
 
         def write() -> ShardInfo:
-            if claim is not None:
-                claim.check(store)
             info = shard.finish()
             store.write(receipt, msgspec.json.encode(Receipt(info, content)))
             return info

@@ -68,6 +68,7 @@ class Settings:
         decode: Of the dataset.
         batch_bytes: Of a batch after decoding; 0 if nothing is decoded.
         cache: Of the dataset.
+        transform: Of the dataset; it is never called, and takes `Costs.build`.
         shared_manifest: Whether the processes of a node share a cache folder, so that one of them reads the
             body of the manifest.
     """
@@ -79,6 +80,7 @@ class Settings:
     decode: Decode = False
     batch_bytes: int = 0
     cache: Cache = Cache()
+    transform: Callable[..., Any] | None = None
     shared_manifest: bool = False
 
 
@@ -235,7 +237,7 @@ class Rank:
         self._opening = _Opened(self.reader, settings, rank)
         contents = _Contents.__new__(_Contents)
         contents.orders = dataset.orders
-        contents.__init__(self._opening, settings.shuffle, rank, None, None, settings.decode)  # type: ignore[misc]
+        contents.__init__(self._opening, settings.shuffle, rank, settings.transform, None, settings.decode)  # type: ignore[misc]
         budget = Budget(settings.prefetch, settings.cache.ram_for_frames, settings.threads)
         self._contents = contents
         self._batches = RankBatches(contents, settings.batch, "drop", None, False, budget)

@@ -20,6 +20,7 @@ from tests.proxy import Proxy
 __all__ = ["Link"]
 
 _PIECE = 32 << 10  # bytes for which a connection waits at a time: it decides how fair the link is
+_CREDIT = 0.005  # seconds that the loop may wake too late without a loss of rate
 
 
 class _Limited(Proxy):
@@ -32,8 +33,9 @@ class _Limited(Proxy):
         """Wait until so many bytes have passed the link."""
         if self.rate:
             now = asyncio.get_running_loop().time()
-            self._free = max(now, self._free) + size / self.rate
-            await asyncio.sleep(self._free - now)
+            self._free = max(now - _CREDIT, self._free) + size / self.rate
+            if self._free > now:
+                await asyncio.sleep(self._free - now)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await super()._accept(reader, _Slowly(writer, self))  # type: ignore[arg-type]

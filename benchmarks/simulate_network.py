@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["Clock", "Cores", "Network", "Transfer", "fair_rates"]
 
 UNLIMITED = 1e12  # bytes per second
+_SLICE = 0.005  # seconds: Python's switch interval, and about that of Linux
 Floats = NDArray[np.float64]
 Call = Callable[[], object]
 
@@ -44,7 +45,7 @@ class Clock:
 
 
 class Cores:
-    """The cores of one node: work begins in the order in which it was asked for.
+    """The cores of one node, in turns: work that takes longer than a slice goes to the end of the queue.
 
     Args:
         clock: The time.
@@ -63,10 +64,11 @@ class Cores:
         if seconds <= 0:
             self._clock.after(0.0, done)
             return
+        now = min(seconds, _SLICE)
         begin = max(self._clock.now, self._free[0])
-        heapq.heapreplace(self._free, begin + seconds)
-        self.busy += seconds
-        self._clock.at(begin + seconds, done)
+        heapq.heapreplace(self._free, begin + now)
+        self.busy += now
+        self._clock.at(begin + now, done if seconds <= _SLICE else lambda: self.work(seconds - now, done))
 
 
 def fair_rates(counts: NDArray[np.int64], node_rate: float, store_rate: float, stream: float) -> Floats:

@@ -116,7 +116,7 @@ def predict(setting: Setting, profile: Profile, dataset: Dataset, hashing: float
     )  # fmt: skip
     job = Job(
         setting.ranks, Answers.measured(store, setting.refused), of_node=setting.ranks,
-        cores=os.cpu_count() or 1, step=setting.step, steps=setting.steps, store_rate=best.bytes_per_second,
+        cores=os.cpu_count() or 1, step=setting.step, steps=setting.steps, store_rate=setting.rate,
         costs=costs, settings=settings,
     )  # fmt: skip
     found = [simulate(job.but(seed=seed), dataset) for seed in range(_SEEDS)]

@@ -6,14 +6,14 @@ requests are worth it (`AdaptiveLimit`) are the package's own code, in virtual t
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.simulate_network import Clock, Network, Transfer
-from shardstream.observe.probe_profile import StoreRates
 from shardstream.storage.options import RequestOptions
 from shardstream.storage.transport.concurrency import AdaptiveLimit
 from shardstream.storage.transport.hedging import HedgePolicy
@@ -24,42 +24,51 @@ __all__ = ["Answers", "Client", "Counts", "Prefixes"]
 
 @dataclass(frozen=True)
 class Answers:
-    """How long a store takes until the first byte of an answer: a distribution by its percentiles.
-
-    Between two percentiles it is linear; below the median it is the median; above p99 the tail goes on as
-    between p95 and p99, exponentially, to the slowest of 10,000.
+    """How long a store takes until the first byte of an answer.
 
     Args:
-        p50, p95, p99: Seconds.
+        points: (share, seconds), rising: so large a share of the answers comes within so many seconds. Between
+            two points it is linear.
         connect: Seconds until a new connection can be used.
         refused: The share of requests that are answered with 503, by chance.
     """
 
-    p50: float
-    p95: float
-    p99: float
+    points: tuple[tuple[float, float], ...]
     connect: float
     refused: float = 0.0
 
     @classmethod
-    def measured(cls, store: StoreRates, refused: float = 0.0) -> Answers:
-        """What `shardstream probe` measured of the smallest ranges; a connection takes one round trip more."""
-        least = store.latencies[0]
-        body = least.bytes / store.stream_bytes_per_second if store.stream_bytes_per_second else 0.0
-        p50, p95, p99 = (max(0.0, ms / 1e3 - body) for ms in (least.p50_ms, least.p95_ms, least.p99_ms))
-        return cls(p50, p95, p99, p50, refused)
+    def by_percentiles(
+        cls, p50: float, p95: float, p99: float, connect: float, refused: float = 0.0
+    ) -> Answers:
+        """The answers of a store of which these percentiles are known, as `shardstream probe` gives them.
+
+        Below the median it is the median. Above p99 the tail goes on as between p95 and p99, exponentially,
+        to the slowest of 10,000.
+        """
+        decade = (p99 - p95) * math.log(10) / math.log(5)  # from p95 to p99 it is a factor of 5
+        tail = (0.95, p95), (0.99, p99), (0.999, p99 + decade), (0.9999, p99 + 2 * decade)
+        return cls(((0.0, p50), (0.5, p50), *tail, (1.0, p99 + 2 * decade)), connect, refused)
+
+    @classmethod
+    def seen(cls, seconds: Sequence[float], connect: float, refused: float = 0.0) -> Answers:
+        """The answers of a store that gave some in so many seconds each."""
+        found = sorted(seconds)
+        last = max(1, len(found) - 1)
+        return cls(tuple((number / last, one) for number, one in enumerate(found)), connect, refused)
 
     def draw(self, drawn: random.Random) -> float:
         """Seconds of one answer."""
         share = drawn.random()
-        if share < 0.5:
-            return self.p50
-        if share < 0.95:
-            return self.p50 + (share - 0.5) / 0.45 * (self.p95 - self.p50)
-        if share < 0.99:
-            return self.p95 + (share - 0.95) / 0.04 * (self.p99 - self.p95)
-        beyond = math.log(0.01 / max(1 - share, 1e-4)) / math.log(5)  # 0 at p99; log 5 from p95 to p99
-        return self.p99 + beyond * (self.p99 - self.p95)
+        at = bisect.bisect_right(self.points, (share, math.inf))
+        if at == len(self.points):
+            return self.points[-1][1]
+        (low, least), (high, most) = self.points[at - 1], self.points[at]
+        return least + (share - low) / (high - low) * (most - least)
+
+    def at(self, share: float) -> float:
+        """The seconds within which a share of the answers comes."""
+        return next(seconds for known, seconds in self.points if known >= share)
 
 
 class Prefixes:

@@ -171,19 +171,23 @@ class _Now(list[Callable[[], object]]):
 
 
 def simulate(job: Job, dataset: Dataset) -> dict[str, Any]:
-    """Simulate a job from the start of its processes to its last step; returns what is measured of jobs."""
+    """Simulate a job from the start of its processes to its last step; returns what is measured of jobs.
+
+    It ends earlier if a request has failed as often as it is tried: the job would end with a StorageError.
+    """
     real = time.perf_counter()
     gc.disable()  # very many objects that live long: a collection takes seconds, and frees little
     try:
         run = _Run(job, dataset)
         for number in range(job.ranks):
             run.clock.after(0.0, lambda number=number: run.open(number))  # type: ignore[misc]
-        run.clock.run(lambda: len(run.ends) == job.steps)
+        run.clock.run(lambda: len(run.ends) == job.steps or run.counts.failed > 0)
     finally:
         gc.enable()
-    firsts = sorted(rank.first for rank in run.ranks)
-    seconds = run.ends[-1] - run.ends[0]
-    ideal = job.step * (job.steps - 1)
+    firsts = sorted(rank.first or run.clock.now for rank in run.ranks)
+    ends = run.ends or [run.clock.now]
+    seconds = ends[-1] - ends[0]
+    ideal = job.step * (len(ends) - 1)
     waits = sorted(run.waits)
     at = _percentiles(waits)
     counts = run.counts
@@ -192,19 +196,19 @@ def simulate(job: Job, dataset: Dataset) -> dict[str, Any]:
         "first batch": firsts[-1],
         "first batch median": firsts[len(firsts) // 2],
         "opened": max(rank.opened for rank in run.ranks),
-        "steps": job.steps,
+        "steps": len(run.ends),
         "seconds": seconds,
-        "total seconds": run.ends[-1],
-        "steps per second": (job.steps - 1) / seconds if seconds else 0.0,
-        "of ideal": ideal / seconds if seconds else 1.0,
+        "total seconds": run.clock.now,
+        "steps per second": (len(ends) - 1) / seconds if seconds else 0.0,
+        "of ideal": ideal / seconds if seconds else 0.0,
         "wait p50": at(0.5), "wait p99": at(0.99), "wait most": at(1.0),
         "requests": counts.requests, "refused": counts.refused, "hedges": counts.hedges,
         "failed": counts.failed, "connections": counts.connections, "by kind": dict(counts.ranges),
         "busiest prefix": run.prefixes.busiest,
         "GB": run.network.bytes / 1e9,
-        "GB per second": run.network.bytes / 1e9 / run.ends[-1],
+        "GB per second": run.network.bytes / 1e9 / run.clock.now,
         "transfers at a time": run.network.most,
-        "cores busy": sum(one.busy for one in run.cores) / (len(run.cores) * job.cores * run.ends[-1]),
+        "cores busy": sum(one.busy for one in run.cores) / (len(run.cores) * job.cores * run.clock.now),
         "simulated in": time.perf_counter() - real,
     }  # fmt: skip
 

@@ -177,7 +177,7 @@ class Client:
                 return
             elapsed = self._clock.now - began
             if attempt >= self._options.retry.attempts:
-                self._counts.failed += 1  # a job would end here; the simulation asks on, and says so
+                self._counts.failed += 1  # the job ends here
             pause = pause_after(self._options, attempt, elapsed, None)
             self._clock.after(pause, lambda: self._try(size, prefix, done, began, attempt + 1))
 

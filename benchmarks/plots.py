@@ -67,6 +67,41 @@ def mixing(rows: list[tuple[str, float, float]], path: str) -> None:
     plt.close(figure)
 
 
+def jobs(rows: list[dict[str, Any]], scale: dict[str, Any], path: str) -> None:
+    """Simulated jobs beside real ones, and the base of the simulation by its ranks."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), dpi=80)
+    for axis, name, unit in ((axes[0], "first batch", "s"), (axes[1], "steps per second", "")):
+        real, simulated = ([row[kind][name] for row in rows] for kind in ("real", "simulated"))
+        ends = [min(real + simulated), max(real + simulated)]
+        axis.plot(ends, ends, color=COLOURS["peer"], linewidth=1)
+        axis.fill_between(
+            ends, [0.85 * end for end in ends], [1.15 * end for end in ends], color=COLOURS["peer"], alpha=0.2
+        )
+        axis.scatter(real, simulated, color=COLOURS["ours"], s=14)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("measured", fontsize=8)
+        axis.set_title(f"{name}{', ' + unit if unit else ''}: simulated", fontsize=9)
+    for kind, colour in (("base", COLOURS["ours"]), ("one prefix", COLOURS["ceiling"])):
+        found = sorted((row["ranks"], row) for name, row in scale.items() if name.startswith(f"{kind} "))
+        ranks = [count for count, _ in found]
+        axes[2].plot(ranks, [row["first batch"] for _, row in found], "o-", color=colour, label=kind, markersize=4)
+    axes[2].set_xscale("log")
+    axes[2].set_yscale("log")
+    axes[2].set_xlabel("ranks", fontsize=8)
+    axes[2].set_title("first batch, s", fontsize=9)
+    axes[2].legend(fontsize=8)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def main(results: str, out: str) -> None:
     """All questions of a results file."""
     mpl.use("Agg")

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.simulate_data import synthetic
 from benchmarks.simulate_job import Job, simulate
-from benchmarks.simulate_rank import Costs, Settings
+from benchmarks.simulate_rank import PLAN, UNIT, Costs, Settings
 from benchmarks.simulate_reader import Dataset
 from benchmarks.simulate_store import Answers
 from shardstream.decode.images import Evaluate
@@ -23,7 +23,7 @@ SLOW = Answers.by_percentiles(0.03, 0.2, 1.0, connect=0.03)
 REFUSING = Answers.by_percentiles(0.03, 0.08, 0.15, connect=0.03, refused=0.01)
 
 IMAGES = Settings(batch=32, threads=12, decode=Evaluate(224), batch_bytes=32 * 3 * 224 * 224, shared_manifest=True)
-COSTS = Costs(opening=0.06, per_shard=2.2e-6, fetch=1e-4, build=2e-3, consume=5e-6, plan=(4e-4, 1e-6), unit=1e-4)
+COSTS = Costs(opening=0.06, per_shard=2.2e-6, fetch=1e-4, build=2e-3, consume=5e-6, plan=PLAN, unit=UNIT)
 # A node of 8 ranks, 96 cores and 100 Gbit/s; photographs of 110 KB; a step of a quarter of a second.
 BASE = Job(
     8, STORE, of_node=8, cores=96, step=0.25, steps=32, node_rate=12.5e9, stream=90e6, prefixes=PREFIXES,

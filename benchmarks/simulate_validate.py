@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.simulate_data import packed
 from benchmarks.simulate_job import Job, simulate
 from benchmarks.simulate_link import Link
-from benchmarks.simulate_rank import Costs, Settings
+from benchmarks.simulate_rank import PLAN, UNIT, Costs, Settings
 from benchmarks.simulate_reader import Dataset
 from benchmarks.simulate_real import _HASHED, LANES, SIZE, WINDOW, Ranks, busy, make, work
 from benchmarks.simulate_store import Answers
@@ -133,6 +133,8 @@ def predict(
         fetch=max(0.0, rates.cold_seconds_per_sample - rates.consumer_seconds_per_sample) + beside,
         build=hashing if setting.transform else 0.0,
         consume=0.0 if setting.transform else rates.consumer_seconds_per_sample,
+        plan=PLAN,
+        unit=UNIT,
     )
     settings = Settings(
         setting.batch, Shuffle(0, LANES, WINDOW), setting.prefetch, os.cpu_count() or 1, False,

@@ -88,7 +88,9 @@ def jobs(rows: list[dict[str, Any]], scale: dict[str, Any], path: str) -> None:
     for kind, colour in (("base", COLOURS["ours"]), ("one prefix", COLOURS["ceiling"])):
         found = sorted((row["ranks"], row) for name, row in scale.items() if name.startswith(f"{kind} "))
         ranks = [count for count, _ in found]
-        axes[2].plot(ranks, [row["first batch"] for _, row in found], "o-", color=colour, label=kind, markersize=4)
+        axes[2].plot(
+            ranks, [row["first batch"] for _, row in found], "o-", color=colour, label=kind, markersize=4
+        )
     axes[2].set_xscale("log")
     axes[2].set_yscale("log")
     axes[2].set_xlabel("ranks", fontsize=8)

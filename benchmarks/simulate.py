@@ -2,16 +2,16 @@
 
     python -m benchmarks.simulate validate [--rounds 2] [--from 0] [--to 14]
     python -m benchmarks.simulate scale [NAME]...
-    python -m benchmarks.simulate report
+    python -m benchmarks.simulate again | report
 
 `validate` compares it with real processes behind a proxy; 14 settings take 12 minutes on a quiet machine of 2
-cores. `scale` runs the cases of `simulate_scale`, by default all of them; the two of 8,192 ranks take some
-minutes and 6 GB each. Both add to the JSON files in DIR (--out). `report` makes a Markdown file and pictures
-of what is there.
+cores. `scale` runs the cases of `simulate_scale`, by default all of them; those of 8,192 ranks take some
+minutes and 6 GB each. Both add to the JSON files in DIR (--out). `again` simulates the settings anew, from
+what `validate` has probed. `report` makes a Markdown file and a picture of what is there.
 
-What a rank does: `AccessPlan`, `FramesAhead`, `Planner`, `FramesInMemory`, the room that the read engine gives to
-units (`_Flow`), `MemoryTier`, `HedgePolicy`, `AdaptiveLimit` and `pause_after` are the package's own code. Threads,
-the network, the store and the cores are simulated: see the modules `simulate_*`.
+What a rank does is decided by the package's own code: `AccessPlan`, `FramesAhead`, `Planner`, `MemoryTier`,
+`FramesInMemory`, the room that the read engine gives to units (`_Flow`), `HedgePolicy`, `AdaptiveLimit` and
+`pause_after`. Threads, the network, the store and the cores are simulated: see the modules `simulate_*`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("validate", "scale", "report"))
+    parser.add_argument("what", choices=("validate", "again", "scale", "report"))
     parser.add_argument("names", nargs="*", help="of cases of scale")
     parser.add_argument("--rounds", type=int, default=2, help="of real processes")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each probe")
@@ -52,6 +52,11 @@ def main() -> None:
         path, key = chosen.out / "validation.json", f"{chosen.first}-"
         found = validate(chosen.rounds, chosen.seconds, slice(chosen.first, chosen.last))
         _save(path, _load(path) | {key: found})
+    elif chosen.what == "again":
+        from benchmarks.simulate_validate import again
+
+        path = chosen.out / "validation.json"
+        _save(path, again(_load(path)))
     elif chosen.what == "scale":
         from benchmarks.simulate_scale import cases, run
 

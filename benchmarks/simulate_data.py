@@ -55,7 +55,8 @@ def synthetic(shards: int, frames: int, per_frame: int, sample: int, prefixes: i
     def one(number: int) -> ShardInfo:
         name = f"{number // 10_000:03d}/{number:06d}"
         return ShardInfo(
-            url=f"{name}.tar.zst", codec="zstd", fields=("jpg",), bytes=frames * size, raw_bytes=frames * size,
+            url=f"{name}.tar.zst", codec="zstd", fields=("jpg",),
+            bytes=frames * size, raw_bytes=frames * size,
             samples=samples, tokens=0, frames=frames,
             checksum=xxhash.xxh3_128_hexdigest(str(number).encode()), index_url=f"{name}.index",
             index_bytes=2000 + 34 * samples + 48 * frames,

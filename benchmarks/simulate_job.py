@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.simulate_network import UNLIMITED, Clock, Cores, Network
-from benchmarks.simulate_rank import Costs, Rank, Settings
+from benchmarks.simulate_rank import Rank
 from benchmarks.simulate_reader import Dataset
+from benchmarks.simulate_settings import Costs, Settings
 from benchmarks.simulate_store import Answers, Client, Counts, Prefixes
 from shardstream.storage.options import RequestOptions
 from shardstream.storage.transport import retry
@@ -52,9 +53,9 @@ class Job:
     stream: float = UNLIMITED
     per_prefix: float = 5500.0
     prefixes: int = 1
-    costs: Costs = Costs()
-    settings: Settings = Settings()
-    options: RequestOptions = RequestOptions()
+    costs: Costs = field(default_factory=Costs)
+    settings: Settings = field(default_factory=Settings)
+    options: RequestOptions = field(default_factory=RequestOptions)
     seed: int = 0
     grain: float = 0.0
 
@@ -84,7 +85,8 @@ class _Run:
         retry._random.seed(job.seed)
         self.ranks = [
             Rank(
-                number, job.ranks, self.dataset, job.settings, job.costs, clock, self.cores[number // job.of_node],
+                number, job.ranks, self.dataset, job.settings, job.costs, clock,
+                self.cores[number // job.of_node],
                 Client(
                     clock, self.network, self.prefixes, number // job.of_node, job.answers, job.options,
                     random.Random(drawn.getrandbits(64)), self.counts,
@@ -138,7 +140,8 @@ class _Run:
             rank.cores.work((1 - _BEFORE) * rank.costs.opening, one)
 
         rank.cores.work(
-            _BEFORE * rank.costs.opening, lambda: rank.client.get(dataset.manifest_bytes, 0, "manifests", stub)
+            _BEFORE * rank.costs.opening,
+            lambda: rank.client.get(dataset.manifest_bytes, 0, "manifests", stub),
         )
 
     def came(self, rank: Rank, first: bool = False) -> None:

@@ -1,14 +1,15 @@
-"""One simulated rank: it opens the dataset, plans with the package's own code, and takes batch after batch."""
+"""One simulated rank: it plans with the package's own code, and takes batch after batch."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.simulate_network import Clock, Cores
 from benchmarks.simulate_reader import Dataset, Pool, Reader
+from benchmarks.simulate_settings import Costs, Settings
 from benchmarks.simulate_store import Client
 from shardstream.dataset.access_plan import AccessPlan
 from shardstream.dataset.dataset_rank import DatasetRank
@@ -17,73 +18,17 @@ from shardstream.dataset.opening import Opening
 from shardstream.dataset.rank_batches import RankBatches
 from shardstream.dataset.requests import UnitOptions
 from shardstream.dataset.sample_contents import SampleContents
-from shardstream.decode.modes import Decode
 from shardstream.order.lanes import Order, distinct
-from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology
 from shardstream.read.engine.building import Built
 from shardstream.read.engine.frames import FramesInMemory
 from shardstream.read.engine.pipeline import _DEPTH, _PLANNED, _Flow, _Plan
 from shardstream.read.engine.stats import Stats
 from shardstream.read.engine.units import Budget, Unit
-from shardstream.storage.cache.options import Cache
 
-__all__ = ["PLAN", "UNIT", "Costs", "Rank", "Settings"]
+__all__ = ["Rank"]
 
-# Seconds of a core for each request that is planned and for each sample of it, and for each unit: measured here.
-PLAN, UNIT = (3e-4, 8e-7), 5e-5
 _STATS = Stats()  # nobody reads it
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds of a core.
-
-    Args:
-        opening: Until a process has its first batch, apart from the frames.
-        per_shard: To decode the manifest, for each shard.
-        fetch: For each sample, when its frame comes: requests, checks, decompression.
-        build: For each sample, in a thread that builds batches: decoding.
-        consume: For each sample, in the thread of the training loop.
-        plan: For each request for batches that is planned, and for each sample of it.
-        unit: For each unit of work.
-    """
-
-    opening: float = 0.0
-    per_shard: float = 0.0
-    fetch: float = 0.0
-    build: float = 0.0
-    consume: float = 0.0
-    plan: tuple[float, float] = (0.0, 0.0)
-    unit: float = 0.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user of the loader chooses.
-
-    Args:
-        batch: Samples of a batch of a rank.
-        shuffle: Of the dataset.
-        prefetch: Bytes.
-        threads: Of the loader.
-        decode: Of the dataset.
-        batch_bytes: Of a batch after decoding; 0 if nothing is decoded.
-        cache: Of the dataset.
-        transform: Of the dataset; it is never called, and takes `Costs.build`.
-        shared_manifest: Whether the processes of a node share a cache folder, so that one of them reads the
-            body of the manifest.
-    """
-
-    batch: int = 32
-    shuffle: Shuffle = Shuffle()
-    prefetch: int = 256 << 20
-    threads: int = 8
-    decode: Decode = False
-    batch_bytes: int = 0
-    cache: Cache = Cache()
-    transform: Callable[..., Any] | None = None
-    shared_manifest: bool = False
 
 
 class _Contents(SampleContents):
@@ -125,9 +70,7 @@ class _Stream(_Flow[float]):
     What may begin and when, what frames stay, and how much is ahead is decided by the methods of `_Flow`.
     """
 
-    def __init__(
-        self, rank: Rank, source: Any, units: Iterator[Unit | list[int]], budget: Budget
-    ) -> None:
+    def __init__(self, rank: Rank, source: Any, units: Iterator[Unit | list[int]], budget: Budget) -> None:
         super().__init__(source, iter(()), lambda items: 0.0, budget, _STATS, False)
         self._rank, self._items = rank, units
         one, many = (lambda: 1), (lambda: budget.threads)
@@ -168,8 +111,7 @@ class _Stream(_Flow[float]):
                 plan.over = True
                 break
             if isinstance(item, list):  # shards whose indexes are not there
-                rest = plan
-                rank.reader.when_loaded(item, lambda: self._go_on(rest, call, done))
+                rank.reader.when_loaded(item, partial(self._go_on, plan, call, done))
                 return
             plan.units += self._pieces(item)
             spent += rank.costs.unit + rank.planning

@@ -1,7 +1,7 @@
 """What one simulated rank reads with: the package's planning of blocks and ranges, without threads.
 
-`DatasetBlocks`, `FramesAhead`, `RangeExtender`, `Planner`, `Arrivals`, `FetchedAhead`, `EpochProgress`, `Tiers` and
-`MemoryTier` are the package's own. Their threads become tasks in virtual time, and bytes become memory that
+`DatasetBlocks`, `FramesAhead`, `RangeExtender`, `Planner`, `Arrivals`, `FetchedAhead`, `EpochProgress`,
+`Tiers` and `MemoryTier` are the package's own. Their threads become tasks in virtual time, and bytes become memory that
 all blocks share, since nobody looks at it.
 """
 
@@ -197,9 +197,7 @@ class Reader:
             self._progress.add(request.block, request.size)
             self._clock.after(0.0, done)
         elif not fetch:
-            found.future.add_done_callback(
-                lambda _: self._clock.after(0.0, lambda: self.get(request, done))
-            )
+            found.future.add_done_callback(lambda _: self._clock.after(0.0, lambda: self.get(request, done)))
         else:
             self._fetch_one(request, found, done)
 

@@ -9,6 +9,10 @@ from benchmarks.plots import jobs
 
 __all__ = ["report"]
 
+_HEADINGS = (
+    "| case, ranks | first batch, s | steps/s of ideal | steps | wait p99, s | longest wait, s | requests "
+    "| refused | sent twice | most a second of a prefix | GB/s, and needed | simulated in, s |"
+)
 BAR = 0.15  # by which the simulation may be off
 COMPARED = ("first batch", "steps per second")
 
@@ -35,7 +39,7 @@ def _validated(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Real processes beside it", "",
         "Each cell: measured / simulated, and how far the simulation is off.", "",
-        "| ranks | round trip, ms | link, MB/s | step, ms | more | first batch, s | steps/s | requests | MB | cores busy |",
+        "| ranks | round trip, ms | link, MB/s | step, ms | | first batch, s | steps/s | requests | MB | cores |",
         "|" + " --- |" * 10,
     ]  # fmt: skip
     for row in rows:
@@ -43,12 +47,11 @@ def _validated(rows: list[dict[str, Any]]) -> list[str]:
         more = [f"{told['slow']:.0%} of answers 0.3 s late"] if told["slow"] else []
         more += [f"{told['refused']:.0%} refused"] if told["refused"] else []
         more += ["transform"] if told["transform"] else []
-        cells = [
-            f"{real[name]:.2f} / {simulated[name]:.2f} ({_off(row, name):+.0%})" for name in COMPARED
-        ]
+        cells = [f"{real[name]:.2f} / {simulated[name]:.2f} ({_off(row, name):+.0%})" for name in COMPARED]
         lines.append(
-            f"| {told['ranks']} | {told['latency'] * 1e3:.0f} | {told['rate'] / 1e6:.0f} | {told['step'] * 1e3:.0f} "
-            f"| {', '.join(more)} | {' | '.join(cells)} | {real['requests']:.0f} / {simulated['requests']:.0f} "
+            f"| {told['ranks']} | {told['latency'] * 1e3:.0f} | {told['rate'] / 1e6:.0f} "
+            f"| {told['step'] * 1e3:.0f} | {', '.join(more)} | {' | '.join(cells)} "
+            f"| {real['requests']:.0f} / {simulated['requests']:.0f} "
             f"| {real['GB'] * 1e3:.0f} / {simulated['GB'] * 1e3:.0f} | {real['cores busy']:.0%} |"
         )
     lines.append("")
@@ -61,8 +64,7 @@ def _validated(rows: list[dict[str, Any]]) -> list[str]:
 def _scale(scale: dict[str, Any]) -> list[str]:
     lines = [
         "## Simulated jobs", "",
-        "| case and ranks | first batch, s | steps/s of ideal | steps | wait p99, s | longest wait, s | requests "
-        "| refused | sent twice | most a second of a prefix | GB/s, and needed | simulated in, s |",
+        _HEADINGS,
         "|" + " --- |" * 12,
     ]  # fmt: skip
     for name, row in scale.items():

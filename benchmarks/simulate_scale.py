@@ -1,4 +1,4 @@
-"""The jobs that `simulate` makes of 8 to 8,192 ranks: one is the base, and each other differs in one thing."""
+"""The jobs that `simulate` makes of 8 to 8,192 ranks: a base, and others that differ in one thing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks.simulate_data import synthetic
 from benchmarks.simulate_job import Job, simulate
-from benchmarks.simulate_rank import PLAN, UNIT, Costs, Settings
 from benchmarks.simulate_reader import Dataset
+from benchmarks.simulate_settings import PLAN, UNIT, Costs, Settings
 from benchmarks.simulate_store import Answers
 from shardstream.decode.images import Evaluate
 from shardstream.order.shuffle import Shuffle
@@ -15,14 +15,20 @@ from shardstream.order.shuffle import Shuffle
 __all__ = ["BASE", "RANKS", "cases", "run"]
 
 RANKS = (8, 64, 512, 4096, 8192)
-SAMPLE, FRAMES, PER_FRAME = 110_000, 128, 10  # bytes of a photograph; frames of a shard of 141 MB; samples of one
+SAMPLE, FRAMES, PER_FRAME = (
+    110_000,
+    128,
+    10,
+)  # bytes of a photograph; frames of a shard of 141 MB; samples of one
 PREFIXES = 64  # of the base, enough for all: the store has split its names
 
 STORE = Answers.by_percentiles(0.03, 0.08, 0.15, connect=0.03)
 SLOW = Answers.by_percentiles(0.03, 0.2, 1.0, connect=0.03)
 REFUSING = Answers.by_percentiles(0.03, 0.08, 0.15, connect=0.03, refused=0.01)
 
-IMAGES = Settings(batch=32, threads=12, decode=Evaluate(224), batch_bytes=32 * 3 * 224 * 224, shared_manifest=True)
+IMAGES = Settings(
+    batch=32, threads=12, decode=Evaluate(224), batch_bytes=32 * 3 * 224 * 224, shared_manifest=True
+)
 COSTS = Costs(opening=0.06, per_shard=2.2e-6, fetch=1e-4, build=2e-3, consume=5e-6, plan=PLAN, unit=UNIT)
 # A node of 8 ranks, 96 cores and 100 Gbit/s; photographs of 110 KB; a step of a quarter of a second.
 BASE = Job(
@@ -59,8 +65,14 @@ def cases() -> dict[str, tuple[Job, dict[str, int]]]:
         "4 lanes a rank 512": (with_(images(shuffle=Shuffle(lanes=4 * 512))), {}),
         "window 16 512": (with_(images(shuffle=Shuffle(window=16))), {}),
         "4 prefixes 512": (with_(prefixes=4), {}),
-        "one prefix, frames of 4 MB 512": (with_(prefixes=1), {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME}),
-        "4 prefixes, frames of 4 MB 512": (with_(prefixes=4), {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME}),
+        "one prefix, frames of 4 MB 512": (
+            with_(prefixes=1),
+            {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME},
+        ),
+        "4 prefixes, frames of 4 MB 512": (
+            with_(prefixes=4),
+            {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME},
+        ),
         "manifest by each process 512": (with_(images(shared_manifest=False)), {"shards": 50_000}),
         "manifest once a node 512": (with_(), {"shards": 50_000}),
     }

@@ -27,8 +27,8 @@ class Answers:
     """How long a store takes until the first byte of an answer.
 
     Args:
-        points: (share, seconds), rising: so large a share of the answers comes within so many seconds. Between
-            two points it is linear.
+        points: (share, seconds), rising: so large a share of the answers comes within so many seconds.
+            Between two points it is linear.
         connect: Seconds until a new connection can be used.
         refused: The share of requests that are answered with 503, by chance.
     """

@@ -12,19 +12,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from benchmarks.simulate_data import packed
 from benchmarks.simulate_job import Job, simulate
 from benchmarks.simulate_link import Link
-from benchmarks.simulate_rank import PLAN, UNIT, Costs, Settings
 from benchmarks.simulate_reader import Dataset
 from benchmarks.simulate_real import _HASHED, LANES, SIZE, WINDOW, Ranks, busy, make, work
+from benchmarks.simulate_settings import PLAN, UNIT, Costs, Settings
 from benchmarks.simulate_store import Answers
 from shardstream.observe.probe import probe
 from shardstream.observe.probe_profile import Profile
 from shardstream.observe.probe_ranges import Ranges, objects_below, unhedged
 from shardstream.order.shuffle import Shuffle
 
-__all__ = ["SETTINGS", "Setting", "validate"]
+__all__ = ["SETTINGS", "Setting", "again", "validate"]
 
 MIB = 1 << 20
 _READERS = 4  # threads
@@ -60,9 +62,15 @@ class Setting:
     transform: bool = False
 
     @property
+    def network(self) -> str:
+        """What is probed once: the name of this network, without refusals."""
+        return f"{self.latency} {self.rate} {self.slow}"
+
+    @property
     def faults(self) -> dict[str, Any]:
         """As the proxy takes them, without the rate."""
-        return {"latency": self.latency, "slow": self.slow, "slow_by": 0.3, "status": [503], "share": self.refused}
+        chance = {"slow": self.slow, "slow_by": 0.3, "status": [503], "share": self.refused}
+        return {"latency": self.latency, **chance}
 
 
 SETTINGS = (
@@ -100,7 +108,7 @@ def measure(setting: Setting, link: Link, told: dict[str, Any], rounds: int) -> 
 
 
 def first_bytes(url: str, options: dict[str, Any], seconds: float) -> list[float]:
-    """How long 4 KiB take, as `shardstream probe` reads them; without the first ones, which open connections."""
+    """How long 4 KiB take, as `shardstream probe` reads them; without the first ones, for connections."""
     ranges = Ranges(objects_below(url, unhedged(options, 60.0))[0])
     until, found = time.monotonic() + seconds, []
 
@@ -166,7 +174,7 @@ def validate(rounds: int = 2, seconds: float = 8.0, only: slice = slice(None)) -
         options = weed.options(link.url)
         told = {"url": url, "options": options, "link": link.url, "past": weed.url, "threads": os.cpu_count()}
         for setting in SETTINGS[only]:
-            key = f"{setting.latency} {setting.rate} {setting.slow}"
+            key = setting.network
             if key not in profiles:
                 # Without refusals: these are told to the simulation.
                 link.set(setting.rate, **setting.faults | {"share": 0.0})
@@ -180,9 +188,26 @@ def validate(rounds: int = 2, seconds: float = 8.0, only: slice = slice(None)) -
             rows.append({"setting": asdict(setting), "real": real, "simulated": simulated})
             print(_line(rows[-1]), flush=True)
     return {
-        "rows": rows, "profiles": {key: one.as_dict() for key, one in profiles.items()}, "times": times, "hashing": hashing,
+        "rows": rows,
+        "profiles": {key: one.as_dict() for key, one in profiles.items()},
+        "times": times,
+        "hashing": hashing,
         "load": os.getloadavg()[0],
-    }  # fmt: skip
+    }
+
+
+def again(found: dict[str, Any]) -> dict[str, Any]:
+    """The same measurements, and what the simulation as it is now says from what was probed then."""
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset = packed(make(Path(scratch)))
+    for part in found.values():
+        for row in part["rows"]:
+            setting = Setting(**row["setting"])
+            profile = msgspec.convert(part["profiles"][setting.network], Profile)
+            times = part["times"][setting.network]
+            row["simulated"] = predict(setting, profile, times, dataset, part["hashing"])
+            print(_line(row), flush=True)
+    return found
 
 
 def _hashing() -> float:

@@ -1,4 +1,4 @@
-"""The simulation of `benchmarks.simulate`: its network is fair, and small jobs are what can be computed by hand."""
+"""The simulation of `benchmarks.simulate`: its network is fair, and small jobs come out as by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.simulate_data import synthetic
 from benchmarks.simulate_job import Job, simulate
 from benchmarks.simulate_network import UNLIMITED, Clock, Cores, Network, fair_rates
-from benchmarks.simulate_rank import Costs, Settings
+from benchmarks.simulate_settings import Costs, Settings
 from benchmarks.simulate_store import Answers
 from shardstream.order.shuffle import Shuffle
 
@@ -22,7 +22,9 @@ RATES = st.floats(1.0, 1e9)
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), RATES, RATES, RATES)
-def test_shares_are_max_min_fair(counts: list[int], node_rate: float, store_rate: float, stream: float) -> None:
+def test_shares_are_max_min_fair(
+    counts: list[int], node_rate: float, store_rate: float, stream: float
+) -> None:
     many = np.array(counts)
     rates = fair_rates(many, node_rate, store_rate, stream)
     total, near = float(many @ rates), 1 - 1e-9
@@ -65,7 +67,7 @@ def test_a_link_that_is_always_busy_sends_all_bytes_at_its_rate() -> None:
     ends = ends_of(0.0, sizes, store_rate=1e6)
     assert max(ends) == pytest.approx(sum(size for _, _, size in sizes) / 1e6)
     # All began together, and all had the same rate: the smaller ones ended sooner.
-    assert [end for _, end in sorted(zip(sizes, ends, strict=True), key=lambda one: one[0][2])] == sorted(ends)
+    assert [ends[number] for number in np.argsort([size for _, _, size in sizes])] == sorted(ends)
 
 
 def test_transfers_by_hand() -> None:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from benchmarks.simulate_network import UNLIMITED, Clock, Cores, Network
@@ -97,6 +98,13 @@ class _Run:
         self.bodies: dict[int, list[Callable[[], object]]] = {}  # by node: who waits for the manifest's body
         self.drawn = drawn
 
+    def measured(self) -> dict[str, Any]:
+        """Run it, and say what is measured of jobs."""
+        for number in range(self.job.ranks):
+            self.clock.after(0.0, partial(self.open, number))
+        self.clock.run(lambda: len(self.ends) == self.job.steps or self.counts.failed > 0)
+        return _measured(self)
+
     def open(self, number: int) -> None:
         """A process opens the dataset."""
         rank, dataset = self.ranks[number], self.dataset
@@ -181,12 +189,15 @@ def simulate(job: Job, dataset: Dataset) -> dict[str, Any]:
     real = time.perf_counter()
     gc.disable()  # very many objects that live long: a collection takes seconds, and frees little
     try:
-        run = _Run(job, dataset)
-        for number in range(job.ranks):
-            run.clock.after(0.0, lambda number=number: run.open(number))  # type: ignore[misc]
-        run.clock.run(lambda: len(run.ends) == job.steps or run.counts.failed > 0)
+        found = _Run(job, dataset).measured()
     finally:
         gc.enable()
+    return found | {"simulated in": time.perf_counter() - real}
+
+
+def _measured(run: _Run) -> dict[str, Any]:
+    """What is measured of jobs."""
+    job = run.job
     firsts = sorted(rank.first or run.clock.now for rank in run.ranks)
     ends = run.ends or [run.clock.now]
     seconds = ends[-1] - ends[0]
@@ -212,7 +223,6 @@ def simulate(job: Job, dataset: Dataset) -> dict[str, Any]:
         "GB per second": run.network.bytes / 1e9 / run.clock.now,
         "transfers at a time": run.network.most,
         "cores busy": sum(one.busy for one in run.cores) / (len(run.cores) * job.cores * run.clock.now),
-        "simulated in": time.perf_counter() - real,
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["Clock", "Cores", "Network", "Transfer", "fair_rates"]
 
 UNLIMITED = 1e12  # bytes per second
+_FEW = 8  # cores
 _SLICE = 0.005  # seconds: Python's switch interval, and about that of Linux
 Floats = NDArray[np.float64]
 Call = Callable[[], object]
@@ -47,6 +48,8 @@ class Clock:
 class Cores:
     """The cores of one node, in turns: work that takes longer than a slice goes to the end of the queue.
 
+    Of many cores one is nearly always free. There, work is not cut into slices.
+
     Args:
         clock: The time.
         count: How many cores there are.
@@ -57,6 +60,7 @@ class Cores:
 
     def __init__(self, clock: Clock, count: int) -> None:
         self._clock, self._free = clock, [0.0] * count
+        self._slice = _SLICE if count <= _FEW else math.inf
         self.busy = 0.0
 
     def work(self, seconds: float, done: Call) -> None:
@@ -64,11 +68,11 @@ class Cores:
         if seconds <= 0:
             self._clock.after(0.0, done)
             return
-        now = min(seconds, _SLICE)
+        now = min(seconds, self._slice)
         begin = max(self._clock.now, self._free[0])
         heapq.heapreplace(self._free, begin + now)
         self.busy += now
-        self._clock.at(begin + now, done if seconds <= _SLICE else lambda: self.work(seconds - now, done))
+        self._clock.at(begin + now, done if seconds <= now else lambda: self.work(seconds - now, done))
 
 
 def fair_rates(counts: NDArray[np.int64], node_rate: float, store_rate: float, stream: float) -> Floats:

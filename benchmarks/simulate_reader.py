@@ -1,8 +1,8 @@
 """What one simulated rank reads with: the package's planning of blocks and ranges, without threads.
 
 `DatasetBlocks`, `FramesAhead`, `RangeExtender`, `Planner`, `Arrivals`, `FetchedAhead`, `EpochProgress`,
-`Tiers` and `MemoryTier` are the package's own. Their threads become tasks in virtual time, and bytes become memory that
-all blocks share, since nobody looks at it.
+`Tiers` and `MemoryTier` are the package's own. Their threads become tasks in virtual time, and bytes become
+memory that all blocks share, since nobody looks at it.
 """
 
 from __future__ import annotations

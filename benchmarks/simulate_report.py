@@ -39,7 +39,7 @@ def _validated(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Real processes beside it", "",
         "Each cell: measured / simulated, and how far the simulation is off.", "",
-        "| ranks | round trip, ms | link, MB/s | step, ms | | first batch, s | steps/s | requests | MB | cores |",
+        "| ranks | trip, ms | link, MB/s | step, ms | | first batch, s | steps/s | requests | MB | CPU |",
         "|" + " --- |" * 10,
     ]  # fmt: skip
     for row in rows:

@@ -42,7 +42,8 @@ def cases() -> dict[str, tuple[Job, dict[str, int]]]:
     found: dict[str, tuple[Job, dict[str, int]]] = {}
     for ranks in RANKS:
         # At many ranks, the network is looked at each millisecond at most: see `Network`.
-        job = BASE.but(ranks=ranks, grain=1e-3 if ranks > 512 else 0.0)
+        large = {"grain": 1e-3, "steps": 24} if ranks > 512 else {}
+        job = BASE.but(ranks=ranks, **large)
         found[f"base {ranks}"] = job, {}
         found[f"one prefix {ranks}"] = job.but(prefixes=1), {}
     some = BASE.but(ranks=512)

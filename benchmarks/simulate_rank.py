@@ -139,19 +139,16 @@ class _Stream(_Flow[float]):
         """A thread that waits for the frames of a unit, and builds its batches."""
         unit, frames = call.args
         rank = self._rank
+        if not all(task.done for task in frames.values()):
+            rank.when_news(partial(self._build, call, done))
+            return
 
         def built() -> None:
             size = rank.settings.batch_bytes * len(unit.sizes)
             self._builder.expected = rank.settings.batch_bytes  # type: ignore[misc]
             done(Built(deque((0.0, size) for size in unit.sizes), None, size))
 
-        def look() -> None:
-            if all(task.done for task in frames.values()):
-                rank.cores.work(rank.costs.build * sum(unit.sizes), built)
-            else:
-                rank.when_news(look)
-
-        look()
+        rank.cores.work(rank.costs.build * sum(unit.sizes), built)
 
 
 class Rank:

@@ -245,10 +245,15 @@ class _Sent:
     def _end(self, answered: bool) -> None:
         self.ended = True
         self._client._free()
-        self._then(answered)
+        then, self._then = self._then, _nothing  # no circle stays: nobody collects
+        then(answered)
 
     def give_up(self) -> None:
         """It is not needed any more; its connection is closed."""
-        self._given_up = True
+        self._given_up = self.ended = True
+        self._then = _nothing
         if self._transfer is not None:
             self._client._network.give_up(self._transfer)
+
+
+def _nothing(answered: bool) -> None: ...

@@ -47,11 +47,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "simulate")
     chosen = parser.parse_args()
     if chosen.what == "validate":
-        from benchmarks.simulate_validate import validate
+        from benchmarks.simulate_validate import SETTINGS, validate
 
-        path, key = chosen.out / "validation.json", f"{chosen.first}-"
-        found = validate(chosen.rounds, chosen.seconds, slice(chosen.first, chosen.last))
-        _save(path, _load(path) | {key: found})
+        path, key = chosen.out / "validation.json", f"from {chosen.first}"
+        for found in validate(chosen.rounds, chosen.seconds, SETTINGS[chosen.first : chosen.last]):
+            _save(path, _load(path) | {key: found})
     elif chosen.what == "again":
         from benchmarks.simulate_validate import again
 

@@ -7,6 +7,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,8 +161,8 @@ def predict(
     }
 
 
-def validate(rounds: int = 2, seconds: float = 8.0, only: slice = slice(None)) -> dict[str, Any]:
-    """All settings, or some."""
+def validate(rounds: int, seconds: float, chosen: Iterable[Setting]) -> Iterator[dict[str, Any]]:
+    """Measure and simulate some settings; after each of them, all that is known so far."""
     from tests.servers import Weed
 
     rows: list[dict[str, Any]] = []
@@ -173,7 +174,7 @@ def validate(rounds: int = 2, seconds: float = 8.0, only: slice = slice(None)) -
         url = _upload(folder, weed)
         options = weed.options(link.url)
         told = {"url": url, "options": options, "link": link.url, "past": weed.url, "threads": os.cpu_count()}
-        for setting in SETTINGS[only]:
+        for setting in chosen:
             key = setting.network
             if key not in profiles:
                 # Without refusals: these are told to the simulation.
@@ -187,13 +188,13 @@ def validate(rounds: int = 2, seconds: float = 8.0, only: slice = slice(None)) -
             simulated = predict(setting, profiles[key], times[key], dataset, hashing)
             rows.append({"setting": asdict(setting), "real": real, "simulated": simulated})
             print(_line(rows[-1]), flush=True)
-    return {
-        "rows": rows,
-        "profiles": {key: one.as_dict() for key, one in profiles.items()},
-        "times": times,
-        "hashing": hashing,
-        "load": os.getloadavg()[0],
-    }
+            yield {
+                "rows": rows,
+                "profiles": {name: one.as_dict() for name, one in profiles.items()},
+                "times": times,
+                "hashing": hashing,
+                "load": os.getloadavg()[0],
+            }
 
 
 def again(found: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def cases() -> dict[str, tuple[Job, dict[str, int]]]:
         "4 lanes a rank 512": (with_(images(shuffle=Shuffle(lanes=4 * 512))), {}),
         "window 16 512": (with_(images(shuffle=Shuffle(window=16))), {}),
         "4 prefixes 512": (with_(prefixes=4), {}),
+        "one prefix, small prefetch 512": (with_(images(prefetch=16 << 20), prefixes=1), {}),
         "one prefix, frames of 4 MB 512": (
             with_(prefixes=1),
             {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME},

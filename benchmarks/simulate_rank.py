@@ -104,29 +104,25 @@ class _Stream(_Flow[float]):
 
     def _plan_some(self, call: Any, done: Callable[[_Plan], None]) -> None:
         """As `_Flow._some`, for as long as planning takes in virtual time."""
-        rank, plan, spent = self._rank, _Plan([], None, False), 0.0
+        self._plan_more(_Plan([], None, False), done, _PLANNED)
+
+    def _plan_more(self, plan: _Plan, done: Callable[[_Plan], None], left: float) -> None:
+        """Plan for so many seconds, and at least until there is a unit."""
+        rank, spent = self._rank, 0.0
         while len(plan.units) < _DEPTH:
             item = next(self._items, None)
             if item is None:
                 plan.over = True
                 break
-            if isinstance(item, list):  # shards whose indexes are not there
-                rank.reader.when_loaded(item, partial(self._go_on, plan, call, done))
+            if isinstance(item, list):  # shards whose indexes are not there: to wait for them takes longer
+                rank.reader.when_loaded(item, partial(self._plan_more, plan, done, 0.0))
                 return
             plan.units += self._pieces(item)
             spent += rank.costs.unit + rank.planning
             rank.planning = 0.0
-            if spent > _PLANNED:
+            if spent > left:
                 break
-        rank.cores.work(spent, lambda: done(plan))
-
-    def _go_on(self, plan: _Plan, call: Any, done: Callable[[_Plan], None]) -> None:
-        def joined(more: _Plan) -> None:
-            plan.units += more.units
-            plan.over = more.over
-            done(plan)
-
-        self._plan_some(call, joined)
+        rank.cores.work(spent, partial(done, plan))
 
     def _fetch(self, call: Any, done: Callable[[None], None]) -> None:
         """A thread that waits for a frame, and decompresses it."""

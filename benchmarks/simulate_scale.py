@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.simulate_data import synthetic
@@ -24,7 +25,6 @@ PREFIXES = 64  # of the base, enough for all: the store has split its names
 
 STORE = Answers.by_percentiles(0.03, 0.08, 0.15, connect=0.03)
 SLOW = Answers.by_percentiles(0.03, 0.2, 1.0, connect=0.03)
-REFUSING = Answers.by_percentiles(0.03, 0.08, 0.15, connect=0.03, refused=0.01)
 
 IMAGES = Settings(
     batch=32, threads=12, decode=Evaluate(224), batch_bytes=32 * 3 * 224 * 224, shared_manifest=True
@@ -46,37 +46,33 @@ def cases() -> dict[str, tuple[Job, dict[str, int]]]:
         job = BASE.but(ranks=ranks, **large)
         found[f"base {ranks}"] = job, {}
         found[f"one prefix {ranks}"] = job.but(prefixes=1), {}
-    some = BASE.but(ranks=512)
+    # 64 ranks: an eighth of 512 ranks, with an eighth of the requests that a prefix answers.
+    some = BASE.but(ranks=64, per_prefix=BASE.per_prefix / 8)
 
     def with_(settings: Settings = IMAGES, **changes: Any) -> Job:
         return some.but(settings=settings, **changes)
 
-    def images(**changes: Any) -> Settings:
-        return Settings(**{**{name: getattr(IMAGES, name) for name in vars(IMAGES)}, **changes})
-
-    demand = 512 * 32 * SAMPLE / 0.25  # bytes per second
+    demand = some.ranks * IMAGES.batch * SAMPLE / some.step  # bytes per second
+    small, large = replace(IMAGES, prefetch=16 << 20), {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME}
+    refusing = replace(STORE, refused=0.01), replace(STORE, refused=0.1)
     found |= {
-        "slow tail 512": (with_(answers=SLOW), {}),
-        "slow tail, small prefetch 512": (with_(images(prefetch=16 << 20), answers=SLOW), {}),
-        "1 % refused 512": (with_(answers=REFUSING), {}),
-        "10 % refused 512": (with_(answers=Answers(STORE.points, STORE.connect, 0.1)), {}),
-        "store of 1.5 x the demand 512": (with_(store_rate=1.5 * demand), {}),
-        "store of 1.1 x the demand 512": (with_(store_rate=1.1 * demand), {}),
-        "small prefetch 512": (with_(images(prefetch=16 << 20)), {}),
-        "4 lanes a rank 512": (with_(images(shuffle=Shuffle(lanes=4 * 512))), {}),
-        "window 16 512": (with_(images(shuffle=Shuffle(window=16))), {}),
-        "4 prefixes 512": (with_(prefixes=4), {}),
-        "one prefix, small prefetch 512": (with_(images(prefetch=16 << 20), prefixes=1), {}),
-        "one prefix, frames of 4 MB 512": (
-            with_(prefixes=1),
-            {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME},
-        ),
-        "4 prefixes, frames of 4 MB 512": (
-            with_(prefixes=4),
-            {"frames": FRAMES // 4, "per_frame": 4 * PER_FRAME},
-        ),
-        "manifest by each process 512": (with_(images(shared_manifest=False)), {"shards": 50_000}),
-        "manifest once a node 512": (with_(), {"shards": 50_000}),
+        "slow tail": (with_(answers=SLOW), {}),
+        "slow tail, small prefetch": (with_(small, answers=SLOW), {}),
+        "1 % refused": (with_(answers=refusing[0]), {}),
+        "10 % refused": (with_(answers=refusing[1]), {}),
+        "store of 1.5 x the demand": (with_(store_rate=1.5 * demand), {}),
+        "store of 1.1 x the demand": (with_(store_rate=1.1 * demand), {}),
+        "store of 1.1 x, small prefetch": (with_(small, store_rate=1.1 * demand), {}),
+        "small prefetch": (with_(small), {}),
+        "4 lanes a rank": (with_(replace(IMAGES, shuffle=Shuffle(lanes=4 * some.ranks))), {}),
+        "window 16": (with_(replace(IMAGES, shuffle=Shuffle(window=16))), {}),
+        "one prefix": (with_(prefixes=1), {}),
+        "one prefix, small prefetch": (with_(small, prefixes=1), {}),
+        "one prefix, frames of 4 MB": (with_(prefixes=1), large),
+        "one prefix, frames of 4 MB, small prefetch": (with_(small, prefixes=1), large),
+        "4 prefixes": (with_(prefixes=4), {}),
+        "manifest by each process": (with_(replace(IMAGES, shared_manifest=False)), {"shards": 50_000}),
+        "manifest once a node": (with_(), {"shards": 50_000}),
     }
     return found
 

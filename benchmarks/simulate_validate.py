@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def first_bytes(url: str, options: dict[str, Any], seconds: float) -> list[float
 
 
 def predict(
-    setting: Setting, profiles: Iterable[Profile], times: list[float], dataset: Dataset, hashing: float
+    setting: Setting, profiles: Iterable[Profile], answers: Answers, dataset: Dataset, hashing: float
 ) -> dict[str, Any]:
     """What the simulation says.
 
@@ -136,7 +136,7 @@ def predict(
         setting: Of what.
         profiles: Of the same machine and dataset, on some networks. Processor times count of the one in which
             they are least: other programs, and what waits for a slow network, make them larger.
-        times: How long the store took for 4 KiB on the network of the setting.
+        answers: Of the network of the setting.
         dataset: What is read.
         hashing: Seconds of a core for a sample of the transform.
     """
@@ -160,7 +160,7 @@ def predict(
         2 * setting.batch * SIZE if setting.transform else 0, transform=work if setting.transform else None,
     )  # fmt: skip
     job = Job(
-        setting.ranks, Answers.seen(times, min(times), setting.refused), of_node=setting.ranks,
+        setting.ranks, replace(answers, refused=setting.refused), of_node=setting.ranks,
         cores=os.cpu_count() or 1, step=setting.step, steps=setting.steps, store_rate=setting.rate,
         costs=costs, settings=settings,
     )  # fmt: skip
@@ -195,7 +195,9 @@ def validate(rounds: int, seconds: float, chosen: Iterable[Setting]) -> Iterator
                 )  # fmt: skip
                 times[key] = first_bytes(url, options, seconds / 2)
             real = measure(setting, link, told, rounds)
-            simulated = predict(setting, profiles.values(), times[key], dataset, hashing)
+            simulated = predict(
+                setting, profiles.values(), _answers(profiles[key], times[key]), dataset, hashing
+            )
             rows.append({"setting": asdict(setting), "real": real, "simulated": simulated})
             print(_line(rows[-1]), flush=True)
             yield {
@@ -215,10 +217,20 @@ def again(found: dict[str, Any]) -> dict[str, Any]:
         profiles = [msgspec.convert(one, Profile) for one in part["profiles"].values()]
         for row in part["rows"]:
             setting = Setting(**row["setting"])
-            times = part["times"][setting.network]
-            row["simulated"] = predict(setting, profiles, times, dataset, part["hashing"])
+            profile = msgspec.convert(part["profiles"][setting.network], Profile)
+            answers = _answers(profile, part["times"].get(setting.network))
+            row["simulated"] = predict(setting, profiles, answers, dataset, part["hashing"])
             print(_line(row), flush=True)
     return found
+
+
+def _answers(profile: Profile, times: list[float] | None) -> Answers:
+    """How a network answers: by what was seen of it, or else by the percentiles of the probe."""
+    if times:
+        return Answers.seen(times, min(times))
+    least = profile.store.latencies[0]
+    p50, p95, p99 = (ms / 1e3 for ms in (least.p50_ms, least.p95_ms, least.p99_ms))
+    return Answers.by_percentiles(p50, p95, p99, connect=p50)
 
 
 def _hashing() -> float:

@@ -40,11 +40,11 @@ LATENCIES, KINDS, RANKS = (0.0, 0.02, 0.1), ("tokens", "jpeg"), (1, 4)
 BATCH = 32
 SIZE: dict[str, Any] = {"tokens": None, "jpeg": 224}
 DATA = Path.home() / ".cache" / "shardstream-bench" / "advise"
-GRID_LATENCIES = (0.02, 0.1)  # seconds
+GRID_LATENCIES = (0.02,)  # seconds
 DISTURBED = 0.1  # cores that other programs may take, on the average
 PATIENCE = 10.0  # seconds to wait for that
 LANES, WINDOW = 16, 2  # small datasets: the frames of 64 lanes would be all of them
-GRID = [("16MiB", 2), ("32MiB", 1), ("32MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]
+GRID = [("16MiB", 2), ("64MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]
 
 
 def make(folder: Path) -> None:
@@ -111,6 +111,7 @@ class Ranks:
     """Processes of ranks that wait for an epoch to read."""
 
     def __init__(self, kind: str, url: str, options: dict[str, Any], world: int) -> None:
+        self.epochs = 0
         self._all = [
             subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.advise", "--rank"], cwd=ROOT, text=True,
@@ -127,6 +128,7 @@ class Ranks:
 
     def epoch(self, **options: Any) -> dict[str, float]:
         """Seconds of the slowest rank; seconds of cores of all ranks, and of the store and the proxy."""
+        self.epochs += 1
         watch = Watch()
         for one in self._all:
             one.stdin.write(json.dumps(options) + "\n")  # type: ignore[union-attr]
@@ -201,8 +203,12 @@ def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) 
             try:
                 ranks.epoch()  # threads, imports and the server's own cache
                 remote.passed()
+                ranks.epochs = 0
                 times = quietest(ranks.epoch, rounds, 2 * rounds)
-                passed = remote.passed()
+                passed = {
+                    name: value / ranks.epochs for name, value in remote.passed().items()
+                    if name in ("connections", "requests", "body_bytes")
+                }  # fmt: skip
                 if latency in GRID_LATENCIES and world == 1:
                     grid += _grid(ranks, advice.settings)
             finally:

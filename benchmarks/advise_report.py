@@ -39,9 +39,9 @@ def _epochs(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "# advise beside the loader"
     yield ""
     yield "Made by `python -m benchmarks.advise`. An epoch without a cache and with new connections, until"
-    yield "the slowest rank has it; the median of the rounds. Core seconds are those of the ranks; beside them"
-    yield "are those of the store and the proxy. `others` is what other programs took of the machine, in"
-    yield "cores: the rounds with the least of it were taken."
+    yield "the slowest rank has it; the median of the rounds. Core seconds are those of the ranks; beside"
+    yield "them are those of the store and the proxy. `others` is what other programs took of the machine, in"
+    yield "cores. The rounds with the least of it were taken."
     yield ""
     yield (
         "| data | ms | ranks | seconds | from, to | predicted | error | bound | core s | predicted | "

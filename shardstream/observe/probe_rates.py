@@ -21,7 +21,7 @@ from shardstream.read.dataset_blocks import STREAMS
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache.options import Cache
 
-__all__ = ["measure_rates"]
+__all__ = ["Pass", "measure_rates", "per_sample"]
 
 _SHARDS, _FRAMES = 4, 32  # that are decompressed
 _DECOMPRESSING = 0.5  # seconds of a core
@@ -98,11 +98,20 @@ def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits:
 
 
 @dataclass
-class _Pass:
+class Pass:
+    """An epoch, or its beginning.
+
+    Args:
+        samples: How many samples, or blocks, came.
+        wall: Seconds that it took.
+        seconds: Seconds of cores of this process.
+        consumer: Those of this thread.
+    """
+
     samples: int
-    wall: float  # seconds
-    seconds: float  # of cores, of this process
-    consumer: float  # of a core, of this thread
+    wall: float
+    seconds: float
+    consumer: float
 
 
 def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
@@ -121,7 +130,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     # Without look-ahead, and so without work for batches that are not taken.
     opened = _epoch(replace(work, prefetch=1), first, limits, batches=1)
     dataset: Any = None
-    passes: list[_Pass] = []  # of the same samples
+    passes: list[Pass] = []  # of the same samples
     while count < manifest.samples or not passes:
         # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
         by_time = int(count * _GROW * max(limits.seconds_left - began / 3, began / 3) / max(found.wall, 1e-3))
@@ -154,8 +163,8 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
         # What decoders take, they take without Python's lock, several threads at a time.
         plain = _from_memory(work, _undecoded(dataset), limits)
     whole = items(work.dataset())
-    cold_each, fixed = _line(cold, opened)
-    warm_each, _ = _line(warm, start)
+    cold_each, fixed = per_sample(cold, opened)
+    warm_each, _ = per_sample(warm, start)
     raw = manifest.raw_bytes / whole
     serial = cold_each - max(0.0, warm.seconds - plain.seconds) / warm.samples - per_byte * raw
     shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
@@ -181,7 +190,7 @@ def _in_memory(work: Work, count: int, manifest: Manifest) -> Any:
     return _part_of(work, Cache(ram=4 * size + _RAM), count, manifest.samples)
 
 
-def _line(whole: _Pass, first: _Pass) -> tuple[float, float]:
+def per_sample(whole: Pass, first: Pass) -> tuple[float, float]:
     """(seconds of a core for a sample, seconds of a core to open), by an epoch and by a first batch."""
     between = whole.samples - first.samples
     if between <= 0:  # one batch is all that there is
@@ -191,13 +200,13 @@ def _line(whole: _Pass, first: _Pass) -> tuple[float, float]:
     return each, max(0.0, whole.seconds - whole.samples * each)
 
 
-def _middle(passes: list[_Pass]) -> _Pass:
+def _middle(passes: list[Pass]) -> Pass:
     """The pass with the median of the seconds; only those that came as far as the first one."""
     found = sorted((one for one in passes if one.samples == passes[0].samples), key=lambda one: one.seconds)
     return found[(len(found) - 1) // 2]
 
 
-def _from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
+def _from_memory(work: Work, dataset: Any, limits: Limits) -> Pass:
     """The median epoch of some, by seconds of cores; without the first one, which touches fresh memory."""
     until = time.monotonic() + max(0.1, limits.seconds_left / 2)
     found = [_epoch(work, dataset, limits, patience=limits.seconds_left + 1.0)]
@@ -208,7 +217,7 @@ def _from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
     return _middle(whole[1:] or whole)
 
 
-def _start_from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
+def _start_from_memory(work: Work, dataset: Any, limits: Limits) -> Pass:
     """The median of some first batches: what an epoch costs before its samples count."""
     alone = replace(work, prefetch=1)
     return _middle([_epoch(alone, dataset, limits, batches=1) for _ in range(_STARTS)])
@@ -244,7 +253,7 @@ def cores() -> int:
 
 def _epoch(
     work: Work, dataset: Any, limits: Limits, batches: int | None = None, patience: float = 0.0
-) -> _Pass:
+) -> Pass:
     """Take the batches of the first epoch: all, or so many; fewer, if the time is over.
 
     Args:
@@ -269,7 +278,7 @@ def _epoch(
         iterator.close()  # type: ignore[attr-defined]
     stats = loader.stats()
     limits.count(int(stats.get("remote_bytes", 0)) - came)
-    return _Pass(
+    return Pass(
         int(stats["samples"]), time.monotonic() - began,
         time.process_time() - cpu, time.thread_time() - consumer,
     )  # fmt: skip

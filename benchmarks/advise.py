@@ -1,6 +1,6 @@
 """Does `shardstream advise` tell the truth? Its prediction beside the loader alone with a clock.
 
-    python -m benchmarks.advise [--rounds 3] [--out benchmarks/results/advise]
+    python -m benchmarks.advise [--only CELL...] [--again] [--out benchmarks/results/advise]
 
 Twelve settings: latency 0, 20 and 100 ms x tokens and JPEG x 1 and 4 ranks. SeaweedFS on this machine, behind
 a proxy that adds the latency to each request. Each latency is probed once for each dataset. Then the ranks,
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import itertools
 import json
 import os
@@ -23,16 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
+import msgspec
 
+from benchmarks.advise_data import make
 from benchmarks.advise_report import line, report
 from benchmarks.others import Watch, still
 from benchmarks.processes import ROOT
+from shardstream.observe.probe_profile import Profile
 
 T = TypeVar("T")
 
@@ -40,43 +42,11 @@ LATENCIES, KINDS, RANKS = (0.0, 0.02, 0.1), ("tokens", "jpeg"), (1, 4)
 BATCH = 32
 SIZE: dict[str, Any] = {"tokens": None, "jpeg": 224}
 DATA = Path.home() / ".cache" / "shardstream-bench" / "advise"
-GRID_LATENCIES = (0.02,)  # seconds
+GRID_LATENCY = 0.02  # seconds
 DISTURBED = 0.1  # cores that other programs may take, on the average
 PATIENCE = 10.0  # seconds to wait for that
 LANES, WINDOW = 16, 2  # small datasets: the frames of 64 lanes would be all of them
 GRID = [("16MiB", 2), ("64MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]
-
-
-def make(folder: Path) -> None:
-    """The two datasets: 384 M tokens in zstd, and 4,000 JPEGs of about 90 KB; each is made once."""
-    import shardstream as ss
-
-    folder.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(0)
-    common: dict[str, Any] = {"shard_size": "8MiB", "frame_size": "256KiB", "workers": 2}
-    if not (folder / "tokens").exists():
-        tokens = np.minimum(draw.zipf(1.3, 384_000_000), 50_000).astype(np.uint16)
-        tokens[::1000] = 0
-        tokens.tofile(folder / "tokens.bin")
-        ss.pack(folder / "tokens.bin", folder / "tokens", format="bin", dtype="uint16", eos=0, **common)
-        (folder / "tokens.bin").unlink()
-    if not (folder / "jpeg").exists():
-        ss.pack(_images(draw), folder / "jpeg", **common)
-
-
-def _images(draw: Any) -> Iterator[dict[str, Any]]:
-    from PIL import Image
-
-    y, x = np.mgrid[0:400, 0:500]
-    files = []
-    for _ in range(40):
-        waves = [np.sin(x / draw.uniform(10, 60) + y / draw.uniform(10, 60)) for _ in range(3)]
-        pixels = 127 + 100 * np.stack(waves, -1) + draw.normal(0, 18, (400, 500, 1))
-        file = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-        files.append(file.getvalue())
-    for number in range(4000):
-        yield {"__key__": f"{number:06d}", "jpg": files[number % len(files)], "cls": number % 10}
 
 
 def rank() -> None:
@@ -183,10 +153,7 @@ def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) 
     from shardstream.observe.advise import advise
     from shardstream.observe.probe import probe
 
-    place, grid, rows = data / kind, [], []
-    common: dict[str, Any] = {
-        "batch": BATCH, "image_size": SIZE[kind], "lanes": LANES, "window": WINDOW
-    }  # fmt: skip
+    place, rows, common = data / kind, [], _common(kind)
     with tempfile.TemporaryDirectory() as scratch, Remote(Path(scratch)) as remote:
         there = remote.ready(str(place), latency)
         url = there["url"]
@@ -209,8 +176,6 @@ def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) 
                     name: value / ranks.epochs for name, value in remote.passed().items()
                     if name in ("connections", "requests", "body_bytes")
                 }  # fmt: skip
-                if latency in GRID_LATENCIES and world == 1:
-                    grid += _grid(ranks, advice.settings)
             finally:
                 ranks.close()
             rows.append({
@@ -229,8 +194,11 @@ def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) 
         "kind": kind, "latency": latency, "knee": profile.store.throughput.knee, "sweep": sweep,
         "others": [disturbed, sweep_disturbed],
     }  # fmt: skip
-    grid = [{"kind": kind, "latency": latency, **row} for row in grid]
-    return {"rows": rows, "knees": [knee], "grid": grid, "profile": profile.as_dict()}
+    return {"rows": rows, "knees": [knee], "profile": profile.as_dict()}
+
+
+def _common(kind: str) -> dict[str, Any]:
+    return {"batch": BATCH, "image_size": SIZE[kind], "lanes": LANES, "window": WINDOW}
 
 
 def quietest(measured: Callable[[], T], wanted: int, most: int) -> list[tuple[T, float]]:
@@ -249,18 +217,39 @@ def quietest(measured: Callable[[], T], wanted: int, most: int) -> list[tuple[T,
     return sorted(found, key=lambda pair: pair[1])[:wanted]
 
 
-def _grid(ranks: Ranks, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    ours = {"prefetch": settings["prefetch"], "threads": settings["threads"]}
-    cases = [
-        ("advised", ours),
-        *(("grid", {"prefetch": ahead, "threads": threads}) for ahead, threads in GRID),
-    ]
-    found: list[dict[str, Any]] = [{"case": name, **case, "seconds": []} for name, case in cases]
-    for _ in range(3):  # in turn
-        for row, (_, case) in zip(found, cases, strict=True):
-            still(DISTURBED, PATIENCE)
-            row["seconds"].append(ranks.epoch(**case)["seconds"])
-    return found
+def grid(kind: str, rounds: int, data: Path, profile: Profile) -> dict[str, Any]:
+    """What is advised by a profile of before, beside other settings; one rank."""
+    from benchmarks.store import Remote
+    from shardstream.observe.advise import advise
+
+    with tempfile.TemporaryDirectory() as scratch, Remote(Path(scratch)) as remote:
+        there = remote.ready(str(data / kind), GRID_LATENCY)
+        options = {"key": there["key"], "secret": there["secret"], "endpoint_url": there["endpoint"]}
+        found = advise(there["url"], profile, storage_options=options, **_common(kind)).settings
+        cases = [("advised", (found["prefetch"], found["threads"])), *(("grid", case) for case in GRID)]
+        rows: list[dict[str, Any]] = [
+            {
+                "kind": kind, "latency": GRID_LATENCY, "case": name, "prefetch": prefetch,
+                "threads": threads, "seconds": [], "others": [],
+            } for name, (prefetch, threads) in cases
+        ]  # fmt: skip
+        ranks = Ranks(kind, there["url"], options, 1)
+        try:
+            ranks.epoch()
+            for _ in range(rounds):  # in turn
+                for row in rows:
+                    settings = {name: row[name] for name in ("prefetch", "threads")}
+                    [(one, others)] = quietest(partial(ranks.epoch, **settings), 1, 2)
+                    row["seconds"].append(one["seconds"])
+                    row["others"].append(others)
+        finally:
+            ranks.close()
+    return {"grid": rows, "load": os.getloadavg()[0]}
+
+
+def cell(kind: str, latency: float) -> str:
+    """The name of a dataset at a latency."""
+    return f"{kind}-{1e3 * latency:.0f}"
 
 
 def main() -> None:
@@ -269,7 +258,9 @@ def main() -> None:
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of each probe")
-    parser.add_argument("--only", nargs="*", metavar="CELL", help='such as "jpeg-20"; by default all')
+    parser.add_argument(
+        "--only", nargs="*", metavar="CELL", help='such as "jpeg-20" or "jpeg-grid"; by default all'
+    )
     parser.add_argument("--again", action="store_true", help="also cells that are in DIR")
     parser.add_argument("--data", type=Path, default=DATA, help="where the datasets are, or are made")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("benchmarks/results/advise"))
@@ -281,15 +272,24 @@ def main() -> None:
     make(options.data)
     if options.only == []:
         return  # the datasets alone
-    for kind, latency in itertools.product(KINDS, LATENCIES):
-        name = f"{kind}-{1e3 * latency:.0f}"
+
+    def wanted(name: str) -> Path | None:
         path = options.out / f"{name}.json"
-        if name in (options.only or [name]) and (options.again or not path.exists()):
+        again = options.again or not path.exists()
+        return path if again and name in (options.only or [name]) else None
+
+    for kind, latency in itertools.product(KINDS, LATENCIES):
+        if path := wanted(cell(kind, latency)):
             found = measure(kind, latency, options.rounds, options.seconds, options.data)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    for kind in KINDS:
+        if path := wanted(f"{kind}-grid"):
+            known = json.loads((options.out / f"{cell(kind, GRID_LATENCY)}.json").read_text())["profile"]
+            found = grid(kind, options.rounds, options.data, msgspec.convert(known, Profile))
             path.write_text(json.dumps(found, indent=1) + "\n")
     cells = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
     text = report({
-        part: [row for cell in cells for row in cell[part]] for part in ("rows", "knees", "grid")
+        part: [row for one in cells for row in one.get(part, ())] for part in ("rows", "knees", "grid")
     })  # fmt: skip
     print(text)
     (options.out / "results.md").write_text(text)

@@ -1,6 +1,6 @@
 """Does `shardstream advise` tell the truth? Its prediction beside the loader alone with a clock.
 
-    python -m benchmarks.advise [--rounds 3] [--out benchmarks/results/advise]
+    python -m benchmarks.advise [--only CELL...] [--again] [--out benchmarks/results/advise]
 
 Twelve settings: latency 0, 20 and 100 ms x tokens and JPEG x 1 and 4 ranks. SeaweedFS on this machine, behind
 a proxy that adds the latency to each request. Each latency is probed once for each dataset. Then the ranks,
@@ -13,7 +13,8 @@ beside a grid.
 from __future__ import annotations
 
 import argparse
-import io
+import gc
+import itertools
 import json
 import os
 import statistics
@@ -21,51 +22,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
+import msgspec
 
+from benchmarks.advise_data import make
 from benchmarks.advise_report import line, report
+from benchmarks.others import Watch, still
 from benchmarks.processes import ROOT
+from shardstream.observe.probe_profile import Profile
+
+T = TypeVar("T")
 
 LATENCIES, KINDS, RANKS = (0.0, 0.02, 0.1), ("tokens", "jpeg"), (1, 4)
 BATCH = 32
-SIZE = {"tokens": None, "jpeg": 224}
+SIZE: dict[str, Any] = {"tokens": None, "jpeg": 224}
+DATA = Path.home() / ".cache" / "shardstream-bench" / "advise"
+GRID_LATENCY = 0.02  # seconds
+DISTURBED = 0.1  # cores that other programs may take, on the average
+PATIENCE = 10.0  # seconds to wait for that
 LANES, WINDOW = 16, 2  # small datasets: the frames of 64 lanes would be all of them
-GRID = [("32MiB", 1), ("32MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]
-
-
-def make(folder: Path) -> dict[str, Path]:
-    """The two datasets: 128 M tokens in zstd, and 2,000 JPEGs of about 90 KB."""
-    import shardstream as ss
-
-    draw = np.random.default_rng(0)
-    tokens = np.minimum(draw.zipf(1.3, 128_000_000), 50_000).astype(np.uint16)
-    tokens[::1000] = 0
-    tokens.tofile(folder / "tokens.bin")
-    common: dict[str, Any] = {"shard_size": "8MiB", "frame_size": "256KiB", "workers": 2}
-    ss.pack(folder / "tokens.bin", folder / "tokens", format="bin", dtype="uint16", eos=0, **common)
-    (folder / "tokens.bin").unlink()
-    ss.pack(_images(draw), folder / "jpeg", **common)
-    return {kind: folder / kind for kind in KINDS}
-
-
-def _images(draw: Any) -> Iterator[dict[str, Any]]:
-    from PIL import Image
-
-    y, x = np.mgrid[0:400, 0:500]
-    files = []
-    for _ in range(40):
-        waves = [np.sin(x / draw.uniform(10, 60) + y / draw.uniform(10, 60)) for _ in range(3)]
-        pixels = 127 + 100 * np.stack(waves, -1) + draw.normal(0, 18, (400, 500, 1))
-        file = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-        files.append(file.getvalue())
-    for number in range(2000):
-        yield {"__key__": f"{number:06d}", "jpg": files[number % len(files)], "cls": number % 10}
+GRID = [("16MiB", 2), ("64MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]
 
 
 def rank() -> None:
@@ -73,11 +54,14 @@ def rank() -> None:
     import shardstream as ss
     from shardstream import StreamingDataset, TokenDataset
     from shardstream.decode.images import Train
+    from shardstream.storage.transport.backends import obstore
 
     told = json.loads(sys.stdin.readline())
     print("ready", flush=True)
     for wanted in sys.stdin:
         options = {name: value for name, value in json.loads(wanted).items() if value is not None}
+        obstore._made.cache_clear()  # noqa: SLF001 - a job begins without connections
+        gc.collect()
         began, cpu = time.perf_counter(), time.process_time()
         common = {
             "shuffle": ss.Shuffle(0, LANES, WINDOW),
@@ -97,6 +81,7 @@ class Ranks:
     """Processes of ranks that wait for an epoch to read."""
 
     def __init__(self, kind: str, url: str, options: dict[str, Any], world: int) -> None:
+        self.epochs = 0
         self._all = [
             subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.advise", "--rank"], cwd=ROOT, text=True,
@@ -111,13 +96,17 @@ class Ranks:
             assert one.stdout is not None
             assert one.stdout.readline() == "ready\n"
 
-    def epoch(self, **options: Any) -> tuple[float, float]:
-        """Seconds of the slowest rank, and seconds of cores of all ranks."""
+    def epoch(self, **options: Any) -> dict[str, float]:
+        """Seconds of the slowest rank; seconds of cores of all ranks, and of the store and the proxy."""
+        self.epochs += 1
+        watch = Watch()
         for one in self._all:
             one.stdin.write(json.dumps(options) + "\n")  # type: ignore[union-attr]
             one.stdin.flush()  # type: ignore[union-attr]
         found = [json.loads(one.stdout.readline()) for one in self._all]  # type: ignore[union-attr]
-        return max(wall for wall, _ in found), sum(cpu for _, cpu in found)
+        cpu = sum(cpu for _, cpu in found)
+        wall = max(wall for wall, _ in found)
+        return {"seconds": wall, "cpu": cpu, "store_cpu": max(0.0, watch.ours() - cpu)}
 
     def close(self) -> None:
         for one in self._all:
@@ -157,84 +146,110 @@ def own_sweep(url: str, options: dict[str, Any], objects: list[tuple[str, int]])
     return found
 
 
-def measure(rounds: int, seconds: float, scratch: Path) -> dict[str, Any]:
-    """All settings."""
+def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) -> dict[str, Any]:
+    """One cell: a dataset at a latency. The probe, the sweep, the predictions, and then the epochs."""
     from benchmarks.store import Remote
     from shardstream.format.manifest import Manifest
     from shardstream.observe.advise import advise
     from shardstream.observe.probe import probe
 
-    places = make(scratch)
-    rows, knees, grid = [], [], []
-    with Remote(scratch) as remote:
-        for kind in KINDS:
-            place = remote.ready(str(places[kind]), 0.0)
-            options = {
-                name: place[key]
-                for name, key in (("key", "key"), ("secret", "secret"), ("endpoint_url", "endpoint"))
-            }
-            for latency in LATENCIES:
-                remote.ready(str(places[kind]), latency)
-                profile = probe(
-                    place["url"],
-                    batch=BATCH,
-                    image_size=SIZE[kind],
-                    lanes=LANES,
-                    window=WINDOW,
-                    seconds=seconds,
-                    storage_options=options,
-                )
-                manifest = Manifest.from_bytes((places[kind] / "manifest.json").read_bytes())
-                objects = [(shard.url, shard.bytes) for shard in manifest.shards if shard.bytes > 2 << 20]
-                sweep = own_sweep(place["url"], options, objects)
-                knees.append(
-                    {"kind": kind, "latency": latency, "knee": profile.store.throughput.knee, "sweep": sweep}
-                )  # type: ignore[union-attr]
-                for world in RANKS:
-                    advice = advise(
-                        place["url"],
-                        profile,
-                        batch=BATCH,
-                        world=world,
-                        image_size=SIZE[kind],
-                        lanes=LANES,
-                        window=WINDOW,
-                        link="10GB",  # of the loopback device, which is no network card
-                        storage_options=options,
-                    )
-                    ranks = Ranks(kind, place["url"], options, world)
-                    try:
-                        ranks.epoch()  # threads, imports and the server's own cache
-                        times = [ranks.epoch() for _ in range(rounds)]
-                        if latency == 0.02 and world == 1:
-                            grid += _grid(ranks, kind, latency, advice.settings)
-                    finally:
-                        ranks.close()
-                    rows.append({
-                        "kind": kind, "latency": latency, "ranks": world,
-                        "seconds": [wall for wall, _ in times],
-                        "cpu": statistics.median(cpu for _, cpu in times), "load": os.getloadavg()[0],
-                        "predicted_cpu": advice.prediction["cpu_seconds"],
-                        "predicted": advice.prediction["epoch_seconds"],
-                        "bound": advice.prediction["bound"],
-                    })  # fmt: skip
-                    print(line(rows[-1]), flush=True)
-    return {"rows": rows, "knees": knees, "grid": grid}
+    place, rows, common = data / kind, [], _common(kind)
+    with tempfile.TemporaryDirectory() as scratch, Remote(Path(scratch)) as remote:
+        there = remote.ready(str(place), latency)
+        url = there["url"]
+        options = {"key": there["key"], "secret": there["secret"], "endpoint_url": there["endpoint"]}
+        profile, disturbed = quietest(
+            lambda: probe(url, seconds=seconds, storage_options=options, **common), 1, 2
+        )[0]
+        manifest = Manifest.from_bytes((place / "manifest.json").read_bytes())
+        objects = [(shard.url, shard.bytes) for shard in manifest.shards if shard.bytes > 2 << 20]
+        sweep, sweep_disturbed = quietest(lambda: own_sweep(url, options, objects), 1, 2)[0]
+        for world in RANKS:
+            advice = advise(url, profile, world=world, storage_options=options, **common)
+            ranks = Ranks(kind, url, options, world)
+            try:
+                ranks.epoch()  # threads, imports and the server's own cache
+                remote.passed()
+                ranks.epochs = 0
+                times = quietest(ranks.epoch, rounds, 2 * rounds)
+                passed = {
+                    name: value / ranks.epochs for name, value in remote.passed().items()
+                    if name in ("connections", "requests", "body_bytes")
+                }  # fmt: skip
+            finally:
+                ranks.close()
+            rows.append({
+                "kind": kind, "latency": latency, "ranks": world,
+                "seconds": [one["seconds"] for one, _ in times], "others": [other for _, other in times],
+                "cpu": statistics.median(one["cpu"] for one, _ in times),
+                "store_cpu": statistics.median(one["store_cpu"] for one, _ in times),
+                "load": os.getloadavg()[0], "passed": passed,
+                "predicted_cpu": advice.prediction["cpu_seconds"],
+                "predicted": advice.prediction["epoch_seconds"], "bound": advice.prediction["bound"],
+                "stages": advice.prediction["stages"],
+            })  # fmt: skip
+            print(line(rows[-1]), flush=True)
+    assert profile.store.throughput is not None
+    knee = {
+        "kind": kind, "latency": latency, "knee": profile.store.throughput.knee, "sweep": sweep,
+        "others": [disturbed, sweep_disturbed],
+    }  # fmt: skip
+    return {"rows": rows, "knees": [knee], "profile": profile.as_dict()}
 
 
-def _grid(ranks: Ranks, kind: str, latency: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    ours = {"prefetch": settings["prefetch"], "threads": settings["threads"]}
-    cases = [
-        ("advised", ours),
-        *(("grid", {"prefetch": ahead, "threads": threads}) for ahead, threads in GRID),
-    ]
-    found: list[dict[str, Any]] = [
-        {"kind": kind, "latency": latency, "case": name, **case, "seconds": []} for name, case in cases
-    ]
-    for _ in range(3):  # in turn
-        for row, (_, case) in zip(found, cases, strict=True):
-            row["seconds"].append(ranks.epoch(**case)[0])
-    return found
+def _common(kind: str) -> dict[str, Any]:
+    return {"batch": BATCH, "image_size": SIZE[kind], "lanes": LANES, "window": WINDOW}
+
+
+def quietest(measured: Callable[[], T], wanted: int, most: int) -> list[tuple[T, float]]:
+    """Measure until other programs have disturbed `wanted` rounds little, at most `most` times.
+
+    Returns:
+        The rounds that were disturbed least, with the cores that other programs took on the average. What was
+        measured does not decide.
+    """
+    found: list[tuple[T, float]] = []
+    while len(found) < most and sum(other <= DISTURBED for _, other in found) < wanted:
+        still(DISTURBED, PATIENCE)
+        watch = Watch()
+        one = measured()
+        found.append((one, round(watch.others(), 3)))
+    return sorted(found, key=lambda pair: pair[1])[:wanted]
+
+
+def grid(kind: str, rounds: int, data: Path, profile: Profile) -> dict[str, Any]:
+    """What is advised by a profile of before, beside other settings; one rank."""
+    from benchmarks.store import Remote
+    from shardstream.observe.advise import advise
+
+    with tempfile.TemporaryDirectory() as scratch, Remote(Path(scratch)) as remote:
+        there = remote.ready(str(data / kind), GRID_LATENCY)
+        options = {"key": there["key"], "secret": there["secret"], "endpoint_url": there["endpoint"]}
+        found = advise(there["url"], profile, storage_options=options, **_common(kind)).settings
+        cases = [("advised", (found["prefetch"], found["threads"])), *(("grid", case) for case in GRID)]
+        rows: list[dict[str, Any]] = [
+            {
+                "kind": kind, "latency": GRID_LATENCY, "case": name, "prefetch": prefetch,
+                "threads": threads, "seconds": [], "others": [],
+            } for name, (prefetch, threads) in cases
+        ]  # fmt: skip
+        ranks = Ranks(kind, there["url"], options, 1)
+        try:
+            ranks.epoch()
+            for _ in range(rounds):  # in turn
+                for row in rows:
+                    settings = {name: row[name] for name in ("prefetch", "threads")}
+                    [(one, others)] = quietest(partial(ranks.epoch, **settings), 1, 2)
+                    row["seconds"].append(one["seconds"])
+                    row["others"].append(others)
+        finally:
+            ranks.close()
+    return {"grid": rows, "load": os.getloadavg()[0]}
+
+
+def cell(kind: str, latency: float) -> str:
+    """The name of a dataset at a latency."""
+    return f"{kind}-{1e3 * latency:.0f}"
 
 
 def main() -> None:
@@ -243,19 +258,41 @@ def main() -> None:
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of each probe")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--only", nargs="*", metavar="CELL", help='such as "jpeg-20" or "jpeg-grid"; by default all'
+    )
+    parser.add_argument("--again", action="store_true", help="also cells that are in DIR")
+    parser.add_argument("--data", type=Path, default=DATA, help="where the datasets are, or are made")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("benchmarks/results/advise"))
     options = parser.parse_args()
     if options.rank:
         rank()
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        found = measure(options.rounds, options.seconds, Path(scratch))
-    text = report(found)
+    options.out.mkdir(parents=True, exist_ok=True)
+    make(options.data)
+    if options.only == []:
+        return  # the datasets alone
+
+    def wanted(name: str) -> Path | None:
+        path = options.out / f"{name}.json"
+        again = options.again or not path.exists()
+        return path if again and name in (options.only or [name]) else None
+
+    for kind, latency in itertools.product(KINDS, LATENCIES):
+        if path := wanted(cell(kind, latency)):
+            found = measure(kind, latency, options.rounds, options.seconds, options.data)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    for kind in KINDS:
+        if path := wanted(f"{kind}-grid"):
+            known = json.loads((options.out / f"{cell(kind, GRID_LATENCY)}.json").read_text())["profile"]
+            found = grid(kind, options.rounds, options.data, msgspec.convert(known, Profile))
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    cells = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
+    text = report({
+        part: [row for one in cells for row in one.get(part, ())] for part in ("rows", "knees", "grid")
+    })  # fmt: skip
     print(text)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-        (options.out / "results.md").write_text(text)
+    (options.out / "results.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,51 @@ def mixing(rows: list[tuple[str, float, float]], path: str) -> None:
     plt.close(figure)
 
 
+def jobs(rows: list[dict[str, Any]], scale: dict[str, Any], path: str) -> None:
+    """Simulated jobs beside real ones, and the base of the simulation by its ranks."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib import ticker
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), dpi=80)
+    for axis, name, unit in ((axes[0], "first batch", "s"), (axes[1], "steps per second", "")):
+        real, simulated = ([row[kind][name] for row in rows] for kind in ("real", "simulated"))
+        ends = [min(real + simulated), max(real + simulated)]
+        axis.plot(ends, ends, color=COLOURS["peer"], linewidth=1)
+        axis.fill_between(
+            ends, [0.85 * end for end in ends], [1.15 * end for end in ends], color=COLOURS["peer"], alpha=0.2
+        )
+        quiet = [row["real"]["cores busy"] <= 0.5 for row in rows]
+        colours = [COLOURS["ours"] if alone else COLOURS["ceiling"] for alone in quiet]
+        axis.scatter(real, simulated, color=colours, s=14)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("measured; yellow: on a busy machine", fontsize=8)
+        axis.set_title(f"{name}{', ' + unit if unit else ''}: simulated", fontsize=9)
+    for kind, colour in (("base", COLOURS["ours"]), ("one prefix", COLOURS["ceiling"])):
+        found = sorted((row["ranks"], row) for name, row in scale.items() if name.startswith(f"{kind} "))
+        ranks = [count for count, _ in found]
+        axes[2].plot(
+            ranks, [row["first batch"] for _, row in found], "o-", color=colour, label=kind, markersize=4
+        )
+    axes[2].set_xscale("log")
+    axes[2].set_yscale("log")
+    axes[2].set_xlabel("ranks", fontsize=8)
+    axes[2].set_title("first batch, s", fontsize=9)
+    axes[2].legend(fontsize=8)
+    for axis in axes:
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+            line.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            line.set_minor_formatter(ticker.NullFormatter())
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=6)
+    axes[2].set_xticks([8, 64, 512, 4096])
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def main(results: str, out: str) -> None:
     """All questions of a results file."""
     mpl.use("Agg")

@@ -27,6 +27,7 @@ class Remote(contextlib.AbstractContextManager["Remote"]):
         self._weed = Weed()
         self._uploaded: dict[str, dict[str, Any]] = {}
         self._cache = ""
+        self._latency = 0.0
 
     def __enter__(self) -> Any:
         self._weed.__enter__()
@@ -47,10 +48,11 @@ class Remote(contextlib.AbstractContextManager["Remote"]):
         self._weed.__exit__(None, None, None)
         shutil.rmtree(self._cache, ignore_errors=True)
 
-    def _ask(self, **faults: Any) -> dict[str, Any]:
+    def _ask(self) -> dict[str, Any]:
         assert self._proxy.stdin is not None
         assert self._proxy.stdout is not None
-        self._proxy.stdin.write(json.dumps(faults) + "\n")
+        # A line replaces all faults: the latency has to be in each of them.
+        self._proxy.stdin.write(json.dumps({"latency": self._latency}) + "\n")
         self._proxy.stdin.flush()
         return json.loads(self._proxy.stdout.readline())  # type: ignore[no-any-return]
 
@@ -70,7 +72,8 @@ class Remote(contextlib.AbstractContextManager["Remote"]):
             self._uploaded[place] = {"url": url, "signed": signed, **access}
         shutil.rmtree(self._cache, ignore_errors=True)
         self._cache = tempfile.mkdtemp(prefix="cold-", dir=self._data)
-        self._ask(latency=latency or 0.0)
+        self._latency = latency or 0.0
+        self._ask()
         return self._uploaded[place] | {"cache": self._cache}
 
     def passed(self) -> dict[str, Any]:

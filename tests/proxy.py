@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import random
 import sys
@@ -76,7 +77,10 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
         self.port = port
-        self.up()
+        if port:
+            self.up()
+        else:
+            self._take_a_port()
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self.close()
@@ -96,6 +100,21 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         """Replace all faults by these."""
         self.faults = Faults(**faults)
 
+    def _take_a_port(self) -> None:
+        """Listen on a port below those that the system gives out by itself.
+
+        Another program could get one of these while this is `down`; a client that tries it then could even
+        be connected to itself.
+        """
+        for _ in range(100):
+            self.port = random.SystemRandom().randrange(10_000, 32_000)
+            try:
+                return self.up()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise RuntimeError("no port is free")
+
     def up(self) -> None:
         """Listen again after `down`, on the same port."""
 
@@ -110,8 +129,11 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
 
         async def stop() -> None:
             if self._server is not None:
+                # A closed server drops connections that it has just accepted, and never closes their sockets.
+                for listening in self._server.sockets:
+                    self._loop.remove_reader(listening.fileno())
+                await rounds()  # what was just accepted becomes a task
                 self._server.close()
-            await rounds()  # what was just accepted becomes a task
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -139,26 +161,26 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         self._tasks.add(task)
         counts, turn = self.counts, self.counts.depth + 1
         counts.connections += 1
-        upstream: asyncio.StreamWriter | None = None
+        ends = [writer]
         try:
-            await asyncio.sleep(self.faults.latency)
-            counts.depth = max(counts.depth, turn)
-            source, upstream = await asyncio.open_connection(*self._to, limit=1 << 20)
-            while await self._exchange(reader, writer, source, upstream):
-                pass
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                await asyncio.sleep(self.faults.latency)
+                counts.depth = max(counts.depth, turn)
+                source, upstream = await asyncio.open_connection(*self._to, limit=1 << 20)
+                ends.append(upstream)
+                while await self._exchange(reader, writer, source, upstream):
+                    pass
+            for end in ends:
+                end.close()
+            for end in ends:
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
         except asyncio.CancelledError:
-            for end in (writer, upstream):
-                if end is not None:
-                    end.transport.abort()
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
+            # Also while it waits for a client to take the rest: that may be for ever.
+            for end in ends:
+                end.transport.abort()
         finally:
             self._tasks.discard(task)
-            for end in (writer, upstream):
-                if end is not None:
-                    end.close()
-                    with contextlib.suppress(OSError, asyncio.CancelledError):
-                        await end.wait_closed()
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
@@ -202,8 +224,10 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
             finally:
                 counts.depth = max(counts.depth, turn)
                 sending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
-                    await sending
+                # Not awaited itself: whether it or this task was cancelled could not be told.
+                await asyncio.wait([sending])
+                if not sending.cancelled():
+                    sending.exception()
         finally:
             counts.in_flight -= 1
 

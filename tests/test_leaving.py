@@ -19,13 +19,20 @@ SLOW = """
 import sys, threading, time
 import shardstream as ss
 
+running = threading.Event()
+
 def slow(value):
     with open("made", "ab", buffering=0) as file:
         file.write(b".")
         if file.tell() == 5:
             print("running", flush=True)
+            running.set()
     time.sleep(0.4)
     return value
+
+def close(one):
+    running.wait()
+    one.close()
 
 def main():
     url, way, end = sys.argv[1:]
@@ -40,7 +47,7 @@ def main():
         for _ in iterator:
             pass
     if end == "close":
-        threading.Timer(2.0, one.close).start()
+        threading.Thread(target=close, args=(one,)).start()
         for _ in iterator:
             pass
         print("left", flush=True)
@@ -57,7 +64,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("way", "end"),
     [
-        ("loader", "interrupt"),
+        pytest.param("loader", "interrupt", marks=pytest.mark.long),
         ("dataset", "interrupt"),
         ("process", "interrupt"),
         ("loader", "close"),

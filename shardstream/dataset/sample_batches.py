@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from shardstream.counters.layout import stage
 from shardstream.dataset.batch_maker import BatchMaker, Collate, Finish
 from shardstream.dataset.transforms import Transform
+from shardstream.decode import arrays
 from shardstream.decode.modes import Decode, modes
 from shardstream.decode.picture_batch import decoded
 from shardstream.decode.registry import QUICK, decode_values, find
 from shardstream.format.kinds import extension
 from shardstream.format.manifest import Manifest
-from shardstream.read.samples.batch import Batch, Ragged, collate, column
+from shardstream.read.samples.batch import Batch, Ragged, collate, column, tensor
 from shardstream.read.samples.plan import RawBatch
 from shardstream.storage.cancellation import current
 
@@ -63,11 +64,24 @@ class SampleMaker(BatchMaker):
 
     @property
     def cheap(self) -> bool:
-        quick = all(
-            not mode or extension(self._kinds[name][0] or name) in QUICK
-            for name, mode in self._modes.plain.items()
-        )
+        quick = all(map(self._quick, self._modes.plain))
         return quick and not self.pictures and not self._transform
+
+    @property
+    def straight(self) -> bool:
+        """Whether a batch is made in its own memory, and not of samples that are made before it."""
+        rest = [name for name in self._modes.plain if not self._quick(name)]
+        arrays_only = all(self._decoder(name) is arrays.decode for name in rest)
+        return not self._transform and (bool(self.pictures) or arrays_only)
+
+    def _quick(self, name: str) -> bool:
+        """Whether a field takes little more than copying its bytes."""
+        return not self._modes.plain[name] or extension(self._kinds[name][0] or name) in QUICK
+
+    def _decoder(self, name: str) -> Callable[..., Any] | None:
+        """The decoder of a field; None if it stays bytes."""
+        codec, dtype = self._kinds[name]
+        return find(name, dtype, codec, self._modes.plain[name])
 
     def random(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """The random numbers for the images at these positions, if they need any."""
@@ -88,11 +102,13 @@ class SampleMaker(BatchMaker):
         for name, views in raw.fields.items():
             if name in self.pictures:
                 continue
-            codec, dtype = self._kinds[name]
-            if find(name, dtype, codec, self._modes.plain[name]) is None:
+            function, whole = self._decoder(name), None
+            if function is None:
                 batch[name] = Ragged.gather(views, raw.memory)
-            else:
-                batch[name] = column(self._values(raw, name))
+                continue
+            if function is arrays.decode:
+                whole = arrays.stacked(views, _lease(raw))
+            batch[name] = column(self._values(raw, name)) if whole is None else tensor(whole)
         if self._timed:
             current().recorder.span(_DECODE, started, time.monotonic())
         return batch
@@ -121,8 +137,7 @@ class SampleMaker(BatchMaker):
         if not self.pictures:
             return {}
         columns = {name: raw.fields[name] for name in self.pictures}
-        memory = None if raw.memory is None else raw.memory.lease
-        return decoded(self._modes.pictures, columns, raw.keys, self._urls(raw), raw.draws, memory)
+        return decoded(self._modes.pictures, columns, raw.keys, self._urls(raw), raw.draws, _lease(raw))
 
     def singles(self, built: RawBatch) -> tuple[list[Any], Exception | None]:
         """The samples in front of the first that cannot be decoded or transformed, and its error."""
@@ -167,6 +182,11 @@ class SampleMaker(BatchMaker):
                     del sample[name]
         current().recorder.span(_DECODE, started, time.monotonic())
         return samples
+
+
+def _lease(raw: RawBatch) -> Callable[[int], Any] | None:
+    """Gives memory for a batch, which is used again when the batch is gone; None: the system does."""
+    return None if raw.memory is None else raw.memory.lease
 
 
 def _default(samples: list[Any]) -> Any:

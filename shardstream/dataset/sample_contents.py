@@ -123,9 +123,8 @@ class SampleContents(SelectedContents[SampleSource]):
         direct = options.direct and cheap
         # What is decoded or transformed may be many times larger: each batch is a unit.
         most = _DIRECT if direct else _UNIT if cheap else 1
-        # Images go straight into the batch. Else there are samples, and the batch that is made of them.
-        straight = maker.pictures and not self.transform and not options.collates
-        grows = 0 if cheap else 1 if straight else 2
+        # Images and arrays go straight into the batch. Else there are samples, and the batch made of them.
+        grows = 0 if cheap else 1 if maker.straight and not options.collates else 2
         for request, shards, numbers in self.located(order, requests):
             plan = SamplePlan(self.source, shards, numbers, maker.random(order.epoch, request.positions))
             plan.generators = self.transform.generators(order.epoch, options.source, request.positions)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import numpy as np
 
-from shardstream.decode import audio, pixels
+from shardstream.decode import arrays, audio, pixels
 from shardstream.errors import MissingExtraError, OptionError, SourceError, reason
 from shardstream.format.kinds import PIXELS, extension
 from shardstream.storage.fetch.cancellable_map import cancellable_map
@@ -204,9 +204,7 @@ def _integer(data: Data) -> int:
     return int(data)
 
 
-@_own("npy")
-def _array(data: Data) -> Any:
-    return np.load(io.BytesIO(data), allow_pickle=False)
+_own("npy")(arrays.decode)
 
 
 @_own("npz")

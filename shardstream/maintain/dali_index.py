@@ -8,6 +8,7 @@ DALI's tool wds2idx (tools/wds2idx.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -48,9 +49,15 @@ def write_dali_index(url: str, dest: str, storage_options: Options = None) -> li
         raise OptionError(f"{reader.url}: two of its tars would have the index {twice[0]}")
     store = Store.open(dest, storage_options)
     fields = [info.name for info in reader.manifest.fields]
-    for shard, name in enumerate(names):
-        lines = list(_lines(reader.index(shard), fields))
-        store.write(name, f"v1.2 {len(lines)}\n".encode(), "".join(lines).encode())
+
+    def write(shard: int) -> None:
+        lines = list(_lines(reader.read_index(shard), fields))
+        store.write(names[shard], f"v1.2 {len(lines)}\n".encode(), "".join(lines).encode())
+
+    # A shard is two requests, which are waited for.
+    with ThreadPoolExecutor(store.concurrency, "shardstream-index") as pool:
+        for _ in pool.map(write, range(len(names))):
+            pass
     return names
 
 

@@ -191,8 +191,10 @@ def predict(data: Data, machine: Machine, job: Job) -> Prediction:
     # Of the store's own work, if it runs here, every byte costs.
     cold, warm = machine.cold + more, machine.warm + (amplification - 1) * data.raw * machine.decompress
     beside = stored * machine.store_only
-    requests = min(MOST_REQUESTS, max(1.0, job.prefetch / max(1.0, data.raw_frame)))
     size = min(machine.request, LARGEST) or data.frame
+    # What is on its way counts as it will be after decompression, and comes in whole frames.
+    charged = max(1.0, data.raw_frame, size * data.raw / data.stored if data.stored else 0.0)
+    requests = min(MOST_REQUESTS, max(1.0, job.prefetch / charged))
     store = min(machine.best, requests * size / max(machine.request_seconds(size), 1e-9))
     demand = {"step": job.demand} if job.step else {}
     stages = {

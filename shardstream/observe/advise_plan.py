@@ -92,7 +92,7 @@ class Plan:
         frame = min(_MOST_FRAME, max(_LEAST_FRAME, _power(machine.base * machine.stream / 2)))
         return {
             "prefetch": _shown(PREFETCH if data.local else ahead),
-            "threads": max(1, min(_MOST_THREADS, int(machine.cores))),
+            "threads": max(1, min(_MOST_THREADS, math.ceil(machine.cores))),
             "ram": _shown(_bounded(_RAM, 2 * self.prediction.open_bytes, most)),
             "shard_size": _shown(shard_bytes(data.bytes, job.world)),
             "frame_size": _shown(_LEAST_FRAME if data.local else frame),

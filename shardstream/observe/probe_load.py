@@ -20,11 +20,10 @@ __all__ = ["busy_cores", "closed_loop", "free_cores", "latency", "open_loop", "s
 
 Read = Callable[[int], int]  # reads so many bytes, and says how many came
 _ROUNDS = 3  # requests of each worker of a closed loop, at least; the first one is not counted
-_EVEN = (
-    8  # requests that each level of a sweep may send beyond its rounds, so that low ones are measured, too
-)
+# Requests that each level of a sweep may send beyond its rounds, so that low ones are measured, too.
+_EVEN = 16
 _GAIN = 1.05  # a doubling that brings less is no gain
-_STILL = 2  # doublings without a gain after which the sweep ends
+_STILL = 3  # doublings without a gain after which the sweep ends: of two, both may be disturbed
 _ARRIVALS = 256  # threads for requests that arrive by chance, at most
 
 
@@ -110,7 +109,7 @@ def closed_loop(read: Read, size: int, concurrency: int, limits: Limits, idle: f
 
 
 def sweep(ranges: Ranges, size: int, limits: Limits, most: int, idle: float = 0.0) -> Sweep | None:
-    """Closed loops of doubling concurrency, until two doublings bring nothing.
+    """Closed loops of doubling concurrency, until three doublings bring nothing.
 
     Args:
         ranges: What is read.

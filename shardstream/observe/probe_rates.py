@@ -13,6 +13,7 @@ from shardstream.dataset import contents_of
 from shardstream.dataset.sample_contents import SampleContents
 from shardstream.errors import OptionError
 from shardstream.format import frames
+from shardstream.format.manifest import Manifest
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_profile import Rates
@@ -20,7 +21,7 @@ from shardstream.read.dataset_blocks import STREAMS
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache.options import Cache
 
-__all__ = ["measure_rates"]
+__all__ = ["Pass", "measure_rates", "per_sample"]
 
 _SHARDS, _FRAMES = 4, 32  # that are decompressed
 _DECOMPRESSING = 0.5  # seconds of a core
@@ -34,6 +35,8 @@ _LEAST = 4  # times the samples that are read first
 _GROW = 0.7  # the part of the time that is planned for
 _RAM = 128 << 20  # bytes of memory for all but the frames
 _PASSES = 8  # from memory
+_STARTS = 3  # from memory
+_COLD = 3  # epochs from the store: the work of one differs from run to run
 
 
 def measure_rates(work: Work, limits: Limits) -> Rates | None:
@@ -84,8 +87,10 @@ def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits:
         return codec, 0.0
     for data, size in stored:
         frames.decompress("zstd", data, size, "")
+    # On a busy machine half a second of a core may take all of the time.
+    until = time.monotonic() + limits.seconds_left / 4
     began, done = time.thread_time(), 0
-    while not done or (time.thread_time() - began < _DECOMPRESSING and not limits.over):
+    while not done or (time.thread_time() - began < _DECOMPRESSING and time.monotonic() < until):
         for data, size in stored:
             frames.decompress("zstd", data, size, "")
             done += size
@@ -93,11 +98,20 @@ def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits:
 
 
 @dataclass
-class _Pass:
+class Pass:
+    """An epoch, or its beginning.
+
+    Args:
+        samples: How many samples, or blocks, came.
+        wall: Seconds that it took.
+        seconds: Seconds of cores of this process.
+        consumer: Those of this thread.
+    """
+
     samples: int
-    wall: float  # seconds
-    seconds: float  # of cores, of this process
-    consumer: float  # of a core, of this thread
+    wall: float
+    seconds: float
+    consumer: float
 
 
 def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
@@ -116,30 +130,41 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     # Without look-ahead, and so without work for batches that are not taken.
     opened = _epoch(replace(work, prefetch=1), first, limits, batches=1)
     dataset: Any = None
-    cold: _Pass | None = None
-    while count < manifest.samples or cold is None:
+    passes: list[Pass] = []  # of the same samples
+    while count < manifest.samples or not passes:
         # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
         by_time = int(count * _GROW * max(limits.seconds_left - began / 3, began / 3) / max(found.wall, 1e-3))
-        by_time = max(by_time, _LEAST * count if cold is None else 0)  # or opening would be most of it
-        more = min(manifest.samples, by_time, int(limits.bytes_left / each))
-        if cold is not None and (more < 2 * count or found.wall > began / 8):
+        by_time = max(by_time // _COLD, 0 if passes else _LEAST * count)  # or opening would be most of it
+        more = min(manifest.samples, by_time, int(limits.bytes_left / each / _COLD))
+        if passes and (more < 2 * count or found.wall > began / 8):
             break
         count = max(count, more)
-        dataset = _part_of(work, Cache(ram=4 * int(count * each) + _RAM), count, manifest.samples)
-        found = cold = _epoch(work, dataset, limits, patience=_PATIENCE * began)
+        dataset = _in_memory(work, count, manifest)
+        found = _epoch(work, dataset, limits, patience=_PATIENCE * began)
+        passes = [found]
+    while (
+        len(passes) < _COLD
+        and limits.bytes_left > count * each
+        and limits.seconds_left - began / 3 > found.wall
+        and found.samples == passes[0].samples
+    ):
+        dataset = _in_memory(work, count, manifest)
+        found = _epoch(work, dataset, limits, patience=_PATIENCE * began)
+        passes.append(found)
+    cold = _middle(passes)
     if not cold.samples:
         limits.note("rates of the cores: no batch came within the limits")
         return None
     counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
     requests, came = int(counters.get("requests", 0)), int(counters.get("remote_bytes", 0))
-    warm = _from_memory(work, dataset, limits)
+    warm, start = _from_memory(work, dataset, limits), _start_from_memory(work, dataset, limits)
     plain = warm
     if isinstance(contents_of(dataset), SampleContents) and work.decode:
         # What decoders take, they take without Python's lock, several threads at a time.
         plain = _from_memory(work, _undecoded(dataset), limits)
     whole = items(work.dataset())
-    fixed = min(opened.seconds, _MOST_FIXED * cold.seconds)
-    cold_each = (cold.seconds - fixed) / cold.samples
+    cold_each, fixed = per_sample(cold, opened)
+    warm_each, _ = per_sample(warm, start)
     raw = manifest.raw_bytes / whole
     serial = cold_each - max(0.0, warm.seconds - plain.seconds) / warm.samples - per_byte * raw
     shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
@@ -149,7 +174,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
         1 / per_byte if per_byte else 0.0,
         fixed,
         cold_each,
-        warm.seconds / warm.samples,
+        warm_each,
         max(serial, warm.consumer / warm.samples, _LEAST_SERIAL * cold_each),
         warm.consumer / warm.samples,
         cold.samples,
@@ -159,7 +184,29 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     )
 
 
-def _from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
+def _in_memory(work: Work, count: int, manifest: Manifest) -> Any:
+    """The first samples, which stay in memory when they have come."""
+    size = int(count * manifest.bytes / manifest.samples)
+    return _part_of(work, Cache(ram=4 * size + _RAM), count, manifest.samples)
+
+
+def per_sample(whole: Pass, first: Pass) -> tuple[float, float]:
+    """(seconds of a core for a sample, seconds of a core to open), by an epoch and by a first batch."""
+    between = whole.samples - first.samples
+    if between <= 0:  # one batch is all that there is
+        return whole.seconds / whole.samples, 0.0
+    # A disturbed first batch must not make samples look free.
+    each = max(whole.seconds - first.seconds, (1 - _MOST_FIXED) * whole.seconds) / between
+    return each, max(0.0, whole.seconds - whole.samples * each)
+
+
+def _middle(passes: list[Pass]) -> Pass:
+    """The pass with the median of the seconds; only those that came as far as the first one."""
+    found = sorted((one for one in passes if one.samples == passes[0].samples), key=lambda one: one.seconds)
+    return found[(len(found) - 1) // 2]
+
+
+def _from_memory(work: Work, dataset: Any, limits: Limits) -> Pass:
     """The median epoch of some, by seconds of cores; without the first one, which touches fresh memory."""
     until = time.monotonic() + max(0.1, limits.seconds_left / 2)
     found = [_epoch(work, dataset, limits, patience=limits.seconds_left + 1.0)]
@@ -167,8 +214,13 @@ def _from_memory(work: Work, dataset: Any, limits: Limits) -> _Pass:
         found.append(_epoch(work, dataset, limits))
     # The time may have ended the last one before what it opened was used.
     whole = [one for one in found if one.samples == found[0].samples]
-    whole = sorted(whole[1:] or whole, key=lambda one: one.seconds)
-    return whole[len(whole) // 2]
+    return _middle(whole[1:] or whole)
+
+
+def _start_from_memory(work: Work, dataset: Any, limits: Limits) -> Pass:
+    """The median of some first batches: what an epoch costs before its samples count."""
+    alone = replace(work, prefetch=1)
+    return _middle([_epoch(alone, dataset, limits, batches=1) for _ in range(_STARTS)])
 
 
 def _undecoded(dataset: Any) -> Any:
@@ -201,7 +253,7 @@ def cores() -> int:
 
 def _epoch(
     work: Work, dataset: Any, limits: Limits, batches: int | None = None, patience: float = 0.0
-) -> _Pass:
+) -> Pass:
     """Take the batches of the first epoch: all, or so many; fewer, if the time is over.
 
     Args:
@@ -226,7 +278,7 @@ def _epoch(
         iterator.close()  # type: ignore[attr-defined]
     stats = loader.stats()
     limits.count(int(stats.get("remote_bytes", 0)) - came)
-    return _Pass(
+    return Pass(
         int(stats["samples"]), time.monotonic() - began,
         time.process_time() - cpu, time.thread_time() - consumer,
     )  # fmt: skip

@@ -200,12 +200,9 @@ def commit_parts(
             job, gathered = _gathering(job, done)
             written = runner.results(job, second, gathered, True, () if lock is None else (lock,))
         elif wrong := destination.wrong(read):
-            destination.forget(first, wrong)
-            # Receipts may be folded. Without its index a task is not taken for finished.
-            destination.claim.check(store, now=True)
-            store.delete_many(
-                [each.index_url for result in read if result.number in wrong for each in result.shards]
-            )
+            for part, share in enumerate(shares(tasks, found.parts)):
+                if again := wrong.intersection(task.number for task in share):
+                    discard(store, store.list(), destination.claim.plan, part, again)
             raise missing_parts(store.url, tasks, found.parts, wrong)
         outcome = Outcome(read, written, unread, beside)
         return commit_outcome(job, old, outcome, destination, record, max_rejects, "--commit")

@@ -194,9 +194,9 @@ class Folds:
     def add(self, results: Sequence[Result]) -> None:
         """Take results whose receipts are objects of their own."""
         for result in results:
-            if len(self._open) >= FOLDED:  # the last thousand need not be folded: a commit follows
-                self._fold()
             self._open.append(result)
+            if len(self._open) >= FOLDED:
+                self._fold()
 
     def close(self) -> None:
         """Fold those that are left, since a part ends, and another process reads them."""

@@ -39,15 +39,15 @@ def shard_stem(number: int, place: int = 0, tag: str = "") -> str:
     return f"{folder - 1:03d}/{stem}" if folder else stem
 
 
+def tag_of(plan: str) -> str:
+    """What stands in the names of the shards of a plan, if they may not be those of another plan."""
+    return f".{plan[:8]}"
+
+
 def task_shard(name: str) -> int | None:
     """The number in the name of a shard or of an index, which its task gave it; None for another object."""
     match = SHARD.match(name)
     return None if match is None else int(match["number"])
-
-
-def tag_of(plan: str) -> str:
-    """What stands in the names of the shards of a plan, if they may not be those of another plan."""
-    return f".{plan[:8]}"
 
 
 def folders_of(names: Iterable[str]) -> set[str]:

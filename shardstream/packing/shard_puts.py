@@ -80,9 +80,7 @@ class ShardPuts:
             if version == _GONE:
                 continue
             self._claim.check(self._store, now=True)
-            done = None
-            if self._receipt is not None:
-                done = receipts.read_one(self._store, self._receipt)
+            done = None if self._receipt is None else receipts.read_one(self._store, self._receipt)
             if done is not None and done.plan == self._claim.plan and path in done.versions:
                 raise CorruptionError(
                     f"{self._store.where(path)}: two attempts at one task made different bytes of the same "

@@ -109,7 +109,10 @@ class TestMixtureOfAll(DatasetContract):
         return opened
 
 
-@pytest.mark.parametrize("shuffle", ["natural", "shuffled", "lanes"], indirect=True)
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("natural", "shuffled")]
+
+
+@pytest.mark.parametrize("shuffle", ["lanes", *LONG], indirect=True)
 class TestTransformed(DatasetContract):
     """A transform is called for each item."""
 

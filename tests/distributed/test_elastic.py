@@ -23,7 +23,7 @@ def merged(results: list[Any]) -> list[list[str]]:
 def test_four_ranks_save_two_go_on_then_three_and_again(packed: Path, tmp_path: Path) -> None:
     wanted = everything(packed)
     # (ranks, batch size of each, batches): the global batch is 24 until the last lines.
-    plan = [(4, 6, 3), (2, 12, 2), (3, 8, None), (3, 8, 2), (4, 3, 1), (1, 24, 2), (2, 5, None)]
+    plan = [(4, 6, 3), (2, 12, 2), (3, 8, None), (4, 3, 1), (1, 24, 2), (2, 5, None)]
     assert len(wanted) > 24 * 8
     state: dict[str, Any] | None = None
     epochs: list[list[list[str]]] = [[], []]

@@ -48,10 +48,10 @@ def train(url: Path, run: Path, batch_size: int, epochs: int, last: int | None =
 
 
 def moments() -> list[Any]:
-    return [pytest.param(seed, marks=() if seed < 4 else pytest.mark.long) for seed in range(50)]
+    return [pytest.param(seed, marks=() if seed < 2 else pytest.mark.long) for seed in range(50)]
 
 
-# Of each kind of dataset 4 runs, killed twice each; with --long 50.
+# Of each kind of dataset 2 runs, killed twice each; with --long 50.
 @pytest.mark.parametrize("seed", moments())
 def test_nothing_is_lost_or_repeated(packed: Path, tmp_path: Path, seed: int) -> None:
     numbers = random.Random(seed)

@@ -217,7 +217,7 @@ def churn(url: str, folder: str, expected: dict[FrameId, str], limit: int, secon
     return count
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(180, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(180, marks=pytest.mark.long)])
 def test_eight_readers_of_a_cache_of_two_shards(
     proxy: Any, packed: Path, digests: dict[FrameId, str], tmp_path: Path, seconds: float
 ) -> None:
@@ -260,7 +260,7 @@ def in_a_child(ds: ss.StreamingDataset, queue: Any) -> None:
     queue.put(sum(1 for _ in ds))
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("times", [1, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_read_after_their_parent_did(proxy: Any, tmp_path: Path, method: str, times: int) -> None:
     context = multiprocessing.get_context(method)

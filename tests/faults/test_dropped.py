@@ -103,7 +103,16 @@ def left_over() -> set[str]:
     return {str(path) for folder in ("/dev/shm", "/tmp") for path in Path(folder).glob("*shardstream*")}
 
 
-@pytest.mark.parametrize("way", ["loader", "dataset"])
+@pytest.mark.parametrize(
+    ("packed", "way"),
+    [
+        ("samples", "loader"),
+        ("tokens", "dataset"),
+        pytest.param("samples", "dataset", marks=pytest.mark.long),
+        pytest.param("tokens", "loader", marks=pytest.mark.long),
+    ],
+    indirect=["packed"],
+)
 def test_ctrl_c_ends_a_run_and_leaves_nothing(packed: Path, way: str, tmp_path: Path) -> None:
     before = left_over()
     run = subprocess.Popen(

@@ -48,8 +48,22 @@ def dataset(target: Target, cache: Any = None, **options: Any) -> ss.StreamingDa
     )
 
 
-@pytest.mark.parametrize("ending", [".index", ".zst"])
-@pytest.mark.parametrize("way", ["loader", "dataset", "cached"])
+ENDINGS, WAYS = [".index", ".zst"], ["loader", "dataset", "cached"]
+# By HTTP all ways; how requests of the others end does not depend on who reads.
+SOME = [
+    *(("http", way, ending) for way in WAYS for ending in ENDINGS),
+    ("s3", "loader", ".zst"), ("s3", "cached", ".index"), ("obstore", "loader", ".index"),
+    ("obstore", "cached", ".zst"),
+]  # fmt: skip
+CASES = [
+    pytest.param(kind, way, ending, marks=() if (kind, way, ending) in SOME else pytest.mark.long)
+    for kind in ("http", "s3", "obstore")
+    for way in WAYS
+    for ending in ENDINGS
+]
+
+
+@pytest.mark.parametrize(("target", "way", "ending"), CASES, indirect=["target"])
 def test_its_threads_end(target: Target, tmp_path: Path, way: str, ending: str) -> None:
     ds = dataset(target, small(tmp_path) if way == "cached" else None)
     silence(target, ending)
@@ -71,6 +85,9 @@ for number, batch in enumerate(ss.StreamingLoader(ds, 8)):
 """
 
 
+@pytest.mark.parametrize(
+    "target", ["http", pytest.param("s3", marks=pytest.mark.long), "obstore"], indirect=True
+)
 def test_a_program_that_leaves_its_loop_ends(target: Target) -> None:
     silence(target, ".zst")
     done = subprocess.run(

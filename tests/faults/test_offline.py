@@ -88,7 +88,15 @@ FAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# How each client tells a store that is gone; by HTTP, all that may be wrong with one.
+STARTS = [
+    pytest.param(kind, fault, marks=() if kind == "http" or fault in ("refused", "503") else pytest.mark.long)
+    for kind in ("http", "s3", "obstore")
+    for fault in FAULTS
+]
+
+
+@pytest.mark.parametrize(("target", "fault"), STARTS, indirect=["target"])
 def test_a_job_starts_without_its_store(
     target: Target,
     tmp_path: Path,
@@ -128,8 +136,10 @@ def test_what_a_store_refuses_is_an_error(site: Site, status: int) -> None:
     site.pack()
     warmed(site, site.url())
     site.proxy.set(status=(status,), share=1.0)
+    # An answer that is late would be no refusal.
+    patient = {"timeouts": ss.Timeouts(), "retry": ss.Retry(span=0.2, pause=0.02)}
     with pytest.raises(StorageError, match=r"denied|no dataset here|overloaded"):
-        ss.StreamingDataset(site.url(), cache=site.cache(), storage_options=QUICK)
+        ss.StreamingDataset(site.url(), cache=site.cache(), storage_options=patient)
 
 
 def test_offline_asks_for_no_network_at_all(target: Target, tmp_path: Path) -> None:

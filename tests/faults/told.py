@@ -11,6 +11,7 @@ CANARY = "cAnArYsEcReT"
 
 SAYS = """
 import logging, sys, traceback
+from concurrent.futures import ThreadPoolExecutor
 logging.basicConfig(level=logging.DEBUG)
 import shardstream as ss
 from shardstream.storage.inputs import expand, open_input, read_slice
@@ -34,16 +35,18 @@ tries = [
     lambda url, options: expand([url], options),
     read,
 ]
-for url, options in eval(sys.stdin.read()):
-    failed = 0
-    for attempt in tries:
-        try:
-            attempt(url, options | quick)
-        except ss.ShardstreamError as error:
-            failed += 1
-            traceback.print_exc()
-            print(repr(error), repr(error.__cause__), repr(error.__context__))
-    print("failed", failed, "times")
+def said(attempt, url, options):
+    try:
+        attempt(url, options | quick)
+    except ss.ShardstreamError as error:
+        return f"{traceback.format_exc()}{error!r} {error.__cause__!r} {error.__context__!r}"
+places = eval(sys.stdin.read())
+# Nearly all of the time goes into waiting for a server that fails: all at once.
+with ThreadPoolExecutor(16) as pool:
+    ran = [[pool.submit(said, attempt, *place) for attempt in tries] for place in places]
+for some in ran:
+    found = [one.result() for one in some if one.result()]
+    print(*found, f"failed {len(found)} times", sep="\\n")
 """
 FAULTS: list[dict[str, Any]] = [
     {}, {"status": (503,), "share": 1.0}, {"dead": True}, {"status": (403,), "share": 1.0}, {"reset": 1.0},

@@ -12,6 +12,7 @@ from shardstream.cli.app import run
 from shardstream.errors import OptionError
 from shardstream.maintain.dali_index import write_dali_index
 from shardstream.read.reader import DatasetReader
+from shardstream.storage.store import Store
 
 
 @pytest.fixture
@@ -77,3 +78,19 @@ def test_what_dali_could_not_read(packed, tmp_path):
     ss.pack(tmp_path / "d.jsonl", tmp_path / "spaces", compression="none")
     with pytest.raises(OptionError, match="'a b'"):
         write_dali_index(str(tmp_path / "spaces"), f"{packed}/idx")
+
+
+def test_a_manifest_of_two_files_and_a_bucket(packed, monkeypatch, weed, capsys):
+    """As of very many shards: the indexes are the same, wherever they are written."""
+    monkeypatch.setattr("shardstream.storage.manifests.LARGE", 0)
+    ss.pack(f"{packed}/c.jsonl", f"{packed}/two", compression="none", frame_size="4KiB", shard_size="32KiB")
+    assert list(Path(packed, "two").glob("manifest-*"))
+    names = write_dali_index(f"{packed}/none", f"{packed}/idx")
+    url, options = weed.bucket(), weed.options()
+    told = [f"--storage-option={name}={value}" for name, value in options.items()]
+    assert run(["export", f"{packed}/two", url, "--format", "dali-index", *told, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == names
+    store = Store.open(url, options)
+    assert store.list() == names
+    assert all(store.read(name) == Path(packed, "idx", name).read_bytes() for name in names)
+    assert Path(packed, "idx", names[0]).read_text().startswith("v1.2 ")

@@ -149,6 +149,12 @@ def test_what_leaves_the_content_or_the_old_file_is_no_error(
     assert [letter for batch in loader for letter in letters(batch)] == wanted
 
 
+# Each is a program of its own.
+@pytest.mark.parametrize(
+    "pair",
+    ["none", "tokens zstd", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("zstd", "tokens"))],
+    indirect=True,
+)
 def test_a_file_cut_short_is_an_error_and_does_not_kill(pair: tuple[Path, Path]) -> None:
     old, _ = pair
     code = f"""

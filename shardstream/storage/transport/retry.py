@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shardstream.counters.layout import slot
 from shardstream.counters.recorder import add
@@ -21,6 +21,7 @@ __all__ = ["UNKNOWN_SIZE", "Retrying", "pause_after", "retried"]
 T = TypeVar("T")
 
 UNKNOWN_SIZE = 64 << 20  # bytes for which there is time if the size of an object is not known
+_ENDING = 0.5  # seconds for a try to end in when it is cancelled
 
 _RETRIES = slot("retries")
 _random = random.Random()  # the generator of the program is left alone
@@ -59,7 +60,7 @@ async def retried(
         attempt += 1
         left = started + limit - time.monotonic()
         try:
-            found = await asyncio.wait_for(outcome(), max(0.0, min(left, options.attempt_seconds(size))))
+            found = await _within(outcome(), max(0.0, min(left, options.attempt_seconds(size))))
         except asyncio.TimeoutError as error:
             found = failure_of(error)
         if not isinstance(found, Failure):
@@ -77,6 +78,25 @@ async def retried(
                 failure.reason += f"; it asks to wait {failure.retry_after:.0f} s, which is too long"
             raise failure
         await asyncio.sleep(pause)
+
+
+async def _within(work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """The result of `work`, or TimeoutError soon after `seconds`, whatever it does when it is cancelled.
+
+    asyncio.wait_for waits for its end, and Azure's client goes on for 20 s if it is cancelled in a handshake.
+    """
+    task = asyncio.ensure_future(work)
+    late = False
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        late = not task.done()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_ENDING)
+    if late and (not task.done() or task.cancelled()):
+        raise asyncio.TimeoutError
+    return task.result()
 
 
 class Retrying(Wrapper):

@@ -155,6 +155,7 @@ def save_killed(folder: str) -> None:
     dcp.save(state(2), checkpoint_id=folder, no_dist=True)
 
 
+@pytest.mark.long  # it is torch's own writer that is tried
 def test_torch_loses_the_old_checkpoint(tmp_path: Path) -> None:
     dcp.save(state(1), checkpoint_id=tmp_path / "c", no_dist=True)
     with call(save_killed, 1, tmp_path / "rank", str(tmp_path / "c")) as ranks:
@@ -275,6 +276,7 @@ def test_faults_at_every_call(tmp_path: Path, kind: str) -> None:
 # 3. Flipped bits.
 
 
+@pytest.mark.long
 def test_torch_loads_flipped_bits(tmp_path: Path) -> None:
     good = state(1, 4, 20_000)
     dcp.save(good, checkpoint_id=tmp_path, no_dist=True)
@@ -285,23 +287,28 @@ def test_torch_loads_flipped_bits(tmp_path: Path) -> None:
     assert silent > 180
 
 
-def test_flipped_bits_are_named(tmp_path: Path) -> None:
+FLIPS = [60, pytest.param(400, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("count", FLIPS)
+def test_flipped_bits_are_named(tmp_path: Path, count: int) -> None:
     good = state(1, 4, 20_000)
     dcp.save(good, storage_writer=ss.dcp.Writer(tmp_path / "one"), no_dist=True)
     (file,) = tmp_path.glob("one/*/*.safetensors")
-    silent, errors = flips(file, 200, lambda: ss.dcp.Reader(tmp_path / "one"), good)
-    assert (silent, len(errors)) == (0, 200)
+    silent, errors = flips(file, count, lambda: ss.dcp.Reader(tmp_path / "one"), good)
+    assert (silent, len(errors)) == (0, count)
     assert all(isinstance(error, ss.CorruptionError) for error in errors)
     # The tensor that has the bit, and others that share its 64 KiB.
     assert all(file.name in str(error) and ("w" in str(error).rpartition(":")[2]) for error in errors)
 
 
-def test_flipped_bits_of_the_manifest_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", FLIPS)
+def test_flipped_bits_of_the_manifest_are_named(tmp_path: Path, count: int) -> None:
     good = state(1, 4, 200)
     dcp.save(good, storage_writer=ss.dcp.Writer(tmp_path / "one"), no_dist=True)
     file = tmp_path / "one" / "manifest.json"
-    silent, errors = flips(file, 200, lambda: ss.dcp.Reader(tmp_path / "one"), good)
-    assert (silent, len(errors)) == (0, 200)
+    silent, errors = flips(file, count, lambda: ss.dcp.Reader(tmp_path / "one"), good)
+    assert (silent, len(errors)) == (0, count)
     assert all("manifest.json" in str(error) for error in errors)
 
 

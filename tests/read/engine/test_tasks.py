@@ -36,7 +36,8 @@ class Interrupt:
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-def test_threads_end_if_an_interrupt_comes_anywhere_while_an_iteration_is_dropped() -> None:
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_threads_end_if_an_interrupt_comes_anywhere_while_an_iteration_is_dropped(step: int) -> None:
     before, hit = sys.gettrace(), 0
     while True:
         batches = stream(Frames(), units(600), list)
@@ -56,5 +57,5 @@ def test_threads_end_if_an_interrupt_comes_anywhere_while_an_iteration_is_droppe
         assert ended(lambda: not threads(), 0.05) or settled(), f"after an interrupt at step {hit}"
         if interrupt.left > 0:
             break
-        hit += 1
+        hit += step
     assert hit > 50

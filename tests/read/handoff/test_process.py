@@ -150,7 +150,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, None], ids=str)
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long), None], ids=str
+)
 def test_nothing_outlives_the_consumer(packed: Path, tmp_path: Path, how: signal.Signals | None) -> None:
     before = shared()
     script = tmp_path / "train.py"

@@ -62,7 +62,7 @@ def test_rows_and_runs_are_gathered_however_far_apart_they_lie(length: int, stor
     assert (gather_runs(at, lengths, dtype) == joined).all()
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("compression", [pytest.param("none", marks=pytest.mark.long), "zstd"])
 def test_long_blocks_are_the_same_with_one_malloc_arena(tmp_path: Path, compression: str) -> None:
     """Buffers are then in the heap and in maps, about 2**45 bytes apart."""
     rng = np.random.default_rng(0)

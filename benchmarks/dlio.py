@@ -83,7 +83,7 @@ class Workload:
         }  # fmt: skip
 
 
-# Steps are those of DLIO's configurations, by the bytes of a batch. Those for the H100 are the shortest.
+# Steps are those of DLIO's configurations for one accelerator, by the bytes of a batch.
 WORKLOADS = {
     "resnet50": Workload(
         "resnet50", 150_528, 0, 2_000, 40, 0.0435,
@@ -96,18 +96,6 @@ WORKLOADS = {
     "unet3d": Workload(
         "unet3d", 14_660_062, 0, 160, 4, 0.13604,
         "unet3d_v100: samples of a tenth of the bytes, steps of a tenth; no resizing",
-    ),
-    "resnet50-h100": Workload(
-        "resnet50", 150_528, 0, 2_000, 40, 0.0224,
-        "as resnet50, with the steps of resnet50_h100",
-    ),
-    "cosmoflow-h100": Workload(
-        "cosmoflow", 2_828_486, 0, 640, 4, 0.014,
-        "as cosmoflow, with the steps of cosmoflow_h100",
-    ),
-    "unet3d-h100": Workload(
-        "unet3d", 14_660_062, 0, 160, 4, 0.018457,
-        "as unet3d, with the steps of unet3d_h100",
     ),
     "unet3d-resized": Workload(
         "unet3d", 14_660_062, 209_715, 160, 4, 0.13604,

@@ -6,7 +6,7 @@
 
 `validate` compares it with real processes behind a proxy; 14 settings take 12 minutes on a quiet machine of 2
 cores. `scale` runs the cases of `simulate_scale`, by default all of them; those of 8,192 ranks take some
-minutes and 6 GB each. Both add to the JSON files in DIR (--out). `again` simulates the settings anew, from
+minutes and 10 GB each. Both add to the JSON files in DIR (--out). `again` simulates the settings anew, from
 what `validate` has probed. `report` makes a Markdown file and a picture of what is there.
 
 What a rank does is decided by the package's own code: `AccessPlan`, `FramesAhead`, `Planner`, `MemoryTier`,

@@ -6,7 +6,6 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,7 +213,3 @@ class Network:
             if self._grain:
                 soonest = max(math.ceil(soonest / self._grain) * self._grain, self._seen_next())
             self._look_at(soonest)
-
-    def shares(self) -> tuple[Any, Any]:
-        """(transfers of each node, bytes per second of each of them) now, [nodes] each."""
-        return self._counts.copy(), fair_rates(self._counts, *self._limits)

@@ -156,9 +156,6 @@ class Reader:
     def loaded_index(self, shard: int) -> ShardIndex:
         return self.index(shard)
 
-    def decompressed(self, shard: int) -> bool:
-        return False
-
     def load_indexes(self, shards: Sequence[int]) -> None:
         """They are there: `when_loaded` comes before."""
 
@@ -229,25 +226,16 @@ class Reader:
     def _plan(self, call: tuple[Iterable[BlockRequest], bool, float], done: Callable[[Any], None]) -> None:
         """`Planner._plan`, when the first frames of the epoch have come, or had their head start."""
         planner, first = self._planner, call[1]
-        begun = False
+        waiting = [] if first else [future for future in planner._first if not future.done()]
+        left, begun = len(waiting), False
 
-        def begin(*_: object) -> None:
+        def begin() -> None:
             nonlocal begun
             if not begun:
                 begun = True
-                planner._first = []
+                planner._first = planner._first if first else []
                 planner._plan(*call)
                 done(None)
-
-        waiting = [] if first else [future for future in planner._first if not future.done()]
-        if first or not waiting:
-            if first:
-                planner._plan(*call)
-                done(None)
-            else:
-                begin()
-            return
-        left = len(waiting)
 
         def one(_: object) -> None:
             nonlocal left
@@ -255,6 +243,9 @@ class Reader:
             if not left:
                 self._clock.after(0.0, begin)
 
+        if not waiting:
+            begin()
+            return
         for future in waiting:
             future.add_done_callback(one)
         self._clock.after(_HEAD_START, begin)

@@ -39,7 +39,8 @@ def _off(row: dict[str, Any], name: str) -> float:
 def _validated(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Real processes beside it", "",
-        "Each cell: measured / simulated, and how far the simulation is off.", "",
+        "Each cell: measured / simulated, and how far the simulation is off. CPU: how busy all cores were,",
+        "with other programs of the machine. Cases without a number of ranks have 64.", "",
         "| ranks | trip, ms | link, MB/s | step, ms | | first batch, s | steps/s | requests | MB | CPU |",
         "|" + " --- |" * 10,
     ]  # fmt: skip
@@ -72,8 +73,9 @@ def _scale(scale: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     for name, row in scale.items():
         end = f", ends at {row['total seconds']:.1f} s: a request failed" if row["failed"] else ""
+        note = f" ({row['note']})" if "note" in row else ""
         lines.append(
-            f"| {name} | {row['first batch']:.2f} | {row['of ideal']:.1%} | {row['steps']}{end} "
+            f"| {name}{note} | {row['first batch']:.2f} | {row['of ideal']:.1%} | {row['steps']}{end} "
             f"| {row['wait p99']:.3f} | {row['wait most']:.2f} | {row['requests']:,} | {row['refused']:,} "
             f"| {row['hedges']:,} | {row['busiest prefix']:,} "
             f"| {row['GB per second']:,.1f}, {row['needed GB per second']:,.1f} | {row['simulated in']:.0f} |"

@@ -81,7 +81,7 @@ class Prefixes:
     """
 
     def __init__(self, clock: Clock, count: int, per_second: float) -> None:
-        self._clock, self._most, self._seen = clock, per_second, 0.0
+        self._clock, self._most = clock, per_second
         self._left = [per_second] * count
         self._at = [0.0] * count
         self.asked: list[dict[int, int]] = [{} for _ in range(count)]  # requests by second

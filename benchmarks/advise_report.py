@@ -45,9 +45,9 @@ def _epochs(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield (
         "| data | ms | ranks | seconds | from, to | predicted | error | bound | core s | predicted | "
-        "store, core s | others | load |"
+        "store, core s | others | others, probe | load |"
     )
-    yield "| --- " * 13 + "|"
+    yield "| --- " * 14 + "|"
     for row in rows:
         times = row["seconds"]
         yield (
@@ -55,7 +55,7 @@ def _epochs(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"{statistics.median(times):.2f} | {min(times):.2f} to {max(times):.2f} | "
             f"{row['predicted']:.2f} | {error(row):+.0%} | {row['bound']} | "
             f"{row['cpu']:.2f} | {row['predicted_cpu']:.2f} | {row['store_cpu']:.2f} | "
-            f"{max(row['others']):.2f} | {row['load']:.1f} |"
+            f"{max(row['others']):.2f} | {row['probe_others']:.2f} | {row['load']:.1f} |"
         )
     yield ""
     yield f"Within 15 %: {near} of {len(rows)} (wanted: {WANTED} of 12)."

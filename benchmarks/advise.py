@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from benchmarks.advise_data import make
-from benchmarks.advise_report import line, report
+from benchmarks.advise_report import DISTURBED, line, report
 from benchmarks.advise_sweep import own_sweep
 from benchmarks.others import Watch, still
 from benchmarks.processes import ROOT
@@ -46,7 +46,6 @@ BATCH = 32
 SIZE: dict[str, Any] = {"tokens": None, "jpeg": 224}
 DATA = Path.home() / ".cache" / "shardstream-bench" / "advise"
 GRID_LATENCY = 0.02  # seconds
-DISTURBED = 0.1  # cores that other programs may take, on the average
 PATIENCE = 4.0  # seconds to wait for that
 LANES, WINDOW = 16, 2  # small datasets: the frames of 64 lanes would be all of them
 GRID = [("16MiB", 2), ("64MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]

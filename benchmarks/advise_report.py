@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 WITHIN, WANTED = 0.15, 10  # of the measured time; settings of the twelve
-DOUBLING = 2
+SETTINGS, DOUBLING = 12, 2
+DISTURBED = 0.1  # cores that other programs may take, on the average
 
 
 def error(row: dict[str, Any]) -> float:
@@ -59,6 +60,11 @@ def _epochs(rows: list[dict[str, Any]]) -> Iterator[str]:
         )
     yield ""
     yield f"Within 15 %: {near} of {len(rows)} (wanted: {WANTED} of 12)."
+    noisy = sum(max(*row["others"], row["probe_others"]) > DISTURBED for row in rows)
+    if noisy:
+        yield f"Disturbed by other programs, and so to be measured again: {noisy} of {len(rows)}."
+    if len(rows) < SETTINGS:
+        yield f"Incomplete: {len(rows)} of {SETTINGS} settings were measured."
 
 
 def _knees(knees: list[dict[str, Any]]) -> Iterator[str]:

@@ -8,6 +8,9 @@ processes of their own, read an epoch without a cache, from opening the dataset 
 this benchmark says how long the slowest one took. For the knee, a program of this benchmark doubles the
 concurrency, with requests of obstore. For the setting, the `prefetch` and `threads` that are advised run
 beside a grid.
+
+A cell is a dataset at a latency, or a grid; it is a file in DIR. What is there is not measured again, unless
+other programs disturbed it. So run it again on a machine that is not always quiet.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +33,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from benchmarks.advise_data import make
-from benchmarks.advise_report import line, report
+from benchmarks.advise_report import DISTURBED, line, report
+from benchmarks.advise_sweep import own_sweep
 from benchmarks.others import Watch, still
 from benchmarks.processes import ROOT
 from shardstream.observe.probe_profile import Profile
@@ -43,8 +46,7 @@ BATCH = 32
 SIZE: dict[str, Any] = {"tokens": None, "jpeg": 224}
 DATA = Path.home() / ".cache" / "shardstream-bench" / "advise"
 GRID_LATENCY = 0.02  # seconds
-DISTURBED = 0.1  # cores that other programs may take, on the average
-PATIENCE = 10.0  # seconds to wait for that
+PATIENCE = 4.0  # seconds to wait for that
 LANES, WINDOW = 16, 2  # small datasets: the frames of 64 lanes would be all of them
 GRID = [("16MiB", 2), ("64MiB", 2), ("256MiB", 1), ("256MiB", 2), ("256MiB", 4), ("1GiB", 2)]
 
@@ -115,37 +117,6 @@ class Ranks:
             one.wait(60)
 
 
-def own_sweep(url: str, options: dict[str, Any], objects: list[tuple[str, int]]) -> dict[int, float]:
-    """Bytes per second of 1 MiB ranges at each concurrency, by obstore alone: no code of the package."""
-    import obstore
-    from obstore.store import S3Store
-
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    store = S3Store(
-        bucket, prefix=prefix, endpoint=options["endpoint_url"], access_key_id=options["key"],
-        secret_access_key=options["secret"], client_options={"allow_http": True}, region="us-east-1",
-        virtual_hosted_style_request=False,
-    )  # fmt: skip
-    found = {}
-    for power in range(7):
-        workers = 2**power
-        count = max(24, 4 * workers)
-        wanted = [(objects[n % len(objects)], n // len(objects)) for n in range(count)]
-        with ThreadPoolExecutor(workers) as pool:
-            began = time.perf_counter()
-            sizes = pool.map(
-                lambda one: len(
-                    obstore.get_range(
-                        store, one[0][0], start=(one[1] << 20) % (one[0][1] - (1 << 20)), length=1 << 20
-                    )
-                ),
-                wanted,
-            )
-            total = sum(sizes)
-            found[workers] = total / (time.perf_counter() - began)
-    return found
-
-
 def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) -> dict[str, Any]:
     """One cell: a dataset at a latency. The probe, the sweep, the predictions, and then the epochs."""
     from benchmarks.store import Remote
@@ -181,6 +152,7 @@ def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) 
             rows.append({
                 "kind": kind, "latency": latency, "ranks": world,
                 "seconds": [one["seconds"] for one, _ in times], "others": [other for _, other in times],
+                "probe_others": disturbed,
                 "cpu": statistics.median(one["cpu"] for one, _ in times),
                 "store_cpu": statistics.median(one["store_cpu"] for one, _ in times),
                 "load": os.getloadavg()[0], "passed": passed,
@@ -247,6 +219,12 @@ def grid(kind: str, rounds: int, data: Path, profile: Profile) -> dict[str, Any]
     return {"grid": rows, "load": os.getloadavg()[0]}
 
 
+def calm(found: dict[str, Any]) -> bool:
+    """Whether other programs disturbed neither the probe nor the rounds of a cell."""
+    rows = [*found.get("rows", ()), *found.get("knees", ()), *found.get("grid", ())]
+    return all(max(row["others"]) <= DISTURBED for row in rows)
+
+
 def cell(kind: str, latency: float) -> str:
     """The name of a dataset at a latency."""
     return f"{kind}-{1e3 * latency:.0f}"
@@ -261,7 +239,9 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", metavar="CELL", help='such as "jpeg-20" or "jpeg-grid"; by default all'
     )
-    parser.add_argument("--again", action="store_true", help="also cells that are in DIR")
+    parser.add_argument(
+        "--again", action="store_true", help="also cells that are in DIR, and were not disturbed"
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="where the datasets are, or are made")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("benchmarks/results/advise"))
     options = parser.parse_args()
@@ -275,7 +255,7 @@ def main() -> None:
 
     def wanted(name: str) -> Path | None:
         path = options.out / f"{name}.json"
-        again = options.again or not path.exists()
+        again = options.again or not path.exists() or not calm(json.loads(path.read_text()))
         return path if again and name in (options.only or [name]) else None
 
     for kind, latency in itertools.product(KINDS, LATENCIES):

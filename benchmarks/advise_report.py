@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 WITHIN, WANTED = 0.15, 10  # of the measured time; settings of the twelve
-DOUBLING = 2
+SETTINGS, DOUBLING = 12, 2
+DISTURBED = 0.1  # cores that other programs may take, on the average
 
 
 def error(row: dict[str, Any]) -> float:
@@ -45,9 +46,9 @@ def _epochs(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield (
         "| data | ms | ranks | seconds | from, to | predicted | error | bound | core s | predicted | "
-        "store, core s | others | load |"
+        "store, core s | others | others, probe | load |"
     )
-    yield "| --- " * 13 + "|"
+    yield "| --- " * 14 + "|"
     for row in rows:
         times = row["seconds"]
         yield (
@@ -55,10 +56,15 @@ def _epochs(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"{statistics.median(times):.2f} | {min(times):.2f} to {max(times):.2f} | "
             f"{row['predicted']:.2f} | {error(row):+.0%} | {row['bound']} | "
             f"{row['cpu']:.2f} | {row['predicted_cpu']:.2f} | {row['store_cpu']:.2f} | "
-            f"{max(row['others']):.2f} | {row['load']:.1f} |"
+            f"{max(row['others']):.2f} | {row['probe_others']:.2f} | {row['load']:.1f} |"
         )
     yield ""
     yield f"Within 15 %: {near} of {len(rows)} (wanted: {WANTED} of 12)."
+    noisy = sum(max(*row["others"], row["probe_others"]) > DISTURBED for row in rows)
+    if noisy:
+        yield f"Disturbed by other programs, and so to be measured again: {noisy} of {len(rows)}."
+    if len(rows) < SETTINGS:
+        yield f"Incomplete: {len(rows)} of {SETTINGS} settings were measured."
 
 
 def _knees(knees: list[dict[str, Any]]) -> Iterator[str]:

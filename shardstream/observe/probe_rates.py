@@ -134,7 +134,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     while count < manifest.samples or not passes:
         # Whole epochs of so many samples as the limits allow: what is opened for them is used, too.
         by_time = int(count * _GROW * max(limits.seconds_left - began / 3, began / 3) / max(found.wall, 1e-3))
-        by_time = max(by_time // _COLD, 0 if passes else _LEAST * count)  # or opening would be most of it
+        by_time = max(by_time, 0 if passes else _LEAST * count)  # or opening would be most of it
         more = min(manifest.samples, by_time, int(limits.bytes_left / each / _COLD))
         if passes and (more < 2 * count or found.wall > began / 8):
             break

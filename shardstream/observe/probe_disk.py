@@ -12,7 +12,7 @@ from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import latency, sweep
 from shardstream.observe.probe_profile import Disk
 from shardstream.observe.probe_ranges import Object, Ranges, drop_pages
-from shardstream.storage.local.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 from shardstream.storage.named import named
 
 __all__ = ["measure_disk"]

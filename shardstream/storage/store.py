@@ -48,7 +48,7 @@ class Store:
     @staticmethod
     def open(url: str, storage_options: Options = None) -> Store:
         """The store of a directory, local or remote."""
-        from shardstream.storage.local.store import LocalStore
+        from shardstream.storage.local_store import LocalStore
         from shardstream.storage.remote import RemoteStore
 
         local = local_path_of(str(url))

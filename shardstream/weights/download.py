@@ -18,8 +18,8 @@ from shardstream.counters.page import begin
 from shardstream.counters.recorder import add
 from shardstream.errors import CorruptionError
 from shardstream.storage.fetch.ranges import RangeReader
-from shardstream.storage.local.store import LocalStore
 from shardstream.storage.local.writes import reserve, sync_folder
+from shardstream.storage.local_store import LocalStore
 from shardstream.storage.spans import Part, fill
 from shardstream.storage.store import Store, named
 from shardstream.weights.digests import BLOCK, Digests

@@ -17,7 +17,7 @@ import msgspec
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StorageError
 from shardstream.storage.cache.locks import FetchLocks
 from shardstream.storage.cache.options import Cache
-from shardstream.storage.local.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 from shardstream.storage.options import Options
 from shardstream.storage.secrets import redact
 from shardstream.storage.store import Store, absolute, local_path_of, named

@@ -26,7 +26,7 @@ from shardstream.packing.job import input_bytes
 from shardstream.packing.share import shares
 from shardstream.packing.sources import Task
 from shardstream.packing.sources.base import FileSpan
-from shardstream.storage.local.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 from shardstream.storage.store import Entry, Store
 from tests.corpora import lines
 

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import shardstream as ss
 from shardstream.packing import reservation
 from shardstream.packing.destination import Destination
-from shardstream.storage.local.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 from shardstream.storage.store import Store
 
 SMALL: dict[str, Any] = {"workers": 1, "frame_size": "4KiB", "shard_size": "8KiB"}

@@ -20,7 +20,7 @@ from shardstream.format.manifest import NAME, Manifest
 from shardstream.format.manifest_files import BODY, load_body, load_stub, make_body, make_stub
 from shardstream.maintain.rebuild import rebuild
 from shardstream.read.reader import DatasetReader
-from shardstream.storage.local.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 from shardstream.storage.manifests import commit_manifest, read_manifest
 from shardstream.storage.store import Store
 from tests.corpora import lines, pack_rows, sound, texts

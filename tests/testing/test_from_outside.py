@@ -22,7 +22,7 @@ import pytest
 import shardstream as ss
 from shardstream.packing.sources import FileSpan, Sample, Task
 from shardstream.storage.inputs import read_slice
-from shardstream.storage.local.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 from shardstream.testing import DatasetContract, SourceContract, StoreContract
 
 

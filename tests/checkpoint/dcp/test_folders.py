@@ -21,7 +21,7 @@ import shardstream as ss
 from shardstream.checkpoint.dcp.folders import TorchFolder
 from shardstream.checkpoint.dcp.pickles import read_metadata
 from shardstream.checkpoint.dcp.requests import Request
-from shardstream.storage.local.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 from tests.checkpoint.dcp.states import assert_equal, emptied, odd_state
 
 # torch warns of one process, and of every checkpoint that it replaces.

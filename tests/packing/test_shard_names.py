@@ -171,7 +171,10 @@ def test_parts_in_folders_are_committed_and_stale_shards_deleted(tmp_path: Path)
 def test_archives_that_are_adopted_have_indexes_in_folders(tmp_path: Path, corpus: Path) -> None:
     ss.pack(corpus, tmp_path / "out", compression="none", **SMALL)
     tars = sorted(map(str, tmp_path.glob("out/**/*.tar")))
+    (tmp_path / "adopted" / "000").mkdir(parents=True)
+    (tmp_path / "adopted" / "000" / ".tmp-0123").touch()  # of a worker that was killed
     manifest = ss.index(tars, tmp_path / "adopted", workers=1)
+    assert not list(tmp_path.glob("adopted/**/.tmp-*"))
     assert manifest.shards[-1].index_url.startswith("00")
     assert sound(tmp_path / "adopted")
 

@@ -10,6 +10,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import CommitError, SourceError
+from shardstream.maintain.rebuild import rebuild
 from shardstream.packing import shard_names
 from shardstream.packing.destination import Destination
 from shardstream.packing.shard_names import clear_temporary, is_shard, shard_files
@@ -38,7 +39,7 @@ def nested(
     inner = tmp_path / "D" / ("000" if request.param == "all in the root" else request.param)
     manifest = ss.pack(corpus, inner, **SMALL)
     if request.param == "all in the root":
-        monkeypatch.setattr(shard_names, "_IN_FOLDER", 4)
+        monkeypatch.setattr(shard_names, "_IN_FOLDER", 10)
         assert any(is_shard(f"000/{shard.url}") for shard in manifest.shards)
     return inner
 
@@ -89,7 +90,7 @@ def test_an_append_and_parts_of_an_append_keep_it(nested: Path, few: Path) -> No
     store = Store.open(str(outer))
     assert all("/" not in name for name in shard_files(store, store.list()))
     (outer / "manifest.json").unlink()
-    assert ss.rebuild(outer).samples == 5
+    assert rebuild(outer).samples == 5
     assert digests(nested) == before
 
 
@@ -106,7 +107,7 @@ def test_it_may_be_unfinished_while_the_other_is_packed(
         with pytest.raises(KeyboardInterrupt):
             ss.pack(corpus, inner, **SMALL)
     (inner / ".tmp-0123").touch()  # of a writer that is alive
-    monkeypatch.setattr(shard_names, "_IN_FOLDER", 4)
+    monkeypatch.setattr(shard_names, "_IN_FOLDER", 10)
     before = digests(inner)
     (inner.parent / ".pack-claim.json").write_text('{"plan": "another"}')
     ss.pack(few, inner.parent, **SMALL)
@@ -119,8 +120,8 @@ def test_shards_are_not_put_into_another_dataset(
 ) -> None:
     ss.pack(few, tmp_path / "D" / "000", **SMALL)
     before = digests(tmp_path / "D" / "000")
-    monkeypatch.setattr(shard_names, "_IN_FOLDER", 4)
-    with pytest.raises(CommitError, match="000 is another dataset, and 000/shard-00000"):
+    monkeypatch.setattr(shard_names, "_IN_FOLDER", 10)
+    with pytest.raises(CommitError, match="000 is another dataset, and 000/shard-00001"):
         ss.pack(corpus, tmp_path / "D", **SMALL)
     assert digests(tmp_path / "D" / "000") == before
     os.rename(tmp_path / "D" / "000", tmp_path / "moved")

@@ -22,7 +22,7 @@ from shardstream.format.tar import TRAILER, scan
 from shardstream.maintain.verify import check
 from shardstream.packing import reservation
 from shardstream.packing.build_manifest import field_infos, tool
-from shardstream.packing.shard_names import SHARD, shard_files
+from shardstream.packing.shard_names import shard_files, shard_name
 from shardstream.progress import Report, with_bar
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.manifests import commit_manifest, read_manifest
@@ -136,23 +136,26 @@ def _pairs(store: Store) -> list[tuple[str, str]]:
     """The stem and the suffix of each shard in order. Raises CorruptionError if a file is missing."""
     found: dict[tuple[int, int], dict[str, str]] = {}
     for name in shard_files(store, store.list()):
-        match = SHARD.match(name)
-        assert match is not None
-        place, suffix = (int(match["number"]), int(match["place"] or 0)), match["suffix"]
-        found.setdefault(place, {})[suffix] = name.removesuffix(f".{suffix}")
+        named = shard_name(name)
+        assert named is not None
+        suffixes = found.setdefault((named.number, named.place), {})
+        other = suffixes.setdefault(named.suffix, named.stem)
+        if other != named.stem:
+            raise CorruptionError(
+                f"{store.where(other)}.{named.suffix} and {store.where(name)} are one shard of two packs; "
+                "keep one"
+            )
     if not found:
         raise OptionError(f"{store.url}: there are no shards, so there is nothing to rebuild")
     pairs = []
     for place in sorted(found):
-        suffixes = sorted(found[place])
-        stem = found[place][suffixes[0]]
-        if "index" not in suffixes:
-            raise CorruptionError(
-                f"{store.where(stem)}.{suffixes[0]}: its index is missing; pack the data again"
-            )
-        if len(suffixes) != 2 or len(set(found[place].values())) != 1:
+        have = sorted(found[place])
+        stem = found[place][have[0]]
+        if "index" not in have:
+            raise CorruptionError(f"{store.where(stem)}.{have[0]}: its index is missing; pack the data again")
+        if len(have) != 2 or len(set(found[place].values())) != 1:
             raise CorruptionError(f"{store.where(stem)}.index: there has to be one shard with it")
-        pairs.append((stem, suffixes[1]))
+        pairs.append((stem, have[1]))
     return pairs
 
 

@@ -27,7 +27,7 @@ from shardstream.packing.adopt_seekable import seekable_frames, stored_frames
 from shardstream.packing.build_manifest import field_infos, tool, warn_of_many_fields
 from shardstream.packing.destination import write_rejects
 from shardstream.packing.engines.local import run_tasks
-from shardstream.packing.shard_names import shard_stem
+from shardstream.packing.shard_names import check_folder, clear_temporary, shard_stem
 from shardstream.packing.sources import without_companions
 from shardstream.packing.sources.streams import compression, decompress, open_stream, peek
 from shardstream.packing.tar_survey import Survey
@@ -144,7 +144,7 @@ def index(
             adopted = _adopt_all(job, tasks, workers or os.cpu_count() or 1, inherited, Reporter(progress))
             manifest = _manifest(job, adopted, beside, max_rejects)
             if lock is not None:
-                store.clear_temporary()  # of workers that were killed
+                clear_temporary(store)  # of workers that were killed
             commit_manifest(store, manifest, None)
         except BaseException:
             with contextlib.suppress(StorageError):  # an unfinished index cannot be continued
@@ -240,6 +240,7 @@ def _adopted(job: _Job, task: _Archive) -> _Adopted:
     data = index_bytes(frames, rows.cells, rows.keys, len(rows.columns))
     store = Store.open(job.dest, job.storage_options)
     name = f"{shard_stem(task.number)}.index"
+    check_folder(store, name)
     store.write(name, data)
     info = ShardInfo(
         url=absolute(task.url),

@@ -19,7 +19,6 @@ from shardstream.packing.columns import check_columns, check_known
 from shardstream.packing.destination import Destination
 from shardstream.packing.layout import Layout
 from shardstream.packing.parts import Dtype, PartReceipt, StreamJob, fields_of, receipt_name
-from shardstream.packing.shard_names import clear_temporary, shard_files
 from shardstream.packing.sources.calls import Calls
 from shardstream.storage.manifests import stored_manifest
 from shardstream.storage.store import Options, Store
@@ -51,7 +50,7 @@ def commit(dest: str | os.PathLike[str], *, storage_options: Options = None) -> 
     job = StreamJob(Calls(), os.fspath(dest), Layout(), storage_options=storage_options)
     destination = Destination(job, {}, append=False)
     store = destination.store
-    with reservation.lock_machine(store) as lock:
+    with reservation.lock_machine(store):
         found = reservation.read(store)
         old = stored_manifest(store)
         if found is None or not found.parts:
@@ -80,11 +79,11 @@ def commit(dest: str | os.PathLike[str], *, storage_options: Options = None) -> 
         manifest = assemble(found.kind, fields, old, shards, {**found.record, "rejected": len(rejects)})
         check_columns(manifest, found.record["options"].get("keep"))
         destination.write_rejects(rejects)
+        destination.look(old)
+        destination.clear(manifest)  # an earlier writer of a part may have got further
+        store.delete_many([name for name in store.list() if name.startswith(f"{reservation.LOCK}-")])
         destination.commit(old, manifest)
-        _clear(store, manifest)
         destination.clean()
-        if lock is not None:
-            clear_temporary(store)
         return manifest
 
 
@@ -153,12 +152,3 @@ def _dtype(store: Store, receipts: list[PartReceipt]) -> Dtype | None:
             "write them with Writer(..., tokens='uint32')"
         )
     return next(iter(found), None)
-
-
-def _clear(store: Store, manifest: Manifest) -> None:
-    """Delete the shards that an earlier writer of a part left over, and the locks of killed writers."""
-    listed = {url for shard in manifest.shards for url in (shard.url, shard.index_url)}
-    present = store.list()
-    locks = [name for name in present if name.startswith(f"{reservation.LOCK}-")]
-    for name in (*locks, *(each for each in shard_files(store, present) if each not in listed)):
-        store.delete(name)

@@ -21,13 +21,7 @@ from shardstream.packing.engines.nodes import MARK
 from shardstream.packing.job import Job
 from shardstream.packing.result import Result
 from shardstream.packing.shard_check import wrong_tasks
-from shardstream.packing.shard_names import (
-    SHARD,
-    clear_temporary,
-    folders_of,
-    shard_entries,
-    tag_of,
-)
+from shardstream.packing.shard_names import clear_temporary, folders_of, is_shard, shard_entries, tag_of
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Entry, Options, Store
@@ -242,7 +236,7 @@ class Destination:
 
     def _new_shards(self, names: Iterable[str]) -> list[str]:
         """Those names that are shards or indexes, and not of the dataset that is appended to."""
-        return [name for name in names if SHARD.match(name) and name not in self._old_names]
+        return [name for name in names if is_shard(name) and name not in self._old_names]
 
     def finished(self, stage: str, some: receipts.Some | None = None) -> tuple[dict[int, Result], set[int]]:
         """The results of the tasks that had finished when this packer began, and whose shards were there.

@@ -15,7 +15,6 @@ from shardstream.packing import reservation
 from shardstream.packing.build_manifest import field_infos, tool
 from shardstream.packing.job import Job
 from shardstream.packing.reservation import Reservation
-from shardstream.packing.shard_names import shard_files
 from shardstream.packing.shard_stream import RECEIPTS
 from shardstream.storage.store import Store
 
@@ -104,16 +103,9 @@ def claim_part(
 
     Raises:
         CommitError: Another packer has reserved the target.
-        OptionError: The other parts have other options; or there are shards of no dataset.
+        OptionError: The other parts have other options.
     """
     mine = Reservation(plan, old.fingerprint if old else "", tool(), part[1], record, kind)
-    listed = {url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)}
-    present = store.list()
-    foreign = [name for name in shard_files(store, present) if name not in listed]
-    if foreign and reservation.NAME not in present:
-        raise OptionError(
-            f"{store.url} holds {foreign[0]} but no dataset that it belongs to; choose an empty target"
-        )
     try:
         store.create(reservation.NAME, msgspec.json.encode(mine))
         return

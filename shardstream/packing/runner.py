@@ -118,7 +118,8 @@ class Runner:
             wrong = self._destination.wrong(list(done.values())) if stage in _WRITES else set()
             if not wrong:
                 return [done[number] for number in sorted(done)]
-            log.warning("%s: the shards of %d tasks are not right, and are made again", job.dest, len(wrong))
+            where = redact(job.dest)
+            log.warning("%s: the shards of %d tasks are not right, and are made again", where, len(wrong))
             for number in wrong:
                 totals.add(done.pop(number), -1)
             self._destination.forget(stage, wrong)

@@ -14,6 +14,7 @@ import xxhash
 from shardstream.errors import CommitError, CorruptionError, StorageError
 from shardstream.packing import receipts
 from shardstream.packing.claim import Claim
+from shardstream.packing.shard_names import check_folder
 from shardstream.storage.store import Store
 
 __all__ = ["ClaimedOutput", "ShardPuts", "checksum_of"]
@@ -64,11 +65,12 @@ class ShardPuts:
         """Put an object, or accept it if it is there already.
 
         Raises:
-            CommitError: It is another packer's turn at the target.
+            CommitError: It is another packer's turn at the target; or the folder is another dataset.
             CorruptionError: Another attempt at this task has put other bytes there, and has finished.
             StorageError: It cannot be written.
         """
         self._claim.check(self._store)
+        check_folder(self._store, path)
         for _ in range(_TRIES):
             try:
                 self.versions[path] = self._store.create(path, *parts)

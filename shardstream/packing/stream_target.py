@@ -82,6 +82,7 @@ class StreamTarget:
         part = self._part[0]
         self.held.enter_context(parts.lock_part(self.store, part))
         self.old = self._destination.old_manifest()
+        self._destination.look(self.old)
         parts.claim_part(self.store, plan, self.old, self._part, self._record, self._job.kind)
         self.claim = Claim(plan)  # that of all parts
         parts.forget_part(self.store, next_number(self.old) + part, part, keep_shards=resume)
@@ -151,6 +152,7 @@ class StreamTarget:
         record = {**self._record, "rejected": rejected}
         manifest = assemble(self._job.kind, fields, self.old, tuple(shards), record)
         check_columns(manifest, record["options"].get("keep"))
+        self._destination.clear(manifest)  # a stream that was killed may have got further than this one
         self._destination.commit(self.old, manifest)
         self._destination.clean()
         return manifest

@@ -144,6 +144,22 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
 
 
+def test_two_shards_of_one_number_are_both_named(tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    ss.pack(samples(60), dest, **SMALL)
+    (dest / "manifest.json").unlink()
+    for suffix in ("tar.zst", "index"):
+        data = (dest / f"shard-000001.{suffix}").read_bytes()
+        (dest / f"shard-000001.{suffix}").rename(dest / f"shard-000001.aaaaaaaa.{suffix}")
+        (dest / f"shard-000001.bbbbbbbb.{suffix}").write_bytes(data)
+    with pytest.raises(ss.CorruptionError, match=r"shard-000001\.aaaaaaaa.* and .*shard-000001\.bbbbbbbb"):
+        rebuild(dest)
+    assert not (dest / "manifest.json").exists()
+    for file in dest.glob("*.aaaaaaaa.*"):
+        file.unlink()
+    assert rebuild(dest).samples == 60
+
+
 def test_targets_that_are_no_datasets(tmp_path: Path) -> None:
     with pytest.raises(ss.OptionError, match="there are no shards"):
         rebuild(tmp_path)

@@ -460,6 +460,16 @@ def test_fewer_samples_are_refused_when_resumed(tmp_path: Path) -> None:
         write(tmp_path / "out", 20, resume=True)
 
 
+def test_a_shard_that_a_killed_writer_put_last_does_not_stay(tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    unfinished(dest, 300)
+    for suffix in ("tar.zst", "index"):  # it was killed before it wrote the receipt
+        (dest / f"shard-000700.{suffix}").write_bytes((dest / f"shard-000000.{suffix}").read_bytes())
+    write(dest, 300, resume=True)
+    assert not list(dest.glob("shard-000700*"))
+    assert ss.pack(samples(5, 300), dest, append=True, **SMALL).samples == 305
+
+
 def test_resume_with_nothing_to_resume_begins(tmp_path: Path) -> None:
     write(tmp_path / "out", 30, resume=True)
     assert content(tmp_path / "out") == expected(30)

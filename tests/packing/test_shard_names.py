@@ -16,7 +16,7 @@ from shardstream.maintain.rebuild import rebuild
 from shardstream.packing import shard_names
 from shardstream.packing.build_manifest import next_number
 from shardstream.packing.destination import Destination
-from shardstream.packing.shard_names import SHARD, shard_files, shard_stem, task_shard
+from shardstream.packing.shard_names import is_shard, shard_files, shard_stem, task_shard
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.store import Store
 from tests.corpora import digests, is_clean, lines, sound
@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {"frame_size": "1KiB", "shard_size": "4KiB", "workers": 
 def test_a_name_says_its_number_and_every_folder_has_ten_thousand(number: int, place: int, stem: str) -> None:
     assert shard_stem(number, place) == stem
     for suffix in ("tar", "tar.zst", "index"):
-        assert SHARD.match(f"{stem}.{suffix}")
+        assert is_shard(f"{stem}.{suffix}")
         assert task_shard(f"{stem}.{suffix}") == number
     for other in (f"{stem}.tar.gz", f"x/{stem}.tar", f"00/{stem}.tar", f"{stem}.tar.zst.bak"):
         assert task_shard(other) is None
@@ -171,7 +171,10 @@ def test_parts_in_folders_are_committed_and_stale_shards_deleted(tmp_path: Path)
 def test_archives_that_are_adopted_have_indexes_in_folders(tmp_path: Path, corpus: Path) -> None:
     ss.pack(corpus, tmp_path / "out", compression="none", **SMALL)
     tars = sorted(map(str, tmp_path.glob("out/**/*.tar")))
+    (tmp_path / "adopted" / "000").mkdir(parents=True)
+    (tmp_path / "adopted" / "000" / ".tmp-0123").touch()  # of a worker that was killed
     manifest = ss.index(tars, tmp_path / "adopted", workers=1)
+    assert not list(tmp_path.glob("adopted/**/.tmp-*"))
     assert manifest.shards[-1].index_url.startswith("00")
     assert sound(tmp_path / "adopted")
 

@@ -103,18 +103,33 @@ class Fsspec:
         return None if size is None else int(size), ""
 
     async def put(self, path: str, parts: Sequence[Data]) -> None:
-        await self.call("pipe_file", path, joined(parts))
+        await self._pipe(path, joined(parts))
 
     async def create(self, path: str, parts: Sequence[Data]) -> str:
         data = joined(parts)
         try:
-            await self.call("pipe_file", path, data, mode="create")
+            await self._pipe(path, data, mode="create")
         except (TypeError, NotImplementedError):
             # A store without put-if-absent takes no mode: the best that can be done is to look first.
             if await self.call("exists", path):
                 raise FileExistsError(path) from None
-            await self.call("pipe_file", path, data)
+            await self._pipe(path, data)
         return ""
+
+    async def _pipe(self, path: str, data: bytes, **options: Any) -> None:
+        """Write an object, with the folder that it lies in. SFTP and others make none by themselves."""
+        try:
+            await self.call("pipe_file", path, data, **options)
+        except FileNotFoundError:
+            parent = path.rpartition("/")[0]
+            if not parent:
+                raise
+            try:
+                await self.call("makedirs", parent, exist_ok=True)
+            except OSError:
+                if not await self.call("exists", parent):  # else another writer was first
+                    raise
+            await self.call("pipe_file", path, data, **options)
 
     async def replace(self, path: str, data: bytes, version: str) -> str:
         await self.put(path, [data])

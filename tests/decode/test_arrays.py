@@ -80,6 +80,8 @@ def damaged() -> dict[str, bytes]:
         "odd header": good.replace(b"'fortran_order'", b"'fortran_odder'"),
         "no literal": good.replace(b"{'descr'", b"(('descr'"),
         "negative": good.replace(b"(6,)", b"(-6)"),
+        "two negative axes": good.replace(b"(6,)    ", b"(-2,-3) "),
+        "too many axes": stored(np.zeros((1,) * 45)).replace(44 * b"1, ", 66 * b"1,"),
     }  # fmt: skip
 
 
@@ -113,9 +115,13 @@ def test_batches_of_large_arrays(tmp_path, compression):
     assert np.array_equal(ss.StreamingDataset(str(tmp_path / "d"))[5]["npy"], made[5])
 
 
-def test_damage_names_its_sample(tmp_path):
-    good = stored(np.zeros(50))
-    rows = [{"__key__": "fine", "npy": good}, {"__key__": "torn", "npy": good[:-3]}]
+@pytest.mark.parametrize(
+    "damage", [lambda good: good[:-3], lambda good: good.replace(b"(6,)    ", b"(-2,-3) ")]
+)
+def test_damage_names_its_sample(tmp_path, damage):
+    good = stored(np.arange(6.0))
+    assert damage(good) != good
+    rows = [{"__key__": "fine", "npy": good}, {"__key__": "torn", "npy": damage(good)}]
     ss.pack(rows, tmp_path / "d")
     with pytest.raises(ss.SourceError, match=r"'torn'.*'npy'"):
         list(ss.StreamingLoader(ss.StreamingDataset(str(tmp_path / "d")), 2))

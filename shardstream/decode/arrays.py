@@ -32,18 +32,14 @@ _MOST_AXES = 31  # every NumPy has arrays of one more, as a batch is
 
 @functools.lru_cache(256)
 def _header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool] | None:
-    """(dtype, shape, whether the first axis varies fastest) of the beginning of a file; None if it is odd.
-
-    Raises:
-        ValueError: An axis has a negative length. `np.load` would give an array of another shape.
-    """
+    """(dtype, shape, whether the first axis varies fastest) of the beginning of a file; None if it is odd."""
     try:
         shape, fortran, dtype = npy_format.read_array_header_1_0(io.BytesIO(start[len(_MAGIC) :]))
     except Exception:  # noqa: BLE001 - `np.load` says what is wrong
         return None
-    if min(shape, default=0) < 0:
-        raise ValueError(f"the header of the array is damaged: its shape is {shape}")
-    return (dtype, shape, fortran) if dtype.kind in _PLAIN and len(shape) <= _MOST_AXES else None
+    # A damaged header may have negative numbers, and two of them have a positive product.
+    sound = min(shape, default=0) >= 0 and len(shape) <= _MOST_AXES
+    return (dtype, shape, fortran) if sound and dtype.kind in _PLAIN else None
 
 
 def viewed(data: Data) -> NDArray[Any] | None:
@@ -52,9 +48,6 @@ def viewed(data: Data) -> NDArray[Any] | None:
     Returns:
         The array. None if it has no elements, or is damaged, or of another version or kind of dtype:
         `np.load` knows what to do then.
-
-    Raises:
-        ValueError: The shape is damaged in a way that `np.load` does not notice.
     """
     if data[: len(_MAGIC)] != _MAGIC:
         return None
@@ -89,15 +82,11 @@ def stacked(column: Sequence[Data | None], memory: Memory | None) -> NDArray[Any
             system.
 
     Returns:
-        The array. None if one of them is damaged or nothing for `viewed`, or if they are not all of one shape
-        and dtype. `decode` tells of each what is wrong.
+        The array. None if `viewed` is None for one of them, or if they are not all of one shape and dtype.
     """
     views: list[NDArray[Any]] = []
     for data in column:
-        try:
-            view = None if data is None else viewed(data)
-        except ValueError:
-            return None
+        view = None if data is None else viewed(data)
         if view is None or (views and (view.shape != views[0].shape or view.dtype != views[0].dtype)):
             return None
         views.append(view)

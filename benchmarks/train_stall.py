@@ -7,7 +7,8 @@ torchrun, each run a new one: from the local files; from SeaweedFS behind a prox
 each connection and each request, with a cache that `shardstream warm` has filled; and the same with an empty
 cache. The cases take turns. A line tells the share of the time that the slower rank waited for its batch, the
 median of the rounds with the least and the largest: after the first 5 steps, in which threads start, and of
-all steps. Requests and bytes are those of the training, past the warm-up.
+all steps. Requests and bytes are those of the training, past the warm-up. After each training one request
+over a new connection is timed: it shows that the latency was on. --out DIR takes JSON and Markdown.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +81,16 @@ def trained(
     }
 
 
+def trip(endpoint: str) -> float:
+    """Seconds of one request over a new connection, which the store refuses."""
+    started = time.monotonic()
+    try:
+        urllib.request.urlopen(endpoint, timeout=30).close()
+    except urllib.error.HTTPError as refused:
+        refused.close()
+    return time.monotonic() - started
+
+
 def measure(dataset: str, model: Model, rounds: int, latency: float, scratch: Path) -> dict[str, list[Any]]:
     """The rounds of each case."""
     from benchmarks.store import Remote
@@ -97,8 +112,33 @@ def measure(dataset: str, model: Model, rounds: int, latency: float, scratch: Pa
                 remote.passed()  # what the training asks for counts from here on
                 row = trained(url, cache, scratch / f"{number}-{len(rows)}-{case}", model, environment)
                 passed = remote.passed()
+                row["trip"] = trip(place["endpoint"])
+                # Two round trips, less what a clock is off.
+                assert row["trip"] > 1.9 * latency, f"the store is not {latency} s away: {row['trip']} s"
                 rows.append(row | {name: passed[name] for name in ("requests", "body_bytes")})
     return found
+
+
+def report(found: dict[str, list[Any]], model: Model, latency: float, load: float) -> Iterator[str]:
+    """The lines of the results."""
+    yield "# How long training waits for its data"
+    yield ""
+    yield f"Made by `python -m benchmarks.train_stall`: {len(found[LOCAL])} rounds of {model.steps} steps,"
+    yield f"{os.cpu_count()} cores, load {load:.1f} at the start,"
+    yield f"{1e3 * latency:g} ms for each connection and each request."
+    yield ""
+    names = ["data", f"waited, after {STARTING} steps", "in all steps", "first batch, s", "step, ms"]
+    names += ["requests", "MB", "one request, ms"]
+    yield f"| {' | '.join(names)} |"
+    yield f"|{' --- |' * len(names)}"
+    for case, rows in found.items():
+        middle = {name: float(statistics.median(row[name] for row in rows)) for name in rows[0]}
+        shares = [row["stall"] for row in rows]
+        yield (
+            f"| {case} | {middle['stall']:.2%} ({min(shares):.2%} to {max(shares):.2%}) | "
+            f"{middle['stall_of_all']:.2%} | {middle['first_wait']:.2f} | {1e3 * middle['step']:.0f} | "
+            f"{middle['requests']:,.0f} | {middle['body_bytes'] / 1e6:,.1f} | {1e3 * middle['trip']:.0f} |"
+        )
 
 
 def line(case: str, rows: list[dict[str, Any]]) -> str:
@@ -131,6 +171,7 @@ def main() -> None:
         parser.error(f"--steps must be more than {STARTING}")
     model = Model(options.steps, options.vocab, options.seq_len)
     dataset = str(Path(options.dataset).resolve())
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(dataset, model, options.rounds, options.latency, Path(scratch))
     for case, rows in found.items():
@@ -139,6 +180,8 @@ def main() -> None:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "train_stall.json").write_text(json.dumps(found, indent=1) + "\n")
+        lines = report(found, model, options.latency, load)
+        (options.out / "train_stall.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _MAGIC = npy_format.magic(1, 0)
 _START = len(_MAGIC) + 2  # bytes in front of the header: the magic, and the length of the header
 _LONGEST = 1 << 10  # bytes of headers that are remembered; longer ones are of structured arrays
 _PLAIN = "biufc"
+_MOST_AXES = 31  # every NumPy has arrays of one more, as a batch is
 
 
 @functools.lru_cache(256)
@@ -36,7 +37,9 @@ def _header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool] | None:
         shape, fortran, dtype = npy_format.read_array_header_1_0(io.BytesIO(start[len(_MAGIC) :]))
     except Exception:  # noqa: BLE001 - `np.load` says what is wrong
         return None
-    return (dtype, shape, fortran) if dtype.kind in _PLAIN else None
+    # A damaged header may have negative numbers, and two of them have a positive product.
+    sound = min(shape, default=0) >= 0 and len(shape) <= _MOST_AXES
+    return (dtype, shape, fortran) if sound and dtype.kind in _PLAIN else None
 
 
 def viewed(data: Data) -> NDArray[Any] | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from shardstream.format.sizes import human_size
 from shardstream.observe.advise_facts import Origin
-from shardstream.observe.advise_model import MOST_REQUESTS, little, shard_bytes
+from shardstream.observe.advise_model import MOST_REQUESTS, SHARDS_A_RANK, little, shard_bytes
 from shardstream.observe.advise_plan import Plan
+from shardstream.packing.layout import TOO_MANY_SHARDS
 
 __all__ = ["Line", "lines_of"]
 
@@ -177,8 +178,8 @@ def _requests(plan: Plan) -> Iterator[_Row]:
 def _shards(plan: Plan) -> Iterator[_Row]:
     data, world = plan.facts.data, plan.job.world
     size = shard_bytes(data.bytes, world)
-    yield "shards", data.shards, "", "shards", "the manifest; wanted: at most 50,000"
-    yield "shards for a rank", data.shards / world, "", "shards", "wanted: at least 8"
+    yield "shards", data.shards, "", "shards", f"the manifest; wanted: fewer than {TOO_MANY_SHARDS:,}"
+    yield "shards for a rank", data.shards / world, "", "shards", f"wanted: at least {SHARDS_A_RANK}"
     yield (f"shards of {human_size(size)} would be", data.bytes / size, "", "stored",
            "bytes / a power of two that fits both")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from shardstream.packing.layout import fitting_shard_size
+
 __all__ = ["Data", "Job", "Machine", "Prediction", "little", "predict", "shard_bytes"]
 
 MOST_REQUESTS = 64  # that one process has on its way
 LARGEST = 8 << 20  # bytes of a request of the loader
 ROUND_TRIPS = 5  # that nothing overlaps: connection, manifest, indexes, the first frames, the last ones
-MOST_SHARDS, SHARDS_A_RANK = 50_000, 8
-SMALLEST_SHARD, LARGEST_SHARD = 64 << 20, 2 << 30
+SHARDS_A_RANK, LEAST_SHARD = 8, 1 << 20  # bytes of a shard, however many ranks there are
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,9 @@ def little(bytes_per_second: float, size: float, seconds: float) -> float:
 
 
 def shard_bytes(total: float, ranks: int) -> int:
-    """The size of shards: a power of two, so that there are at most 50,000, and at least 8 for each rank."""
-    size = SMALLEST_SHARD
-    while size < LARGEST_SHARD and total / size > MOST_SHARDS:
-        size *= 2
-    while size > 1 << 20 and total / size < SHARDS_A_RANK * ranks:
+    """The size of shards: as `pack` chooses it, or smaller, so that there are at least 8 for each rank."""
+    size = fitting_shard_size(math.ceil(total), 0)
+    while size > LEAST_SHARD and total / size < SHARDS_A_RANK * ranks:
         size //= 2
     return size
 

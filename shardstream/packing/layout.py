@@ -8,12 +8,12 @@ from typing import Literal
 from shardstream.errors import OptionError
 from shardstream.format.sizes import parse_size
 
-__all__ = ["AUTO", "Codec", "Layout", "fitting_shard_size"]
+__all__ = ["AUTO", "TOO_MANY_SHARDS", "Codec", "Layout", "fitting_shard_size"]
 
 Codec = Literal["zstd", "none"]
 AUTO = "auto"  # as the size of shards: by the size of the input
 _SMALLEST, _LARGEST = 64 << 20, 2 << 30  # bytes of such a shard
-_MOST = 50_000  # shards: all processes of a training read the list of them
+TOO_MANY_SHARDS = 50_000  # all processes of a training read the list of them
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,6 @@ def fitting_shard_size(input_bytes: int, frame_size: int) -> int:
         Bytes, a power of two from 64 MiB to 2 GiB.
     """
     size = _SMALLEST
-    while size < _LARGEST and (size < frame_size or -(-input_bytes // size) >= _MOST):
+    while size < _LARGEST and (size < frame_size or -(-input_bytes // size) >= TOO_MANY_SHARDS):
         size *= 2
     return size

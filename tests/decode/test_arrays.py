@@ -69,6 +69,13 @@ def test_what_differs_is_not_stacked():
     assert arrays.stacked([None, three], None) is None
 
 
+def shaped(six: bytes, shape: bytes) -> bytes:
+    """The file of six numbers with another shape in its header."""
+    end = b"(6,), }" + 10 * b" "
+    assert end in six
+    return six.replace(end, (shape + b", }").ljust(len(end)))
+
+
 def damaged() -> dict[str, bytes]:
     good = stored(np.arange(6.0))
     objects = io.BytesIO()
@@ -80,6 +87,9 @@ def damaged() -> dict[str, bytes]:
         "odd header": good.replace(b"'fortran_order'", b"'fortran_odder'"),
         "no literal": good.replace(b"{'descr'", b"(('descr'"),
         "negative": good.replace(b"(6,)", b"(-6)"),
+        "negative axis": shaped(good, b"(-6,)"),
+        "two negative axes": shaped(good, b"(-2,-3)"),
+        "too many axes": stored(np.zeros((1,) * 45)).replace(44 * b"1, ", 66 * b"1,"),
     }  # fmt: skip
 
 
@@ -113,9 +123,10 @@ def test_batches_of_large_arrays(tmp_path, compression):
     assert np.array_equal(ss.StreamingDataset(str(tmp_path / "d"))[5]["npy"], made[5])
 
 
-def test_damage_names_its_sample(tmp_path):
-    good = stored(np.zeros(50))
-    rows = [{"__key__": "fine", "npy": good}, {"__key__": "torn", "npy": good[:-3]}]
+@pytest.mark.parametrize("damage", [lambda good: good[:-3], lambda good: shaped(good, b"(-2,-3)")])
+def test_damage_names_its_sample(tmp_path, damage):
+    good = stored(np.arange(6.0))
+    rows = [{"__key__": "fine", "npy": good}, {"__key__": "torn", "npy": damage(good)}]
     ss.pack(rows, tmp_path / "d")
     with pytest.raises(ss.SourceError, match=r"'torn'.*'npy'"):
         list(ss.StreamingLoader(ss.StreamingDataset(str(tmp_path / "d")), 2))

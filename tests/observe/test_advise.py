@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import shardstream as ss
 from shardstream.observe.advise_lines import Line
 from shardstream.observe.advise_model import Data, Job, Machine, little, predict, shard_bytes
+from shardstream.packing.layout import fitting_shard_size
 from tests.corpora import digests
 
 DATA = Data(items=1_000_000, stored=100e3, raw=200e3, frames=100_000, shards=1_000)
@@ -96,9 +97,15 @@ def test_the_size_of_shards(total: int, ranks: int) -> None:
     assert 1 << 20 <= size <= 2 << 30
     if size < 2 << 30:
         # Larger ones would be too few for the ranks.
-        assert total / size <= 50_000 or total / (2 * size) < 8 * ranks
+        assert math.ceil(total / size) < 50_000 or total / (2 * size) < 8 * ranks
     if size > 1 << 20:
         assert total / size >= 8 * ranks
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_advise_and_pack_choose_the_same_size_at_the_edge(more: int) -> None:
+    total = 49_999 * (64 << 20) + more
+    assert shard_bytes(total, 1) == fitting_shard_size(total, 1 << 20) == (128 if more > 0 else 64) << 20
 
 
 def test_what_is_assumed_given_and_measured(tokens: Path) -> None:

@@ -128,7 +128,7 @@ def test_shards_are_as_large_as_the_input_needs(size: int, frame: int, made: int
 
 def test_the_size_of_shards_may_follow_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = lines(tmp_path / "a.jsonl", ROWS)
-    monkeypatch.setattr(layout_module, "_MOST", 2)
+    monkeypatch.setattr(layout_module, "TOO_MANY_SHARDS", 2)
     monkeypatch.setattr(layout_module, "_SMALLEST", 16)
     size = 16
     while size < rows.stat().st_size:

@@ -108,7 +108,6 @@ def run_part(
         if destination.committed() is not None:
             return PackedPart(*part, committed=True)
         inherited = () if lock is None else (lock,)
-        share = shares(tasks, part[1])[part[0]]
         numbers = {task.number for task in tasks}
         try:
             old = destination.old_manifest()
@@ -118,7 +117,7 @@ def run_part(
                 job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag, part=part
             )
             job, first, second = _passes(job, tasks, destination)
-            read = written = runner.results(job, first, share, True, inherited)
+            read = written = runner.results(job, first, shares(tasks, part[1])[part[0]], True, inherited)
             waits = False
             if second != first:
                 destination.claim.check(store, now=True)
@@ -126,13 +125,12 @@ def run_part(
                 waits, written = len(done) < len(tasks), []
                 if not waits:
                     job, gathered = _gathering(job, done)
-                    mine = shares(gathered, part[1])[part[0]]
                     numbers |= {task.number for task in gathered}
+                    mine = shares(gathered, part[1])[part[0]]
                     written = runner.results(job, second, mine, True, inherited)
             destination.claim.check(store, now=True)
         except (OptionError, StorageError):
-            # Another copy of this part was faster, and all parts were committed: there is a dataset, it is
-            # another's turn, or the samples of a shuffle are gone.
+            # A copy of this part was faster, and all parts were committed meanwhile.
             if destination.committed() is None:
                 raise
             left = store.list()
@@ -215,8 +213,8 @@ def _commit(
     job = replace(job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag)
     read = written = [done[number] for number in sorted(done)]
     if second != first:
-        job, gathered = _gathering(job, done)
-        written = runner.results(job, second, gathered, True, () if lock is None else (lock,))
+        job, todo = _gathering(job, done)
+        written = runner.results(job, second, todo, True, () if lock is None else (lock,))
     elif wrong := destination.wrong(read):
         error = missing_parts(store.url, tasks, found.parts, wrong)
         discard(store, store.list(), destination.claim.plan, error.parts, wrong)
@@ -298,5 +296,5 @@ def _ranges(numbers: Sequence[int], most: int = _LISTED) -> str:
             found[-1][1] = number
         else:
             found.append([number, number])
-    shown = [str(first) if first == last else f"{first}-{last}" for first, last in found]
-    return ",".join(shown[:most]) + (",..." if len(shown) > most else "")
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in found[:most]]
+    return ",".join(shown) + (",..." if len(found) > most else "")

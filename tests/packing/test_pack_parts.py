@@ -22,7 +22,7 @@ import shardstream as ss
 from shardstream.cli.app import run
 from shardstream.counters.folders import directories, paths_in
 from shardstream.counters.page import read_header
-from shardstream.packing import pack_parts, part_claim, receipts, reservation
+from shardstream.packing import pack_parts, part_claim, receipts, reservation, store_shuffle
 from shardstream.packing.job import input_bytes
 from shardstream.packing.share import shares
 from shardstream.packing.sources import Task
@@ -216,6 +216,17 @@ def test_one_process_may_finish_what_parts_began(
     assert everything(dest) == everything(tmp_path / "whole")
 
 
+def test_one_process_goes_on_with_the_shuffle_of_parts(
+    corpus: Path, tmp_path: Path, dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ss.pack(corpus, tmp_path / "whole", shuffle=7, **SMALL)
+    for number in range(2):
+        part(corpus, dest, number, 2, shuffle=7)
+    monkeypatch.setattr(store_shuffle, "scatter", None)  # nothing is read again
+    ss.pack(corpus, dest, shuffle=7, resume=True, **SMALL)
+    assert everything(dest) == everything(tmp_path / "whole")
+
+
 def test_append_in_parts(corpus: Path, tmp_path: Path, dest: str) -> None:
     more = lines(tmp_path / "more.jsonl", [{"id": f"m{n}", "text": "more " * n} for n in range(50)])
     for where in (dest, tmp_path / "whole"):
@@ -312,7 +323,8 @@ def test_a_damaged_shard_is_made_again_by_its_part(corpus: Path, tmp_path: Path,
     assert everything(dest) == everything(tmp_path / "whole")
 
 
-def test_a_damaged_shard_costs_its_task_alone(corpus: Path, dest: str) -> None:
+def test_a_damaged_shard_costs_its_task_alone(corpus: Path, tmp_path: Path) -> None:
+    dest = str(tmp_path / "out")
     count = part(corpus, dest, 0, 1).tasks
     store, name = raw(dest)
     data = bytearray(store.read(name))
@@ -332,6 +344,8 @@ def test_a_damaged_shard_costs_its_task_alone(corpus: Path, dest: str) -> None:
 def test_a_damaged_spill_is_made_again_by_its_part(
     damage: str, corpus: Path, tmp_path: Path, dest: str
 ) -> None:
+    if damage == "changed":  # a version tells it, which a memory store has not
+        dest = str(tmp_path / "out")
     ss.pack(corpus, tmp_path / "whole", shuffle=7, **SMALL)
     for number in range(2):
         part(corpus, dest, number, 2, shuffle=7)

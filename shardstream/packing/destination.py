@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import os
@@ -22,6 +23,7 @@ from shardstream.packing.job import Job
 from shardstream.packing.result import Result
 from shardstream.packing.shard_check import wrong_tasks
 from shardstream.packing.shard_names import clear_temporary, folders_of, is_shard, shard_entries, tag_of
+from shardstream.packing.spilled import clear_local, holds_spill, spilled_entries
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Entry, Options, Store
@@ -99,10 +101,12 @@ class Destination:
         plan: The identity of the pack.
         claim: By which this packer and its workers may write there, from `begin` on.
         tag: What stands in the names of shards, from `begin` on; see `Job`.
+        parts: In how many parts the pack was begun, from `begin` on. 0: in none.
     """
 
     claim: Claim
     tag: str
+    parts: int
 
     def __init__(
         self, job: Job, record: dict[str, Any], append: bool, old: dict[str, Any] | None = None
@@ -126,8 +130,13 @@ class Destination:
         if local is not None:
             return local
         # The same corpus may be packed to two stores at once.
-        name = hashlib.sha256(f"{self.plan}\0{self.store.url}".encode()).hexdigest()
-        return os.path.join(tempfile.gettempdir(), f"shardstream-spill-{name[:16]}")
+        return f"{self._temporary}{hashlib.sha256(self.plan.encode()).hexdigest()[:16]}"
+
+    @property
+    def _temporary(self) -> str:
+        """How the paths of the temporary folders of all plans for this store begin."""
+        name = hashlib.sha256(self.store.url.encode()).hexdigest()[:16]
+        return os.path.join(tempfile.gettempdir(), f"shardstream-spill-{name}-")
 
     def committed(self) -> Manifest | None:
         """The manifest, if this pack was committed already. Then at most `clean` is left to do. Else None."""
@@ -233,6 +242,7 @@ class Destination:
     def hold(self, granted: reservation.Reservation) -> None:
         """Write by a reservation that is there: that of `begin`, or one that several packers share."""
         self.claim, self.tag = claim_of(granted), tag_of(granted.plan) if granted.tagged else ""
+        self.parts = granted.parts
 
     def _new_shards(self, names: Iterable[str]) -> list[str]:
         """Those names that are shards or indexes, and not of the dataset that is appended to."""
@@ -249,16 +259,15 @@ class Destination:
             (the results by the numbers of their tasks, the tasks whose receipts are objects of their own).
         """
         sizes = {entry.path: entry.size for entry in self._present}
-        found, alone = receipts.read_all(self.store, sizes, stage, self._records, some)
-        whole = {
-            number: result
-            for number, result in found.items()
-            if all(
+        spilled = spilled_entries(self.store) if stage == "scatter" else {}
+
+        def holds(result: Result) -> bool:
+            return holds_spill(result, spilled) and all(
                 sizes.get(shard.url) == shard.bytes and sizes.get(shard.index_url) == shard.index_bytes
                 for shard in result.shards
             )
-        }
-        return whole, alone & whole.keys()
+
+        return receipts.read_all(self.store, sizes, stage, self._records, some, holds)
 
     def forget(self, stage: str, tasks: Collection[int]) -> None:
         """Delete the receipts of tasks that are done again.
@@ -349,7 +358,7 @@ class Destination:
         # All receipts are there before `wrong` lists them.
         names = [entry.path for entry in self._checked] if self._checked else self.store.list()
         self.clear_spill(names if self._job.shuffle is None else [_SPILL])
-        done = [name for name in names if name.startswith((*_RECEIPTS, MARK))]
+        done = [name for name in names if name.startswith((*_RECEIPTS, MARK, reservation.TEST))]
         self.store.delete_many([*done, reservation.NAME])
 
     def clear_spill(self, names: Collection[str], of_all: bool = False) -> None:
@@ -359,9 +368,15 @@ class Destination:
             names: What is in the store.
             of_all: Whether to delete those of other packs, too, since it is this packer's turn.
         """
-        shutil.rmtree(self.spill_dir, ignore_errors=True)
-        if _SPILL in names and self.store.local_path(_SPILL) is None:
-            tags = ("",) if of_all else tuple(map(tag_of, self._records))
+        tags = ("",) if of_all else tuple(map(tag_of, self._records))
+        local = self.store.local_path(_SPILL)
+        if local is not None:
+            clear_local(local, tags)
+            return
+        every = glob.glob(f"{glob.escape(self._temporary)}*") if of_all else [self.spill_dir]
+        for folder in every:
+            shutil.rmtree(folder, ignore_errors=True)
+        if _SPILL in names:
             mine = [name for name in self.store.list(_SPILL) if name.endswith(tags)]
             self.store.delete_many([f"{_SPILL}/{name}" for name in mine])
 

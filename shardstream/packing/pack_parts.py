@@ -107,18 +107,17 @@ def run_part(
     with reservation.lock_machine(store, shared=True) as lock:
         if destination.committed() is not None:
             return PackedPart(*part, committed=True)
-        old = destination.old_manifest()
-        if not join(destination, agreement(job, tasks, destination, record, old, part[1]), old):
-            return PackedPart(*part, committed=True)
-        job = replace(
-            job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag, part=part
-        )
         inherited = () if lock is None else (lock,)
-        share = shares(tasks, part[1])[part[0]]
-        numbers = {task.number for task in share}
+        numbers = {task.number for task in tasks}
         try:
+            old = destination.old_manifest()
+            if not join(destination, agreement(job, tasks, destination, record, old, part[1]), old):
+                return PackedPart(*part, committed=True)
+            job = replace(
+                job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag, part=part
+            )
             job, first, second = _passes(job, tasks, destination)
-            read = written = runner.results(job, first, share, True, inherited)
+            read = written = runner.results(job, first, shares(tasks, part[1])[part[0]], True, inherited)
             waits = False
             if second != first:
                 destination.claim.check(store, now=True)
@@ -126,17 +125,16 @@ def run_part(
                 waits, written = len(done) < len(tasks), []
                 if not waits:
                     job, gathered = _gathering(job, done)
+                    numbers |= {task.number for task in gathered}
                     mine = shares(gathered, part[1])[part[0]]
-                    numbers |= {task.number for task in mine}
                     written = runner.results(job, second, mine, True, inherited)
             destination.claim.check(store, now=True)
-        except StorageError:
-            # Another copy of this part was faster, and all parts were committed: it is another's turn, or the
-            # samples of a shuffle are gone.
+        except (OptionError, StorageError):
+            # A copy of this part was faster, and all parts were committed meanwhile.
             if destination.committed() is None:
                 raise
             left = store.list()
-            discard(store, left, destination.plan, part[0], numbers)
+            discard(store, left, destination.plan, part[:1], numbers)
             if reservation.NAME not in left:
                 destination.clear_spill(left)
             return PackedPart(*part, committed=True)
@@ -175,37 +173,54 @@ def commit_parts(
         OptionError: No part was begun here, or this is the commit of another pack.
         SourceError: Nothing was packed, or more was rejected than `max_rejects` allows.
     """
-    store = destination.store
-    with reservation.lock_machine(store) as lock:
+    with reservation.lock_machine(destination.store) as lock:
         if (manifest := destination.committed()) is not None:
             destination.clean()
             return manifest
-        old = destination.old_manifest()
-        found = reservation.read(store)
-        if found is None:
-            raise OptionError(
-                f"{store.url}: no part of this pack was begun here; run all parts first: the same command "
-                "with --part I/N instead of --commit, I from 0 to N-1"
-            )
-        compare(store.url, agreement(job, tasks, destination, record, old, found.parts), found)
-        job, first, second = _passes(job, tasks, destination)
-        done = _finished(destination, old, first, tasks)
-        if missing := {task.number for task in tasks} - done.keys():
-            raise missing_parts(store.url, tasks, found.parts, missing)
-        # From now on copies of parts that are still at work write nothing more.
-        destination.hold(reservation.reserve(store, found, True, lock is not None)[0])
-        job = replace(job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag)
-        read = written = [done[number] for number in sorted(done)]
-        if second != first:
-            job, gathered = _gathering(job, done)
-            written = runner.results(job, second, gathered, True, () if lock is None else (lock,))
-        elif wrong := destination.wrong(read):
-            for part, share in enumerate(shares(tasks, found.parts)):
-                if again := wrong.intersection(task.number for task in share):
-                    discard(store, store.list(), destination.claim.plan, part, again)
-            raise missing_parts(store.url, tasks, found.parts, wrong)
-        outcome = Outcome(read, written, unread, beside)
-        return commit_outcome(job, old, outcome, destination, record, max_rejects, "--commit")
+        try:
+            return _commit(job, tasks, unread, beside, destination, runner, record, max_rejects, lock)
+        except (OptionError, StorageError):
+            # Another commit may have ended meanwhile, or only what is left over could not be deleted.
+            if (manifest := destination.committed()) is None:
+                raise
+            destination.clean()
+            return manifest
+
+
+def _commit(
+    job: Job, tasks: Sequence[Task], unread: list[tuple[str, str]], beside: list[tuple[str, str]],
+    destination: Destination, runner: Runner, record: dict[str, Any], max_rejects: float, lock: int | None,
+) -> Manifest:  # fmt: skip
+    store = destination.store
+    old = destination.old_manifest()
+    found = reservation.read(store)
+    if found is None:
+        raise OptionError(
+            f"{store.url}: no part of this pack was begun here; run all parts first: the same command with "
+            "--part I/N instead of --commit, I from 0 to N-1"
+        )
+    compare(store.url, agreement(job, tasks, destination, record, old, found.parts), found)
+    job, first, second = _passes(job, tasks, destination)
+    done = _finished(destination, old, first, tasks)
+    if missing := {task.number for task in tasks} - done.keys():
+        raise missing_parts(store.url, tasks, found.parts, missing)
+    # From now on copies of parts that are still at work write nothing more.
+    granted, continued = reservation.reserve(store, found, True, lock is not None)
+    if not continued:
+        store.delete(reservation.NAME)  # it was gone, and may not come back
+        raise CommitError(f"{store.url}: another commit has just ended here; commit again")
+    destination.hold(granted)
+    job = replace(job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag)
+    read = written = [done[number] for number in sorted(done)]
+    if second != first:
+        job, todo = _gathering(job, done)
+        written = runner.results(job, second, todo, True, () if lock is None else (lock,))
+    elif wrong := destination.wrong(read):
+        error = missing_parts(store.url, tasks, found.parts, wrong)
+        discard(store, store.list(), destination.claim.plan, error.parts, wrong)
+        raise error
+    outcome = Outcome(read, written, unread, beside)
+    return commit_outcome(job, old, outcome, destination, record, max_rejects, "--commit")
 
 
 def _passes(job: Job, tasks: Sequence[Task], destination: Destination) -> tuple[Job, str, str]:
@@ -281,5 +296,5 @@ def _ranges(numbers: Sequence[int], most: int = _LISTED) -> str:
             found[-1][1] = number
         else:
             found.append([number, number])
-    shown = [str(first) if first == last else f"{first}-{last}" for first, last in found]
-    return ",".join(shown[:most]) + (",..." if len(shown) > most else "")
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in found[:most]]
+    return ",".join(shown) + (",..." if len(found) > most else "")

@@ -85,9 +85,7 @@ def join(destination: Destination, mine: Reservation, old: Manifest | None) -> b
     compare(store.url, mine, found)
     # Each part asks by itself, since the first one may not know it yet.
     destination.hold(
-        msgspec.structs.replace(
-            found, tagged=found.tagged or not reservation.creates_once(store, msgspec.json.encode(found))
-        )
+        msgspec.structs.replace(found, tagged=found.tagged or not reservation.creates_once(store))
     )
     return True
 

@@ -104,7 +104,8 @@ def _results(
         return read, read
     from shardstream.packing.shuffle_passes import gathering, scattering
 
-    job, stages = scattering(job, tasks, destination, shared)
+    # What parts have read of a shuffle waits in the store.
+    job, stages = scattering(job, tasks, destination, shared or destination.parts > 0)
     read = runner.results(job, stages[0], tasks, continued, inherited)
     job, gathered = gathering(job, read)
     return read, runner.results(job, stages[1], gathered, continued, inherited)

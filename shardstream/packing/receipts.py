@@ -6,8 +6,9 @@ that is continued, or committed by another process, reads few objects.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -92,10 +93,18 @@ def write_receipt(store: Store, claim: Claim, stage: str, result: Result) -> Non
             store.create(name, data)
             return
         except CommitError:
+            version = _version(store, name)  # never a newer one than the content
             found = read_one(store, name)
         if found is not None and found.plan == claim.plan:
-            if found.shards == result.shards:
+            same = found.shards == result.shards and found.spilled == result.spilled
+            if same and result.versions in ({}, found.versions):
                 return
+            if same or _is_gone(store, found):
+                claim.check(store, now=True)
+                with contextlib.suppress(CommitError):  # another attempt was faster
+                    store.replace(name, data, version)
+                    return
+                continue
             where = store.where(found.shards[0].url if found.shards else name)
             raise CorruptionError(
                 f"{where}: two attempts at one task made different shards of the same input; the "
@@ -104,6 +113,22 @@ def write_receipt(store: Store, claim: Claim, stage: str, result: Result) -> Non
         claim.check(store, now=True)
         store.delete(name)  # of another plan, or damaged
     raise StorageError(f"{store.where(name)}: it comes back each time that it is deleted")
+
+
+def _version(store: Store, name: str) -> str:
+    """The version of an object; "" if it is missing, or if the store does not tell."""
+    try:
+        return store.version(name)[0]
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return ""
+        raise
+
+
+def _is_gone(store: Store, found: Result) -> bool:
+    """Whether nothing is left of what a receipt names, so that no attempt can be right by it."""
+    known = {name: version for name, version in found.versions.items() if version}
+    return bool(known) and all(_version(store, name) != version for name, version in known.items())
 
 
 def read_one(store: Store, name: str) -> Result | None:
@@ -119,7 +144,12 @@ def read_one(store: Store, name: str) -> Result | None:
 
 
 def read_all(
-    store: Store, names: Iterable[str], stage: str, plans: Iterable[str], some: Some | None = None
+    store: Store,
+    names: Iterable[str],
+    stage: str,
+    plans: Iterable[str],
+    some: Some | None = None,
+    holds: Callable[[Result], bool] = lambda _: True,
 ) -> tuple[dict[int, Result], set[int]]:
     """The receipts of a pass, read many at a time.
 
@@ -130,6 +160,8 @@ def read_all(
         plans: The identities of the pack. The receipts of other plans are passed over. Those of version 0.1
             name no plan.
         some: Which tasks are asked for. None: all.
+        holds: Whether what a receipt names is there. There may be several receipts of a task that was done
+            again, and those that do not hold are passed over.
 
     Returns:
         (the results by the numbers of their tasks, the tasks whose receipts are objects of their own).
@@ -141,27 +173,41 @@ def read_all(
     with ThreadPoolExecutor(_AT_ONCE, "shardstream-receipts") as pool:
         several = [result for each in pool.map(lambda name: _unfolded(store, name), folds) for result in each]
         alone = [result for result in pool.map(lambda name: read_one(store, name), singles) if result]
-    found = {result.number: result for result in (*several, *alone) if result.plan in mine}
-    return found, {result.number for result in alone if result.plan in mine}
+    several = [result for result in several if result.plan in mine and holds(result)]
+    alone = [result for result in alone if result.plan in mine and holds(result)]
+    return {result.number: result for result in (*several, *alone)}, {result.number for result in alone}
 
 
-def discard(store: Store, names: Iterable[str], plan: str, part: int, tasks: Collection[int]) -> None:
-    """Delete the receipts that a part has left, but not those of another plan.
+def discard(
+    store: Store, names: Iterable[str], plan: str, parts: Collection[int], tasks: Collection[int]
+) -> None:
+    """Delete the receipts of some tasks, but not those of another plan.
 
     Args:
         store: The target.
         names: The names of the objects there.
         plan: The identity of the pack.
-        part: The number of the part.
-        tasks: The numbers of its tasks.
+        parts: The numbers of the parts whose tasks they are.
+        tasks: The numbers of the tasks.
     """
-    some = Some(part, tasks)
     for name in names:
-        if some.asks(name):
-            one = read_one(store, name) if _ONE.match(name) else None
-            results = [one] if one is not None else _unfolded(store, name) if _FOLD.match(name) else []
-            if results and all(result.plan == plan for result in results):
+        if (match := _ONE.match(name)) is not None and int(match[2]) in tasks:
+            one = read_one(store, name)
+            if one is not None and one.plan == plan:
                 store.delete(name)
+        elif (match := _FOLD.match(name)) is not None and (match[2] is None or int(match[2]) in parts):
+            results = _unfolded(store, name)
+            kept = [result for result in results if result.plan != plan or result.number not in tasks]
+            if len(kept) == len(results):
+                continue
+            if kept:
+                _put_fold(store, name.rsplit("-", 1)[0], kept)
+            store.delete(name)
+
+
+def _put_fold(store: Store, name: str, results: list[Result]) -> None:
+    data = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(results))
+    store.write(f"{name}-{xxhash.xxh3_64_hexdigest(data)}.msgpack.zst", data)
 
 
 def _unfolded(store: Store, name: str) -> list[Result]:
@@ -206,6 +252,5 @@ class Folds:
     def _fold(self) -> None:
         some, self._open = self._open, []
         self._claim.check(self._store)
-        data = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(some))
-        self._store.write(f"{self._name}-{xxhash.xxh3_64_hexdigest(data)}.msgpack.zst", data)
+        _put_fold(self._store, self._name, some)
         self._store.delete_many([receipt_name(self._stage, result.number) for result in some])

@@ -20,6 +20,7 @@ from shardstream.storage.store import Store
 
 NAME = ".pack-claim.json"
 LOCK = ".pack-lock"
+TEST = ".pack-test-"  # begins the names of objects that only try what the store does
 # What a file system without locks answers, such as Lustre that is mounted without the option flock.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _LOCK_TIMEOUT = 5.0  # seconds in which the workers of a killed packer notice that, and end
@@ -185,11 +186,11 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
         if not locked:
             raise CommitError(
                 f"{store.url}: another packer has claimed this target. If it is dead, the same "
-                f"pack with --resume continues it; to start again delete {store.where(NAME)}"
+                "pack with --resume continues it; to start again empty the target"
             ) from None
         mine = msgspec.structs.replace(mine, epoch=0 if found is None else found.epoch + 1)
         store.replace(NAME, msgspec.json.encode(mine), version)
-    if not creates_once(store, msgspec.json.encode(mine)):
+    if not creates_once(store):
         mine = msgspec.structs.replace(mine, tagged=True)
         store.write(NAME, msgspec.json.encode(mine))
     return mine, False
@@ -208,19 +209,25 @@ def _read_version(store: Store) -> tuple[Reservation | None, str]:
     return read(store), version
 
 
-def creates_once(store: Store, data: bytes) -> bool:
+def creates_once(store: Store) -> bool:
     """Whether the store refuses to create an object again. Some servers ignore that they are asked to.
+
+    It is tried with an object of its own: the reservation may have gone meanwhile, and must not come back.
 
     Args:
         store: The target.
-        data: What is stored as the reservation.
     """
     if store.local_path(NAME) is not None or not store.conditional:
         return store.conditional
+    name = f"{TEST}{os.urandom(8).hex()}"
     try:
-        store.create(NAME, data)
+        with contextlib.suppress(CommitError):  # a request that was sent again after its answer was lost
+            store.create(name, b"test")
+        store.create(name, b"test")
     except CommitError:
         return True
+    finally:
+        store.delete(name)
     return False
 
 

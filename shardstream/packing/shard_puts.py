@@ -14,33 +14,16 @@ import xxhash
 from shardstream.errors import CommitError, CorruptionError, StorageError
 from shardstream.packing import receipts
 from shardstream.packing.claim import Claim
+from shardstream.packing.result import Result
 from shardstream.packing.shard_names import check_folder
 from shardstream.storage.store import Store
 
-__all__ = ["ClaimedOutput", "ShardPuts", "checksum_of"]
+__all__ = ["ShardPuts", "checksum_of"]
 
 _PIECE = 16 << 20  # bytes that are read at a time to compare
 _TRIES = 5
 _GONE = "gone"  # no store has such a version
 Part = bytes | bytearray | memoryview
-
-
-class ClaimedOutput:
-    """Puts objects whose names no other plan has. A second attempt puts the same bytes again.
-
-    Args:
-        store: The target.
-        claim: By which it may write there. None: no one else does.
-    """
-
-    def __init__(self, store: Store, claim: Claim | None) -> None:
-        self._store, self._claim = store, claim
-
-    def write(self, path: str, *parts: Part) -> None:
-        """Put an object. Raises CommitError if it is another packer's turn at the target."""
-        if self._claim is not None:
-            self._claim.check(self._store)
-        self._store.write(path, *parts)
 
 
 class ShardPuts:
@@ -83,7 +66,8 @@ class ShardPuts:
                 continue
             self._claim.check(self._store, now=True)
             done = None if self._receipt is None else receipts.read_one(self._store, self._receipt)
-            if done is not None and done.plan == self._claim.plan and path in done.versions:
+            # An object that is not the one of the receipt any more was damaged, and is made again.
+            if done is not None and done.plan == self._claim.plan and self._is_of(done, path, version):
                 raise CorruptionError(
                     f"{self._store.where(path)}: two attempts at one task made different bytes of the same "
                     "input; the machines may have different packages, or the source is not the same each time"
@@ -94,6 +78,20 @@ class ShardPuts:
                 self.versions[path] = self._store.replace(path, b"".join(parts), version)
                 return
         raise StorageError(f"{self._store.where(path)}: other workers are writing it")
+
+    def _is_of(self, done: Result, path: str, version: str) -> bool:
+        """Whether an object that is there, of some version, is the one that a receipt names."""
+        if version:
+            return done.versions.get(path, "").strip('"') == version.strip('"')
+        for shard in done.shards:  # the store tells no versions
+            if path == shard.url:
+                return self._has(path, shard.bytes, shard.checksum)
+            if path == shard.index_url:
+                return self._has(path, shard.index_bytes, shard.index_checksum)
+        return path in done.versions
+
+    def _has(self, path: str, size: int, checksum: str) -> bool:
+        return self._store.size(path) == size and checksum_of(self._store, path, size) == checksum
 
     def _other(self, path: str, parts: tuple[Part, ...]) -> str | None:
         """The version of what is there; None if it has the same bytes; _GONE if there is nothing any more."""

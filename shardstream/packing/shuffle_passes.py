@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from shardstream.errors import OptionError
 from shardstream.packing.destination import Destination
 from shardstream.packing.disk_shuffle import FINE, joined
 from shardstream.packing.job import Bucket, Buckets, Job, input_bytes
@@ -20,6 +21,7 @@ __all__ = ["MOST_ON_DISK", "MOST_SINGLE", "gathering", "grouped", "scattering"]
 MOST_ON_DISK = 1 << 18
 # Pieces in the store, each of which is two requests: for fewer, each shard is a task of its own.
 MOST_SINGLE = 1 << 12
+_MOST_HELD = 1 << 30  # bytes in which the packer holds where regions lie; it grows with the tasks ** 1.5
 
 
 def grouped(tasks: int, buckets: int, shared: bool) -> int:
@@ -36,6 +38,27 @@ def grouped(tasks: int, buckets: int, shared: bool) -> int:
     return 1 if pieces <= MOST_SINGLE else math.isqrt(buckets - 1) + 1
 
 
+def _held(tasks: int, buckets: int, group: int) -> int:
+    """The bytes of memory in which the packer holds where the regions of all objects lie."""
+    return tasks * (-(-buckets // group) + 1) * 8
+
+
+def _too_much(tasks: int, buckets: int, shard_size: int | None) -> str:
+    """Why a shuffle holds too much. `shard_size` is None if it does not decide how many tasks there are."""
+    what = f"a shuffle of {tasks:,} tasks into {buckets:,} buckets holds more than 1 GiB in memory"
+    if shard_size is None:
+        return f"{what}; give fewer functions, each of which makes more samples"
+    cut = 1
+    while True:
+        cut *= 2
+        fewer = -(-buckets // cut)
+        if _held(-(-tasks // cut), fewer, math.isqrt(fewer) + 1) <= _MOST_HELD:
+            break
+    size = shard_size * cut
+    shown = f"{size >> 30}GiB" if size % (1 << 30) == 0 else f"{-(-size >> 20)}MiB"
+    return f"{what}; give a larger shard_size: {shown} or more"
+
+
 def scattering(
     job: Job, tasks: Sequence[Task], destination: Destination, shared: bool = False
 ) -> tuple[Job, tuple[str, str]]:
@@ -50,11 +73,16 @@ def scattering(
     Returns:
         The pack for the first pass, and the names of both passes. They say where samples wait, so that an
         unfinished pack whose samples wait elsewhere is not taken for this one.
+
+    Raises:
+        OptionError: The packer would hold too much in memory; a larger shard_size mends it.
     """
     known = not isinstance(job.source, Calls)
     size = sum(map(input_bytes, tasks))
     buckets = max(1, -(-size // job.layout.shard_size)) if known else FINE
     group = grouped(len(tasks), buckets, shared)
+    if group and _held(len(tasks), buckets, group) > _MOST_HELD:
+        raise OptionError(_too_much(len(tasks), buckets, job.layout.shard_size if known else None))
     folder: str | None = destination.spill_dir
     if group:  # the samples of a group may lie beside a local dataset, and else in a temporary folder
         folder = None if shared else destination.store.local_path(".spill")

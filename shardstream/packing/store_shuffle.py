@@ -34,16 +34,18 @@ from shardstream.packing.buckets import Draws, Spilled, permuted, split
 from shardstream.packing.open_shard import Output
 from shardstream.packing.piles import Piles
 from shardstream.packing.sources import Sample
+from shardstream.packing.spilled import FOLDER, spill_name
 from shardstream.storage.store import Store
 from shardstream.storage.transport.backends import Data
 
 __all__ = ["FOLDER", "Objects", "all_bounds", "gather", "scatter"]
 
-FOLDER = ".spill"
 _LEVEL = 1  # of zstd: the samples are read once
 _IN_FLIGHT = 64 << 20  # bytes of regions that are on their way
 _BLOCK = struct.Struct("<IQ")
-_AGAIN = "pack again without --resume"
+_AGAIN = (
+    "the same command with --resume, or the parts again, make it anew; if the error stays, empty the target"
+)
 
 Span = tuple[int, int]
 Bounds = npt.NDArray[np.uint64]
@@ -65,12 +67,10 @@ class Objects(NamedTuple):
     def names(self) -> list[str]:
         """The names of all objects, in the order of the tasks."""
         return [
-            _name(task, place, self.tag) for task, count in enumerate(self.counts) for place in range(count)
+            spill_name(task, place, self.tag)
+            for task, count in enumerate(self.counts)
+            for place in range(count)
         ]
-
-
-def _name(task: int, place: int, tag: str) -> str:
-    return f"{FOLDER}/{task:06d}" + (f"-{place}" if place else "") + tag
 
 
 def scatter(
@@ -112,7 +112,7 @@ def scatter(
             frames.append(compress(b"".join(pieces)))
             sizes[region] = len(frames[-1])
         if frames:
-            store.write(_name(task, len(written), tag), *frames)
+            store.write(spill_name(task, len(written), tag), *frames)
             written.append(np.cumsum(sizes, dtype="<u8").tobytes())
 
     draws = Draws(seed, task, buckets, shard_size, flush)

@@ -21,7 +21,7 @@ from shardstream.packing.open_shard import Output
 from shardstream.packing.receipts import write_receipt
 from shardstream.packing.result import Result
 from shardstream.packing.shard_names import tag_of
-from shardstream.packing.shard_puts import ClaimedOutput, ShardPuts
+from shardstream.packing.shard_puts import ShardPuts
 from shardstream.packing.sources import Reject, Sample, Task
 from shardstream.packing.sources.base import TOKENS, token_dtype
 from shardstream.packing.sources.row_block import RowBlock
@@ -80,10 +80,19 @@ def _scatter(job: Job, number: int, samples: Iterable[Sample], seed: int, result
     if job.group:
         from shardstream.packing import store_shuffle
 
-        output = ClaimedOutput(Store.open(job.dest, job.storage_options), job.claim)
+        store = Store.open(job.dest, job.storage_options)
+        puts = None if job.claim is None else ShardPuts(store, job.claim, number, "scatter")
         (result.samples, result.sample_bytes), result.spilled = store_shuffle.scatter(
-            samples, output, seed, number, job.buckets, job.layout.shard_size, job.group, _spill_tag(job)
+            samples,
+            puts or store,
+            seed,
+            number,
+            job.buckets,
+            job.layout.shard_size,
+            job.group,
+            _spill_tag(job),
         )
+        result.versions |= {} if puts is None else puts.versions
         return
     from shardstream.packing import disk_shuffle
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ import shardstream as ss
 from shardstream.cli.app import run
 from shardstream.counters.folders import directories, paths_in
 from shardstream.counters.page import read_header
-from shardstream.packing import part_claim, reservation
+from shardstream.packing import pack_parts, part_claim, receipts, reservation, store_shuffle
 from shardstream.packing.job import input_bytes
 from shardstream.packing.share import shares
 from shardstream.packing.sources import Task
@@ -215,6 +216,17 @@ def test_one_process_may_finish_what_parts_began(
     assert everything(dest) == everything(tmp_path / "whole")
 
 
+def test_one_process_goes_on_with_the_shuffle_of_parts(
+    corpus: Path, tmp_path: Path, dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ss.pack(corpus, tmp_path / "whole", shuffle=7, **SMALL)
+    for number in range(2):
+        part(corpus, dest, number, 2, shuffle=7)
+    monkeypatch.setattr(store_shuffle, "scatter", None)  # nothing is read again
+    ss.pack(corpus, dest, shuffle=7, resume=True, **SMALL)
+    assert everything(dest) == everything(tmp_path / "whole")
+
+
 def test_append_in_parts(corpus: Path, tmp_path: Path, dest: str) -> None:
     more = lines(tmp_path / "more.jsonl", [{"id": f"m{n}", "text": "more " * n} for n in range(50)])
     for where in (dest, tmp_path / "whole"):
@@ -285,6 +297,111 @@ def test_a_copy_that_comes_late_leaves_nothing(shuffle: int | None, corpus: Path
             commit(corpus, dest, shuffle=shuffle)
 
     assert part(corpus, dest, 0, 2, progress=overtaken, shuffle=shuffle).committed
+    assert everything(dest) == everything(tmp_path / "whole")
+
+
+def raw(dest: str) -> tuple[Store, str]:
+    """The target, and the name of its first shard."""
+    store = Store.open(dest)
+    return store, next(name for name in store.list() if name.startswith("shard-") and "index" not in name)
+
+
+def test_a_damaged_shard_is_made_again_by_its_part(corpus: Path, tmp_path: Path, dest: str) -> None:
+    ss.pack(corpus, tmp_path / "whole", **SMALL)
+    part(corpus, dest, 0, 1)
+    store, name = raw(dest)
+    # A receipt that is an object of its own, as of a part that was killed.
+    (fold,) = (each for each in store.list() if "-fold-" in each)
+    for result in receipts.read_all(store, [fold], "task", [reservation.read(store).plan])[0].values():  # type: ignore[union-attr]
+        store.write(receipts.receipt_name("task", result.number), msgspec.json.encode(result))
+    store.delete(fold)
+    store.write(name, bytes(store.read(name))[:-9])
+    with pytest.raises(ss.CommitError, match="part 0 lacks"):
+        commit(corpus, dest)
+    part(corpus, dest, 0, 1)
+    commit(corpus, dest)
+    assert everything(dest) == everything(tmp_path / "whole")
+
+
+def test_a_damaged_shard_costs_its_task_alone(corpus: Path, tmp_path: Path) -> None:
+    dest = str(tmp_path / "out")
+    count = part(corpus, dest, 0, 1).tasks
+    store, name = raw(dest)
+    data = bytearray(store.read(name))
+    data[-9] ^= 1
+    store.write(name, bytes(data))
+    with pytest.raises(ss.CommitError) as raised:
+        commit(corpus, dest)
+    assert len(raised.value.tasks) == 1
+    with pytest.raises(ss.CommitError, match=f"lacks 1 of its {count} tasks"):
+        commit(corpus, dest)
+    part(corpus, dest, 0, 1)
+    assert commit(corpus, dest).samples == 260
+    assert ss.verify(dest, deep=True).sound
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "changed"])
+def test_a_damaged_spill_is_made_again_by_its_part(
+    damage: str, corpus: Path, tmp_path: Path, dest: str
+) -> None:
+    if damage == "changed":  # a version tells it, which a memory store has not
+        dest = str(tmp_path / "out")
+    ss.pack(corpus, tmp_path / "whole", shuffle=7, **SMALL)
+    for number in range(2):
+        part(corpus, dest, number, 2, shuffle=7)
+    store = Store.open(dest)
+    name = f".spill/{store.list('.spill')[0]}"
+    data = bytearray(store.read(name))
+    data[5] ^= 1
+    if damage == "lost":
+        store.delete(name)
+    else:
+        store.write(name, bytes(data)[:-3] if damage == "cut" else bytes(data))
+    with pytest.raises(ss.CommitError, match="1 of 2 parts are not done") as raised:
+        commit(corpus, dest, shuffle=7)
+    part(corpus, dest, *raised.value.parts, 2, shuffle=7)
+    commit(corpus, dest, shuffle=7)
+    assert everything(dest) == everything(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("shuffle", [None, 7])
+@pytest.mark.parametrize("where", ["_finished", "reserve"])
+def test_another_commit_may_end_first(
+    shuffle: int | None, where: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ss.pack(corpus, tmp_path / "whole", shuffle=shuffle, **SMALL)
+    dest = f"memory://overtaken-{os.urandom(4).hex()}/out"
+    for number in range(2):
+        part(corpus, dest, number, 2, shuffle=shuffle)
+    module: Any = pack_parts if where == "_finished" else reservation
+    original = getattr(module, where)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, where, original)
+        commit(corpus, dest, shuffle=shuffle)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, where, overtaken)
+    assert commit(corpus, dest, shuffle=shuffle).samples == 260
+    assert everything(dest) == everything(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("where", ["creates_once", "read"])
+def test_no_part_brings_the_reservation_back(
+    where: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ss.pack(corpus, tmp_path / "whole", **SMALL)
+    dest = f"memory://back-{os.urandom(4).hex()}/out"
+    part(corpus, dest, 0, 1)
+    original = getattr(reservation, where)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(reservation, where, original)
+        commit(corpus, dest)
+        return original(*arguments)
+
+    monkeypatch.setattr(reservation, where, overtaken)
+    assert part(corpus, dest, 0, 1).committed
     assert everything(dest) == everything(tmp_path / "whole")
 
 

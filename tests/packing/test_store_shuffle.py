@@ -23,8 +23,12 @@ from shardstream.packing import buckets as buckets_module
 from shardstream.packing import disk_shuffle, piles, shuffle_passes, store_shuffle
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines import Local
+from shardstream.packing.job import Job
+from shardstream.packing.layout import Layout
 from shardstream.packing.shuffle_passes import grouped
-from shardstream.packing.sources import Sample
+from shardstream.packing.sources import Sample, Task, make_source
+from shardstream.packing.sources.base import FileSpan
+from shardstream.packing.spilled import clear_local
 from shardstream.packing.store_shuffle import FOLDER, Objects, all_bounds
 from shardstream.storage.store import Store
 from tests.corpora import digests, is_clean, lines, sound
@@ -214,14 +218,48 @@ def test_damage_and_loss_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
     data = path.read_bytes()
     for at in (4, len(data) // 2, len(data) - 2):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :])
-        with pytest.raises(StorageError, match="pack again without --resume"):
+        with pytest.raises(StorageError, match="the same command with --resume"):
             gathered()
     path.write_bytes(data[:100])
     with pytest.raises(StorageError, match="do not exist"):
         gathered()
     path.unlink()
-    with pytest.raises(StorageError, match=r"missing; pack again without --resume"):
+    with pytest.raises(StorageError, match="missing; the same command with --resume"):
         gathered()
+
+
+def test_places_that_take_too_much_memory_are_refused(tmp_path: Path) -> None:
+    tera = 10**12
+    tasks = [Task(0, (FileSpan("a", 0, 64 << 20, 64 << 20, "a"),))] * (100 * tera // (64 << 20))
+    job = Job(make_source("jsonl"), str(tmp_path), Layout.of_sizes(None, "64MiB", 3), shuffle=1)
+    with pytest.raises(ss.OptionError, match="larger shard_size: 512MiB or more"):
+        shuffle_passes.scattering(job, tasks, Destination(job, {}, False), shared=True)
+
+
+def test_another_plan_to_the_same_place_clears_the_temporary_folder(corpus: Path, tmp_path: Path) -> None:
+    dests = "memory://temporary-spill/out", "memory://temporary-spill/other"
+    found = []
+    for dest, text in (dests[0], "one"), (dests[0], "two"), (dests[1], "one"):
+        job = Job(make_source("jsonl"), dest, Layout.of_sizes(None, "64MiB", 3), shuffle=1)
+        found.append(Destination(job, {"options": {"text": text}}, False))
+        Path(found[-1].spill_dir).mkdir()
+    found[1].clear_spill([])
+    assert [Path(each.spill_dir).exists() for each in found] == [True, False, True]
+    found[1].clear_spill([], of_all=True)
+    assert [Path(each.spill_dir).exists() for each in found] == [False, False, True]
+    found[2].clear_spill([])
+    assert not Path(found[2].spill_dir).exists()
+
+
+def test_what_another_plan_has_put_into_a_local_store_stays(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    for name in ("000000.12345678", "000000.abcdef01", "000000.bin"):
+        (folder / name).write_bytes(b"a")
+    clear_local(str(folder), (".abcdef01",))
+    assert [each.name for each in folder.iterdir()] == ["000000.12345678"]
+    clear_local(str(folder), ("",))
+    assert not folder.exists()
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

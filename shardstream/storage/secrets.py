@@ -17,10 +17,10 @@ __all__ = [
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")  # chained ones, too: simplecache::s3://
 _SECRET = re.compile("secret|token|passw|credential|auth|signature|sas|key|connection", re.IGNORECASE)
 _SIGNED = re.compile("sig|se|sp|sv|x-.*|expires?|policy", re.IGNORECASE)  # in the query of a signed URL
-# An option of a store, or a header. A name that ends in "key" or "pat" is one; "keepalive" and "path" are not.
+# An option of a store, or a header. "accessKey" and "pat" name secrets; "keepalive" and "path" do not.
 _KEY = re.compile(
-    r"key|.*(secret|token|passw|passphrase|credential|auth|sas|[_-]key|accesskey|connection|cookie|signature)"
-    r"|(.*key|pass|(.*[_-])?(pat|pwd|sig|jwt))\Z",
+    r"key|.*(secret|token|passw|passphrase|credential|auth|sas|[_-]key|accesskey|connection|cookie)"
+    r"|(.*key|pass|(.*[_-])?(pat|pwd|sig|signature|jwt))\Z",
     re.IGNORECASE,
 )
 # The packages that talk to stores, which log URLs, headers and canonical requests at level DEBUG; and ours.

@@ -131,9 +131,9 @@ def dispatched(
             most = room(workers, capacity)
             last_seen = now if capacity else last_seen
             if now - last_seen > _ALONE:
-                lacks = f" ({why})" if (why := crew.lacks()) else ""
+                why = f" ({lacks})" if (lacks := crew.lacks()) else ""
                 raise StorageError(
-                    f"no machine has taken a task for {_ALONE:.0f} s{lacks}; the same pack with resume continues"
+                    f"no machine has taken a task for {_ALONE:.0f} s{why}; the same pack with resume continues"
                 )
             while len(flying) < most and (batch := _next(new, again, seconds, most, now)):
                 handle = crew.submit([work.task for work in batch], _avoided(batch))

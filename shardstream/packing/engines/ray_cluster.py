@@ -122,12 +122,13 @@ class RayCluster:
 
     def lacks(self) -> str:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "memory")}
         if not nodes or self._usable(0.0):
             return ""
-        if most["CPU"] < self.cpus:
-            return f"a task needs {_cpus(self.cpus)}; the largest node has {most['CPU']:g}"
-        return f"a task needs {_gib(self.needs.memory)}; the largest node has {_gib(most['memory'])}"
+        memory = [node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= self.cpus]
+        if not memory:
+            most = max(node.get("CPU", 0) for node in nodes)
+            return f"a task needs {_cpus(self.cpus)}; the largest node has {most:g}"
+        return f"a task needs {_gib(self.needs.memory)}; the largest node has {_gib(max(memory))}"
 
     def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> Any:
         remote = self._remote
@@ -157,8 +158,8 @@ class RayCluster:
             self._idle_since = None
             if (free := self.ray.available_resources().get("CPU", 0)) < self.cpus:
                 log.warning(
-                    "waiting for %s: no batch has ended for %.0f s, and %g are free. Either others have them, "
-                    "or tasks take longer", _cpus(self.cpus), _PATIENCE, free,
+                    "waiting for %s: no batch has ended for %.0f s, and %g are free. Either others have "
+                    "them, or tasks take longer", _cpus(self.cpus), _PATIENCE, free,
                 )  # fmt: skip
         return ended
 

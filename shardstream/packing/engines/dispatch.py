@@ -133,7 +133,8 @@ def dispatched(
             if now - last_seen > _ALONE:
                 why = f" ({lacks})" if (lacks := crew.lacks()) else ""
                 raise StorageError(
-                    f"no machine has taken a task for {_ALONE:.0f} s{why}; the same pack with resume continues"
+                    f"no machine has taken a task for {_ALONE:.0f} s{why}; the same pack with resume "
+                    "continues"
                 )
             while len(flying) < most and (batch := _next(new, again, seconds, most, now)):
                 handle = crew.submit([work.task for work in batch], _avoided(batch))

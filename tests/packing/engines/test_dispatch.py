@@ -122,6 +122,13 @@ def test_other_errors_end_it_at_once(error: Exception) -> None:
     assert crew.cancelled == [1, 2, 3]
 
 
+@pytest.mark.parametrize("results", [[], [1, 2]])
+def test_another_number_of_results_is_an_error(results: list[int]) -> None:
+    crew = Crew(lambda tasks, number: Answer("n1", results=list(results)))
+    with pytest.raises(RuntimeError, match=f"node n1: {len(results)} results of 1 tasks"):
+        run(crew, range(9))
+
+
 def test_a_machine_that_cannot_do_the_job_is_named() -> None:
     crew = Crew(lambda tasks, number: Answer("n1", problems=["it has numpy 1.0"]))
     with pytest.raises(ss.OptionError, match=r"node n1: it has numpy 1\.0"):

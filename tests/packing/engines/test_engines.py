@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import multiprocessing
 import os
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 import shardstream as ss
 from shardstream.cli.app import app
 from shardstream.packing.engines import Local, Needs, Submit
+from shardstream.packing.engines.batch import run_batch
 from shardstream.packing.engines.choice import engine_of
 from tests.packing.engines import calls
 
@@ -55,6 +58,11 @@ class EngineContract:
     def test_the_first_error_ends_it(self, engine: Any, kind: str, error: type[Exception]) -> None:
         with engine.started(Needs(2)) as workers, pytest.raises(error, match="task 3 failed"):
             list(workers.run(calls.fails, kind, TASKS))
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_task_that_exits_does_not_end_the_program(self, engine: Any, workers: int) -> None:
+        with engine.started(Needs(workers)) as crew, pytest.raises(RuntimeError, match=r"sys\.exit\(0\)"):
+            list(crew.run(calls.exits, 0, TASKS))
 
     def test_what_cannot_be_sent_is_an_error(self, engine: Any) -> None:
         with engine.started(Needs(2)) as workers:
@@ -115,6 +123,17 @@ class OfExecutor(EngineContract):
         assert isinstance(found, Submit)
         assert not found.shared
 
+    def test_batches_end_with_the_pack_also_without_folders(self, executor: Executor) -> None:
+        with Submit(executor).started(Needs(2)) as workers:
+            assert list(workers.run(calls.doubled, 0, [1])) == [(1, 2)]
+            setup, sealed = workers._setup, workers.sealer.seal([1])
+            folders = [Path(path).parent for path, _ in setup.expected.marks]
+        assert len(folders) == 1
+        assert not folders[0].exists()
+        answer = executor.submit(run_batch, setup, sealed, "late").result()
+        assert answer.results == []
+        assert answer.error or answer.problems
+
 
 class TestThreads(OfExecutor):
     @pytest.fixture
@@ -150,6 +169,81 @@ def test_a_pool_that_broke_is_told_and_resume_goes_on_elsewhere(corpus: Path, tm
     ss.pack(corpus, tmp_path / "out", resume=True, **SMALL)
     ss.pack(corpus, tmp_path / "one", workers=1, **SMALL)
     assert files(tmp_path / "out") == files(tmp_path / "one")
+
+
+class Dask:
+    """Does what it is told to with each call."""
+
+    def __init__(self, *errors: BaseException | None) -> None:
+        self.errors, self.asked, self.dead = list(errors), 0, False
+
+    def nthreads(self) -> dict[str, int]:
+        self.asked += 1
+        if self.dead:
+            raise OSError("Timed out trying to connect")
+        return {"tcp://a": 1}
+
+    def submit(self, function: Any, *arguments: Any) -> Any:
+        future: Any = Future()
+        if error := self.errors.pop(0) if self.errors else None:
+            future.set_exception(error)
+        else:
+            future.set_result(function(*arguments))
+        return future
+
+
+def test_a_scheduler_is_asked_seldom_and_its_death_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    dask = Dask()
+    with Submit(dask).started(Needs()) as workers:
+        assert len(list(workers.run(calls.doubled, 0, TASKS))) == len(TASKS)
+        assert dask.asked == 1
+        monkeypatch.setattr("shardstream.packing.engines.submit._LOOK", -1.0)
+        dask.dead = True
+        with pytest.raises(ss.StorageError, match="resume continues"):
+            list(workers.run(calls.doubled, 0, TASKS))
+
+
+def test_a_future_that_cannot_be_cancelled_hides_no_error() -> None:
+    class Dead:
+        def cancel(self) -> None:
+            raise OSError("no scheduler")
+
+    with Submit(Dask()).started(Needs()) as workers:
+        workers.cancel([Dead()])
+
+
+def test_a_worker_that_exits_is_lost_and_a_cancelled_batch_is_not() -> None:
+    for error, lost in ((SystemExit(0), 1), (CancelledError(), 0), (asyncio.CancelledError(), 0)):
+        with Submit(Dask(error)).started(Needs()) as workers:
+            assert len(list(workers.run(calls.doubled, 0, TASKS))) == len(TASKS)
+            assert (workers.counts.lost, workers.counts.retried) == (lost, 1)
+
+
+def test_a_program_that_packs_calls_which_exit_is_told(tmp_path: Path) -> None:
+    def leave() -> Iterator[dict[str, str]]:
+        sys.exit(0)
+        yield {}
+
+    for more in ({"workers": 1}, {"limit": 3}):
+        with pytest.raises(RuntimeError, match=r"a task called sys\.exit\(0\)"):
+            ss.pack([leave], tmp_path / str(more), **more)
+
+
+def test_an_engine_that_is_shared_only_once_it_has_started_is_local(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Starts:
+        shared = False
+
+        @contextlib.contextmanager
+        def started(self, needs: Needs) -> Iterator[Any]:
+            self.shared = True  # as of Ray, to which the program has then connected
+            yield None
+
+    got: list[Any] = []
+    monkeypatch.setattr("shardstream.packing.packer.run_passes", lambda *arguments: got.append(arguments[-1]))
+    ss.pack(corpus, tmp_path / "out", shuffle=7, engine=Starts(), **SMALL)
+    assert got == [False]
 
 
 def test_progress_tells_of_the_workers(corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How Ray is started and its nodes are judged, over a module that does as it is told. Ray: tests/frameworks."""
+"""How Ray is started and its nodes are judged, over a module that does as it is told."""
 
 from __future__ import annotations
 

@@ -312,9 +312,9 @@ def pack(
         if resume and (manifest := destination.committed()):
             destination.clean()
             return manifest
+        shared = where.shared  # before the start: Ray that has started looks like the program's own
         with where.started(needs) as crew:
             runner = Runner(destination, total, crew, progress)
             return run_passes(
-                job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects,
-                where.shared,
+                job, tasks, unread, beside, destination, runner, record, resume, lock, max_rejects, shared,
             )  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from shardstream.errors import CorruptionError, SourceError, StorageError
 from shardstream.format.kinds import COMPRESSED, extension
 from shardstream.packing.blocks import read_samples
+from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.job import Job
 from shardstream.packing.layout import Codec
 from shardstream.packing.sources import Reject, Sample, Task
@@ -101,7 +102,9 @@ def suitable_codec(job: Job, tasks: Sequence[Task]) -> Codec:
     if job.kind == "tokens" or not tasks:
         return "zstd"
     packed = other = 0
-    for _, sample in zip(range(_PEEK), _first(job, tasks[0]), strict=False):
+    with exits_are_errors():
+        first = [sample for _, sample in zip(range(_PEEK), _first(job, tasks[0]), strict=False)]
+    for sample in first:
         if isinstance(sample, Reject):
             continue
         for name, data in sample.fields.items():

@@ -13,6 +13,7 @@ from shardstream.counters.recorder import put
 from shardstream.errors import CommitError
 from shardstream.packing.destination import Destination
 from shardstream.packing.engines.engine import Workers
+from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.job import Bucket, Job, input_bytes
 from shardstream.packing.receipts import Some
 from shardstream.packing.result import Result
@@ -178,6 +179,7 @@ def _limited(job: Job, tasks: Sequence[Any], done: Mapping[int, Result]) -> Iter
         if result is None:
             if left <= 0:
                 return
-            result = run_task(replace(job, limit=left), task)
+            with exits_are_errors():
+                result = run_task(replace(job, limit=left), task)
             yield result
         left -= result.samples

@@ -17,7 +17,12 @@ __all__ = [
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")  # chained ones, too: simplecache::s3://
 _SECRET = re.compile("secret|token|passw|credential|auth|signature|sas|key|connection", re.IGNORECASE)
 _SIGNED = re.compile("sig|se|sp|sv|x-.*|expires?|policy", re.IGNORECASE)  # in the query of a signed URL
-_KEY = re.compile("key|.*(secret|token|passw|credential|auth|sas|_key|connection|cookie)", re.IGNORECASE)
+# An option of a store, or a header. "accessKey" and "pat" name secrets; "keepalive" and "path" do not.
+_KEY = re.compile(
+    r"key|.*(secret|token|passw|passphrase|credential|auth|sas|[_-]key|accesskey|connection|cookie)"
+    r"|(.*key|pass|(.*[_-])?(pat|pwd|sig|signature|jwt))\Z",
+    re.IGNORECASE,
+)
 # The packages that talk to stores, which log URLs, headers and canonical requests at level DEBUG; and ours.
 TALKERS = (
     "fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore", "s3transfer", "aiohttp",

@@ -65,6 +65,15 @@ def test_records_of_others_are_not_looked_at(name: str, caplog: pytest.LogCaptur
     assert SECRET in caplog.text
 
 
+@pytest.mark.parametrize("name", ["X-Api-Key", "SSECustomerKey", "accessKey", "passphrase", "pat", "pwd"])
+def test_options_and_headers_that_name_a_secret_are_known(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard_logs(URL, {"headers": {name: "another-canary", "User-Agent": "an-agent", "path": "a-path"}})
+    logging.getLogger("asyncio").warning("another-canary of an-agent at a-path")
+    assert caplog.messages == ["*** of an-agent at a-path"]
+
+
 def test_a_secret_within_another_leaves_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:
     guard_logs(URL, {"token": SECRET + "-longer"})
     logging.getLogger("asyncio").warning("with %s-longer", SECRET)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardstream.errors import ShardstreamError, StorageError
+from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.engines.nodes import Expected, has_marks, problems
 from shardstream.packing.engines.sealed import opened
 
@@ -72,13 +73,14 @@ def run_batch(setup: Setup, tasks: bytes, attempt: str, node: str = "") -> Answe
     answer = Answer(node or socket.gethostname())
     started = time.monotonic()
     try:
-        function, job = _work(setup, answer)
-        if answer.problems:
-            return answer
-        for task in opened(tasks):
-            if not has_marks(setup.expected):
-                raise StorageError("the pack that gave this task has ended")
-            answer.results.append(function(job, task))
+        with exits_are_errors():
+            function, job = _work(setup, answer)
+            if answer.problems:
+                return answer
+            for task in opened(tasks):
+                if not has_marks(setup.expected):
+                    raise StorageError("the pack that gave this task has ended")
+                answer.results.append(function(job, task))
     except ShardstreamError as error:
         answer.error = error
     except MemoryError:

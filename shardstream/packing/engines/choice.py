@@ -17,7 +17,7 @@ __all__ = ["EngineOption", "check_engine", "engine_of", "needs_of"]
 
 
 class Executor(Protocol):
-    """An executor that the caller has started: a Dask client, one of concurrent.futures, MPI, Parsl."""
+    """An executor that the caller has started: a Dask client, one of concurrent.futures, MPI."""
 
     @property
     def submit(self) -> Callable[..., Any]:

@@ -49,6 +49,10 @@ class Crew(Protocol):
         """How many batches can run at a time now."""
         ...
 
+    def lacks(self) -> str:
+        """Why no machine has room for a batch, if none has and it is known; else an empty text."""
+        ...
+
     def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> Hashable:
         """Give a batch to a worker, if possible on none of these nodes; returns its handle."""
         ...
@@ -73,13 +77,12 @@ def room(workers: int | None, capacity: int) -> int:
         workers: How many may run at a time. None: all that can.
         capacity: How many can run at a time.
     """
-    if workers is None:
-        return max(1, 2 * capacity)  # a cluster that can grow does so if something waits
-    # Where more could run than may, none can wait.
-    return workers if capacity > workers else workers + capacity
+    if workers is not None and capacity > workers:
+        return workers  # where more could run than may, none can wait
+    return max(1, 2 * capacity)  # a cluster that can grow does so if something waits
 
 
-@dataclass
+@dataclass(slots=True)
 class _Work:
     """A task that is not done.
 
@@ -117,7 +120,7 @@ def dispatched(
         StorageError: A store failed too often, a task killed too many workers, or there are no workers.
         Exception: The first other error of a task.
     """
-    new = deque(_Work(task) for task in tasks)
+    new: deque[Any] = deque(tasks)  # those that came back are of the kind _Work
     again: list[_Work] = []  # these run one by one, so that it is seen which of them is at fault
     flying: dict[Hashable, list[_Work]] = {}
     seconds = 0.0  # of a task: a running average
@@ -128,8 +131,10 @@ def dispatched(
             most = room(workers, capacity)
             last_seen = now if capacity else last_seen
             if now - last_seen > _ALONE:
+                why = f" ({lacks})" if (lacks := crew.lacks()) else ""
                 raise StorageError(
-                    f"no machine has taken a task for {_ALONE:.0f} s; the same pack with resume continues"
+                    f"no machine has taken a task for {_ALONE:.0f} s{why}; the same pack with resume "
+                    "continues"
                 )
             while len(flying) < most and (batch := _next(new, again, seconds, most, now)):
                 handle = crew.submit([work.task for work in batch], _avoided(batch))
@@ -156,6 +161,8 @@ def dispatched(
                 left = batch[done:]
                 if answer.problems:
                     raise OptionError(f"node {answer.node}: {'; '.join(answer.problems)}")
+                if done > len(batch) or (not left) != (answer.error is None):
+                    raise RuntimeError(f"node {answer.node}: {done} results of {len(batch)} tasks came back")
                 if answer.error is not None:
                     again.append(_failed(left[0], answer, retries))
                     counts.retried += 1
@@ -164,7 +171,7 @@ def dispatched(
         crew.cancel(list(flying))
 
 
-def _next(new: deque[_Work], again: list[_Work], seconds: float, most: int, now: float) -> list[_Work] | None:
+def _next(new: deque[Any], again: list[_Work], seconds: float, most: int, now: float) -> list[_Work] | None:
     """The next batch; None if there is none at the moment."""
     for position, work in enumerate(again):
         if work.due <= now:
@@ -174,7 +181,8 @@ def _next(new: deque[_Work], again: list[_Work], seconds: float, most: int, now:
     size = 1 if not seconds else int(_BATCH_SECONDS / seconds) + 1
     # At the end batches become small, so that the last one is not waited for.
     size = max(1, min(size, len(new) // max(1, most)))
-    return [new.popleft() for _ in range(size)]
+    # Made when they are taken: most of millions of tasks never fail.
+    return [work if isinstance(work, _Work) else _Work(work) for work in (new.popleft() for _ in range(size))]
 
 
 def _avoided(batch: Sequence[_Work]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from shardstream.counters.page import end, job_name
 from shardstream.errors import OptionError, ShardstreamError, StorageError
 from shardstream.packing.engines.engine import Counts
+from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.storage.secrets import redact
 
 _LENGTH = struct.Struct("<Q")
@@ -83,10 +84,11 @@ def serve() -> None:
     while True:
         task = inbox.get()
         try:
-            if work is None:
-                work = _unpacked(sent)
-            function, job = work
-            answer: tuple[bool, object] = (True, function(job, _loaded(task)))
+            with exits_are_errors():
+                if work is None:
+                    work = _unpacked(sent)
+                function, job = work
+                answer: tuple[bool, object] = (True, function(job, _loaded(task)))
         except ShardstreamError as error:
             answer = (False, error)
         except MemoryError:
@@ -196,7 +198,9 @@ def run_tasks(
     """
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
-            yield function(job, task)
+            with exits_are_errors():
+                result = function(job, task)
+            yield result
         return
     pending: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for task in tasks:

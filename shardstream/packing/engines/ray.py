@@ -28,8 +28,8 @@ _STARTS = 3  # Ray gives a node 30 s to start, which a busy machine may need
 _CONNECT_TIMEOUT = 10.0
 _OBJECTS = 128 << 20  # bytes of the object store of a Ray that is started here: only results lie there
 # Ray on Linux listens on the address of the machine, even if it is told to use the loopback. Without
-# clusters it does not. It reads this when it is imported.
-_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# clusters it does not. It reads the variable when it is imported, which the program may have done.
+_CLUSTERS, _CONSTANT = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ENABLE_RAY_CLUSTER"
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ class Ray:
     def started(self, needs: Needs) -> Iterator[RayCluster]:
         """See `Engine.started`. Each node is checked before the first task."""
         sealer = Sealer(needs.storage_options)
+        grows = self.shared  # before the start, after which this program has connected
         with marked(needs.folders) as marks, _connection(self, needs.workers) as ray:
             expected = Expected(versions(), marks, needs.files, sealer.variables)
-            cluster = RayCluster(ray, self.cpus, self.retries, needs, sealer, expected)
+            cluster = RayCluster(ray, self.cpus, self.retries, needs, sealer, expected, grows)
             cluster.check_nodes()
             yield cluster
 
@@ -90,13 +91,12 @@ def _connected() -> bool:
 def _connection(engine: Ray, workers: int | None) -> Iterator[Any]:
     """The module, connected to a cluster. What this has started or connected is ended with the context."""
     with contextlib.ExitStack() as at_end:
-        with _start_settings(engine):
-            ray = require("ray", "ray")
-            if not ray.is_initialized():
-                at_end.enter_context(_same_sigterm())
-                at_end.callback(ray.shutdown)
-                with _quietly():
-                    _connect(ray, engine, workers)
+        ray = require("ray", "ray")
+        if not ray.is_initialized():
+            at_end.enter_context(_same_sigterm())
+            at_end.callback(ray.shutdown)
+            with _start_settings(ray, engine), _quietly(), _late_sigint() as stop:
+                _connect(ray, engine, workers, stop)
         yield ray
 
 
@@ -114,16 +114,49 @@ def _same_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _start_settings(engine: Ray) -> Iterator[None]:
-    """Settings of the environment while Ray is imported and starts."""
+def _late_sigint() -> Iterator[threading.Event]:
+    """Put off Ctrl-C to the end of this context: Ray that was interrupted as it starts leaves processes.
+
+    Yields:
+        Set once there was one. The second one is not put off.
+    """
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield stop
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if stop.is_set():
+            before(number, frame)
+        stop.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if stop.is_set():
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _start_settings(ray: Any, engine: Ray) -> Iterator[None]:
+    """Settings of the environment, and of Ray, while it starts."""
     settings = {"RAY_USAGE_STATS_ENABLED": "0"}
     if engine.address is None:
         settings |= {_CLUSTERS: "0", "SHARDSTREAM_JOB": job_name()}  # `shardstream top` shows one job
     ours = {name: value for name, value in settings.items() if name not in os.environ}
+    constants = getattr(getattr(ray, "_private", None), "ray_constants", None)
+    before = getattr(constants, _CONSTANT, None)
     os.environ.update(ours)
+    if _CLUSTERS in ours and before is not None:
+        setattr(constants, _CONSTANT, False)
     try:
         yield
     finally:
+        if _CLUSTERS in ours and before is not None:
+            setattr(constants, _CONSTANT, before)
         for name in ours:
             os.environ.pop(name, None)
 
@@ -147,7 +180,7 @@ def _check_listens(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
 
 
-def _connect(ray: Any, engine: Ray, workers: int | None) -> None:
+def _connect(ray: Any, engine: Ray, workers: int | None, stop: threading.Event) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if engine.address is not None:
         try:
@@ -165,5 +198,5 @@ def _connect(ray: Any, engine: Ray, workers: int | None) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            if attempt == _STARTS - 1:
+            if attempt == _STARTS - 1 or stop.is_set():
                 raise StorageError(f"Ray does not start on this machine: {said(error)}") from error

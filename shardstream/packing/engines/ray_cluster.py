@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ __all__ = ["RayCluster", "said"]
 _SURVEY_TIMEOUT = 120.0  # seconds: a node starts a Python process and imports numpy
 _END_TIMEOUT = 10.0
 _LOOK = 2.0  # seconds between looks at the nodes
+_PATIENCE = 60.0  # seconds without the end of a batch, after which it is told what may be the cause
+log = logging.getLogger("shardstream.packing")
 _NODE = "ray.io/node-id"  # the label that Ray gives to each node
 
 
@@ -40,6 +43,7 @@ class RayCluster:
         needs: What the pack needs.
         sealer: Pickles what is sent.
         expected: What each node must have.
+        grows: Whether nodes may join. Ray that is started for one pack never has others.
     """
 
     ray: Any
@@ -48,20 +52,26 @@ class RayCluster:
     needs: Needs
     sealer: Sealer
     expected: Expected
+    grows: bool = True
     counts: Counts = field(default_factory=Counts)
     _remote: Any = None
     _setup: Any = None  # a reference to it
     _nodes: list[Mapping[str, Any]] = field(default_factory=list)
     _avoiding: dict[Any, Sequence[str]] = field(default_factory=dict)
     _looked: float = 0.0
+    _idle_since: float | None = None  # None: a batch has ended, or it is told
 
     def check_nodes(self) -> None:
         """Ask each node whether it can do the job.
 
         Raises:
-            OptionError: A node cannot.
+            OptionError: A node cannot, or none has room for a task and none can join.
             StorageError: A node does not answer.
         """
+        if why := self.lacks():
+            if not self.grows:
+                raise OptionError(f"{why}; make shard_size smaller, or cpus of the engine")
+            log.warning("%s: waiting for a node with more", why)
         # It takes no CPU, so that a busy node answers, too.
         ask = self.ray.remote(num_cpus=0, max_retries=0)(problems)
         asked = {
@@ -102,12 +112,23 @@ class RayCluster:
         self._remote = self.ray.remote(
             num_cpus=self.cpus, memory=self.needs.memory, max_retries=0, retry_exceptions=False
         )(_on_node)
+        self._idle_since = time.monotonic()
         return dispatched(self, tasks, self.needs.workers, self.retries, self.counts)
 
     def capacity(self) -> int:
         nodes = self._usable()
         self.counts.nodes = len(nodes)
         return sum(self._slots(node) for node in nodes)
+
+    def lacks(self) -> str:
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not nodes or self._usable(0.0):
+            return ""
+        memory = [node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= self.cpus]
+        if not memory:
+            most = max(node.get("CPU", 0) for node in nodes)
+            return f"a task needs {_cpus(self.cpus)}; the largest node has {most:g}"
+        return f"a task needs {_gib(self.needs.memory)}; the largest node has {_gib(max(memory))}"
 
     def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> Any:
         remote = self._remote
@@ -131,6 +152,15 @@ class RayCluster:
                 del self._avoiding[handle]
                 self.ray.cancel(handle, force=True)
         ended: list[Any] = self.ray.wait(list(handles), num_returns=1, timeout=seconds)[0]
+        if ended:
+            self._idle_since = None
+        elif self._idle_since is not None and time.monotonic() - self._idle_since > _PATIENCE:
+            self._idle_since = None
+            if (free := self.ray.available_resources().get("CPU", 0)) < self.cpus:
+                log.warning(
+                    "waiting for %s: no batch has ended for %.0f s, and %g are free. Either others have "
+                    "them, or tasks take longer", _cpus(self.cpus), _PATIENCE, free,
+                )  # fmt: skip
         return ended
 
     def answer(self, handle: Any) -> Answer:
@@ -174,6 +204,15 @@ class RayCluster:
         if self.needs.memory:
             slots = min(slots, has.get("memory", 0) / self.needs.memory)
         return int(slots)
+
+
+def _cpus(cpus: float) -> str:
+    """1 CPU, 0.5 CPUs."""
+    return f"{cpus:g} CPU{'' if cpus == 1 else 's'}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
 
 
 def _name(node: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shardstream.errors import OptionError
-from shardstream.storage.secrets import SHORTEST_SECRET, names_secret
+from shardstream.storage.secrets import SHORTEST_SECRET, names_secret, url_has_secret
 
 __all__ = ["Sealer", "opened"]
 
@@ -111,7 +111,7 @@ def _secrets(options: object, where: str = "", secret: bool = False) -> Iterator
     elif isinstance(options, (list, tuple)):
         for value in options:
             yield from _secrets(value, where, secret)
-    elif secret and not _is_harmless(options):
+    elif (secret and not _is_harmless(options)) or (isinstance(options, str) and url_has_secret(options)):
         yield where, options
 
 

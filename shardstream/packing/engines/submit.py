@@ -1,10 +1,13 @@
-"""The engine of anything with a method `submit`: a Dask client, concurrent.futures, MPI, Parsl."""
+"""The engine of anything with a method `submit`: a Dask client, concurrent.futures, MPI."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import os
 import queue
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +26,8 @@ from shardstream.packing.engines.sealed import Sealer
 __all__ = ["Submit"]
 
 _END_TIMEOUT = 10.0
+_LOOK = 2.0  # seconds between questions to Dask's scheduler, each of which is a message over the network
+_CONTINUES = "the same pack with resume continues, in another executor"
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,13 @@ class Submit:
     def started(self, needs: Needs) -> Iterator[_Executor]:
         """See `Engine.started`. Workers are checked when they get their first task."""
         sealer = Sealer(needs.storage_options)
-        with marked(needs.folders) as marks:
+        with contextlib.ExitStack() as at_end:
+            folders = needs.folders
+            if not folders and not self.shared:
+                # The mark of a folder ends batches with the pack, also if the destination is a store.
+                new = tempfile.TemporaryDirectory(prefix="shardstream-", ignore_cleanup_errors=True)
+                folders = (at_end.enter_context(new),)
+            marks = at_end.enter_context(marked(folders))
             expected = Expected(versions(), marks, needs.files, sealer.variables)
             yield _Executor(self.executor, needs.workers, self.retries, sealer, expected)
 
@@ -73,6 +84,8 @@ class _Executor:
     expected: Expected
     counts: Counts = field(default_factory=Counts)
     _setup: Setup | None = None
+    _slots: int = 0
+    _looked: float | None = None
     _ended: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
 
     def run(
@@ -87,7 +100,16 @@ class _Executor:
         return dispatched(self, tasks, self.workers, self.retries, self.counts)
 
     def capacity(self) -> int:
-        return _capacity(self.executor)
+        now = time.monotonic()
+        if self._looked is None or now - self._looked > _LOOK:
+            try:
+                self._slots, self._looked = _capacity(self.executor), now
+            except Exception as error:
+                raise StorageError(f"the executor does not answer: {_told(error)}; {_CONTINUES}") from error
+        return self._slots
+
+    def lacks(self) -> str:
+        return ""  # no executor tells
 
     def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> Any:
         del avoid  # no executor knows it
@@ -95,10 +117,7 @@ class _Executor:
         try:
             future = self.executor.submit(run_batch, self._setup, sealed, uuid.uuid4().hex)
         except Exception as error:
-            raise StorageError(
-                f"the executor takes no more tasks: {type(error).__name__}: {error}; the same pack with "
-                "resume continues, in another executor"
-            ) from error
+            raise StorageError(f"the executor takes no more tasks: {_told(error)}; {_CONTINUES}") from error
         future.add_done_callback(self._ended.put)
         return future
 
@@ -117,19 +136,29 @@ class _Executor:
             raise OptionError(
                 f"a worker cannot import what it needs: {error}. Install the same shardstream there"
             ) from error
-        # What a batch raises is in its answer. All else is of the executor.
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except (concurrent.futures.CancelledError, asyncio.CancelledError) as error:
+            # The executor was shut down, or its user cancelled it: no worker died.
+            raise WorkerLostError(_told(error), with_node=True, workers=0) from error
+        # What a batch raises is in its answer. All else is of the executor, SystemExit of a worker, too.
+        except BaseException as error:
             # Dask gives up on a call after several of its workers have died.
             killed = type(error).__name__ == "KilledWorker"
-            raise WorkerLostError(f"{type(error).__name__}: {error}", workers=2 if killed else 1) from error
+            raise WorkerLostError(_told(error), workers=2 if killed else 1) from error
         return answer
 
     def cancel(self, handles: Sequence[Any]) -> None:
-        for future in handles:
-            future.cancel()
         deadline = time.monotonic() + _END_TIMEOUT
-        while not all(future.done() for future in handles) and (left := deadline - time.monotonic()) > 0:
-            self.wait((), left)
+        with contextlib.suppress(Exception):  # the executor may be gone, and why is told already
+            for future in handles:
+                future.cancel()
+            while not all(future.done() for future in handles) and (left := deadline - time.monotonic()) > 0:
+                self.wait((), left)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _capacity(executor: Any) -> int:

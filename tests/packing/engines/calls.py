@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +24,10 @@ def fails(job: str, task: int) -> int:
             "source": SourceError, "storage": StorageError, "commit": CommitError, "bug": ZeroDivisionError
         }[job]("task 3 failed")  # fmt: skip
     return task
+
+
+def exits(job: object, task: int) -> None:
+    sys.exit(job)
 
 
 def unsendable(job: object, task: int) -> object:

@@ -30,6 +30,9 @@ class Crew:
     def capacity(self) -> int:
         return self.slots
 
+    def lacks(self) -> str:
+        return "a task needs 4.2 GiB"
+
     def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> int:
         self.batches.append((list(tasks), tuple(avoid)))
         self._waiting.append(len(self.batches) - 1)
@@ -63,7 +66,8 @@ def run(crew: Crew, tasks: Sequence[Any], workers: int | None = None, retries: i
 
 def test_each_worker_has_a_batch_and_another_one_waits() -> None:
     assert [room(None, n) for n in (0, 1, 8)] == [1, 2, 16]
-    assert [room(4, n) for n in (0, 3, 4, 5)] == [4, 7, 8, 4]
+    assert [room(4, n) for n in (0, 3, 4, 5)] == [1, 6, 8, 4]
+    assert room(1000, 2) == 4  # what cannot run is not sent
     crew = Crew(lambda tasks, _: done(tasks))
     assert run(crew, range(20))[0] == list(range(20))
     assert crew.most == 4
@@ -118,6 +122,13 @@ def test_other_errors_end_it_at_once(error: Exception) -> None:
     assert crew.cancelled == [1, 2, 3]
 
 
+@pytest.mark.parametrize("results", [[], [1, 2]])
+def test_another_number_of_results_is_an_error(results: list[int]) -> None:
+    crew = Crew(lambda tasks, number: Answer("n1", results=list(results)))
+    with pytest.raises(RuntimeError, match=f"node n1: {len(results)} results of 1 tasks"):
+        run(crew, range(9))
+
+
 def test_a_machine_that_cannot_do_the_job_is_named() -> None:
     crew = Crew(lambda tasks, number: Answer("n1", problems=["it has numpy 1.0"]))
     with pytest.raises(ss.OptionError, match=r"node n1: it has numpy 1\.0"):
@@ -167,7 +178,7 @@ def test_a_task_that_loses_every_machine_ends_it() -> None:
 def test_a_cluster_without_machines_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_ALONE", -1.0)
     crew = Crew(lambda tasks, number: done(tasks), capacity=0)
-    with pytest.raises(ss.StorageError, match="no machine has taken a task"):
+    with pytest.raises(ss.StorageError, match=r"no machine has taken a task .*needs 4\.2 GiB"):
         run(crew, [0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import shardstream as ss
 from shardstream.cli.app import app
 from shardstream.packing.engines import Local, Needs, Submit
+from shardstream.packing.engines.batch import run_batch
 from shardstream.packing.engines.choice import engine_of
 from tests.packing.engines import calls
 
@@ -55,6 +57,11 @@ class EngineContract:
     def test_the_first_error_ends_it(self, engine: Any, kind: str, error: type[Exception]) -> None:
         with engine.started(Needs(2)) as workers, pytest.raises(error, match="task 3 failed"):
             list(workers.run(calls.fails, kind, TASKS))
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_task_that_exits_does_not_end_the_program(self, engine: Any, workers: int) -> None:
+        with engine.started(Needs(workers)) as crew, pytest.raises(RuntimeError, match=r"sys\.exit\(0\)"):
+            list(crew.run(calls.exits, 0, TASKS))
 
     def test_what_cannot_be_sent_is_an_error(self, engine: Any) -> None:
         with engine.started(Needs(2)) as workers:
@@ -115,6 +122,17 @@ class OfExecutor(EngineContract):
         assert isinstance(found, Submit)
         assert not found.shared
 
+    def test_batches_end_with_the_pack_also_without_folders(self, executor: Executor) -> None:
+        with Submit(executor).started(Needs(2)) as workers:
+            assert list(workers.run(calls.doubled, 0, [1])) == [(1, 2)]
+            setup, sealed = workers._setup, workers.sealer.seal([1])
+            folders = [Path(path).parent for path, _ in setup.expected.marks]
+        assert len(folders) == 1
+        assert not folders[0].exists()
+        answer = executor.submit(run_batch, setup, sealed, "late").result()
+        assert answer.results == []
+        assert answer.error or answer.problems
+
 
 class TestThreads(OfExecutor):
     @pytest.fixture
@@ -150,6 +168,34 @@ def test_a_pool_that_broke_is_told_and_resume_goes_on_elsewhere(corpus: Path, tm
     ss.pack(corpus, tmp_path / "out", resume=True, **SMALL)
     ss.pack(corpus, tmp_path / "one", workers=1, **SMALL)
     assert files(tmp_path / "out") == files(tmp_path / "one")
+
+
+def test_a_program_that_packs_calls_which_exit_is_told(tmp_path: Path) -> None:
+    def leave() -> Iterator[dict[str, str]]:
+        sys.exit(0)
+        yield {}
+
+    # The first samples are also looked at for the compression, unless it is given.
+    for more in ({}, {"workers": 1, "compression": "zstd"}, {"limit": 3, "compression": "zstd"}):
+        with pytest.raises(RuntimeError, match=r"a task called sys\.exit\(0\)"):
+            ss.pack([leave], tmp_path / str(len(more)), **more)
+
+
+def test_an_engine_that_is_shared_only_once_it_has_started_is_local(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Starts:
+        shared = False
+
+        @contextlib.contextmanager
+        def started(self, needs: Needs) -> Iterator[Any]:
+            self.shared = True  # as of Ray, to which the program has then connected
+            yield None
+
+    got: list[Any] = []
+    monkeypatch.setattr("shardstream.packing.packer.run_passes", lambda *arguments: got.append(arguments[-1]))
+    ss.pack(corpus, tmp_path / "out", shuffle=7, engine=Starts(), **SMALL)
+    assert got == [False]
 
 
 def test_progress_tells_of_the_workers(corpus: Path, tmp_path: Path) -> None:

@@ -21,6 +21,13 @@ from tests.packing.engines import calls
 SECRET = "wJalrXUtnFEMI/K7MDENG"
 
 
+HARMLESS = {
+    "path": "/a/long/path", "pattern": "*.jsonl", "keep_alive": "forever", "bypass": "nothing",
+    "proxies": {"https": "http://proxy:3128"}, "account_url": "https://account.host/?comp=list",
+    "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "alias/of-mine"},
+}  # fmt: skip
+
+
 @dataclasses.dataclass
 class Source:
     storage_options: dict[str, Any]
@@ -50,6 +57,14 @@ def test_a_secret_is_sent_as_the_name_of_its_variable(monkeypatch: pytest.Monkey
         ({"headers": {"Authorization": f"Bearer {SECRET}"}}, "headers.Authorization"),
         ({"connection_string": f"AccountKey={SECRET}"}, "connection_string"),
         ({"credential": object()}, "credential"),
+        ({"client_kwargs": {"endpoint_url": f"https://u:{SECRET}@h"}}, "client_kwargs.endpoint_url"),
+        ({"config_kwargs": {"proxies": {"https": f"http://u:{SECRET}@p:3"}}}, "config_kwargs.proxies.https"),
+        ({"account_url": f"https://a/?sig={SECRET}"}, "account_url"),
+        ({"s3_additional_kwargs": {"SSECustomerKey": SECRET}}, "s3_additional_kwargs.SSECustomerKey"),
+        ({"headers": {"X-Api-Key": SECRET}}, "headers.X-Api-Key"),
+        ({"passphrase": SECRET}, "passphrase"),
+        ({"accessKey": SECRET}, "accessKey"),
+        ({"pat": SECRET}, "pat"),
     ],
 )
 def test_a_secret_that_no_variable_has_is_refused(options: dict[str, Any], where: str) -> None:
@@ -70,7 +85,14 @@ def test_a_secret_within_another_text_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_what_is_no_secret_is_sent(tmp_path: Path) -> None:
     (tmp_path / "key.json").touch()
     options = {"token": str(tmp_path / "key.json"), "key": "", "use_token": True, "account_name": "long-name"}
-    for each in (options, {"token": "anon"}, {"token": "google_default"}, {"retry": ss.Retry()}, None):
+    for each in (
+        options,
+        {"token": "anon"},
+        {"token": "google_default"},
+        {"retry": ss.Retry()},
+        HARMLESS,
+        None,
+    ):
         sealer = Sealer(each)
         assert sealer.variables == ()
         assert opened(sealer.seal(each)) == each

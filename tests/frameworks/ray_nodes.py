@@ -1,0 +1,120 @@
+"""Clusters of Ray on this machine, and packs in processes of their own, for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.test_docs import ROOT
+
+SMALL: dict[str, Any] = {"shard_size": "8KiB", "frame_size": "2KiB"}
+SECONDS = 200.0  # after which a pack is killed
+STORE = 80 << 20  # bytes of the object store of a node
+
+
+class Nodes:
+    """A cluster: a head without CPUs, and nodes of one CPU each."""
+
+    def __init__(self, count: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+        self.nodes: list[Any] = []
+        self.cluster = Cluster()
+        try:
+            self.cluster.add_node(**head)
+            for _ in range(count):
+                self.nodes.append(self.add())
+        except BaseException:
+            self.shutdown()
+            raise
+        self.address: str = self.cluster.address
+
+    def add(self, **more: Any) -> Any:
+        for attempt in range(3):  # Ray gives a node 30 s, which a busy machine may need
+            with contextlib.suppress(Exception if attempt < 2 else ()):
+                return self.cluster.add_node(num_cpus=1, object_store_memory=STORE, **more)
+            for late in set(self.cluster.worker_nodes) - set(self.nodes):  # it could still join
+                with contextlib.suppress(Exception):
+                    self.cluster.remove_node(late, allow_graceful=False)
+        raise AssertionError
+
+    def shutdown(self) -> None:
+        with contextlib.suppress(Exception):  # a process may be dead, or slow to end
+            self.cluster.shutdown()
+
+    def kill_one(self) -> None:
+        """Kill a node with all its processes, and start another one."""
+        self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
+        self.nodes.append(self.add())
+
+
+def started(count: int) -> Nodes:
+    """A cluster. It is tried twice: a busy machine may take too long for a head."""
+    with contextlib.suppress(Exception):
+        return Nodes(count)
+    return Nodes(count)
+
+
+class Pack:
+    """A pack in a process of its own."""
+
+    def __init__(self, dest: Path, address: str, **options: Any) -> None:
+        self.mark = uuid.uuid4().hex
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by kill
+        arguments = [str(dest), address, json.dumps({**SMALL, **options})]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.frameworks.ray_pack", *arguments],
+            stdout=subprocess.PIPE, stderr=self.errors, text=True, env={**os.environ, "MARK": self.mark},
+            cwd=ROOT,
+        )  # fmt: skip
+        self._deadline = threading.Timer(SECONDS, self.process.kill)
+        self._deadline.start()
+
+    def rows(self) -> Iterator[list[int]]:
+        """[done tasks, all tasks, nodes, retried, lost], as they are told."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("["):
+                yield json.loads(line)
+
+    def end(self) -> tuple[int, list[int], str]:
+        """(the exit code, the last row, what it wrote to stderr)"""
+        rows = [[0] * 5, *self.rows()]
+        code = self.process.wait()
+        self.errors.seek(0)
+        return code, rows[-1], self.errors.read()
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        self._deadline.cancel()
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def left(self) -> list[str]:
+        """The processes that this pack has started, and that are still there after a while."""
+        found: list[str] = []
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            found = [line for pid in os.listdir("/proc") if pid.isdigit() and (line := self._ours(pid))]
+            if not found:
+                break
+            time.sleep(0.5)
+        return found
+
+    def _ours(self, pid: str) -> str:
+        with contextlib.suppress(OSError):
+            if f"MARK={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        return ""

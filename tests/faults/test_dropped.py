@@ -100,7 +100,7 @@ except KeyboardInterrupt:
 
 
 def left_over() -> set[str]:
-    return {str(path) for folder in ("/dev/shm", "/tmp") for path in Path(folder).glob("*shardstream*")}
+    return {str(path) for path in Path("/dev/shm").glob("*shardstream*")}
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_ctrl_c_ends_a_run_and_leaves_nothing(packed: Path, way: str, tmp_path: 
     # Only the signal: no error of a thread or of the interpreter's end beside it.
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert errors.count("Traceback") == 1
-    assert not list(tmp_path.iterdir())
-    assert left_over() == before
+    assert not list(tmp_path.iterdir())  # its temporary files are here
+    assert not left_over() - before
 
 
 def test_all_items_come_after_many_drops(packed: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import shardstream as ss
-from shardstream.packing.destination import REJECTS
+from shardstream.packing.rejects import REJECTS
 from shardstream.read.reader import DatasetReader
 
 

@@ -35,7 +35,7 @@ def index(
     from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
     from shardstream.packing.adopt import index as run
-    from shardstream.packing.destination import REJECTS
+    from shardstream.packing.rejects import REJECTS
     from shardstream.storage.store import redact
 
     tars, dest = options.split_paths(paths, "index", "TAR... DEST")

@@ -70,8 +70,8 @@ def print_packed(
         limited: Whether only a part of the sources was read.
         json: Whether to print one JSON object.
     """
-    from shardstream.packing.destination import first_rejects
     from shardstream.packing.keys import described
+    from shardstream.packing.rejects import first_rejects
 
     record = (manifest.provenance.get("appended") or [manifest.provenance])[-1]
     rejected = record["rejected"]
@@ -135,7 +135,7 @@ def print_skipped(record: dict[str, Any], dest: str) -> None:
         record: The provenance.
         dest: The dataset, as the user named it.
     """
-    from shardstream.packing.destination import REJECTS
+    from shardstream.packing.rejects import REJECTS
     from shardstream.storage.store import redact
 
     skipped = record.get("skipped", {})

@@ -20,6 +20,7 @@ from shardstream.packing.build_manifest import check_append, tool
 from shardstream.packing.claim import Claim, claim_of
 from shardstream.packing.engines.nodes import MARK
 from shardstream.packing.job import Job
+from shardstream.packing.rejects import REJECTS, write_rejects
 from shardstream.packing.result import Result
 from shardstream.packing.shard_check import wrong_tasks
 from shardstream.packing.shard_names import clear_temporary, folders_of, is_shard, shard_entries, tag_of
@@ -28,9 +29,7 @@ from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Entry, Options, Store
 
-REJECTS = "rejects.jsonl"
 log = logging.getLogger("shardstream.packing")
-_BEGIN = 64 << 10  # bytes of the list of rejects, in which the first ones are
 _RECEIPTS = (
     ".pack-task-", ".pack-spill-", ".pack-scatter-", ".pack-gather-", ".pack-shard-", ".pack-part-",
 )  # fmt: skip
@@ -52,39 +51,6 @@ def identity(record: Mapping[str, Any], append: bool) -> str:
 def manifest_at(dest: str, storage_options: Options) -> Manifest | None:
     """The manifest at a destination, or None. Raises CorruptionError if it is damaged."""
     return stored_manifest(Store.open(dest, storage_options))
-
-
-def first_rejects(dest: str, storage_options: Options, count: int) -> tuple[list[dict[str, Any]], str]:
-    """The first rejects of the last pack that had some, and where all are listed.
-
-    Args:
-        dest: The dataset.
-        storage_options: Options for its store.
-        count: How many, at most.
-    """
-    store = Store.open(dest, storage_options)
-    begin = bytes(store.read_range(REJECTS, 0, min(store.size(REJECTS), _BEGIN)))
-    lines = [line for line in begin.splitlines(keepends=True) if line.endswith(b"\n")]
-    rows = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
-    return [row for row in rows if not row.get("skipped")][:count], store.where(REJECTS)
-
-
-def write_rejects(
-    store: Store, rejects: Sequence[tuple[str, str]], more: int = 0, skips: Sequence[tuple[str, str]] = ()
-) -> None:
-    """Write the list of rejects, if there are any.
-
-    Args:
-        store: The dataset.
-        rejects: Where each is, and why.
-        more: How many there are beside them.
-        skips: The harmless ones, which come last and are marked.
-    """
-    left = [("", f"{more:,} more, which are not listed")] if more else []
-    rows: list[dict[str, str | bool]] = [{"where": where, "reason": why} for where, why in [*rejects, *left]]
-    rows += [{"where": where, "reason": why, "skipped": True} for where, why in skips]
-    if rows:
-        store.write(REJECTS, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
 
 
 class Destination:
@@ -317,7 +283,7 @@ class Destination:
     def write_rejects(
         self, rejects: Sequence[tuple[str, str]], more: int = 0, skips: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Write the list of rejects, if there are any; see `write_rejects` of this module."""
+        """Write the list of rejects, if there are any; see `write_rejects`."""
         if rejects or more or skips:
             self.claim.check(self.store)
         write_rejects(self.store, rejects, more, skips)

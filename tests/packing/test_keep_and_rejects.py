@@ -20,8 +20,9 @@ import zstandard
 
 import shardstream as ss
 from shardstream.errors import OptionError, SourceError
-from shardstream.packing.destination import REJECTS, Destination
+from shardstream.packing.destination import Destination
 from shardstream.packing.outcome import Outcome
+from shardstream.packing.rejects import REJECTS
 from shardstream.packing.result import Result
 from shardstream.packing.sources.base import FileSpan
 from shardstream.packing.sources.rows import Rows, kept

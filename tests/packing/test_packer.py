@@ -18,8 +18,9 @@ import shardstream as ss
 from shardstream.errors import CommitError, OptionError, SourceError
 from shardstream.packing import build_manifest
 from shardstream.packing.build_manifest import tool
-from shardstream.packing.destination import REJECTS, Destination, identity
+from shardstream.packing.destination import Destination, identity
 from shardstream.packing.packer import Plan
+from shardstream.packing.rejects import REJECTS
 from shardstream.progress import Progress
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.store import Store

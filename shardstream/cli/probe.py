@@ -76,7 +76,8 @@ def _show(profile: Profile) -> None:
     print(f"{profile.url}: {store.objects:,} objects, {human_size(store.object_bytes)}, by {store.backend}")
     print(
         f"{profile.seconds:.0f} s, {human_size(profile.read_bytes)} read; "
-        f"{profile.cores} cores, of which {profile.free_cores:.1f} were free"
+        f"{profile.cores} cores, of which {profile.free_cores:.1f} were free; while all are busy, each does "
+        f"{profile.shared_work:.0%} of what one does alone"
     )
     print("\none request at a time                p50        p95        p99")
     for one in store.latencies:

@@ -120,15 +120,18 @@ def _machine(
             "store_only": max(0.0, both - best.cpu_seconds_per_gb) / 1e9,
         }
         note("measured", *store)
-    if rates is not None:
+    if profile is not None and rates is not None:
         note("measured", "opening", "cold", "warm", "serial", "consumer", "decompress", "request")
         decompress = rates.decompress_bytes_per_second
+        all_busy = slowdown(profile, profile.cores)
+        # The probe kept fewer cores busy than a job that is bound by them.
+        more = all_busy / slowdown(profile, rates.busy_cores)
         return Machine(
             cores=count, **store, request=rates.range_bytes or data.frame, opening=rates.open_seconds / share,
-            cold=rates.cold_seconds_per_sample, warm=rates.seconds_per_sample,
-            serial=rates.serial_seconds_per_sample / share,
-            consumer=rates.consumer_seconds_per_sample / share,
-            decompress=1 / decompress if decompress else 0.0,
+            cold=rates.cold_seconds_per_sample * more, warm=rates.seconds_per_sample * more,
+            serial=rates.serial_seconds_per_sample * more / share,
+            consumer=rates.consumer_seconds_per_sample * more / share,
+            decompress=all_busy / decompress if decompress else 0.0,
         )  # fmt: skip
     note("assumed", "opening", "cold", "warm", "serial", "consumer", "decompress", "request")
     packed = any(shard.codec != "none" for shard in manifest.shards)
@@ -141,6 +144,15 @@ def _machine(
         cores=count, **store, request=float(REQUEST), opening=OPENING, cold=fetching + warm, warm=warm,
         serial=SERIAL * (fetching + copying), consumer=ITEM, decompress=per_byte,
     )  # fmt: skip
+
+
+def slowdown(profile: Profile, busy: float) -> float:
+    """How much longer a core takes for the same work while so many cores are busy, than alone.
+
+    Between one core and all of them, each further one is taken to cost as much as the one before.
+    """
+    others = min(1.0, max(0.0, (busy - 1) / (profile.cores - 1))) if profile.cores > 1 else 0.0
+    return 1 + others * (1 / profile.shared_work - 1)
 
 
 def _same(work: Work, rates: Rates) -> None:

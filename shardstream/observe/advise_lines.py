@@ -113,9 +113,9 @@ def _machine(plan: Plan) -> Iterator[_Row]:
     machine = plan.facts.machine
     yield "cores of a machine", machine.cores, "", "cores", "of the job"
     yield "opening the dataset", machine.opening, "s", "opening", "of a core, in each process"
-    yield "a sample from the store", machine.cold, "s", "cold", "of a core, all stages"
+    yield "a sample from the store", machine.cold, "s", "cold", "of a core while all are busy, all stages"
     yield "the serial part of it", machine.serial, "s", "serial", "all but decompression and decoders"
-    yield "a sample from memory", machine.warm, "s", "warm", "of a core, without requests"
+    yield "a sample from memory", machine.warm, "s", "warm", "of a core while all are busy, without requests"
     if machine.link != math.inf:
         given = plan.facts.origins["link"] == "given"
         how = "for all ranks" if given else "as much as one process gets: give --link"

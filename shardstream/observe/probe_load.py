@@ -11,12 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import zstandard
+
 from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_profile import Latency, Level, OpenLoop, Sweep, knee_of, percentile
 from shardstream.observe.probe_ranges import Ranges
 from shardstream.storage.cancellation import Cancelled, CancelScope, working_for
 
-__all__ = ["busy_cores", "closed_loop", "free_cores", "latency", "open_loop", "sweep"]
+__all__ = [
+    "busy_cores", "busy_seconds", "closed_loop", "free_cores", "latency", "open_loop", "sweep",
+    "work_per_second",
+]  # fmt: skip
 
 Read = Callable[[int], int]  # reads so many bytes, and says how many came
 _ROUNDS = 3  # requests of each worker of a closed loop, at least; the first one is not counted
@@ -85,10 +90,10 @@ def closed_loop(read: Read, size: int, concurrency: int, limits: Limits, idle: f
         finally:
             stopped.append(time.monotonic())
 
-    before, machine = time.process_time(), _busy()
+    before, machine = time.process_time(), busy_seconds()
     with _running(work, concurrency, scope):
         pass
-    cpu, machine = time.process_time() - before, _busy() - machine
+    cpu, machine = time.process_time() - before, busy_seconds() - machine
     whole = time.monotonic() - started
     if errors:
         raise errors[0]
@@ -230,7 +235,25 @@ def free_cores(threads: int, seconds: float) -> float:
     return min(float(threads), (time.process_time() - cpu) / (time.monotonic() - began))
 
 
-def _busy() -> float:
+def work_per_second(threads: int, seconds: float) -> float:
+    """What so many threads decompress in a second of their processor time, in pieces of 256 KiB."""
+    piece = random.Random(0).randbytes(1 << 17) + bytes(1 << 17)
+    data, until = zstandard.ZstdCompressor().compress(piece), time.monotonic() + seconds
+    done: list[tuple[int, float]] = []
+
+    def work() -> None:
+        own, count, began = zstandard.ZstdDecompressor(), 0, time.thread_time()
+        while not count or time.monotonic() < until:
+            own.decompress(data)  # without Python's lock
+            count += 1
+        done.append((count, time.thread_time() - began))
+
+    with _running(work, threads, CancelScope()):
+        pass
+    return sum(count for count, _ in done) / max(1e-9, sum(taken for _, taken in done))
+
+
+def busy_seconds() -> float:
     """Seconds of processor time of all processes of this machine so far; 0 if the system does not tell."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
@@ -243,6 +266,6 @@ def _busy() -> float:
 
 def busy_cores(seconds: float) -> float:
     """How many cores all processes of this machine have used, on the average, in the next seconds."""
-    before, started = _busy(), time.monotonic()
+    before, started = busy_seconds(), time.monotonic()
     time.sleep(seconds)
-    return (_busy() - before) / (time.monotonic() - started)
+    return (busy_seconds() - before) / (time.monotonic() - started)

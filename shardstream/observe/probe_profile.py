@@ -16,7 +16,7 @@ __all__ = [
     "percentile",
 ]  # fmt: skip
 
-VERSION = 1
+VERSION = 2
 _MOST = 16 << 20  # bytes of a profile
 _NEAR = 0.9  # the knee has this part of the best rate, or more
 UNITS = {
@@ -180,6 +180,8 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             since Python runs one thread at a time: all but decompression and decoders.
         consumer_seconds_per_sample: The part of it in the thread of the training loop, which no other thread
             takes over.
+        busy_cores: How many cores of the machine were busy, on the average, while the cold seconds were
+            measured.
         samples: How many samples were measured.
         stored_bytes, raw_bytes: Of a sample, on the average: in the store, and after decompression.
         range_bytes: The mean size of a request that the loader sent; 0 if the data is local.
@@ -193,6 +195,7 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds_per_sample: float
     serial_seconds_per_sample: float
     consumer_seconds_per_sample: float
+    busy_cores: float
     samples: int
     stored_bytes: float
     raw_bytes: float
@@ -211,6 +214,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         free_cores: How many of them it got when all of its threads were busy: fewer if other programs run, or
             if a container has a quota.
         free_core: What one busy thread got of a core.
+        shared_work: What a core does in a second while all cores are busy, of what one does alone, at most 1.
+            Cores may share caches, memory and even what computes: one with two threads counts as two.
         url: What was read, without credentials.
         seconds: How long the probe took.
         read_bytes: The bytes that came from the store.
@@ -229,6 +234,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: int
     free_cores: float
     free_core: float
+    shared_work: float
     url: str
     seconds: float
     read_bytes: int

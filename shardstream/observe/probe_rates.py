@@ -16,6 +16,7 @@ from shardstream.format import frames
 from shardstream.format.manifest import Manifest
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_limits import Limits
+from shardstream.observe.probe_load import busy_seconds
 from shardstream.observe.probe_profile import Rates
 from shardstream.read.dataset_blocks import STREAMS
 from shardstream.read.reader import DatasetReader
@@ -106,12 +107,14 @@ class Pass:
         wall: Seconds that it took.
         seconds: Seconds of cores of this process.
         consumer: Those of this thread.
+        busy: Those of all processes of the machine; 0 if the system does not tell.
     """
 
     samples: int
     wall: float
     seconds: float
     consumer: float
+    busy: float = 0.0
 
 
 def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
@@ -177,6 +180,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
         warm_each,
         max(serial, warm.consumer / warm.samples, _LEAST_SERIAL * cold_each),
         warm.consumer / warm.samples,
+        max(cold.busy, cold.seconds) / cold.wall,
         cold.samples,
         manifest.bytes / whole,
         raw,
@@ -263,7 +267,7 @@ def _epoch(
         batches: How many, or None.
         patience: Seconds that it may take, even if the time is over.
     """
-    began, cpu, consumer = time.monotonic(), time.process_time(), time.thread_time()
+    began, cpu, consumer, busy = time.monotonic(), time.process_time(), time.thread_time(), busy_seconds()
     loader = work.loader(dataset)
     came = int(contents_of(dataset).reader.counters.get("remote_bytes", 0))  # type: ignore[attr-defined]
     loader.set_epoch(0)
@@ -280,5 +284,5 @@ def _epoch(
     limits.count(int(stats.get("remote_bytes", 0)) - came)
     return Pass(
         int(stats["samples"]), time.monotonic() - began,
-        time.process_time() - cpu, time.thread_time() - consumer,
+        time.process_time() - cpu, time.thread_time() - consumer, busy_seconds() - busy,
     )  # fmt: skip

@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardstream as ss
+from shardstream.observe.advise_facts import slowdown
 from shardstream.observe.probe import probe
 from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import closed_loop, open_loop
@@ -107,9 +109,29 @@ def test_any_folder_one_object_and_a_local_dataset(tmp_path: Path, images: Path)
     assert found.rates.codec == "none"
     assert found.rates.decompress_bytes_per_second == 0
     assert found.rates.range_bytes == 0
+    assert found.rates.busy_cores > 0
+    assert 0 < found.shared_work <= 1
     # Two cores that are hardly disturbed are two cores.
-    busy = msgspec.structs.replace(found, cores=2, free_cores=1.9)
-    assert ss.advise(images, busy, image_size=32).settings["threads"] == 2
+    rates = msgspec.structs.replace(found.rates, busy_cores=1.0)
+    busy = msgspec.structs.replace(found, cores=2, free_cores=1.9, shared_work=1.0, rates=rates)
+    advice = ss.advise(images, busy, image_size=32)
+    assert advice.settings["threads"] == 2
+    # Cores that share what computes do less: half as much takes twice as long.
+    shared = ss.advise(images, msgspec.structs.replace(busy, shared_work=0.5), image_size=32)
+    (seconds,), (longer,) = (
+        [line.value for line in each.lines if line.name == "a sample from the store"]
+        for each in (advice, shared)
+    )
+    assert longer == pytest.approx(2 * seconds)
+
+
+def test_cores_that_share_their_caches_take_longer_for_the_same_work() -> None:
+    profile = cast(Profile, types.SimpleNamespace(cores=4, shared_work=0.8))
+    assert [slowdown(profile, busy) for busy in (0.5, 1, 2.5, 4, 9)] == pytest.approx(
+        [1, 1, 1.125, 1.25, 1.25]
+    )
+    alone = cast(Profile, types.SimpleNamespace(cores=1, shared_work=0.8))
+    assert slowdown(alone, 1.0) == 1
 
 
 def test_errors(tmp_path: Path, images: Path) -> None:

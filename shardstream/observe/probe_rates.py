@@ -29,6 +29,7 @@ _DECOMPRESSING = 0.5  # seconds of a core
 _LOOK = 8  # after so many batches the limits are looked at
 _AHEAD = 32 << 20  # bytes of look-ahead
 _MOST_FIXED = 0.8  # of an epoch's seconds are for opening, at most
+_MOST_OPENED = 0.75  # of an epoch's samples are opened for its first batch, at most
 _PATIENCE = 4  # times the seconds of this part: an epoch that is cut off would look expensive
 _LEAST_SERIAL = 0.05  # of a sample's work, at least, that only one thread of a process does at a time
 _FIRST = 8 << 20  # bytes of the samples that are read first
@@ -166,9 +167,11 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
         # What decoders take, they take without Python's lock, several threads at a time.
         plain = _from_memory(work, _undecoded(dataset), limits)
     whole = items(work.dataset())
-    cold_each, fixed = per_sample(cold, opened)
     warm_each, _ = per_sample(warm, start)
     raw = manifest.raw_bytes / whole
+    # The first batch fetches and decompresses a frame of each lane, and makes few samples of them.
+    frames_opened = min(work.batch, lanes) * whole / max(1, sum(shard.frames for shard in manifest.shards))
+    cold_each, fixed = per_sample(cold, opened, frames_opened, max(0.0, warm_each - per_byte * raw))
     serial = cold_each - max(0.0, warm.seconds - plain.seconds) / warm.samples - per_byte * raw
     shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
     return Rates(
@@ -194,13 +197,22 @@ def _in_memory(work: Work, count: int, manifest: Manifest) -> Any:
     return _part_of(work, Cache(ram=4 * size + _RAM), count, manifest.samples)
 
 
-def per_sample(whole: Pass, first: Pass) -> tuple[float, float]:
-    """(seconds of a core for a sample, seconds of a core to open), by an epoch and by a first batch."""
-    between = whole.samples - first.samples
-    if between <= 0:  # one batch is all that there is
+def per_sample(whole: Pass, first: Pass, opened: float = 0.0, build: float = 0.0) -> tuple[float, float]:
+    """(seconds of a core for a sample, seconds of a core to open), by an epoch and by a first batch.
+
+    Args:
+        whole, first: The epoch, and the first batch.
+        opened: How many samples the frames have that the first batch opened, or fewer.
+        build: Seconds of a core to make a sample of an open frame.
+    """
+    done = min(max(float(first.samples), opened), _MOST_OPENED * whole.samples)
+    between = whole.samples - done
+    if whole.samples <= first.samples:  # one batch is all that there is
         return whole.seconds / whole.samples, 0.0
-    # A disturbed first batch must not make samples look free.
-    each = max(whole.seconds - first.seconds, (1 - _MOST_FIXED) * whole.seconds) / between
+    rest = whole.seconds - first.seconds - build * max(0.0, done - first.samples)
+    # A disturbed first batch must not make samples look free, nor dearer than all that the epoch took.
+    average = whole.seconds / whole.samples
+    each = min(average, max(rest / between, (1 - _MOST_FIXED) * average))
     return each, max(0.0, whole.seconds - whole.samples * each)
 
 

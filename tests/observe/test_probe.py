@@ -159,6 +159,13 @@ def test_opening_is_no_part_of_a_sample() -> None:
     assert each == pytest.approx(1e-3)
     assert fixed == pytest.approx(0.5)
     assert per_sample(first, first) == (pytest.approx(first.seconds / 32), 0.0)
+    # Of 4,000 samples, the first batch fetched 1,000 for 0.4 ms each, and made 32 for 0.6 ms each.
+    ahead = Pass(32, 1, 0.5 + 1000 * 0.4e-3 + 32 * 0.6e-3, 0)
+    each, fixed = per_sample(whole, ahead, opened=1000, build=0.6e-3)
+    assert each == pytest.approx(1e-3)
+    assert fixed == pytest.approx(0.5)
+    each, _ = per_sample(whole, Pass(32, 1, 0.1, 0), opened=3999)  # hardly any are left to compare with
+    assert each <= whole.seconds / 4000
     each, fixed = per_sample(whole, Pass(32, 9, 20.0, 0))  # a first batch that was disturbed
     assert each > 0
     assert fixed >= 0

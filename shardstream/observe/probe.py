@@ -13,7 +13,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_disk import measure_disk
 from shardstream.observe.probe_limits import Limits
-from shardstream.observe.probe_load import busy_cores, free_cores, latency, open_loop, sweep, work_per_second
+from shardstream.observe.probe_load import busy_cores, keep_busy, latency, open_loop, sweep
 from shardstream.observe.probe_profile import VERSION, Latency, Profile, StoreRates
 from shardstream.observe.probe_ranges import Object, Ranges, objects_below, unhedged
 from shardstream.observe.probe_rates import cores, measure_rates
@@ -97,12 +97,11 @@ def probe(
         rates = measure_rates(work.resolved(manifest.kind), _part(asked, seconds, _RATES))
     store = _store(work.url, options, objects, asked, seconds)
     count = cores()
-    free = free_cores(count, _CALIBRATION), free_cores(1, _CALIBRATION)
-    alone, together = work_per_second(1, _CALIBRATION), work_per_second(count, _CALIBRATION)
+    (free, together), (free_one, alone) = keep_busy(count, _CALIBRATION), keep_busy(1, _CALIBRATION)
     return Profile(
         VERSION, __version__, socket.gethostname(),
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        count, *free, min(1.0, together / alone), redact(work.url), round(limits.elapsed, 1),
+        count, free, free_one, min(1.0, together / alone), redact(work.url), round(limits.elapsed, 1),
         limits.used - on_disk, on_disk, tuple(limits.cut), store, disk, rates,
     )  # fmt: skip
 

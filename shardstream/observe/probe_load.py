@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import threading
@@ -19,8 +18,7 @@ from shardstream.observe.probe_ranges import Ranges
 from shardstream.storage.cancellation import Cancelled, CancelScope, working_for
 
 __all__ = [
-    "busy_cores", "busy_seconds", "closed_loop", "free_cores", "latency", "open_loop", "sweep",
-    "work_per_second",
+    "busy_cores", "busy_seconds", "closed_loop", "keep_busy", "latency", "open_loop", "sweep",
 ]  # fmt: skip
 
 Read = Callable[[int], int]  # reads so many bytes, and says how many came
@@ -221,22 +219,12 @@ def _running(
             thread.join()
 
 
-def free_cores(threads: int, seconds: float) -> float:
-    """How many cores so many busy threads of this process get, beside other programs and within quotas."""
-    data, until = bytes(1 << 20), time.monotonic() + seconds
+def keep_busy(threads: int, seconds: float) -> tuple[float, float]:
+    """Let so many threads decompress pieces of 256 KiB, beside other programs and within quotas.
 
-    def work() -> None:
-        while time.monotonic() < until:
-            hashlib.sha256(data)  # without Python's lock
-
-    began, cpu = time.monotonic(), time.process_time()
-    with _running(work, threads, CancelScope()):
-        pass
-    return min(float(threads), (time.process_time() - cpu) / (time.monotonic() - began))
-
-
-def work_per_second(threads: int, seconds: float) -> float:
-    """What so many threads decompress in a second of their processor time, in pieces of 256 KiB."""
+    Returns:
+        (how many cores they got, pieces for a second of their processor time).
+    """
     piece = random.Random(0).randbytes(1 << 17) + bytes(1 << 17)
     data, until = zstandard.ZstdCompressor().compress(piece), time.monotonic() + seconds
     done: list[tuple[int, float]] = []
@@ -248,9 +236,11 @@ def work_per_second(threads: int, seconds: float) -> float:
             count += 1
         done.append((count, time.thread_time() - began))
 
+    began = time.monotonic()
     with _running(work, threads, CancelScope()):
         pass
-    return sum(count for count, _ in done) / max(1e-9, sum(taken for _, taken in done))
+    wall, cpu = time.monotonic() - began, sum(taken for _, taken in done)
+    return min(float(threads), cpu / wall), sum(count for count, _ in done) / max(1e-9, cpu)
 
 
 def busy_seconds() -> float:

@@ -37,7 +37,6 @@ _INTERRUPTED = 130
 app = typer.Typer(
     name="shardstream",
     help="Pack a corpus once into compressed, checksummed tar shards; stream it into training ever after.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -58,7 +58,10 @@ class TokenDataset(ChoosableDataset[T]):
         url: A local path, or the URL of a store.
         seq_len: T, the inputs of a block; at least 1.
         dtype: Of the tokens, "int64" or "int32".
-        shuffle, cache, topology, storage_options: See `StreamingDataset`.
+        shuffle: See `StreamingDataset`.
+        cache: See `StreamingDataset`.
+        topology: See `StreamingDataset`.
+        storage_options: See `StreamingDataset`.
         transform: Called with each dict of one block, in background threads, with `rng` as for
             StreamingDataset. Batches are then collated from what it returns.
         boundaries: True describes the documents of the inputs, tokens[:, :-1], for attention that does not

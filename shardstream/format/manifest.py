@@ -47,7 +47,7 @@ class FieldInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A whole dataset.
 
-    Args:
+    Attributes:
         version: The version of the format: 2 if there are columns, or a shard is `grouped` or `sparse`, else
             1.
         kind: "samples", or "tokens" for documents of token ids.
@@ -105,7 +105,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         """Make a manifest, and compute its totals and its fingerprint.
 
         Args:
-            kind, fields, shards, provenance, external: As in the class.
+            kind: As in the class.
+            fields: As in the class.
+            shards: As in the class.
+            provenance: As in the class.
+            external: As in the class.
         """
         columns = merge((shard.samples, shard.columns) for shard in shards)
         manifest = cls(

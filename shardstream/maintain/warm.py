@@ -59,7 +59,9 @@ def warm(
         limit: stop before more than so many bytes of the cache are used; 0 fetches nothing.
         check: change nothing and fetch no frame, report what is missing or damaged.
         shuffle: as the job's.
-        seq_len, pack, tail: as the job's, for a TokenDataset.
+        seq_len: as the job's, for a TokenDataset.
+        pack: as the job's, for a TokenDataset.
+        tail: as the job's, for a TokenDataset.
         storage_options: for fsspec.
         progress: True shows a bar on stderr; a function is called with a Progress as blocks arrive.
 

@@ -96,7 +96,12 @@ def advise(
             parallelism).
         step_ms: Milliseconds of a step without data, as `bench` or a `Replay` tells. None: the loader alone.
         epochs: How many epochs the job reads.
-        seq_len, image_size, decode, seed, lanes, window: How the job reads; see `probe`.
+        seq_len: Of blocks of tokens; see `probe`.
+        image_size: Of decoded images; see `probe`.
+        decode: Whether fields are decoded; see `probe`.
+        seed: Of the order.
+        lanes: Of the order; see `Shuffle`.
+        window: Of the order; see `Shuffle`.
         prefetch: Bytes of look-ahead that the job uses; by default the loader's.
         cores: Of a machine of the job; by default those that the profile has seen.
         memory: Bytes of a machine of the job; by default those of this machine.

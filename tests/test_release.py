@@ -1,0 +1,137 @@
+"""What is published: the wheel and the sdist, built as for PyPI, and the wheel in an empty environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from shardstream.version import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")  # as pyproject.toml says
+# What a user does without torch.
+USE = """
+shardstream --version
+shardstream pack in.jsonl out --compression zstd
+shardstream info out --json
+shardstream cat out 1 --field txt
+shardstream verify out --deep
+shardstream export out tars
+shardstream index 'tars/*.tar' adopted
+shardstream ls adopted --limit 1
+"""
+
+
+def run(*command: str | Path, cwd: Path, **more: str) -> str:
+    """What a command prints; its failure shows all of it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment | more, capture_output=True, text=True,
+        timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def built(folder: Path) -> tuple[Path, Path]:
+    """(wheel, sdist); the wheel is built from the sdist, as `python -m build` does."""
+    # Without an environment of its own, which would need a registry: the build backend is a tool of developers.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(wheel, sdist)."""
+    return built(tmp_path_factory.mktemp("dist"))
+
+
+def test_descriptions_are_valid(packages: tuple[Path, Path], tmp_path: Path) -> None:
+    told = run(sys.executable, "-m", "twine", "check", "--strict", *packages, cwd=tmp_path)
+    assert told.count("PASSED") == 2
+
+
+def test_wheel_has_the_package_and_nothing_else(packages: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(packages[0]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        licences = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
+    ours = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "shardstream").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == ours
+    assert "shardstream/py.typed" in names
+    assert len(licences) == 1
+
+
+def test_sdist_has_what_the_checks_need(packages: tuple[Path, Path]) -> None:
+    with tarfile.open(packages[1]) as sdist:
+        names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
+    wanted = [
+        "tests/conftest.py", "docs/index.md", "benchmarks/README.md", "tools/test", "tools/quickstart", "constraints.txt",
+        "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md", "CITATION.cff", "mkdocs.yml",
+    ]  # fmt: skip
+    assert [name for name in wanted if name not in names] == []
+    assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "build/"))]
+
+
+def test_licences_of_all_dependencies_are_listed() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8").lower()
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    core = text[text.index("\ndependencies = [") : text.index("\ndev = [")]
+    named = {re.split(r"[^\w\-]", found)[0].lower() for found in re.findall(r'"([\w\-]+(?:>=|==)[^"]*)"', core)}
+    assert len(named) > 20
+    assert [name for name in sorted(named) if f"| {name} |" not in page] == []
+
+
+def test_version_is_said_once() -> None:
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {__version__}\n" in cited
+
+
+def interpreters() -> list[object]:
+    """The running version, and with --long the others that are on this machine."""
+    found: list[object] = []
+    for version in PYTHONS:
+        here = version == f"{sys.version_info.major}.{sys.version_info.minor}"
+        found.append(pytest.param(version, id=version, marks=[] if here else [pytest.mark.long]))
+    return found
+
+
+def interpreter(version: str) -> str | None:
+    """An interpreter of a version, in PATH or where pyenv has it; None if there is none."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = sorted(pyenv.glob(f"{version}.*/bin/python{version}"))
+    return str(found[-1]) if found else shutil.which(f"python{version}")
+
+
+@pytest.mark.parametrize("version", interpreters())
+def test_wheel_works_in_an_empty_environment(
+    version: str, packages: tuple[Path, Path], tmp_path: Path
+) -> None:
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} on this machine")
+    run(python, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    programs = tmp_path / "venv" / "bin"
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(packages[0])]
+    run(programs / "python", *install, cwd=tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
+    for line in USE.strip().splitlines():
+        told = run("bash", "-c", line, cwd=tmp_path, PATH=f"{programs}:{os.environ['PATH']}")
+        if " cat " in line:
+            assert told.strip() == "two"
+    listed = run(programs / "python", "-m", "pip", "list", "--format", "freeze", cwd=tmp_path)
+    assert "torch==" not in listed

@@ -1,0 +1,92 @@
+"""What the site has beside docs/: pages of the repository, the pages of the command line, and links between them.
+
+mkdocs calls the functions whose names begin with `on_`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Files of the repository that are pages of the site, too: where each is in the site.
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks/index.md"}
+# A fenced block, a link, or code within a line: whichever begins first.
+_PARTS = re.compile(
+    r"^```.*?^```\s*?$|(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"
+    r"|`(?:[^`\n]|\n(?!\n))+`",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def _pages() -> dict[str, str]:
+    """All files of the repository that become files of the site, and where they are there."""
+    found = dict(PAGES)
+    for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
+        if path.suffix in (".md", ".png"):
+            name = path.relative_to(ROOT).as_posix()
+            found[name] = name
+    return found
+
+
+def command_line() -> str:
+    """The page of the command line, as the program itself describes it."""
+    command = [sys.executable, "-m", "typer", "shardstream.cli.app", "utils", "docs", "--name", "shardstream"]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}
+    )
+    return done.stdout.replace("# `shardstream`", "# Command line", 1)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add what is not in docs/."""
+    for name, place in _pages().items():
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
+    files.append(File.generated(config, "reference/cli.md", content=command_line()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:  # noqa: ARG001
+    """Lead links of files of the repository to where they are in the site.
+
+    A link to a file that is no page of the site, such as a module, becomes its text: the site is also read
+    without the repository.
+    """
+    pages = _pages()
+    sources = {place: name for name, place in pages.items()}
+    here = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+
+    def led(match: re.Match[str]) -> str:
+        picture, text, target, anchor = match.group("picture", "text", "target", "anchor")
+        if target is None or "://" in target or target.startswith(("mailto:", "/")):
+            return match.group()
+        there = os.path.normpath(os.path.join(os.path.dirname(here), target))
+        if there.startswith("docs/"):
+            place = there.removeprefix("docs/")
+        elif there in pages:
+            place = pages[there]
+        elif there == "README.md":
+            place, anchor = "index.md", ""
+        else:
+            return str(text)
+        way = os.path.relpath(place, os.path.dirname(page.file.src_uri) or ".")
+        return f"{picture}[{text}]({way}{anchor or ''})"
+
+    return _PARTS.sub(led, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:  # noqa: ARG001
+    """Put the drawings of docs/images/concepts into the page, so that they have the colours of the theme."""
+
+    def drawn(match: re.Match[str]) -> str:
+        svg = (ROOT / "docs" / "images" / "concepts" / match.group(1)).read_text(encoding="utf-8")
+        return re.sub(r"<style>.*?</style>\n", "", svg, flags=re.DOTALL)
+
+    return re.sub(r'<img[^>]*src="[^"]*images/concepts/(\w+\.svg)"[^>]*>', drawn, html)

@@ -89,7 +89,9 @@ def test_licences_of_all_dependencies_are_listed() -> None:
     page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8").lower()
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     core = text[text.index("\ndependencies = [") : text.index("\ndev = [")]
-    named = {re.split(r"[^\w\-]", found)[0].lower() for found in re.findall(r'"([\w\-]+(?:>=|==)[^"]*)"', core)}
+    named = {
+        re.split(r"[^\w\-]", found)[0].lower() for found in re.findall(r'"([\w\-]+(?:>=|==)[^"]*)"', core)
+    }
     assert len(named) > 20
     assert [name for name in sorted(named) if f"| {name} |" not in page] == []
 

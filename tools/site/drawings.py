@@ -83,7 +83,9 @@ class Drawing:
 
 def frames() -> Drawing:
     """A shard, its frames, its index."""
-    d = Drawing("frames", "A shard is a tar of independent frames; an index says where each sample lies", 900, 330)
+    d = Drawing(
+        "frames", "A shard is a tar of independent frames; an index says where each sample lies", 900, 330
+    )
     d.text(20, 26, "shard-000007.tar.zst", bold=True)
     d.text(190, 26, "an ordinary file: tar --zstd -xf opens it", quiet=True)
     for number in range(5):
@@ -113,7 +115,12 @@ def frames() -> Drawing:
 
 def lanes() -> Drawing:
     """One sequence, four lanes, two or four ranks."""
-    d = Drawing("lanes", "Lanes interleave the sequence, so that global batches are the same for any number of ranks", 900, 400)
+    d = Drawing(
+        "lanes",
+        "Lanes interleave the sequence, so that global batches are the same for any number of ranks",
+        900,
+        400,
+    )
     d.text(20, 26, "The shuffled sequence of an epoch, cut into lanes", bold=True)
     colours = (GREEN, AMBER, BLUE, VIOLET)
     for lane in range(4):
@@ -133,24 +140,71 @@ def lanes() -> Drawing:
         d.text(20, 276 + rank * 32, f"rank {rank}", 12)
         for number in range(4):
             position = rank + 2 * number
-            d.box(80 + number * 36, 258 + rank * 32, 34, 28, colours[position % 4], str(position % 4 * 6 + position // 4), size=11)
+            d.box(
+                80 + number * 36,
+                258 + rank * 32,
+                34,
+                28,
+                colours[position % 4],
+                str(position % 4 * 6 + position // 4),
+                size=11,
+            )
     d.text(460, 246, "4 ranks, 2 samples each", bold=True)
     for rank in range(4):
         x, y = 460 + rank % 2 * 210, 258 + rank // 2 * 32
         d.text(x, y + 18, f"rank {rank}", 12)
         for number in range(2):
             position = rank + 4 * number
-            d.box(x + 60 + number * 36, y, 34, 28, colours[position % 4], str(position % 4 * 6 + position // 4), size=11)
-    d.text(20, 350, "Of R ranks, rank r takes the positions r, r + R, r + 2 R, ...: global batch 0 is the same set of samples either way.", quiet=True)
-    d.text(20, 370, "If R divides the number of lanes (64 or more), a rank reads lanes that no other rank reads.", quiet=True)
+            d.box(
+                x + 60 + number * 36,
+                y,
+                34,
+                28,
+                colours[position % 4],
+                str(position % 4 * 6 + position // 4),
+                size=11,
+            )
+    d.text(
+        20,
+        350,
+        "Of R ranks, rank r takes the positions r, r + R, r + 2 R, ...: global batch 0 is the same set of samples either way.",
+        quiet=True,
+    )
+    d.text(
+        20,
+        370,
+        "If R divides the number of lanes (64 or more), a rank reads lanes that no other rank reads.",
+        quiet=True,
+    )
     return d
 
 
 def tiers() -> Drawing:
     """The store, the disk, memory, and the threads between them."""
     d = Drawing("tiers", "Three levels of cache between the object store and the training step", 900, 330)
-    d.box(20, 50, 170, 110, BLUE, "object store", "S3, GCS, Azure, HTTP", "ranged reads,", "retried, hedged", size=13)
-    d.box(250, 50, 170, 110, AMBER, "SSD directory", "blocks, shared by all", "processes of a node,", "limited in bytes")
+    d.box(
+        20,
+        50,
+        170,
+        110,
+        BLUE,
+        "object store",
+        "S3, GCS, Azure, HTTP",
+        "ranged reads,",
+        "retried, hedged",
+        size=13,
+    )
+    d.box(
+        250,
+        50,
+        170,
+        110,
+        AMBER,
+        "SSD directory",
+        "blocks, shared by all",
+        "processes of a node,",
+        "limited in bytes",
+    )
     d.box(480, 50, 170, 110, GREEN, "memory", "frames of the shuffle's", "window, limited", "in bytes")
     d.box(710, 50, 170, 110, VIOLET, "batches", "built ahead by threads,", "limited in bytes")
     for x in (190, 420, 650):
@@ -164,13 +218,23 @@ def tiers() -> Drawing:
     d.box(480, 196, 350, 44, GREY, "threads plan, fetch, decompress and build", size=12, strong=0.1)
     d.box(710, 270, 170, 44, VIOLET, "your training step", strong=0.3)
     d.arrow((855, 162), (855, 266))
-    d.text(20, 298, "A local dataset skips the first two levels: its shards are mapped, and read from the page cache.", quiet=True)
+    d.text(
+        20,
+        298,
+        "A local dataset skips the first two levels: its shards are mapped, and read from the page cache.",
+        quiet=True,
+    )
     return d
 
 
 def state() -> Drawing:
     """One integer says where to go on."""
-    d = Drawing("state", "The state counts the positions that were delivered; any number of ranks goes on from it", 900, 300)
+    d = Drawing(
+        "state",
+        "The state counts the positions that were delivered; any number of ranks goes on from it",
+        900,
+        300,
+    )
     d.text(20, 26, "Monday, 4 ranks", bold=True)
     d.box(20, 40, 430, 40, GREEN, "delivered to the loop: positions 0 to 511", strong=0.3)
     d.box(450, 40, 130, 40, AMBER, "being read ahead", dashed=True, size=12)
@@ -181,18 +245,34 @@ def state() -> Drawing:
     d.text(20, 202, "Tuesday, 2 ranks", bold=True)
     d.box(20, 212, 430, 40, GREEN, "never read again", strong=0.08)
     d.box(450, 212, 430, 40, GREEN, "positions 512, 513, ...: each sample once, none twice", strong=0.3)
-    d.text(20, 284, "What was read ahead is not counted: nothing is lost if the job dies. Going on costs a search in the order, not a replay.", quiet=True)
+    d.text(
+        20,
+        284,
+        "What was read ahead is not counted: nothing is lost if the job dies. Going on costs a search in the order, not a replay.",
+        quiet=True,
+    )
     return d
 
 
 def commit() -> Drawing:
     """A dataset is there as a whole or not at all."""
-    d = Drawing("commit", "Workers write shards and receipts; the manifest is put last, in one atomic step", 900, 330)
+    d = Drawing(
+        "commit", "Workers write shards and receipts; the manifest is put last, in one atomic step", 900, 330
+    )
     d.text(20, 26, "tasks, on any machine, in any order", bold=True)
     for number in range(4):
         failed = number == 2
         y = 40 + number * 50
-        d.box(20, y, 110, 40, RED if failed else BLUE, f"task {number}", *(["killed, done again"] if failed else []), size=12)
+        d.box(
+            20,
+            y,
+            110,
+            40,
+            RED if failed else BLUE,
+            f"task {number}",
+            *(["killed, done again"] if failed else []),
+            size=12,
+        )
         d.arrow((132, y + 20), (186, y + 20), dashed=failed)
         d.box(190, y, 150, 40, AMBER, f"shard-{number:06}", "and its index", size=12)
         d.arrow((342, y + 20), (386, y + 20), dashed=failed)
@@ -205,7 +285,12 @@ def commit() -> Drawing:
     d.text(370, 260, "readers see no dataset, or the old one", 12, "middle", quiet=True)
     d.arrow((730, 268), (880, 268), head=False)
     d.text(805, 260, "the new one", 12, "middle", quiet=True)
-    d.text(20, 304, "A pack that dies at any point leaves no half dataset: --resume goes on from the receipts, and the result has the same bytes.", quiet=True)
+    d.text(
+        20,
+        304,
+        "A pack that dies at any point leaves no half dataset: --resume goes on from the receipts, and the result has the same bytes.",
+        quiet=True,
+    )
     return d
 
 

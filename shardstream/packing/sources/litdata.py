@@ -23,6 +23,7 @@ from shardstream.packing.sources.base import (
     relative,
     unique_keys,
 )
+from shardstream.packing.sources.litdata_arrow import arrow_rows, arrow_samples
 from shardstream.packing.sources.litdata_values import check, kind, value
 from shardstream.packing.sources.mds import take
 from shardstream.packing.sources.row_source import RowSource
@@ -35,6 +36,7 @@ _FRAMED = struct.Struct("<8sHHIII")
 _FRAME = struct.Struct("<IIQII")
 _MAGIC = b"LDFZ01\0\0"
 _LONGEST = 1 << 30  # bytes of a frame
+_IN_ARROW = {"str", "int", "float", "bool", "bytes", "json"}  # what LitData may put into Arrow's format
 
 
 class _Chunk(msgspec.Struct):
@@ -47,7 +49,6 @@ class _Config(msgspec.Struct):
     data_spec: str | None = None
     compression: str | None = None
     compression_level: str | None = None
-    ipc_compression: str | None = None
     encryption: Any = None
     item_loader: str | None = None
 
@@ -65,8 +66,8 @@ class LitdataSource(RowSource):
     """Samples of LitData folders as rows. Images stay the files they are; arrays and tensors become .npy.
 
     A nested value is a column such as `more.image`. Chunks of the default loader are read, plain or
-    compressed by zstd in each of the three ways. What else there is, is refused by its name: pickles, JSON,
-    encryption, chunks of tokens, and rows in Arrow's format.
+    compressed by zstd in each of the three ways, and rows in Arrow's format behind a chunk. What else there is,
+    is refused by its name: pickles, JSON, encryption, and chunks of tokens.
 
     See `RowSource` for its arguments.
     """
@@ -94,7 +95,11 @@ class LitdataSource(RowSource):
         where, folder = redact(index.url), index.url[: -len(_INDEX)]
         span = FileSpan(index.url, 0, index.size, index.size, "", "index")
         found = _decode(read_whole(span, self.storage_options), _Index, where)
-        _columns(found.config, where)
+        _check(found.config, where)
+        # Rows with JSON, and nothing that is a file, are in Arrow's format, which says its columns itself.
+        formats = set(found.config.data_format or [])
+        if not {"json"} <= formats <= _IN_ARROW:
+            _columns(found.config, where)
         chunks = []
         for chunk in found.chunks:
             info = listed.pop(folder + chunk.filename, None)
@@ -129,9 +134,14 @@ class LitdataSource(RowSource):
 
     def _chunk(self, span: FileSpan, config: _Config) -> Iterator[Sample | Reject]:
         where = redact(span.url)
-        columns = _columns(config, where)
-        rows = self.rows.of_table({name: kind(form) for name, form in columns}, where)
+        _check(config, where)
         with open_input(span.url, self.storage_options) as file:
+            found = arrow_rows(file, span, where)
+            if found is not None:
+                yield from arrow_samples(self.rows, found, span, where)
+                return
+            columns = _columns(config, where)
+            rows = self.rows.of_table({name: kind(form) for name, form in columns}, where)
             for number, data in enumerate(_items(file, span, config, where)):
                 place = f"{where}, sample {number}"
                 try:
@@ -149,20 +159,22 @@ def _decode(data: bytes, type_: type[Any], where: str) -> Any:
         raise SourceError(f"{where}: not the index of a LitData folder ({error})") from error
 
 
+def _check(config: _Config, where: str) -> None:
+    """Raise SourceError if something of the chunks is not known."""
+    if config.encryption is not None:
+        raise SourceError(f"{where}: its chunks are encrypted; decrypt them first")
+    if config.item_loader not in (None, "PyTreeLoader"):
+        raise SourceError(f"{where}: its chunks are for {config.item_loader}, which is not known")
+    if config.compression is not None and not config.compression.startswith("zstd"):
+        raise SourceError(f"{where}: its compression {config.compression!r} is not known")
+
+
 def _columns(config: _Config, where: str) -> list[tuple[str, str]]:
     """The name and the format of each column.
 
     Raises:
         SourceError: Something of the index is not known.
     """
-    if config.encryption is not None:
-        raise SourceError(f"{where}: its chunks are encrypted; decrypt them first")
-    if config.item_loader not in (None, "PyTreeLoader"):
-        raise SourceError(f"{where}: its chunks are for {config.item_loader}, which is not known")
-    if config.ipc_compression is not None:
-        raise SourceError(f"{where}: its rows are in Arrow's format, which is not read")
-    if config.compression is not None and not config.compression.startswith("zstd"):
-        raise SourceError(f"{where}: its compression {config.compression!r} is not known")
     try:
         version, spec = msgspec.json.decode(config.data_spec or "")
         names = list(_names(spec, ""))
@@ -207,8 +219,6 @@ def _items(file: BinaryIO, span: FileSpan, config: _Config, where: str) -> Itera
     bounds = struct.unpack(f"<{count + 1}I", take(stream, 4 * (count + 1), where))
     if bounds[0] != 4 * (count + 2):
         raise SourceError(f"{where}: its samples do not begin behind their places; is it damaged?")
-    if level is None and bounds[-1] == bounds[0] and span.size > bounds[0]:
-        raise SourceError(f"{where}: its rows are in Arrow's format, which is not read")
     for size in _sizes(bounds, where):
         data = take(stream, size, where)
         yield _unzstd(data, where) if level == "sample" else data

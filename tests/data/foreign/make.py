@@ -3,6 +3,7 @@
     python tests/data/foreign/make.py megatron tests/data/foreign     # pip install megatron-core torch
     python tests/data/foreign/make.py mds tests/data/foreign          # pip install mosaicml-streaming
     python tests/data/foreign/make.py litdata tests/data/foreign      # pip install litdata
+    python tests/data/foreign/make.py litdata-arrow tests/data/foreign  # pip install litdata pyarrow
     python tests/data/foreign/make.py tfrecord tests/data/foreign     # pip install tensorflow-cpu
 
 The tests read what the files must hold from the functions here. So nothing but the standard library is
@@ -129,6 +130,22 @@ def litdata(folder: Path) -> None:
         cache.merge()
 
 
+ARROW: dict[str, dict[str, Any]] = {"plain": {}, "zstd": {"compression": "zstd"}}
+
+
+def litdata_arrow(folder: Path) -> None:
+    """A folder of two chunks for each way to compress; with pyarrow, LitData puts such rows into Arrow files."""
+    from litdata.streaming import Cache
+
+    for name, how in ARROW.items():
+        cache = Cache(str(folder / name), chunk_size=4, **how)
+        for number, row in enumerate(rows()):
+            more = {"tags": ["a", row["id"]], "deep": {"x": number}}
+            cache[number] = {key: row[key] for key in ("id", "text", "n", "half")} | {"more": more}
+        cache.done()
+        cache.merge()
+
+
 def tfrecord(folder: Path) -> None:
     """A file for each compression."""
     import tensorflow as tf
@@ -150,7 +167,10 @@ def tfrecord(folder: Path) -> None:
                 writer.write(example.SerializeToString())
 
 
-TOOLS = {"megatron": megatron, "mds": mds, "mds-pickle": mds_pickle, "litdata": litdata, "tfrecord": tfrecord}
+TOOLS = {
+    "megatron": megatron, "mds": mds, "mds-pickle": mds_pickle, "litdata": litdata, "litdata-arrow": litdata_arrow,
+    "tfrecord": tfrecord,
+}  # fmt: skip
 
 if __name__ == "__main__":
     name, out = sys.argv[1:]

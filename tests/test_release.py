@@ -43,7 +43,7 @@ def run(*command: str | Path, cwd: Path, **more: str) -> str:
 
 def built(folder: Path) -> tuple[Path, Path]:
     """(wheel, sdist); the wheel is built from the sdist, as `python -m build` does."""
-    # Without an environment of its own, which would need a registry: the build backend is a tool of developers.
+    # Without an environment of its own, which would need a registry: the backend is among the tools here.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist
@@ -78,8 +78,9 @@ def test_sdist_has_what_the_checks_need(packages: tuple[Path, Path]) -> None:
     with tarfile.open(packages[1]) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     wanted = [
-        "tests/conftest.py", "docs/index.md", "benchmarks/README.md", "tools/test", "tools/quickstart", "constraints.txt",
-        "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md", "CITATION.cff", "mkdocs.yml",
+        "tests/conftest.py", "docs/index.md", "benchmarks/README.md", "tools/test", "tools/quickstart",
+        "constraints.txt", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md",
+        "CITATION.cff", "mkdocs.yml",
     ]  # fmt: skip
     assert [name for name in wanted if name not in names] == []
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "build/"))]

@@ -38,7 +38,8 @@ def test_page(page: Path, tmp_path: Path) -> None:
         input=json.dumps([str(page), examples(page.read_text(encoding="utf-8"))]),
         cwd=tmp_path,
         env=os.environ | {
-            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]), "PYTHONPATH": str(ROOT),
+            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
+            "PYTHONPATH": str(ROOT),
             "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1",
         },
         capture_output=True,

@@ -1,7 +1,7 @@
 """Draws the pictures of docs/concepts.md: python3 tools/site/drawings.py writes docs/images/concepts/*.svg.
 
-A picture follows the reader's light or dark mode. In the site tools/site/hooks.py puts it into the page, where the
-colours are those of the theme.
+A picture follows the reader's light or dark mode. In the site tools/site/hooks.py puts it into the page, where
+the colours are those of the theme.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Drawing:
         return head + STYLE + marker + "\n".join(self._parts) + "\n</svg>\n"
 
 
+# fmt: off
 def frames() -> Drawing:
     """A shard, its frames, its index."""
     d = Drawing(
@@ -292,6 +293,7 @@ def commit() -> Drawing:
         quiet=True,
     )
     return d
+# fmt: on
 
 
 ALL: tuple[Callable[[], Drawing], ...] = (frames, lanes, tiers, state, commit)

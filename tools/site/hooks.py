@@ -1,4 +1,4 @@
-"""What the site has beside docs/: pages of the repository, the pages of the command line, and links between them.
+"""What the site has beside docs/: pages of the repository, the page of the command line, and links to them.
 
 mkdocs calls the functions whose names begin with `on_`.
 """
@@ -57,7 +57,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:  # noqa: ARG001
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Lead links of files of the repository to where they are in the site.
 
     A link to a file that is no page of the site, such as a module, becomes its text: the site is also read
@@ -86,7 +86,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return _PARTS.sub(led, markdown)
 
 
-def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:  # noqa: ARG001
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     """Put the drawings of docs/images/concepts into the page, so that they have the colours of the theme."""
 
     def drawn(match: re.Match[str]) -> str:

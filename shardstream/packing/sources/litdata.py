@@ -66,8 +66,8 @@ class LitdataSource(RowSource):
     """Samples of LitData folders as rows. Images stay the files they are; arrays and tensors become .npy.
 
     A nested value is a column such as `more.image`. Chunks of the default loader are read, plain or
-    compressed by zstd in each of the three ways, and rows in Arrow's format behind a chunk. What else there is,
-    is refused by its name: pickles, JSON, encryption, and chunks of tokens.
+    compressed by zstd in each of the three ways, and rows in Arrow's format behind a chunk. What else there
+    is, is refused by its name: pickles, JSON, encryption, and chunks of tokens.
 
     See `RowSource` for its arguments.
     """

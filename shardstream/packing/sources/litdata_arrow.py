@@ -1,8 +1,8 @@
 """Rows that LitData has put behind a chunk as an Arrow file, in place of its own samples.
 
-It does this for samples of texts, numbers and nested values, if pyarrow is there. The chunk
-has its number of samples, places that are all the same, the Arrow file or stream, its size in 4 bytes, and a mark
-of 8 bytes. Source: `append_arrow_row_footer` of litdata 0.2.76.
+It does this for samples of texts, numbers and nested values, if pyarrow is there. The chunk has its number of
+samples, places that are all the same, the Arrow file or stream, its size in 4 bytes, and a mark of 8 bytes.
+Source: `append_arrow_row_footer` of litdata 0.2.76.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ ARROW: dict[str, dict[str, Any]] = {"plain": {}, "zstd": {"compression": "zstd"}
 
 
 def litdata_arrow(folder: Path) -> None:
-    """A folder of two chunks for each way to compress; with pyarrow, LitData puts such rows into Arrow files."""
+    """The same of rows that LitData puts into Arrow files, if pyarrow is there."""
     from litdata.streaming import Cache
 
     for name, how in ARROW.items():
@@ -168,8 +168,8 @@ def tfrecord(folder: Path) -> None:
 
 
 TOOLS = {
-    "megatron": megatron, "mds": mds, "mds-pickle": mds_pickle, "litdata": litdata, "litdata-arrow": litdata_arrow,
-    "tfrecord": tfrecord,
+    "megatron": megatron, "mds": mds, "mds-pickle": mds_pickle, "litdata": litdata,
+    "litdata-arrow": litdata_arrow, "tfrecord": tfrecord,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class _NotOfMixturesError(OptionError, AttributeError):
 class Mixture(OrderedDataset[T]):
     """Samples of several datasets, each with its part of all positions.
 
-    Each sample and batch says in "__source__" which dataset it came from: its number, in a batch a tensor
+    Each sample and batch says in `"__source__"` which dataset it came from: its number, in a batch a tensor
     [B]. TokenDatasets of the same seq_len and dtype give one tensor "tokens" per batch.
 
     Args:

@@ -40,7 +40,7 @@ _OPTIONS = ("fields", "decode", "shuffle", "cache", "topology", "transform", "st
 
 
 class StreamingDataset(ChoosableDataset[T]):
-    """The samples of the dataset at `url`, as dicts {"__key__": str, field: value}.
+    """The samples of the dataset at `url`, as dicts `{"__key__": str, field: value}`.
 
     Iterating gives this rank's samples of one epoch; iterating again is the next epoch. An iterator that
     gave at most one sample and was closed or dropped, as `next(iter(ds))`, does not count. In the

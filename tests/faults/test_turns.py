@@ -149,7 +149,8 @@ def test_a_stopped_packer_that_wakes_after_another_pack_does_no_harm(
     os.killpg(zombie.pid, signal.SIGCONT)
     _, text = zombie.communicate(timeout=200)
     assert zombie.returncode == 1
-    assert "another packer packs something else here" in text
+    # The other one may have ended meanwhile.
+    assert "another packer packs something else here" in text or "this pack has ended" in text
     _, text = other.communicate(timeout=200)
     assert other.returncode == 0, text
     assert target.contents() == whole[1]

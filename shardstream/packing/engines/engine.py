@@ -61,8 +61,8 @@ class Workers(Protocol):
     ) -> Iterator[Any]:
         """Yield function(job, task) for every task, in the order in which they end.
 
-        A task may be run more than once, also at the same time, and its runs may be cut off at any point; there
-        is one result of each. When the iterator is closed, no task is begun any more.
+        A task may be run more than once, also at the same time, and its runs may be cut off at any point.
+        There is one result of each task. When the iterator is closed, no task is begun any more.
 
         Args:
             function: A function in a module that workers can import.

@@ -38,7 +38,8 @@ class Progress:
         rejected: samples that a pack left out.
         done_tasks, total_tasks: tasks of a pack, archives of an index, shards of a dataset.
         nodes: machines that can take tasks of a pack now.
-        retried: how often a task of a pack was given to a worker again.
+        retried: how often a task of a pack was given to a worker again, second attempts at slow ones among
+            them.
         lost: workers of a pack that died at work, those of lost machines among them.
         seconds: since the operation began.
     """

@@ -25,7 +25,7 @@ from shardstream.packing import reservation
 from shardstream.packing.adopt_archive import MAX_REGROUPED, Bounds, Counted, Rows, Skips, fill
 from shardstream.packing.adopt_seekable import seekable_frames, stored_frames
 from shardstream.packing.build_manifest import field_infos, tool, warn_of_many_fields
-from shardstream.packing.engines.local import run_tasks
+from shardstream.packing.engines.processes import run_tasks
 from shardstream.packing.rejects import write_rejects
 from shardstream.packing.shard_names import check_folder, clear_temporary, shard_stem
 from shardstream.packing.sources import without_companions

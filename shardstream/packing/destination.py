@@ -344,6 +344,8 @@ class Destination:
             shutil.rmtree(folder, ignore_errors=True)
         if _SPILL in names:
             mine = [name for name in self.store.list(_SPILL) if name.endswith(tags)]
+            if of_all:  # what was listed while it is this packer's turn is not of the next one
+                self.claim.check(self.store, now=True)
             self.store.delete_many([f"{_SPILL}/{name}" for name in mine])
 
 

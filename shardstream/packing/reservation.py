@@ -23,6 +23,7 @@ LOCK = ".pack-lock"
 TEST = ".pack-test-"  # begins the names of objects that only try what the store does
 # What a file system without locks answers, such as Lustre that is mounted without the option flock.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_TESTS = 3  # of a store that does not refuse to create an object again
 _LOCK_TIMEOUT = 5.0  # seconds in which the workers of a killed packer notice that, and end
 
 
@@ -161,7 +162,7 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
     """
     mine = msgspec.structs.replace(mine, owner=os.urandom(8).hex(), epoch=1)
     try:
-        store.create(NAME, msgspec.json.encode(mine))
+        version = store.create(NAME, msgspec.json.encode(mine))
     except CommitError:
         found, version = _read_version(store)
         if resume and found is not None and (found.plan, found.base) == (mine.plan, mine.base):
@@ -189,10 +190,11 @@ def reserve(store: Store, mine: Reservation, resume: bool, locked: bool) -> tupl
                 "pack with --resume continues it; to start again empty the target"
             ) from None
         mine = msgspec.structs.replace(mine, epoch=0 if found is None else found.epoch + 1)
-        store.replace(NAME, msgspec.json.encode(mine), version)
+        version = store.replace(NAME, msgspec.json.encode(mine), version)
     if not creates_once(store):
         mine = msgspec.structs.replace(mine, tagged=True)
-        store.write(NAME, msgspec.json.encode(mine))
+        # This packer may have been stopped since it made the reservation, which may be another one's now.
+        store.replace(NAME, msgspec.json.encode(mine), version)
     return mine, False
 
 
@@ -212,13 +214,19 @@ def _read_version(store: Store) -> tuple[Reservation | None, str]:
 def creates_once(store: Store) -> bool:
     """Whether the store refuses to create an object again. Some servers ignore that they are asked to.
 
-    It is tried with an object of its own: the reservation may have gone meanwhile, and must not come back.
+    It is tried with an object of its own: the reservation may have gone meanwhile, and must not come back. It
+    is tried again if it was not refused, since somebody may have emptied the target between both requests.
 
     Args:
         store: The target.
     """
     if store.local_path(NAME) is not None or not store.conditional:
         return store.conditional
+    return any(_refuses(store) for _ in range(_TESTS))
+
+
+def _refuses(store: Store) -> bool:
+    """Whether a store refuses to create an object that is there."""
     name = f"{TEST}{os.urandom(8).hex()}"
     try:
         with contextlib.suppress(CommitError):  # a request that was sent again after its answer was lost

@@ -46,3 +46,17 @@ def fails(job: str, task: int) -> tuple[int, str]:
         if Path(job, "node").read_text() == node:
             raise StorageError("no answer")
     return task, node
+
+
+def hangs(job: tuple[str, str], task: int) -> int:
+    """The first attempt at task 3 hangs: its process sleeps, or is stopped."""
+    folder, how = job
+    if task == 3:
+        with contextlib.suppress(FileExistsError), Path(folder, "hung").open("x") as file:
+            file.write(f"{os.getpid()}")
+            file.flush()
+            if how == "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            else:
+                time.sleep(600)
+    return task

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,11 +17,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shardstream.packing.spilled import FOLDER
+from shardstream.storage.store import Store
+from tests.servers import KEY, SECRET
 from tests.test_docs import ROOT
 
 SMALL: dict[str, Any] = {"shard_size": "8KiB", "frame_size": "2KiB"}
 SECONDS = 200.0  # after which a pack is killed
 STORE = 80 << 20  # bytes of the object store of a node
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "PYTHONPATH": str(ROOT),
+    "RAY_AUTH_MODE": "disabled",  # the nodes listen on the loopback alone
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else they listen on the machine's address
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a driver waits for a new head: by default 60 s
+}
+
+
+def files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def objects(url: str, options: dict[str, Any]) -> dict[str, str]:
+    """The SHA-256 of every object of a dataset in a store. SeaweedFS keeps a folder that has become empty."""
+    store = Store.open(url, options)
+    names = [name for name in store.list() if name != FOLDER or store.list(FOLDER)]
+    return {name: hashlib.sha256(store.read(name)).hexdigest() for name in names}
+
+
+def family(pid: int) -> list[int]:
+    """A process, and all that it and its children have started."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+    return found
 
 
 class Nodes:
@@ -53,6 +92,15 @@ class Nodes:
         with contextlib.suppress(Exception):  # a process may be dead, or slow to end
             self.cluster.shutdown()
 
+    def freeze_one(self) -> list[int]:
+        """Stop a node with all its processes, as if its machine had lost the network; returns them."""
+        node = self.nodes.pop(0)
+        roots = [each.process.pid for some in node.all_processes.values() for each in some]
+        processes = [each for root in roots for each in family(root)]
+        for each in processes:
+            os.kill(each, signal.SIGSTOP)
+        return processes
+
     def kill_one(self) -> None:
         """Kill a node with all its processes, and start another one."""
         self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
@@ -69,7 +117,7 @@ def started(count: int) -> Nodes:
 class Pack:
     """A pack in a process of its own."""
 
-    def __init__(self, dest: Path, address: str, **options: Any) -> None:
+    def __init__(self, dest: Path | str, address: str, **options: Any) -> None:
         self.mark = uuid.uuid4().hex
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by kill
         arguments = [str(dest), address, json.dumps({**SMALL, **options})]
@@ -105,7 +153,7 @@ class Pack:
     def left(self) -> list[str]:
         """The processes that this pack has started, and that are still there after a while."""
         found: list[str] = []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150  # Ray's agents look for a head that is gone for a minute
         while time.monotonic() < deadline:
             found = [line for pid in os.listdir("/proc") if pid.isdigit() and (line := self._ours(pid))]
             if not found:

@@ -1,6 +1,7 @@
 """python -m tests.frameworks.ray_pack DEST ADDRESS OPTIONS: packs slow tasks on Ray, and tells its progress.
 
-ADDRESS is that of a cluster; "here" starts Ray on this machine. OPTIONS is JSON.
+ADDRESS is that of a cluster; "here" starts Ray on this machine. OPTIONS is JSON: the arguments of `pack`, and
+"seconds" for each task, or "sources" that are packed instead.
 """
 
 from __future__ import annotations
@@ -20,4 +21,6 @@ def show(now: Progress) -> None:
 if __name__ == "__main__":
     dest, address, options = sys.argv[1:]
     engine = ss.engines.Ray(None if address == "here" else address)
-    ss.pack(slow(), dest, engine=engine, progress=show, **json.loads(options))
+    given = json.loads(options)
+    sources = given.pop("sources", None) or slow(given.pop("seconds", 0.4))
+    ss.pack(sources, dest, engine=engine, progress=show, **given)

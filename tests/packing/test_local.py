@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from shardstream.errors import OptionError, StorageError
-from shardstream.packing.engines.local import _Worker, run_tasks
+from shardstream.packing.engines.local import Worker
+from shardstream.packing.engines.processes import run_tasks
 
 
 def test_a_worker_that_died_is_named_and_stops_without_another_error() -> None:
-    worker = _Worker(len, None, ())
+    worker = Worker(len, None, ())
     worker.process.kill()
     worker.process.wait(90)
     with pytest.raises(StorageError, match="ended unexpectedly"):

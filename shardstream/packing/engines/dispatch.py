@@ -8,38 +8,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shardstream.errors import CommitError, OptionError, StorageError
-from shardstream.format.shown import counted
+from shardstream.errors import OptionError, StorageError
+from shardstream.packing.engines.attempts import Flight, Work, WorkerLostError, failed, lost, slow_ones
 from shardstream.packing.engines.batch import Answer
 from shardstream.packing.engines.engine import Counts
-from shardstream.storage.store import redact
+from shardstream.packing.engines.pace import Pace, longest_first, work_of
 
-__all__ = ["Crew", "WorkerLostError", "dispatched", "room"]
+__all__ = ["Crew", "dispatched", "room"]
 
 _BATCH_SECONDS = 30.0  # clusters take some milliseconds to start a batch, and up to seconds for a new worker
-_MOST_KILLS = 3
-_MOST_LOST_NODES = 10  # a machine may be taken away at any time, but not ten times with the same task
-_LONGEST_PAUSE = 16.0
 _LOOK = 1.0  # seconds until the crew is looked at again
 _ALONE = 600.0  # seconds without any machine, in which a cluster may grow
 _WEIGHT = 0.2  # of the last batch in the running average
-
-
-class WorkerLostError(Exception):
-    """A batch got no answer, since its worker died.
-
-    Args:
-        reason: What the engine says.
-        with_node: Whether the machine was lost, which is no fault of the tasks.
-        workers: How many workers died with it.
-    """
-
-    def __init__(self, reason: str, with_node: bool = False, workers: int = 1) -> None:
-        super().__init__(reason)
-        self.with_node, self.workers = with_node, workers
 
 
 class Crew(Protocol):
@@ -47,6 +29,10 @@ class Crew(Protocol):
 
     def capacity(self) -> int:
         """How many batches can run at a time now."""
+        ...
+
+    def spare(self) -> int:
+        """How many more batches could begin at once, as far as it is known: others may use the cluster."""
         ...
 
     def lacks(self) -> str:
@@ -63,6 +49,10 @@ class Crew(Protocol):
 
     def answer(self, handle: Any) -> Answer:
         """What became of a batch that has ended. Raises WorkerLostError if its worker died."""
+        ...
+
+    def drop(self, handle: Any) -> None:
+        """Begin to end a batch whose answer nobody needs."""
         ...
 
     def cancel(self, handles: Sequence[Any]) -> None:
@@ -82,31 +72,13 @@ def room(workers: int | None, capacity: int) -> int:
     return max(1, 2 * capacity)  # a cluster that can grow does so if something waits
 
 
-@dataclass(slots=True)
-class _Work:
-    """A task that is not done.
-
-    Args:
-        task: The task.
-        failures: How often a store failed in it.
-        kills: How many workers died with it.
-        lost_nodes: How many machines were lost with it.
-        avoid: The machines where a store failed.
-        due: When it may be tried again, in the seconds of time.monotonic.
-    """
-
-    task: Any
-    failures: int = 0
-    kills: int = 0
-    lost_nodes: int = 0
-    avoid: tuple[str, ...] = ()
-    due: float = 0.0
-
-
 def dispatched(
     crew: Crew, tasks: Sequence[Any], workers: int | None, retries: int, counts: Counts
 ) -> Iterator[Any]:
-    """Yield the result of every task, in the order in which they end.
+    """Yield the result of every task once, in the order in which they end.
+
+    The longest tasks are begun first. Workers that have nothing to do make a second attempt at tasks that are
+    slow, see `pace`. The first result counts, and the other attempt is ended.
 
     Args:
         crew: The workers.
@@ -120,13 +92,14 @@ def dispatched(
         StorageError: A store failed too often, a task killed too many workers, or there are no workers.
         Exception: The first other error of a task.
     """
-    new: deque[Any] = deque(tasks)  # those that came back are of the kind _Work
-    again: list[_Work] = []  # these run one by one, so that it is seen which of them is at fault
-    flying: dict[Hashable, list[_Work]] = {}
+    new: deque[Any] = deque(longest_first(tasks))  # those that came back are of the kind Work
+    again: list[Work] = []  # these run one by one, so that it is seen which of them is at fault
+    sent = _Sent(crew)
+    pace = Pace()
     seconds = 0.0  # of a task: a running average
     last_seen = time.monotonic()
     try:
-        while new or again or flying:
+        while new or again or sent.flying:
             now, capacity = time.monotonic(), crew.capacity()
             most = room(workers, capacity)
             last_seen = now if capacity else last_seen
@@ -136,42 +109,128 @@ def dispatched(
                     f"no machine has taken a task for {_ALONE:.0f} s{why}; the same pack with resume "
                     "continues"
                 )
-            while len(flying) < most and (batch := _next(new, again, seconds, most, now)):
-                handle = crew.submit([work.task for work in batch], _avoided(batch))
-                flying[handle] = batch
+            while len(sent.flying) < most and (batch := _next(new, again, seconds, most, now)):
+                sent.send(batch)
+            slots = capacity if workers is None else min(workers, capacity)
+            sent.note_begun(slots, now)
+            if not new and not any(work.due <= now for work in again):
+                counts.retried += sent.copy_slow(pace, slots, now)
             pause = max(0.0, min([_LOOK, *(work.due - now for work in again if work.due > now)]))
-            for handle in crew.wait(list(flying), pause):
-                batch = flying.pop(handle)
+            for handle in crew.wait(list(sent.flying), pause):
+                flight = sent.landed(handle)
+                if flight is None:  # another attempt has just done all of it
+                    continue
                 try:
                     answer = crew.answer(handle)
                 except WorkerLostError as error:
                     counts.lost += error.workers
-                    counts.retried += len(batch)
-                    _count_loss(batch, error)
+                    back = lost(flight.left(), len(flight.batch) == 1, error)
+                    counts.retried += len(back)
                     if error.with_node:
-                        new.extendleft(reversed(batch))
+                        new.extendleft(reversed(back))
                     else:
-                        again += batch
+                        again += back
                     continue
                 done = len(answer.results)
                 if done:
                     mean = answer.seconds / done
                     seconds = mean if not seconds else seconds + _WEIGHT * (mean - seconds)
-                yield from answer.results
-                left = batch[done:]
+                for work, result in zip(flight.batch, answer.results, strict=False):
+                    if not work.done:
+                        pace.add(mean, work_of(work.task))
+                        work.done = True
+                        yield result
+                left = flight.batch[done:]
                 if answer.problems:
                     raise OptionError(f"node {answer.node}: {'; '.join(answer.problems)}")
-                if done > len(batch) or (not left) != (answer.error is None):
-                    raise RuntimeError(f"node {answer.node}: {done} results of {len(batch)} tasks came back")
-                if answer.error is not None:
-                    again.append(_failed(left[0], answer, retries))
-                    counts.retried += 1
-                    new.extendleft(reversed(left[1:]))
+                if done > len(flight.batch) or (not left) != (answer.error is None):
+                    raise RuntimeError(
+                        f"node {answer.node}: {done} results of {len(flight.batch)} tasks came back"
+                    )
+                if left and not left[0].done:
+                    failed(left[0], answer, retries)
+                    if not left[0].flying:
+                        again.append(left[0])
+                        counts.retried += 1
+                new.extendleft(work for work in reversed(left[1:]) if not work.done and not work.flying)
+                sent.drop_done(flight)
     finally:
-        crew.cancel(list(flying))
+        sent.cancel()
 
 
-def _next(new: deque[Any], again: list[_Work], seconds: float, most: int, now: float) -> list[_Work] | None:
+class _Sent:
+    """The batches on their way.
+
+    Args:
+        crew: Has them.
+
+    Attributes:
+        flying: The batches whose answers are needed, by handle.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self.flying: dict[Hashable, Flight] = {}
+        self._waiting: deque[Hashable] = deque()  # those that no worker may have yet, the first one first
+        self._begun = 0
+        self._dropped: list[Hashable] = []
+        self._looked = 0.0
+
+    def send(self, batch: list[Work]) -> None:
+        avoid = batch[0].avoid if len(batch) == 1 else ()
+        handle = self._crew.submit([work.task for work in batch], avoid)
+        for work in batch:
+            work.flying += 1
+        self.flying[handle] = Flight(batch)
+        self._waiting.append(handle)
+
+    def note_begun(self, slots: int, now: float) -> None:
+        """Note which batches have workers, if so many can run: those that were sent first."""
+        while self._waiting and self._begun < slots:
+            flight = self.flying.get(self._waiting.popleft())
+            if flight is not None:
+                flight.began = now
+                self._begun += 1
+
+    def landed(self, handle: Hashable) -> Flight | None:
+        """Take a batch that has ended from those on their way; None if it is not one of them."""
+        flight = self.flying.pop(handle, None)
+        if flight is not None:
+            self._begun -= flight.began is not None
+            for work in flight.batch:
+                work.flying -= 1
+        return flight
+
+    def copy_slow(self, pace: Pace, slots: int, now: float) -> int:
+        """Send the tasks that are slow to idle workers, too; returns how many."""
+        copied = 0
+        if len(self.flying) >= slots or now - self._looked < _LOOK:
+            return copied
+        self._looked = now
+        late = list(slow_ones(self.flying, pace, slots - len(self.flying), now))
+        for batch in late[: self._crew.spare() if late else 0]:
+            for work in batch:
+                work.copies += 1
+            self.send(batch)
+            copied += len(batch)
+        return copied
+
+    def drop_done(self, ended: Flight) -> None:
+        """End the other attempts at what a batch has done, unless something of them is not done."""
+        if not any(work.flying for work in ended.batch):
+            return
+        for handle, flight in list(self.flying.items()):
+            if not flight.left():
+                self.landed(handle)
+                self._dropped.append(handle)
+                self._crew.drop(handle)
+
+    def cancel(self) -> None:
+        """End all of them."""
+        self._crew.cancel([*self.flying, *self._dropped])
+
+
+def _next(new: deque[Any], again: list[Work], seconds: float, most: int, now: float) -> list[Work] | None:
     """The next batch; None if there is none at the moment."""
     for position, work in enumerate(again):
         if work.due <= now:
@@ -182,50 +241,4 @@ def _next(new: deque[Any], again: list[_Work], seconds: float, most: int, now: f
     # At the end batches become small, so that the last one is not waited for.
     size = max(1, min(size, len(new) // max(1, most)))
     # Made when they are taken: most of millions of tasks never fail.
-    return [work if isinstance(work, _Work) else _Work(work) for work in (new.popleft() for _ in range(size))]
-
-
-def _avoided(batch: Sequence[_Work]) -> tuple[str, ...]:
-    return batch[0].avoid if len(batch) == 1 else ()
-
-
-def _count_loss(batch: Sequence[_Work], error: WorkerLostError) -> None:
-    for work in batch:
-        if error.with_node:
-            work.lost_nodes += 1
-        else:
-            work.kills += error.workers
-        if work.kills >= _MOST_KILLS and len(batch) == 1:
-            raise StorageError(
-                f"{_named(work.task)}: {counted(work.kills, 'worker')} died in it ({error}). Were they out "
-                "of memory? Then run fewer at a time, or make shard_size smaller"
-            ) from error
-        if work.lost_nodes >= _MOST_LOST_NODES:
-            raise StorageError(
-                f"{_named(work.task)}: {counted(work.lost_nodes, 'machine')} were lost while it ran ({error})"
-            ) from error
-
-
-def _failed(work: _Work, answer: Answer, retries: int) -> _Work:
-    """The work, to be tried again. Raises its error if that would not help."""
-    error = answer.error
-    assert error is not None
-    # Another packer at work stays there, wherever a task is tried.
-    if not isinstance(error, StorageError) or isinstance(error, CommitError):
-        raise error
-    if work.failures >= retries:
-        raise error
-    work.due = time.monotonic() + min(_LONGEST_PAUSE, 2.0**work.failures)
-    work.failures += 1
-    work.avoid = (*work.avoid, answer.node)
-    return work
-
-
-def _named(task: Any) -> str:
-    """A task for messages: its number, and the first of its files."""
-    number, files = getattr(task, "number", None), getattr(task, "files", ())
-    name = repr(task) if number is None else f"{type(task).__name__.strip('_').lower()} {number}"
-    if not files:
-        return name
-    span, more = files[0], f" and {counted(len(files) - 1, 'file')} more" if len(files) > 1 else ""
-    return f"{name} ({redact(span.url)}, bytes {span.start:,} to {span.end:,}{more})"
+    return [work if isinstance(work, Work) else Work(work) for work in (new.popleft() for _ in range(size))]

@@ -16,7 +16,7 @@ class Counts:
 
     Args:
         nodes: The machines that can take tasks now. 0: the engine does not know.
-        retried: How often a task was given to a worker again.
+        retried: How often a task was given to a worker again, second attempts at slow ones among them.
         lost: How many workers died with tasks, those of lost machines among them.
     """
 
@@ -61,8 +61,8 @@ class Workers(Protocol):
     ) -> Iterator[Any]:
         """Yield function(job, task) for every task, in the order in which they end.
 
-        A task may be run more than once, and its first runs may have been cut off at any point. When the
-        iterator is closed, no task is begun any more.
+        A task may be run more than once, also at the same time, and its runs may be cut off at any point.
+        There is one result of each task. When the iterator is closed, no task is begun any more.
 
         Args:
             function: A function in a module that workers can import.

@@ -1,4 +1,4 @@
-"""Tasks in worker processes on this machine.
+"""A worker process on this machine: what it does, and how the packer talks to it.
 
 The workers are plain subprocesses, which exchange pickles with the packer over pipes. Multiprocessing is not
 used, for three reasons. The workers do not import the __main__ of the caller, so that a script without a main
@@ -16,14 +16,12 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from shardstream.counters.page import end, job_name
 from shardstream.errors import OptionError, ShardstreamError, StorageError
-from shardstream.packing.engines.engine import Counts
 from shardstream.packing.engines.exits import exits_are_errors
-from shardstream.storage.secrets import redact
 
 _LENGTH = struct.Struct("<Q")
 # Ctrl-C reaches the whole process group. Workers ignore it, since the packer ends them.
@@ -32,7 +30,6 @@ _START = (
     "from shardstream.packing.engines.local import serve; serve()"
 )
 _END_TIMEOUT = 10.0
-_MOST_KILLS = 3  # workers that may die in the same task
 _SENT = (
     "with several workers the options of pack go to other processes, which do not run the main module: "
     "{error}. Give plain values, or classes and functions of a module in a file of its own; or use workers=1"
@@ -115,7 +112,14 @@ class WorkerDiedError(StorageError):
     """A worker process ended while it had a task."""
 
 
-class _Worker:
+class Worker:
+    """The packer's end of a worker process.
+
+    Args:
+        function, job: It calls function(job, task).
+        inherited: File descriptors that it inherits.
+    """
+
     def __init__(self, function: Callable[..., Any], job: object, inherited: Sequence[int]) -> None:
         environment = dict(os.environ)
         # The caller may have found this package only by its own sys.path.
@@ -135,8 +139,16 @@ class _Worker:
         assert self.process.stdout
         self._in, self._out = self.process.stdin, self.process.stdout
         self._setup: object = (function, job)
+        self.ended = False  # by `end`
 
     def call(self, task: object) -> Any:
+        """function(job, task), there.
+
+        Raises:
+            WorkerDiedError: The process has ended.
+            OptionError: An argument cannot be sent.
+            Exception: What the call raised.
+        """
         try:
             sent = [_dumped(message) for message in (self._setup, task) if message is not None]
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -156,109 +168,20 @@ class _Worker:
             raise answer
         return answer
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Kill the process, whatever it does. A call that waits for its answer raises WorkerDiedError."""
+        self.ended = True
         self.process.kill()
-        self.process.wait(_END_TIMEOUT)
+
+    def stop(self) -> None:
+        """End it, and wait for its end."""
+        self.process.kill()
+        try:
+            self.process.wait(_END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            # It hangs in a file system, and dies when that answers. A thread may still read its pipe, and
+            # to close it would wait for that.
+            return
         with contextlib.suppress(OSError):  # closing writes bytes that a dead worker did not read
             self._in.close()
         self._out.close()
-
-
-def _named(task: Any) -> str:
-    """A task, for messages: its number, and the first file that it reads."""
-    files = getattr(task, "files", ())
-    what = f"task {getattr(task, 'number', task)}"
-    return f"{what} ({redact(files[0].url)})" if files else what
-
-
-def run_tasks(
-    function: Callable[[Any, Any], Any],
-    job: object,
-    tasks: Sequence[Any],
-    workers: int,
-    inherited: Sequence[int] = (),
-    counts: Counts | None = None,
-) -> Iterator[Any]:
-    """Yield function(job, task) for every task, in the order in which they end.
-
-    A worker that dies is replaced, and its task is given to the new one.
-
-    Args:
-        function: A function in a module that workers can import.
-        job: The first argument of each call. It is pickled once for each worker.
-        tasks: The second argument of each call.
-        workers: How many processes work. With one worker or one task, the calls are made in this process.
-        inherited: File descriptors that workers inherit.
-        counts: Workers that died are counted here, and the tasks that others got.
-
-    Raises:
-        OptionError: An argument cannot be sent to another process.
-        StorageError: Three workers died in the same task.
-        Exception: The first error of a call. All workers are stopped.
-    """
-    if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            with exits_are_errors():
-                result = function(job, task)
-            yield result
-        return
-    pending: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for task in tasks:
-        pending.put(task)
-    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-    pool: list[_Worker] = []
-
-    ended = threading.Event()
-    changing = threading.Lock()  # the pool: a worker may die when all are stopped
-
-    def replaced(worker: _Worker) -> _Worker:
-        worker.stop()
-        with changing:
-            if ended.is_set():
-                raise StorageError("the workers are stopped")
-            if counts is not None:
-                counts.lost += 1
-                counts.retried += 1
-            pool[pool.index(worker)] = new = _Worker(function, job, inherited)
-        return new
-
-    def answered(worker: _Worker, task: Any) -> tuple[_Worker, Any]:
-        for kills in range(1, _MOST_KILLS + 1):
-            try:
-                return worker, worker.call(task)
-            except WorkerDiedError as error:
-                if kills == _MOST_KILLS:
-                    raise StorageError(
-                        f"{_named(task)}: {kills} workers died in it; the last: {error}"
-                    ) from error
-                worker = replaced(worker)
-        raise AssertionError
-
-    def feed(worker: _Worker) -> None:
-        try:
-            while True:
-                worker, answer = answered(worker, pending.get_nowait())
-                answers.put((True, answer))
-        except queue.Empty:
-            return
-        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
-            answers.put((False, error))
-
-    threads: list[threading.Thread] = []
-    try:
-        for _ in range(min(workers, len(tasks))):
-            pool.append(_Worker(function, job, inherited))
-            threads.append(threading.Thread(target=feed, args=(pool[-1],), daemon=True))
-            threads[-1].start()
-        for _ in tasks:
-            done, answer = answers.get()
-            if not done:
-                raise answer
-            yield answer
-    finally:
-        with changing:
-            ended.set()
-        for worker in pool:
-            worker.stop()
-        for thread in threads:
-            thread.join(_END_TIMEOUT)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardstream.errors import OptionError, StorageError, require
+from shardstream.packing.engines.attempts import WorkerLostError
 from shardstream.packing.engines.batch import Answer, Setup, run_batch
-from shardstream.packing.engines.dispatch import WorkerLostError, dispatched
+from shardstream.packing.engines.dispatch import dispatched
 from shardstream.packing.engines.engine import Counts, Needs
 from shardstream.packing.engines.nodes import Expected, problems
 from shardstream.packing.engines.sealed import Sealer
@@ -120,6 +121,12 @@ class RayCluster:
         self.counts.nodes = len(nodes)
         return sum(self._slots(node) for node in nodes)
 
+    def spare(self) -> int:
+        with contextlib.suppress(self.ray.exceptions.RayError):  # the cluster may be gone, as others see
+            free = self.ray.available_resources()
+            return max(0, self._slots({"Resources": free}))
+        return 0
+
     def lacks(self) -> str:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if not nodes or self._usable(0.0):
@@ -180,6 +187,11 @@ class RayCluster:
             if answer.problems and node["NodeID"] == answer.node:
                 answer.node = _name(node)
         return answer
+
+    def drop(self, handle: Any) -> None:
+        self._avoiding.pop(handle, None)
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            self.ray.cancel(handle, force=True)
 
     def cancel(self, handles: Sequence[Any]) -> None:
         with contextlib.suppress(self.ray.exceptions.RayError):  # the cluster may be gone

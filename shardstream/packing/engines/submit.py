@@ -17,8 +17,9 @@ from typing import Any
 
 from shardstream.errors import OptionError, StorageError
 from shardstream.format.numbers import whole_number
+from shardstream.packing.engines.attempts import WorkerLostError
 from shardstream.packing.engines.batch import Answer, Setup, run_batch
-from shardstream.packing.engines.dispatch import WorkerLostError, dispatched
+from shardstream.packing.engines.dispatch import dispatched
 from shardstream.packing.engines.engine import Counts, Needs
 from shardstream.packing.engines.nodes import Expected, marked, versions
 from shardstream.packing.engines.sealed import Sealer
@@ -108,6 +109,9 @@ class _Executor:
                 raise StorageError(f"the executor does not answer: {_told(error)}; {_CONTINUES}") from error
         return self._slots
 
+    def spare(self) -> int:
+        return self.capacity()  # no executor tells who else uses it
+
     def lacks(self) -> str:
         return ""  # no executor tells
 
@@ -147,6 +151,10 @@ class _Executor:
             killed = type(error).__name__ == "KilledWorker"
             raise WorkerLostError(_told(error), workers=2 if killed else 1) from error
         return answer
+
+    def drop(self, handle: Any) -> None:
+        with contextlib.suppress(Exception):  # the executor may be gone
+            handle.cancel()
 
     def cancel(self, handles: Sequence[Any]) -> None:
         deadline = time.monotonic() + _END_TIMEOUT

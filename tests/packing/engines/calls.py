@@ -10,7 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
 from shardstream.errors import CommitError, SourceError, StorageError
+from shardstream.packing.disk_shuffle import Scatter
+from shardstream.packing.job import stage_of
+from shardstream.packing.shard_puts import ShardPuts
+from shardstream.packing.worker import run_task
 
 
 def doubled(job: int, task: int) -> tuple[int, int]:
@@ -63,3 +71,91 @@ def dies_once(job: str, task: int) -> int:
         path.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return task
+
+
+def first(path: Path) -> bool:
+    """Whether this is the first call with a path, of all processes. The file holds who it is."""
+    try:
+        with path.open("x") as file:
+            file.write(f"{os.getpid()}")
+    except FileExistsError:
+        return False
+    return True
+
+
+def woken(folder: Path, seconds: float = 600.0) -> None:
+    """Wait until the test says so."""
+    deadline = time.monotonic() + seconds
+    while not (folder / "wake").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def slow_once(job: str, task: int) -> int:
+    """The first attempt at task 3 hangs."""
+    if task == 3 and first(Path(job, "slow")):
+        woken(Path(job))
+    return task
+
+
+def dies_slowly(job: str, task: int) -> int:
+    """Task 3 kills its process, after a time in which a second attempt begins."""
+    if task == 3:
+        Path(job, f"{time.monotonic_ns()}").touch()
+        time.sleep(0.8)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def second_fails(job: tuple[str, str], task: int) -> int:
+    """The second attempt at task 3 raises an error of the kind that the job names; the first one is slow."""
+    folder, kind = job
+    if task == 3:
+        if not first(Path(folder, "slow")):
+            Path(folder, "wake").touch()
+            return fails(kind, task)
+        woken(Path(folder))
+        time.sleep(0.3)
+    return task
+
+
+def stalling(job: Any, task: Any) -> Any:
+    """As `run_task`, but the first attempt at task 1 of each pass hangs, at the point that STALL names."""
+    folder, _, point = os.environ["STALL"].rpartition(":")
+
+    def stall() -> None:
+        if task.number == 1 and first(Path(folder, f"{stage_of(job, task)}-{point}")):
+            woken(Path(folder))
+
+    def before(*arguments: Any) -> None:
+        stall()
+        write_bounds(*arguments)
+
+    def behind(*arguments: Any) -> None:
+        write(*arguments)
+        stall()
+
+    if point == "before":
+        stall()
+    write, write_bounds = ShardPuts.write, Scatter._write_bounds
+    with pytest.MonkeyPatch.context() as patch:
+        if point == "within":
+            patch.setattr(ShardPuts, "write", behind)
+            patch.setattr(Scatter, "_write_bounds", before)
+        result = run_task(job, task)
+    if point == "after":
+        stall()
+    return result
+
+
+class PlainFiles(LocalFileSystem):
+    """Files that all processes see, in a store whose puts take no condition, like most of fsspec's."""
+
+    protocol = "plainfiles"
+    root_marker = "/"
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return super()._strip_protocol(str(path).removeprefix("plainfiles://"))
+
+
+fsspec.register_implementation("plainfiles", PlainFiles, clobber=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 import shardstream as ss
-from shardstream.packing.engines import Counts, dispatch
+from shardstream.packing.engines import Counts, attempts, dispatch, pace
+from shardstream.packing.engines.attempts import WorkerLostError
 from shardstream.packing.engines.batch import Answer
-from shardstream.packing.engines.dispatch import WorkerLostError, dispatched, room
+from shardstream.packing.engines.dispatch import dispatched, room
 from shardstream.packing.sources.base import FileSpan, Task
 
 Act = Callable[[list[Any], int], Answer]
@@ -25,9 +28,13 @@ class Crew:
         self.batches: list[tuple[list[Any], tuple[str, ...]]] = []
         self.most = 0
         self.cancelled: list[int] = []
+        self.dropped: list[int] = []
         self._waiting: list[int] = []
 
     def capacity(self) -> int:
+        return self.slots
+
+    def spare(self) -> int:
         return self.slots
 
     def lacks(self) -> str:
@@ -46,6 +53,11 @@ class Crew:
     def answer(self, handle: int) -> Answer:
         return self.act(self.batches[handle][0], handle)
 
+    def drop(self, handle: int) -> None:
+        self.dropped.append(handle)
+        if handle in self._waiting:
+            self._waiting.remove(handle)
+
     def cancel(self, handles: Sequence[int]) -> None:
         self.cancelled += handles
 
@@ -56,7 +68,7 @@ def done(tasks: list[Any], seconds: float = 0.0, node: str = "a", **more: Any) -
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "_LONGEST_PAUSE", 0.0)
 
 
 def run(crew: Crew, tasks: Sequence[Any], workers: int | None = None, retries: int = 5) -> Any:
@@ -188,3 +200,94 @@ def test_what_is_on_its_way_is_cancelled_when_nobody_asks_for_more() -> None:
     next(results)
     results.close()
     assert crew.cancelled == [1, 2, 3]
+
+
+class Hanging(Crew):
+    """Some batches never end, unless they are dropped."""
+
+    def __init__(self, act: Act, capacity: int, *hang: int) -> None:
+        super().__init__(act, capacity)
+        self.hang = set(hang)
+        self.free = capacity
+
+    def spare(self) -> int:
+        return self.free
+
+    def wait(self, handles: Sequence[int], seconds: float) -> list[int]:
+        assert set(handles) == set(self._waiting)
+        ended = next((handle for handle in self._waiting if handle not in self.hang), None)
+        if ended is None:
+            time.sleep(0.01)
+            return []
+        self._waiting.remove(ended)
+        return [ended]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs is slow."""
+    monkeypatch.setattr(pace, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "_LOOK", 0.02)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_idle_workers_share_a_batch_that_hangs() -> None:
+    crew = Hanging(lambda tasks, _: done(tasks, 0.001 * len(tasks)), 4, 9)
+    got, counts = run(crew, range(1000))
+    assert got == list(range(1000))
+    stuck = crew.batches[9][0]
+    copies = [tasks for tasks, _ in crew.batches[10:] if set(tasks) & set(stuck)]
+    assert sorted(task for tasks in copies for task in tasks) == stuck
+    assert len(copies) == 3
+    assert counts.retried == len(stuck) > 3
+    assert crew.dropped == [9]
+    assert crew.cancelled == [9]  # and so it is waited for, for a short time
+
+
+@pytest.mark.usefixtures("at_once")
+def test_on_a_cluster_that_others_use_nothing_is_done_twice() -> None:
+    crew = Hanging(lambda tasks, _: done(tasks), 4, 9)
+    crew.free = 0
+    results = dispatched(crew, range(40), None, 5, Counts())
+    got = [next(results) for _ in range(39)]
+    threading.Timer(0.3, crew.hang.clear).start()
+    assert sorted([*got, *results]) == list(range(40))
+    assert crew.dropped == []
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("second", ["done", "lost", "store"])
+@pytest.mark.parametrize("first", ["done", "lost", "store"])
+def test_what_becomes_of_two_attempts_counts_once(
+    first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both attempts at task 7 are on their way, and end one after the other."""
+    monkeypatch.setattr(attempts, "MOST_COPIES", 1)
+    outcomes = [first, second]
+    answers = 0
+
+    def act(tasks: list[Any], number: int) -> Answer:
+        nonlocal answers
+        if tasks != [7]:
+            return done(tasks)
+        answers += 1
+        what = outcomes.pop(0) if outcomes else "done"
+        if what == "lost":
+            raise WorkerLostError("killed")
+        return done(tasks) if what == "done" else Answer("a", error=ss.StorageError("no answer"))
+
+    class Racing(Hanging):
+        def wait(self, handles: Sequence[int], seconds: float) -> list[int]:
+            sent = [number for number, (tasks, _) in enumerate(self.batches) if tasks == [7]]
+            self.hang = set(sent) if len(sent) == 1 else set()
+            return super().wait(handles, seconds)
+
+    crew = Racing(act, 3)
+    got, counts = run(crew, range(8), retries=1)
+    assert got == list(range(8))
+    ended = {"done": 1}.get(first, 2 + (second != "done"))
+    assert answers == ended
+    assert counts.lost == [first, second][: min(ended, 2)].count("lost")
+    sent = [number for number, (tasks, _) in enumerate(crew.batches) if tasks == [7]]
+    assert len(sent) == max(2, ended)
+    assert (sent[1] in crew.dropped) == (first == "done")

@@ -1,0 +1,81 @@
+"""How long tasks take: which is begun first, and which is so slow that another worker does it, too.
+
+One machine of many that is slow, or one request that never ends, would keep the whole pack from its end. When
+there is nothing else to do, an idle worker makes a second attempt at a task that is slow. The first result
+counts. Attempts at a task write the same bytes under the same names, so a second one does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from shardstream.packing.sources.streams import names_compressed
+
+__all__ = ["MOST_COPIES", "Pace", "longest_first", "work_of"]
+
+MOST_COPIES = 3  # further attempts at one task, each after the one before was lost
+_SLOW = 3.0  # times what is usual
+_LEAST_SECONDS = 10.0  # a worker takes some seconds to start
+_KEPT = 1000  # tasks whose times are known
+_EXPANDED = 4  # what a file becomes that is compressed, about
+T = TypeVar("T")
+
+
+def work_of(task: Any) -> int:
+    """About how many bytes a task has to do with; 0 if it is not known."""
+    bounds = getattr(task, "bounds", None)  # of the objects of the first pass of a shuffle
+    if bounds is not None:
+        return int((bounds[:, -1] - bounds[:, 0]).sum())
+    files = getattr(task, "files", None)
+    if files is None:
+        return int(getattr(task, "size", 0))
+    return sum((each.end - each.start) * (_EXPANDED if names_compressed(each.url) else 1) for each in files)
+
+
+def longest_first(tasks: Sequence[T]) -> list[T]:
+    """The tasks in the order in which they are begun: else a long one may be the last, with nobody to share.
+
+    Those of the same length keep their order.
+    """
+    return sorted(tasks, key=work_of, reverse=True)
+
+
+class Pace:
+    """The times of the last tasks that were done."""
+
+    def __init__(self) -> None:
+        self._known: deque[tuple[float, int]] = deque(maxlen=_KEPT)
+        self._usual: tuple[float, float] | None = None
+
+    def add(self, seconds: float, work: int) -> None:
+        """Note how long a task took.
+
+        Args:
+            seconds: How long.
+            work: Its bytes, see `work_of`.
+        """
+        self._known.append((seconds, work))
+        self._usual = None
+
+    def limit(self, tasks: int, work: int) -> float:
+        """After how many seconds some tasks, one after another, are slow; infinity while none was done.
+
+        That is three times the median of the tasks that were done, or the median for so many bytes if that is
+        more: a task of a hundred times the bytes is not slow.
+
+        Args:
+            tasks: How many they are.
+            work: The bytes of all of them.
+        """
+        if not self._known:
+            return math.inf
+        if self._usual is None:
+            rates = [seconds / work for seconds, work in self._known if work]
+            median = statistics.median(seconds for seconds, _ in self._known)
+            self._usual = median, statistics.median(rates) if rates else 0.0
+        task, byte = self._usual
+        return max(_LEAST_SECONDS, _SLOW * max(tasks * task, work * byte))

@@ -1,0 +1,210 @@
+"""A task that is slow gets a second attempt: the pack ends, and nothing comes twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardstream as ss
+from shardstream.packing.engines import Counts, Local, Needs, Submit, pace
+from shardstream.packing.engines.processes import run_tasks
+from shardstream.packing.sources.base import FileSpan, Task
+from shardstream.progress import Progress
+from shardstream.storage.store import Store
+from tests.packing.engines import calls
+
+TASKS = list(range(8))
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task is slow after a moment, and workers find this package."""
+    monkeypatch.setattr(pace, "_LEAST_SECONDS", 0.3)
+    monkeypatch.setattr("shardstream.packing.engines.dispatch._LOOK", 0.1)
+    monkeypatch.setattr("shardstream.packing.engines.submit._END_TIMEOUT", 0.2)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
+
+
+def test_long_tasks_are_begun_first_and_equal_ones_in_their_order() -> None:
+    def task(number: int, name: str, size: int) -> Task:
+        return Task(number, (FileSpan(name, 0, size, size, ""),))
+
+    tasks = [task(0, "a", 10), task(1, "b", 30), task(2, "c.gz", 9), task(3, "d", 10), task(4, "e", 30)]
+    assert [each.number for each in pace.longest_first(tasks)] == [2, 1, 4, 0, 3]
+    assert pace.longest_first(range(3)) == [0, 1, 2]
+
+
+def test_what_is_slow_goes_by_the_median_and_by_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_LEAST_SECONDS", 10.0)
+    known = pace.Pace()
+    assert known.limit(1, 100) == float("inf")
+    for seconds in (20.0, 4.0, 5.0, 6.0, 600.0):
+        known.add(seconds, 1000)
+    assert known.limit(1, 1000) == 18.0
+    assert known.limit(1, 0) == 18.0
+    assert known.limit(4, 0) == 72.0
+    assert known.limit(1, 100_000) == 1800.0  # a file of a hundred times the size is no slow one
+    for _ in range(2000):
+        known.add(0.01, 1000)
+    assert known.limit(1, 1000) == 10.0
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_on_this_machine_the_slow_process_is_ended(tmp_path: Path) -> None:
+    counts, started = Counts(), time.monotonic()
+    assert sorted(run_tasks(calls.slow_once, str(tmp_path), TASKS, 2, (), counts)) == TASKS
+    assert time.monotonic() - started < 60
+    assert counts.retried >= 1  # a worker that is slow to start may be another one
+    assert counts.lost == 0
+    assert not alive(int((tmp_path / "slow").read_text()))
+
+
+def test_a_task_that_kills_is_not_counted_twice_as_fast(tmp_path: Path) -> None:
+    counts = Counts()
+    with pytest.raises(ss.StorageError, match="task 3: 3 workers died in it"):
+        list(run_tasks(calls.dies_slowly, str(tmp_path), TASKS, 3, (), counts))
+    assert len(list(tmp_path.iterdir())) == 4  # the first two at once count as one, and then no two at a time
+    assert counts.lost == 4
+
+
+@pytest.fixture(params=["local", "processes"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "local":
+        yield Local()
+        return
+    with ProcessPoolExecutor(2, get_context("forkserver")) as pool:
+        yield Submit(pool)
+
+
+def test_an_error_of_a_store_in_the_second_attempt_is_no_error_of_the_task(
+    engine: Any, tmp_path: Path
+) -> None:
+    with engine.started(Needs(2)) as workers:
+        done = sorted(workers.run(calls.second_fails, (str(tmp_path), "storage"), TASKS))
+        assert (done, workers.counts.lost) == (TASKS, 0)
+        assert workers.counts.retried >= 1
+
+
+@pytest.mark.parametrize(("kind", "error"), [("source", ss.SourceError), ("commit", ss.CommitError)])
+def test_another_error_of_the_second_attempt_ends_it(
+    engine: Any, kind: str, error: type[Exception], tmp_path: Path
+) -> None:
+    with engine.started(Needs(2)) as workers, pytest.raises(error, match="task 3 failed"):
+        list(workers.run(calls.second_fails, (str(tmp_path), kind), TASKS))
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_an_executor_whose_task_hangs_does_not_keep_the_rest(kind: type[Executor], tmp_path: Path) -> None:
+    pool: Any = kind(2)
+    try:
+        with Submit(pool).started(Needs(2)) as workers:
+            assert sorted(workers.run(calls.slow_once, str(tmp_path), TASKS)) == TASKS
+            assert workers.counts.lost == 0
+            assert workers.counts.retried >= 1
+    finally:
+        (tmp_path / "wake").touch()
+        pool.shutdown()
+
+
+ROWS = 60
+SMALL: dict[str, Any] = {"shard_size": "4KiB", "frame_size": "1KiB", "on_error": "skip", "workers": 2}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """About ten tasks, of which each has a reject, and puts two shards."""
+    numbers, path = random.Random(7), tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(ROWS):
+            text = numbers.randbytes(400).hex()
+            file.write(
+                "no json\n" if number % 5 == 0 else json.dumps({"id": f"{number}", "text": text}) + "\n"
+            )
+    return path
+
+
+def contents(url: str, options: Any = None) -> dict[str, bytes]:
+    store = Store.open(url, options)
+    return {name: store.read(name) for name in store.list()}
+
+
+@pytest.fixture(params=["local", "plain", "s3"])
+def dests(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], Any]:
+    """Places for datasets, and the options of their store."""
+    if request.param == "s3":
+        weed = request.getfixturevalue("weed")
+        return [weed.bucket() for _ in range(2)], weed.options()
+    scheme = "plainfiles://" if request.param == "plain" else ""
+    return [f"{scheme}{tmp_path / name}" for name in ("one", "other")], None
+
+
+def long(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(
+    ("point", "shuffle"),
+    [("within", 7), long("within", None), long("before", None), long("before", 7), long("after", None),
+     long("after", 7)],
+)  # fmt: skip
+def test_nothing_comes_twice_wherever_the_first_attempt_hangs(
+    dests: tuple[list[str], Any],
+    point: str,
+    shuffle: int | None,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (one, other), options = dests
+    more = {**SMALL, "shuffle": shuffle, "storage_options": options}
+    ss.pack(rows, one, **{**more, "workers": 1})
+    folder = tmp_path / "stalls"
+    folder.mkdir()
+    monkeypatch.setenv("STALL", f"{folder}:{point}")
+    monkeypatch.setattr("shardstream.packing.runner.run_task", calls.stalling)
+    seen: list[Progress] = []
+    ss.pack(rows, other, **more, progress=seen.append)
+    stalled = {path.name: int(path.read_text()) for path in folder.iterdir()}
+    assert len(stalled) == (1 if shuffle is None else 2)
+    assert not any(map(alive, stalled.values()))
+    assert contents(other, options) == contents(one, options)
+    assert len(contents(one, options)["rejects.jsonl"].splitlines()) == ROWS // 5
+    assert not list(tmp_path.glob("other/**/.*"))
+    assert seen[-1].retried >= len(stalled)
+    assert seen[-1].lost == 0
+    assert all(now.done_tasks <= now.total_tasks and now.samples <= ROWS * 4 // 5 for now in seen)
+    assert (seen[-1].done_tasks, seen[-1].samples) == (seen[-1].total_tasks, ROWS * 4 // 5)
+
+
+def test_an_attempt_that_wakes_when_the_pack_is_complete_changes_nothing(
+    dests: tuple[list[str], Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one, other), options = dests
+    for name, value in (options or {}).items():
+        monkeypatch.setenv(f"TEST_{name.upper()}", value)  # by which secrets are sent
+    more = {**SMALL, "storage_options": options}
+    ss.pack(rows, one, **{**more, "workers": 1})
+    monkeypatch.setenv("STALL", f"{tmp_path}:before")
+    monkeypatch.setattr("shardstream.packing.runner.run_task", calls.stalling)
+    monkeypatch.setattr("shardstream.packing.claim._LOOK_EVERY", 0.0)  # ten seconds later
+    with ThreadPoolExecutor(2) as pool:
+        ss.pack(rows, other, engine=pool, **more)
+        assert contents(other, options) == contents(one, options)
+        (tmp_path / "wake").touch()
+    assert contents(other, options) == contents(one, options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,6 +103,26 @@ class _Work:
     due: float = 0.0
 
 
+class _Queue:
+    """Tasks in order, which are taken from a plan one by one; those that came back are first."""
+
+    def __init__(self, tasks: Sequence[Any]) -> None:
+        self._back: deque[_Work] = deque()
+        self._rest, self._left = iter(tasks), len(tasks)
+
+    def __len__(self) -> int:
+        return len(self._back) + self._left
+
+    def popleft(self) -> Any:
+        if self._back:
+            return self._back.popleft()
+        self._left -= 1
+        return next(self._rest)
+
+    def extendleft(self, works: Iterable[_Work]) -> None:
+        self._back.extendleft(works)
+
+
 def dispatched(
     crew: Crew, tasks: Sequence[Any], workers: int | None, retries: int, counts: Counts
 ) -> Iterator[Any]:
@@ -120,7 +140,7 @@ def dispatched(
         StorageError: A store failed too often, a task killed too many workers, or there are no workers.
         Exception: The first other error of a task.
     """
-    new: deque[Any] = deque(tasks)  # those that came back are of the kind _Work
+    new = _Queue(tasks)  # those that came back are of the kind _Work
     again: list[_Work] = []  # these run one by one, so that it is seen which of them is at fault
     flying: dict[Hashable, list[_Work]] = {}
     seconds = 0.0  # of a task: a running average
@@ -171,7 +191,7 @@ def dispatched(
         crew.cancel(list(flying))
 
 
-def _next(new: deque[Any], again: list[_Work], seconds: float, most: int, now: float) -> list[_Work] | None:
+def _next(new: _Queue, again: list[_Work], seconds: float, most: int, now: float) -> list[_Work] | None:
     """The next batch; None if there is none at the moment."""
     for position, work in enumerate(again):
         if work.due <= now:

@@ -32,6 +32,7 @@ _START = (
     "from shardstream.packing.engines.local import serve; serve()"
 )
 _END_TIMEOUT = 10.0
+_NO_MORE = object()
 _MOST_KILLS = 3  # workers that may die in the same task
 _SENT = (
     "with several workers the options of pack go to other processes, which do not run the main module: "
@@ -202,9 +203,8 @@ def run_tasks(
                 result = function(job, task)
             yield result
         return
-    pending: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for task in tasks:
-        pending.put(task)
+    # Taken one by one: a plan may have more tasks than memory has room for.
+    pending, taking = iter(tasks), threading.Lock()
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     pool: list[_Worker] = []
 
@@ -237,10 +237,12 @@ def run_tasks(
     def feed(worker: _Worker) -> None:
         try:
             while True:
-                worker, answer = answered(worker, pending.get_nowait())
+                with taking:
+                    task = next(pending, _NO_MORE)
+                if task is _NO_MORE:
+                    return
+                worker, answer = answered(worker, task)
                 answers.put((True, answer))
-        except queue.Empty:
-            return
         except BaseException as error:  # noqa: BLE001 - raised again by the consumer
             answers.put((False, error))
 
@@ -250,7 +252,7 @@ def run_tasks(
             pool.append(_Worker(function, job, inherited))
             threads.append(threading.Thread(target=feed, args=(pool[-1],), daemon=True))
             threads[-1].start()
-        for _ in tasks:
+        for _ in range(len(tasks)):
             done, answer = answers.get()
             if not done:
                 raise answer

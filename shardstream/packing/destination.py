@@ -98,6 +98,7 @@ class Destination:
         self._old_names: set[str] = set()  # of the shards and indexes that are appended to
         self._present: Sequence[Entry] = ()  # what was there when the pack began, or at the last check
         self._checked: Sequence[Entry] = ()  # what was there at the last check
+        self._names: list[str] = []  # of objects and folders, when the pack began
         self._folders: set[str] = set()  # of shards
 
     @property
@@ -186,9 +187,8 @@ class Destination:
                 self.claim.check(self.store, now=True)
                 self.store.delete_many(left)
             self._present = ()
-            names = self.store.list()
-            self.clear_spill(names, of_all=True)
-            self.clear_plan(names)
+            self.clear_spill(self._names, of_all=True)
+            self.clear_plan(self._names)
         return continued
 
     def look(self, old: Manifest | None) -> tuple[set[str], list[str]]:
@@ -200,9 +200,9 @@ class Destination:
         Raises:
             OptionError: There are such shards, and no reservation.
         """
-        names = self.store.list()
-        self._folders = folders_of(names)
-        self._present = shard_entries(self.store, self._folders)
+        self._names = self.store.list()
+        self._folders = folders_of(self._names)
+        self._present = shard_entries(self.store, self._folders) if self._names else ()
         present = {entry.path for entry in self._present}
         self._old_names = {
             url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)

@@ -48,17 +48,21 @@ class PlannedTask(Task):
         first: The place of its first part of a file, among those of the plan.
         end: The place behind its last one.
         size: The bytes of input that it reads.
+        step: How many parts an object of the plan has.
         plan: The plan, in the process that has made it.
     """
 
     first: int
     end: int
     size: int
+    step: int
 
-    def __init__(self, number: int, first: int, end: int, size: int, plan: StoredPlan | None = None) -> None:
-        for name, value in (("number", number), ("first", first), ("end", end), ("size", size)):
+    def __init__(
+        self, number: int, first: int, end: int, size: int, step: int, plan: StoredPlan | None = None
+    ) -> None:
+        values = {"number": number, "first": first, "end": end, "size": size, "step": step, "_plan": plan}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "_plan", plan)
 
     @property
     def files(self) -> tuple[FileSpan, ...]:  # type: ignore[override]
@@ -72,7 +76,7 @@ class PlannedTask(Task):
         return self.__dict__["_plan"] is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PlannedTask, (self.number, self.first, self.end, self.size)
+        return PlannedTask, (self.number, self.first, self.end, self.size, self.step)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlannedTask) and self.__reduce__() == other.__reduce__()
@@ -140,6 +144,7 @@ class StoredPlan(Sequence[Task]):
     """The tasks of a plan, on the local disk: in memory are two numbers for each task."""
 
     def __init__(self) -> None:
+        self._step = SPANS
         self._blobs, self._open = Blobs(), list[FileSpan]()
         self._sizes, self._ends = array("Q"), array("Q")
         self._last: tuple[int, list[FileSpan]] = (-1, [])
@@ -147,9 +152,9 @@ class StoredPlan(Sequence[Task]):
     def add(self, task: Task) -> None:
         """Put a task behind the others."""
         self._open += task.files
-        while len(self._open) >= SPANS:
-            self._blobs.add(_columns(self._open[:SPANS]))
-            del self._open[:SPANS]
+        while len(self._open) >= self._step:
+            self._blobs.add(_columns(self._open[: self._step]))
+            del self._open[: self._step]
         self._sizes.append(sum(span.end - span.start for span in task.files))
         self._ends.append((self._ends[-1] if self._ends else 0) + len(task.files))
 
@@ -161,12 +166,12 @@ class StoredPlan(Sequence[Task]):
 
     def spans(self, first: int, end: int) -> Iterator[FileSpan]:
         """The parts of files from one place of the plan to another."""
-        for number in range(first // SPANS, -(-end // SPANS)):
+        for number in range(first // self._step, -(-end // self._step)):
             kept, found = self._last
             if kept != number:
                 found = _spans(self._blobs.read(number))
                 self._last = number, found
-            start = number * SPANS
+            start = number * self._step
             yield from found[max(0, first - start) : end - start]
 
     def __len__(self) -> int:
@@ -181,7 +186,7 @@ class StoredPlan(Sequence[Task]):
             return [self[each] for each in range(*place.indices(len(self)))]
         number = range(len(self))[place]
         first = self._ends[number - 1] if number else 0
-        return PlannedTask(number, first, self._ends[number], self._sizes[number], self)
+        return PlannedTask(number, first, self._ends[number], self._sizes[number], self._step, self)
 
     def put(self, store: Store, claim: Claim, part: tuple[int, int] | None = None) -> None:
         """Write the plan to the target.
@@ -264,6 +269,7 @@ def planned(tasks: Iterable[Task]) -> Sequence[Task]:
     found = StoredPlan()
     for task in chain(few, left):
         if type(task) is not Task or task.number != len(found):
+            found.close()
             return [*(Task(each.number, each.files) for each in found), task, *left]
         found.add(task)
     found.close()
@@ -292,12 +298,12 @@ def whole(task: Task, dest: str, storage_options: Options, plan: str) -> Task:
     if task.is_here:
         return Task(task.number, task.files)
     spans: list[FileSpan] = []
-    for number in range(task.first // SPANS, -(-task.end // SPANS)):
-        start = number * SPANS
+    for number in range(task.first // task.step, -(-task.end // task.step)):
+        start = number * task.step
         found = _object(dest, storage_options, plan, number)
         spans += found[max(0, task.first - start) : task.end - start]
     if len(spans) != task.end - task.first:
-        where = Store.open(dest, storage_options).where(object_name((task.end - 1) // SPANS))
+        where = Store.open(dest, storage_options).where(object_name((task.end - 1) // task.step))
         raise CorruptionError(f"{where} is damaged: it is too short; {_AGAIN}")
     return Task(task.number, tuple(spans))
 

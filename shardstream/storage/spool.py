@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import pickle
+import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -29,8 +30,12 @@ class Blobs:
         import tempfile  # workers have no use for it
 
         self._where = tempfile.gettempdir()
-        with named(f"a temporary file in {self._where}"):
-            self._file = tempfile.TemporaryFile(prefix="shardstream-")  # noqa: SIM115 - it lives as long as this
+        with (
+            named(f"a temporary file in {self._where}"),
+            tempfile.TemporaryFile(prefix="shardstream-") as file,
+        ):
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
         self._ends = array("Q")
 
     def __len__(self) -> int:
@@ -39,8 +44,9 @@ class Blobs:
     def add(self, data: bytes) -> None:
         """Put a piece behind the others. Raises StorageError if the disk is full."""
         with named(f"a temporary file in {self._where}"):
-            self._file.write(data)
-            self._file.flush()
+            left = memoryview(data)
+            while left:
+                left = left[os.write(self._file, left) :]
         self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
 
     def size(self, number: int) -> int:
@@ -51,7 +57,7 @@ class Blobs:
         """A piece. Threads may read at the same time."""
         size = self.size(number)
         with named(f"a temporary file in {self._where}"):
-            return os.pread(self._file.fileno(), size, self._ends[number] - size)
+            return os.pread(self._file, size, self._ends[number] - size)
 
 
 class Spooled(Sequence[T], Generic[T]):

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,28 @@ def test_worker_processes_read_their_tasks_from_the_target(tmp_path, request, mo
     _, _, usual, low, _ = both("texts", tmp_path, request, workers=2)
     assert low == usual
     assert put == [9]  # of 60 files, 7 in each
+
+
+def test_workers_of_an_executor_read_their_tasks_from_the_target(tmp_path, request):
+    with ThreadPoolExecutor(2) as pool:
+        _, options, _, low, _ = both("texts", tmp_path, request, engine=pool, workers=2)
+    ss.pack(tmp_path / "in", tmp_path / "local", **{**options, "engine": "local"})
+    assert low == content(tmp_path / "local")
+
+
+def test_a_plan_in_a_store_is_read_by_parts_and_deleted(tmp_path, request, weed):
+    source, url = texts(tmp_path / "in"), f"{weed.bucket()}/out"
+    options = {**SMALL, "workers": 2, "storage_options": weed.options()}
+    ss.pack(source, tmp_path / "usual", **SMALL)
+    request.getfixturevalue("low")
+    store = Store.open(url, weed.options())
+    ss.pack(source, url, part=(1, 2), **options)  # type: ignore[call-overload]
+    store.delete(object_name(2))
+    ss.pack(source, url, part=(0, 2), **options)  # type: ignore[call-overload]
+    assert len(store.entries(planned.FOLDER)) == 9
+    ss.pack(source, url, commit=True, **options)
+    assert {entry.path: store.read(entry.path) for entry in store.entries()} == content(tmp_path / "usual")
+    assert not store.entries(planned.FOLDER)
 
 
 @pytest.mark.parametrize("made", ["both", "usual", "low"])

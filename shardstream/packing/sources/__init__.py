@@ -11,7 +11,15 @@ from typing import Literal, cast
 
 from shardstream.errors import OptionError
 from shardstream.packing.formats import FORMATS, Format
-from shardstream.packing.sources.base import FileSpan, Reject, Sample, Source, SourceOptions, Task
+from shardstream.packing.sources.base import (
+    FileSpan,
+    Reject,
+    Sample,
+    Source,
+    SourceOptions,
+    Streamed,
+    Task,
+)
 from shardstream.packing.sources.images import ImagesSource
 from shardstream.storage.inputs import FileInfo, Unread, expand, names_database
 from shardstream.storage.spool import gathered
@@ -207,6 +215,7 @@ __all__ = [
     "Sample",
     "Source",
     "SourceOptions",
+    "Streamed",
     "Task",
     "input_files",
     "make_source",

@@ -291,7 +291,8 @@ class Destination:
 
     def clear_plan(self, names: Collection[str]) -> None:
         """Delete the plan; `names` is what is in the store."""
-        if self._planned or FOLDER in names:
+        # Another process may have written one before this one began.
+        if self._planned or FOLDER in names or FOLDER in self._names:
             clear_plan(self.store)
 
     def clear(self, manifest: Manifest) -> None:

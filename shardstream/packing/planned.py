@@ -65,7 +65,7 @@ class PlannedTask(Task):
             object.__setattr__(self, name, value)
 
     @property
-    def files(self) -> tuple[FileSpan, ...]:  # type: ignore[override]
+    def files(self) -> tuple[FileSpan, ...]:
         """The parts of files, read each time. In a process that has not made the plan there are none."""
         plan: StoredPlan | None = self.__dict__["_plan"]
         return () if plan is None else tuple(plan.spans(self.first, self.end))

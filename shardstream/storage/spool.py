@@ -158,7 +158,7 @@ def in_order(items: Iterable[T]) -> Sequence[T]:
     last: list[T] = []  # the last item of the newest sequence of the first level
 
     def put(some: list[T]) -> None:
-        some.sort()  # type: ignore[type-var]
+        some.sort()
         if levels[0] and last and not some[0] < last[0]:  # type: ignore[operator]
             levels[0][-1].extend(some)
         else:
@@ -180,7 +180,7 @@ def in_order(items: Iterable[T]) -> Sequence[T]:
             put(few)
             few = []
     if not any(levels):
-        few.sort()  # type: ignore[type-var]
+        few.sort()
         return few
     if few:
         put(few)

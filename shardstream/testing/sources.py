@@ -69,7 +69,7 @@ class SourceContract:
     @pytest.fixture
     def files(self, inputs: Path | list[Path]) -> list[FileInfo]:
         """The input as `pack` lists it."""
-        return expand([str(path) for path in ([inputs] if isinstance(inputs, Path) else inputs)])
+        return list(expand([str(path) for path in ([inputs] if isinstance(inputs, Path) else inputs)]))
 
     @pytest.fixture(params=[1, 100, 1 << 40])
     def target(self, request: pytest.FixtureRequest) -> int:

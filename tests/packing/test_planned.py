@@ -142,10 +142,10 @@ def test_a_plan_in_a_store_is_read_by_parts_and_deleted(tmp_path, request, weed)
     assert not store.entries(planned.FOLDER)
 
 
-@pytest.mark.parametrize("made", ["both", "usual", "low"])
+@pytest.mark.parametrize("made", ["both", "usual", "low", "first"])
 def test_an_unfinished_pack_is_continued(made, tmp_path, request, monkeypatch):
     """Whether the first process had the plan in memory, or the second one, or none."""
-    if made == "low":
+    if made in ("low", "first"):
         request.getfixturevalue("low")
     source = texts(tmp_path / "in")
     ss.pack(source, tmp_path / "usual", **SMALL)
@@ -158,6 +158,8 @@ def test_an_unfinished_pack_is_continued(made, tmp_path, request, monkeypatch):
     assert (tmp_path / "out" / planned.FOLDER).exists() == (made != "usual")
     if made == "usual":
         request.getfixturevalue("low")
+    if made == "first":
+        monkeypatch.setattr(planned, "HELD", 10_000)
     ss.pack(source, tmp_path / "out", resume=True, **SMALL)
     assert content(tmp_path / "out") == content(tmp_path / "usual")
     assert not (tmp_path / "out" / planned.FOLDER).exists()

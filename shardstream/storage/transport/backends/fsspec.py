@@ -163,7 +163,7 @@ class Fsspec:
         found = await self.call("ls", path, detail=True)
         return [self.entry(each) for each in found if each.get("type") != "directory"]
 
-    async def find(self, path: str, after: str) -> tuple[list[Found], str]:
+    async def find(self, path: str, after: str) -> tuple[Sequence[Found], str]:
         """Some of the objects below a path, in any depth, and what to ask for next: "" if there are no more.
 
         Args:

@@ -94,7 +94,7 @@ class S3(Fsspec):
         for each in done.get("Errors", []):
             raise Failure(f"{each.get('Key')}: {each.get('Code')}: {each.get('Message')}", transient=True)
 
-    async def find(self, path: str, after: str) -> tuple[list[Found], str]:
+    async def find(self, path: str, after: str) -> tuple[Sequence[Found], str]:
         # A page at a time, by our own request: s3fs holds all pages, and what it keeps of them, in memory.
         bucket, key, _ = self.fs.split_path(path)
         if self.fs.version_aware:  # which only s3fs knows how to list

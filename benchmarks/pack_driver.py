@@ -33,9 +33,11 @@ import msgspec
 from shardstream.errors import CommitError, StorageError
 from shardstream.format.manifest import ShardInfo
 from shardstream.packing.destination import Destination
+from shardstream.packing.engines.engine import Counts
 from shardstream.packing.job import Job
 from shardstream.packing.layout import Layout
 from shardstream.packing.passes import run_passes
+from shardstream.packing.planned import StoredPlan, planned
 from shardstream.packing.receipts import receipt_name
 from shardstream.packing.result import Result
 from shardstream.packing.runner import Runner
@@ -71,13 +73,25 @@ class Counted(Store):
         self.seen["head"] += 1
         return path in self.objects
 
-    def list(self) -> list[str]:
-        self.seen["list"] += max(1, math.ceil(len(self.objects) / PAGE))
-        return sorted(self.objects)
+    def list(self, folder: str = "") -> list[str]:
+        found = self._below(folder)
+        self.seen["list"] += max(1, math.ceil(len(found) / PAGE))
+        return sorted(found)
 
-    def entries(self) -> Sequence[Entry]:
-        self.seen["list"] += max(1, math.ceil(len(self.objects) / PAGE))
-        return sorted(Entry(name, size, "v") for name, (size, _) in self.objects.items())
+    def entries(self, folder: str = "") -> Sequence[Entry]:
+        found = self._below(folder)
+        self.seen["list"] += max(1, math.ceil(len(found) / PAGE))
+        return sorted(Entry(name, size, "v") for name, size in found.items() if size >= 0)
+
+    def _below(self, folder: str) -> dict[str, int]:
+        """The sizes of the objects directly below a folder; -1 stands for a folder."""
+        found: dict[str, int] = {}
+        start = f"{folder}/" if folder else ""
+        for name, (size, _) in self.objects.items():
+            if name.startswith(start):
+                first, slash, _ = name[len(start) :].partition("/")
+                found[first] = -1 if slash else size
+        return found
 
     def write(self, path: str, *parts: Any) -> None:
         self.seen["put"] += 1
@@ -110,6 +124,15 @@ class Counted(Store):
         return self.objects[path][0]
 
 
+class Idle:
+    """Stands for workers, of which this runner needs none."""
+
+    counts = Counts()
+
+    def run(self, *_: Any) -> Iterator[Any]:
+        raise NotImplementedError
+
+
 class Synthetic(Runner):
     """A runner whose tasks end at once. `workers_cpu`: seconds that stand for what workers would do."""
 
@@ -117,9 +140,9 @@ class Synthetic(Runner):
     store: Counted
 
     def _run(self, job: Job, stage: str, tasks: Any, done: Any, *_: Any) -> Iterable[Result]:
-        return self._ended([task for task in tasks if task.number not in done], job)
+        return self._ended((task for task in tasks if task.number not in done), job)
 
-    def _ended(self, tasks: Sequence[Task], job: Job) -> Iterator[Result]:
+    def _ended(self, tasks: Iterable[Task], job: Job) -> Iterator[Result]:
         for task in tasks:
             started = time.process_time()
             result = result_of(task, job)
@@ -151,21 +174,21 @@ def result_of(task: Task, job: Job) -> Result:
     )  # fmt: skip
 
 
-def pack(tasks: list[Task], store: Counted, resume: bool, killed: bool) -> Cell:
+def pack(tasks: Sequence[Task], store: Counted, resume: bool, killed: bool) -> Cell:
     """One pack of synthetic tasks, and what it cost."""
     source = make_source("jsonl", SourceOptions())
     job = Job(source=source, dest="memory://pack-driver", layout=Layout.of_sizes(None, None, 3))
     record: dict[str, Any] = {"options": {}, "sources": {"files": 1}}
-    destination = Destination(job, record, append=False)
+    destination = Destination(job, record, append=False, planned=isinstance(tasks, StoredPlan))
     destination.store = store
     if killed:
         destination.commit = _killed  # type: ignore[method-assign]
-    runner = Synthetic(destination, len(tasks) * (64 << 20), 1, lambda _: None)
+    runner = Synthetic(destination, len(tasks) * (64 << 20), Idle(), lambda _: None)
     runner.store = store
     store.seen.clear()
     wall, cpu = time.perf_counter(), time.process_time()
     try:
-        run_passes(job, tasks, [], [], destination, runner, record, resume, None, 0.5)
+        run_passes(job, tasks, [], [], destination, runner, record, resume, None, 0.5, False)
     except KeyboardInterrupt:
         assert killed
     spent = time.process_time() - cpu - runner.workers_cpu
@@ -186,7 +209,7 @@ def measured(count: int) -> Cell:
     """A pack of so many tasks; and one that is killed at its commit, and continued."""
     warnings.simplefilter("ignore")
     span = FileSpan("corpus.jsonl", 0, 64 << 20, 64 << 20, "corpus")
-    tasks = [Task(number, (span,)) for number in range(count)]
+    tasks = planned(Task(number, (span,)) for number in range(count))
     whole = pack(tasks, Counted({}), resume=False, killed=False)
     objects: dict[str, tuple[int, bytes | None]] = {}
     pack(tasks, Counted(objects), resume=False, killed=True)

@@ -20,10 +20,12 @@ from shardstream.packing.build_manifest import check_append, tool
 from shardstream.packing.claim import Claim, claim_of
 from shardstream.packing.engines.nodes import MARK
 from shardstream.packing.job import Job
+from shardstream.packing.planned import FOLDER, StoredPlan, clear_plan
 from shardstream.packing.rejects import REJECTS, write_rejects
 from shardstream.packing.result import Result
 from shardstream.packing.shard_check import wrong_tasks
 from shardstream.packing.shard_names import clear_temporary, folders_of, is_shard, shard_entries, tag_of
+from shardstream.packing.sources import Task
 from shardstream.packing.spilled import clear_local, holds_spill, spilled_entries
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
@@ -61,6 +63,7 @@ class Destination:
         record: Its provenance.
         append: Whether it adds to a dataset.
         old: The provenance that version 0.1 would have recorded, or None.
+        planned: Whether the plan of the pack is written there; see `planned`.
 
     Attributes:
         store: The store.
@@ -68,25 +71,34 @@ class Destination:
         claim: By which this packer and its workers may write there, from `begin` on.
         tag: What stands in the names of shards, from `begin` on; see `Job`.
         parts: In how many parts the pack was begun, from `begin` on. 0: in none.
+        first: Of parts: whether this process has begun the pack.
     """
 
     claim: Claim
     tag: str
     parts: int
+    first: bool = False
 
     def __init__(
-        self, job: Job, record: dict[str, Any], append: bool, old: dict[str, Any] | None = None
+        self,
+        job: Job,
+        record: dict[str, Any],
+        append: bool,
+        old: dict[str, Any] | None = None,
+        planned: bool = False,
     ) -> None:
         self.store = Store.open(job.dest, job.storage_options)
         self._job = job
         self._record = record
         self._append = append
+        self._planned = planned
         self.plan = identity(record, append)
         # By the identity: the records that this pack may have, of this version and of 0.1.
         self._records = {identity(each, append): each for each in (record, old) if each is not None}
         self._old_names: set[str] = set()  # of the shards and indexes that are appended to
         self._present: Sequence[Entry] = ()  # what was there when the pack began, or at the last check
         self._checked: Sequence[Entry] = ()  # what was there at the last check
+        self._names: list[str] = []  # of objects and folders, when the pack began
         self._folders: set[str] = set()  # of shards
 
     @property
@@ -175,7 +187,8 @@ class Destination:
                 self.claim.check(self.store, now=True)
                 self.store.delete_many(left)
             self._present = ()
-            self.clear_spill(self.store.list(), of_all=True)
+            self.clear_spill(self._names, of_all=True)
+            self.clear_plan(self._names)
         return continued
 
     def look(self, old: Manifest | None) -> tuple[set[str], list[str]]:
@@ -187,9 +200,9 @@ class Destination:
         Raises:
             OptionError: There are such shards, and no reservation.
         """
-        names = self.store.list()
-        self._folders = folders_of(names)
-        self._present = shard_entries(self.store, self._folders)
+        self._names = self.store.list()
+        self._folders = folders_of(self._names)
+        self._present = shard_entries(self.store, self._folders) if self._names else ()
         present = {entry.path for entry in self._present}
         self._old_names = {
             url for shard in (old.shards if old else ()) for url in (shard.url, shard.index_url)
@@ -265,6 +278,23 @@ class Destination:
         """Folds the receipts of a pass; see `Folds`."""
         return receipts.Folds(self.store, self.claim, stage, part)
 
+    def put_plan(self, tasks: Sequence[Task], part: tuple[int, int] | None = None) -> None:
+        """Write the plan, if it is not in memory. From then on workers can read what their tasks are.
+
+        Args:
+            tasks: All tasks of the pack.
+            part: The number of the part of the pack that this process does, and how many there are; or None.
+        """
+        if isinstance(tasks, StoredPlan):
+            # What is there of the same size may be of another pack, until the first part has replaced it.
+            tasks.put(self.store, self.claim, None if self.first else part)
+
+    def clear_plan(self, names: Collection[str]) -> None:
+        """Delete the plan; `names` is what is in the store."""
+        # Another process may have written one before this one began.
+        if self._planned or FOLDER in names or FOLDER in self._names:
+            clear_plan(self.store)
+
     def clear(self, manifest: Manifest) -> None:
         """Delete what killed workers left: temporary files, and shards that are not in the manifest."""
         listed = {url for shard in manifest.shards for url in (shard.url, shard.index_url)}
@@ -324,6 +354,7 @@ class Destination:
         # All receipts are there before `wrong` lists them.
         names = [entry.path for entry in self._checked] if self._checked else self.store.list()
         self.clear_spill(names if self._job.shuffle is None else [_SPILL])
+        self.clear_plan(names)
         done = [name for name in names if name.startswith((*_RECEIPTS, MARK, reservation.TEST))]
         self.store.delete_many([*done, reservation.NAME])
 

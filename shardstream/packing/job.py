@@ -10,6 +10,7 @@ from shardstream.errors import OptionError
 from shardstream.format.numbers import whole_number
 from shardstream.packing.claim import Claim
 from shardstream.packing.layout import Layout
+from shardstream.packing.planned import PlannedTask
 from shardstream.packing.sources import Source, Task
 from shardstream.packing.sources.base import TokenDtype, token_dtype
 from shardstream.storage.store import redact
@@ -155,4 +156,6 @@ def stage_of(job: Job, task: Task | Bucket) -> str:
 
 def input_bytes(task: Task) -> int:
     """The bytes of input that a task reads."""
+    if isinstance(task, PlannedTask):
+        return task.size
     return sum(span.end - span.start for span in task.files)

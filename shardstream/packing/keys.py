@@ -6,7 +6,7 @@ Whether it is depends on the input alone, never on a shuffle or on workers, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from shardstream.errors import OptionError
@@ -41,14 +41,14 @@ def key_rule(source: Source, key: str | None, files: int, before: Manifest | Non
     return "path/id" if files > 1 else "id"
 
 
-def with_prefixes(tasks: Sequence[Task], rule: Rule | None) -> list[Task]:
+def with_prefixes(tasks: Iterable[Task], rule: Rule | None) -> Iterable[Task]:
     """The tasks, whose parts of files say what stands before a row's own name."""
     if rule != "path/id":
-        return list(tasks)
-    return [
+        return tasks
+    return (
         Task(task.number, tuple(span._replace(prefix=f"{span.key_base}/") for span in task.files))
         for task in tasks
-    ]
+    )
 
 
 def described(record: Mapping[str, Any]) -> str:

@@ -116,6 +116,7 @@ def run_part(
             job = replace(
                 job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag, part=part
             )
+            destination.put_plan(tasks, part)
             job, first, second = _passes(job, tasks, destination)
             read = written = runner.results(job, first, shares(tasks, part[1])[part[0]], True, inherited)
             waits = False
@@ -137,6 +138,7 @@ def run_part(
             discard(store, left, destination.plan, part[:1], numbers)
             if reservation.NAME not in left:
                 destination.clear_spill(left)
+                destination.clear_plan(left)
             return PackedPart(*part, committed=True)
     shards = [shard for result in written for shard in result.shards]
     return PackedPart(

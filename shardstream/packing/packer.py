@@ -24,11 +24,12 @@ from shardstream.packing.from_python import (
     samples_or_calls,
 )
 from shardstream.packing.job import Job, input_bytes
-from shardstream.packing.keys import described, key_rule, with_prefixes
+from shardstream.packing.keys import described, key_rule
 from shardstream.packing.layout import AUTO, Codec, Layout, fitting_shard_size
 from shardstream.packing.pack_options import PackOptions, Sources
 from shardstream.packing.pack_parts import PackedPart, checked_pack_part, commit_parts, run_part
 from shardstream.packing.passes import run_passes
+from shardstream.packing.planned import StoredPlan
 from shardstream.packing.planning import Plan, expected_bytes, plan_tasks, suitable_codec
 from shardstream.packing.resize import Resize
 from shardstream.packing.runner import Runner
@@ -286,7 +287,7 @@ def pack(
     check_engine(where, job, files)
     before = manifest_at(job.dest, storage_options) if append and "key" in source.takes else None
     keys = key_rule(source, key, len(files), before)
-    tasks = with_prefixes(plan_tasks(job, files, unread), keys)
+    tasks = plan_tasks(job, files, unread, keys)
     codec = suitable_codec(job, tasks) if compression is None else compression
     frames.compressor(codec, level)  # raises OptionError for a bad level before anything is written
     job = replace(job, layout=replace(layout, codec=codec))
@@ -298,7 +299,7 @@ def pack(
 
     if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
         workers = 1
-    destination = Destination(job, record, append, old_record(record, files))
+    destination = Destination(job, record, append, old_record(record, files), isinstance(tasks, StoredPlan))
     needs = needs_of(where, job, files, workers, destination.store.local_path(""))
     if part is not None or commit:
         with where.started(needs) as crew:

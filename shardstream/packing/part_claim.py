@@ -83,6 +83,7 @@ def join(destination: Destination, mine: Reservation, old: Manifest | None) -> b
             "emptied? Run the part again"
         )
     compare(store.url, mine, found)
+    destination.first = found is mine
     # Each part asks by itself, since the first one may not know it yet.
     destination.hold(
         msgspec.structs.replace(found, tagged=found.tagged or not reservation.creates_once(store))

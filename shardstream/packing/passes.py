@@ -21,7 +21,7 @@ __all__ = ["commit_outcome", "run_passes"]
 
 
 def run_passes(
-    job: Job, tasks: list[Task], unread: list[tuple[str, str]], beside: list[tuple[str, str]],
+    job: Job, tasks: Sequence[Task], unread: list[tuple[str, str]], beside: list[tuple[str, str]],
     destination: Destination, runner: Runner,
     record: dict[str, Any], resume: bool, lock: int | None, max_rejects: float, shared: bool,
 ) -> Manifest:  # fmt: skip
@@ -46,6 +46,7 @@ def run_passes(
     old = destination.old_manifest()
     continued = destination.begin(old, resume, lock is not None)
     job = replace(job, first_shard=next_number(old), claim=destination.claim, tag=destination.tag)
+    destination.put_plan(tasks)
     inherited = () if lock is None else (lock,)
     read, written = _results(job, tasks, runner, destination, continued, inherited, shared)
     outcome = Outcome(read, written, unread, beside)

@@ -11,10 +11,14 @@ from shardstream.format.kinds import COMPRESSED, extension
 from shardstream.packing.blocks import read_samples
 from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.job import Job
+from shardstream.packing.keys import Rule, with_prefixes
 from shardstream.packing.layout import Codec
+from shardstream.packing.planned import planned
 from shardstream.packing.sources import Reject, Sample, Task
+from shardstream.packing.sources.base import tasks_of
 from shardstream.packing.sources.streams import names_compressed
 from shardstream.storage.inputs import FileInfo
+from shardstream.storage.spool import gathered
 from shardstream.storage.store import redact
 from shardstream.storage.transport.failures import is_unreachable
 
@@ -55,19 +59,22 @@ def expected_bytes(files: Sequence[FileInfo]) -> int:
     return sum(file.size * (_EXPANDED if names_compressed(file.url) else 1) for file in files)
 
 
-def plan_tasks(job: Job, files: Sequence[FileInfo], unread: list[tuple[str, str]]) -> list[Task]:
-    """The tasks of a pack.
+def plan_tasks(
+    job: Job, files: Sequence[FileInfo], unread: list[tuple[str, str]], keys: Rule | None
+) -> Sequence[Task]:
+    """The tasks of a pack. Those of very many files are not in memory; see `planned`.
 
     Args:
         job: The pack.
         files: The files of the input.
         unread: With on_error="skip" the files that cannot even be planned are added here: where, and why.
+        keys: The rule of the keys.
 
     Raises:
         SourceError, StorageError: A file cannot be read, and `job.on_error` is "raise".
     """
     try:
-        return job.source.plan(files, job.layout.shard_size)
+        return planned(with_prefixes(tasks_of(job.source, files, job.layout.shard_size), keys))
     except _UNREADABLE as error:
         if job.on_error == "raise" or is_unreachable(error):
             raise
@@ -75,7 +82,8 @@ def plan_tasks(job: Job, files: Sequence[FileInfo], unread: list[tuple[str, str]
         if len(bad) in (0, len(files)):
             raise
     unread += [(redact(file.url), why) for file, why in bad.items()]
-    return job.source.plan([file for file in files if file not in bad], job.layout.shard_size)
+    left = gathered((file for file in files if file not in bad), tuple, FileInfo._make)
+    return planned(with_prefixes(tasks_of(job.source, left, job.layout.shard_size), keys))
 
 
 def _problem(job: Job, file: FileInfo) -> str:

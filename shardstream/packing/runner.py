@@ -17,6 +17,7 @@ from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.job import Bucket, Job, input_bytes
 from shardstream.packing.receipts import Some
 from shardstream.packing.result import Result
+from shardstream.packing.share import chosen
 from shardstream.packing.sources import Task
 from shardstream.packing.worker import run_task
 from shardstream.progress import Report, Reporter
@@ -139,7 +140,7 @@ class Runner:
         """The results of the tasks that are not done, as they end."""
         if job.limit is not None and (job.shuffle is None or stage not in _WRITES):
             return _limited(job, tasks, dict(done))
-        todo = [task for task in tasks if task.number not in done]
+        todo = chosen(tasks, (place for place, task in enumerate(tasks) if task.number not in done))
         return self._workers.run(run_task, job, todo, inherited)
 
     def _progress(self, job: Job, stage: str, totals: Totals, tasks: int) -> None:

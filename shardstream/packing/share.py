@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from typing import TypeVar
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar, overload
 
 from shardstream.packing.job import Bucket, input_bytes
 from shardstream.packing.sources import Task
 
-__all__ = ["shares"]
+__all__ = ["chosen", "shares"]
 
 # What a task costs beside its bytes, in bytes: to open files, and to put a shard. It also spreads tasks whose
 # size is not known.
@@ -18,7 +19,31 @@ _START = 1 << 20
 Work = TypeVar("Work", bound=Task | Bucket)
 
 
-def shares(tasks: Sequence[Work], parts: int) -> list[list[Work]]:
+class _Chosen(Sequence[Work], Generic[Work]):
+    """Some of the tasks of a plan that is not in memory."""
+
+    def __init__(self, tasks: Sequence[Work], places: Iterable[int]) -> None:
+        self._tasks, self._places = tasks, array("Q", places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Work: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Work]: ...
+    def __getitem__(self, place: int | slice) -> Work | Sequence[Work]:
+        if isinstance(place, slice):
+            return _Chosen(self._tasks, self._places[place])
+        return self._tasks[self._places[place]]
+
+
+def chosen(tasks: Sequence[Work], places: Iterable[int]) -> Sequence[Work]:
+    """The tasks at some places of a plan."""
+    return [tasks[place] for place in places] if isinstance(tasks, list) else _Chosen(tasks, places)
+
+
+def shares(tasks: Sequence[Work], parts: int) -> list[Sequence[Work]]:
     """The tasks of each part, the largest first. They depend on the tasks and the number of parts alone.
 
     Each task, from the largest to the smallest, goes to the part that has the least so far. No part then has
@@ -29,13 +54,14 @@ def shares(tasks: Sequence[Work], parts: int) -> list[list[Work]]:
         tasks: All tasks of the pack.
         parts: How many parts there are. If there are more parts than tasks, some are empty.
     """
-    found: list[list[Work]] = [[] for _ in range(parts)]
+    sizes, numbers = array("Q", map(_bytes, tasks)), array("Q", (task.number for task in tasks))
+    found = [array("Q") for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]  # a heap already
-    for task in sorted(tasks, key=lambda task: (-_bytes(task), task.number)):
+    for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], numbers[place])):
         load, part = loads[0]
-        heapq.heapreplace(loads, (load + _bytes(task) + _START, part))
-        found[part].append(task)
-    return found
+        heapq.heapreplace(loads, (load + sizes[place] + _START, part))
+        found[part].append(place)
+    return [chosen(tasks, places) for places in found]
 
 
 def _bytes(task: Task | Bucket) -> int:

@@ -18,6 +18,7 @@ from shardstream.errors import SourceError
 from shardstream.packing.blocks import alone, one_by_one, read_blocks, takes_blocks
 from shardstream.packing.job import Bucket, Buckets, Job, input_bytes, stage_of
 from shardstream.packing.open_shard import Output
+from shardstream.packing.planned import whole
 from shardstream.packing.receipts import write_receipt
 from shardstream.packing.result import Result
 from shardstream.packing.shard_names import tag_of
@@ -50,6 +51,9 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
     """
     begin("pack", job.shown)
     started = time.monotonic()
+    if isinstance(task, Task):
+        plan = "" if job.claim is None else job.claim.plan
+        task = whole(task, job.dest, job.storage_options, plan)
     result = _done(job, task)
     if job.claim is not None:
         store = Store.open(job.dest, job.storage_options)

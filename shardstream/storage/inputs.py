@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
+import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from shardstream.errors import OptionError, SourceError, StorageError
 from shardstream.storage.local.reads import read_at
-from shardstream.storage.options import Options, split_options
+from shardstream.storage.options import Options, RequestOptions, split_options
+from shardstream.storage.spool import HELD, Spooled, gathered, in_order
 from shardstream.storage.store import local_path_of, named, redact
 from shardstream.storage.transport.backends import by_fsspec
+from shardstream.storage.transport.backends.fsspec import Found, Fsspec, found_of
 from shardstream.storage.transport.client import Client, run
 from shardstream.storage.transport.session import ReadSession
 
+_AT_ONCE = 1000  # files that are looked at together
 _BUFFER = 4 << 20  # bytes of a request for a file that is read from its beginning to its end
 
 
@@ -41,8 +46,8 @@ def expand(
     storage_options: Options = None,
     unread: Unread | None = None,
     markers: Unread | None = None,
-) -> list[FileInfo]:
-    """The files that URLs name, in a fixed order.
+) -> Sequence[FileInfo]:
+    """The files that URLs name, in a fixed order. Very many are on a local disk, and not in memory.
 
     Args:
         urls: Files, directories, globs and brace lists. In a directory hidden files are passed over. URLs of
@@ -55,22 +60,32 @@ def expand(
     Raises:
         SourceError: There is nothing to read, or something cannot be read.
     """
-    found: list[FileInfo] = []
+    found = gathered(_named(urls, storage_options, unread, markers), tuple, FileInfo._make)
+    if not found:
+        raise SourceError(f"{', '.join(map(redact, map(str, urls))) or 'no sources'}: nothing there to read")
+    return found
+
+
+def _named(
+    urls: Sequence[str], storage_options: Options, unread: Unread | None, markers: Unread | None
+) -> Iterator[FileInfo]:
     for url in urls:
         if names_database(str(url)):
-            found.append(FileInfo(str(url), 0, ""))
+            yield FileInfo(str(url), 0, "")
             continue
         # A file may have this very name, such as a{1,2}.tar.
         literal = local_path_of(str(url))
         for name in [str(url)] if literal and os.path.lexists(literal) else _braces(str(url)):
-            with named(redact(name)):
-                below = list(_below(name, storage_options, unread, markers))
-            if not below:
+            below, some = _below(name, storage_options, unread, markers), 0
+            while True:
+                with named(redact(name)):
+                    infos = list(itertools.islice(below, _AT_ONCE))
+                if not infos:
+                    break
+                yield from infos
+                some += len(infos)
+            if not some:
                 raise SourceError(f"{redact(name)}: nothing there to read")
-            found += below
-    if not found:
-        raise SourceError(f"{', '.join(map(redact, map(str, urls))) or 'no sources'}: nothing there to read")
-    return found
 
 
 def names_database(url: str) -> bool:
@@ -113,25 +128,35 @@ def _below(url: str, options: Options, unread: Unread | None, markers: Unread | 
     start, slash = url.partition("://")[0] + "://", "/"
     if path and url.rstrip("/").endswith(path):
         start, slash = url.rstrip("/")[: -len(path)], ""
+    listed: Sequence[Found]
     if any(letter in path for letter in "*?["):
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        entries = ask("glob", detail=True)
+        listed = sorted(found_of(name, told) for name, told in ask("glob", detail=True).items())
     elif ask("isdir"):
-        root, entries = path.rstrip("/"), ask("find", detail=True)
+        root, listed = path.rstrip("/"), in_order(_pages(url, backend, path, ours))
     else:
         yield FileInfo(url, Client(url, options).size(""), "")
         return
-    listed = sorted(entries)
-    for name, behind in zip(listed, [*listed[1:], ""], strict=True):
-        empty = not entries[name].get("size")
-        if empty and (name.endswith("/") or behind.startswith(f"{name}/") or name.rstrip("/") == root):
+    after = itertools.chain(itertools.islice(listed, 1, None), [("", 0, False)])
+    for (name, size, is_file), (behind, *_) in zip(listed, after, strict=True):
+        if not size and (name.endswith("/") or behind.startswith(f"{name}/") or name.rstrip("/") == root):
             if markers is not None:
                 markers.append((redact(f"{start}{name.lstrip(slash)}"), MARKER))
             continue
         hidden = any(part.startswith(".") for part in name[len(root) :].split("/"))
-        if entries[name]["type"] == "file" and not hidden:
+        if is_file and not hidden:
             below = f"{start}{root.lstrip(slash)}" if root else ""
-            yield FileInfo(f"{start}{name.lstrip(slash)}", int(entries[name]["size"]), below)
+            yield FileInfo(f"{start}{name.lstrip(slash)}", int(size), below)  # type: ignore[arg-type]
+
+
+def _pages(url: str, backend: Fsspec, path: str, options: RequestOptions) -> Iterator[Found]:
+    """All objects below a path, of a listing that is taken page by page."""
+    after = ""
+    while True:
+        some, after = run(redact(url), functools.partial(backend.find, path, after), options)
+        yield from some
+        if not after:
+            return
 
 
 def _below_local(path: str, unread: Unread | None) -> Iterator[FileInfo]:
@@ -153,20 +178,75 @@ def _below_local(path: str, unread: Unread | None) -> Iterator[FileInfo]:
     if os.path.isfile(path):
         yield FileInfo(path, os.path.getsize(path), "")
     elif os.path.isdir(path):
-        for folder, folders, names in os.walk(path, onerror=closed):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for folder, folders, names in _walk(path, closed):
             for name in folders:
-                if os.path.islink(os.path.join(folder, name)):
-                    where = os.path.join(folder, name)
+                if os.path.islink(where := os.path.join(folder, name)):
                     unreadable(where, "a link to a directory is not followed; name the directory itself")
-            for name in sorted(names):
-                if not name.startswith("."):
-                    yield from listed(os.path.join(folder, name), path)
+            for name in names:
+                yield from listed(os.path.join(folder, name), path)
     elif glob.has_magic(path):
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        for name in sorted(glob.glob(path, recursive=True)):
+        for name in in_order(glob.iglob(path, recursive=True)):
             if not os.path.isdir(name):
                 yield from listed(name, root)
+
+
+def _walk(root: str, closed: Callable[[OSError], None]) -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
+    """Each directory below one, with the sorted names of its directories and of its other entries.
+
+    As os.walk does, from the top down; but a directory may have more entries than memory has room for.
+    Hidden ones are passed over, and links are not followed.
+
+    Args:
+        root: The directory.
+        closed: Called with the error of a directory that cannot be read.
+    """
+    waiting: list[Iterator[str]] = [iter([root])]
+    while waiting:
+        folder = next(waiting[-1], None)
+        if folder is None:
+            waiting.pop()
+            continue
+        try:
+            folders, names = _entries(folder)
+        except OSError as error:
+            closed(error)
+            continue
+        yield folder, folders, names
+        waiting.append(_below_it(folder, folders))
+
+
+def _below_it(folder: str, folders: Iterable[str]) -> Iterator[str]:
+    paths = (os.path.join(folder, name) for name in folders)
+    return (path for path in paths if not os.path.islink(path))
+
+
+def _entries(folder: str) -> tuple[Sequence[str], Sequence[str]]:
+    """The sorted names of the directories in a directory, and of its other entries."""
+    folders: Spooled[str] | list[str] = []
+
+    def names() -> Iterator[str]:
+        nonlocal folders
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not _is_folder(entry):
+                    yield entry.name
+                    continue
+                folders.append(entry.name)
+                if len(folders) > HELD and isinstance(folders, list):
+                    folders = Spooled(folders)
+
+    found = in_order(names())
+    return in_order(folders), found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _size(path: str) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from shardstream.packing.job import Job
 from shardstream.packing.layout import Layout
 from shardstream.packing.outcome import Outcome
 from shardstream.packing.sources import Reject, Sample, Source, Task
-from shardstream.packing.sources.base import prepared
+from shardstream.packing.sources.base import prepared, tasks_of
 from shardstream.packing.worker import run_task
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.inputs import FileInfo, expand
@@ -69,7 +69,7 @@ class SourceContract:
     @pytest.fixture
     def files(self, inputs: Path | list[Path]) -> list[FileInfo]:
         """The input as `pack` lists it."""
-        return expand([str(path) for path in ([inputs] if isinstance(inputs, Path) else inputs)])
+        return list(expand([str(path) for path in ([inputs] if isinstance(inputs, Path) else inputs)]))
 
     @pytest.fixture(params=[1, 100, 1 << 40])
     def target(self, request: pytest.FixtureRequest) -> int:
@@ -99,6 +99,7 @@ class SourceContract:
         for task in reversed(tasks):
             list(source.read(task))
         assert source.plan(files, target) == tasks
+        assert list(tasks_of(source, files, target)) == tasks
 
     def test_tasks_are_read_alone_in_any_order_and_again(
         self, source: Source, files: list[FileInfo], expected: Samples

@@ -15,7 +15,7 @@ import shardstream as ss
 from shardstream.errors import OptionError, SourceError
 from shardstream.packing.keys import described
 from shardstream.packing.planning import Plan
-from shardstream.packing.sources.base import key_bases
+from shardstream.packing.sources.file_keys import key_bases
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.inputs import FileInfo
 from tests.corpora import digests, lines, sound, texts

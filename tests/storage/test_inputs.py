@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shardstream.errors import OptionError, ShardstreamError, SourceError, StorageError
 from shardstream.storage.inputs import FileInfo, expand, open_input, read_into, read_slice
 from shardstream.storage.store import Store
+from shardstream.storage.transport.backends.fsspec import Fsspec
+from shardstream.storage.transport.backends.s3 import S3
 
 TREE = ["b.txt", "a.txt", "sub/c.txt", "sub/.hidden", ".git/config", "Sub 2/ключ ✓.txt", ".dot.txt"]
 SEEN = ["Sub 2/ключ ✓.txt", "a.txt", "b.txt", "sub/c.txt"]
@@ -173,3 +176,30 @@ def test_an_unreadable_input_is_a_storage_error(root):
         for name in ("none.txt", "sub"):
             with pytest.raises(StorageError, match=name):
                 attempt(f"{root}/{name}")
+
+
+def test_a_bucket_is_listed_page_by_page(weed, monkeypatch):
+    root = weed.bucket()
+    store = Store.open(root, weed.options())
+    names = [f"in/{folder}/{number:02d} é+.txt" for folder in ("a b", "c", "ü") for number in range(5)]
+    for name in [*names, "in/.hidden", "inside"]:
+        store.write(name, b"x" * len(name))
+    whole = [*map(tuple, expand([f"{root}/in"], weed.options()))]
+    pages: list[int] = []
+    find = S3.find
+
+    async def small(self: S3, path: str, after: str) -> Any:
+        self.fs.req_kw = {"MaxKeys": 4}
+        try:
+            found = await find(self, path, after)
+        finally:
+            self.fs.req_kw = {}
+        pages.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(S3, "find", small)
+    assert [*map(tuple, expand([f"{root}/in"], weed.options()))] == whole
+    assert pages == [4, 4, 4, 4]
+    assert [url.removeprefix(f"{root}/") for url, _, _ in whole] == sorted(names)
+    monkeypatch.setattr(S3, "find", Fsspec.find)  # as s3fs lists
+    assert [*map(tuple, expand([f"{root}/in"], weed.options()))] == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Literal, Protocol, cast
 
 from shardstream.errors import OptionError
@@ -94,11 +95,11 @@ def needs_of(
     # A shuffle holds a bucket, and samples that it parts into buckets or reads ahead; see `store_shuffle`.
     shuffled = 0 if job.shuffle is None else layout.shard_size + _SHUFFLE
     folders = [] if folder is None else [folder]
-    local = [(path, file.size) for file in files if (path := local_path_of(file.url)) and file.size]
+    local = ((path, file.size) for file in files if (path := local_path_of(file.url)) and file.size)
     return Needs(
         workers=workers,
         memory=layout.shard_size + layout.frame_size + shuffled,
         storage_options=job.storage_options,
         folders=tuple(folders),
-        files=tuple(local[:_MOST_FILES]),
+        files=tuple(islice(local, _MOST_FILES)),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from shardstream.errors import OptionError, StorageError
@@ -72,6 +72,26 @@ def room(workers: int | None, capacity: int) -> int:
     return max(1, 2 * capacity)  # a cluster that can grow does so if something waits
 
 
+class _Queue:
+    """Tasks in order, which are taken from a plan one by one; those that came back are first."""
+
+    def __init__(self, tasks: Sequence[Any]) -> None:
+        self._back: deque[Work] = deque()
+        self._rest, self._left = iter(tasks), len(tasks)
+
+    def __len__(self) -> int:
+        return len(self._back) + self._left
+
+    def popleft(self) -> Any:
+        if self._back:
+            return self._back.popleft()
+        self._left -= 1
+        return next(self._rest)
+
+    def extendleft(self, works: Iterable[Work]) -> None:
+        self._back.extendleft(works)
+
+
 def dispatched(
     crew: Crew, tasks: Sequence[Any], workers: int | None, retries: int, counts: Counts
 ) -> Iterator[Any]:
@@ -92,7 +112,7 @@ def dispatched(
         StorageError: A store failed too often, a task killed too many workers, or there are no workers.
         Exception: The first other error of a task.
     """
-    new: deque[Any] = deque(longest_first(tasks))  # those that came back are of the kind Work
+    new = _Queue(longest_first(tasks))  # those that came back are of the kind Work
     again: list[Work] = []  # these run one by one, so that it is seen which of them is at fault
     sent = _Sent(crew)
     pace = Pace()
@@ -230,7 +250,7 @@ class _Sent:
         self._crew.cancel([*self.flying, *self._dropped])
 
 
-def _next(new: deque[Any], again: list[Work], seconds: float, most: int, now: float) -> list[Work] | None:
+def _next(new: _Queue, again: list[Work], seconds: float, most: int, now: float) -> list[Work] | None:
     """The next batch; None if there is none at the moment."""
     for position, work in enumerate(again):
         if work.due <= now:

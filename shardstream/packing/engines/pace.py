@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from shardstream.packing.sources.streams import names_compressed
 
@@ -30,18 +31,43 @@ def work_of(task: Any) -> int:
     bounds = getattr(task, "bounds", None)  # of the objects of the first pass of a shuffle
     if bounds is not None:
         return int((bounds[:, -1] - bounds[:, 0]).sum())
-    files = getattr(task, "files", None)
-    if files is None:
-        return int(getattr(task, "size", 0))
+    size = getattr(task, "size", None)  # of a task whose files are not in memory
+    if size is not None:
+        return int(size)
+    files = getattr(task, "files", ())
     return sum((each.end - each.start) * (_EXPANDED if names_compressed(each.url) else 1) for each in files)
 
 
-def longest_first(tasks: Sequence[T]) -> list[T]:
+def longest_first(tasks: Sequence[T]) -> Sequence[T]:
     """The tasks in the order in which they are begun: else a long one may be the last, with nobody to share.
 
-    Those of the same length keep their order.
+    Those of the same length keep their order. Of a plan that is not in memory, only a number for each task is
+    held. There all lengths between two powers of two count as the same: neighbours stay neighbours, and a
+    worker finds its tasks in the object of the plan that it read last.
     """
-    return sorted(tasks, key=work_of, reverse=True)
+    if isinstance(tasks, list):
+        return sorted(tasks, key=work_of, reverse=True)
+    numbers = sorted(range(len(tasks)), key=lambda number: work_of(tasks[number]).bit_length(), reverse=True)
+    return _Chosen(tasks, array("Q", numbers))
+
+
+class _Chosen(Sequence[T]):
+    """The items of a sequence in another order."""
+
+    def __init__(self, items: Sequence[T], order: array[int]) -> None:
+        self._items, self._order = items, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T]: ...
+    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
+        if isinstance(place, slice):
+            return _Chosen(self._items, self._order[place])
+        return self._items[self._order[place]]
 
 
 class Pace:

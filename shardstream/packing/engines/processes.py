@@ -89,7 +89,7 @@ def run_tasks(
     pool = _Pool(lambda: Worker(function, job, inherited), longest_first(tasks), counts or Counts())
     try:
         pool.start(min(workers, len(tasks)))
-        for _ in tasks:
+        for _ in range(len(tasks)):
             done, answer = pool.answers.get()
             if not done:
                 raise answer

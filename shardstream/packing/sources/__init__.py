@@ -11,9 +11,18 @@ from typing import Literal, cast
 
 from shardstream.errors import OptionError
 from shardstream.packing.formats import FORMATS, Format
-from shardstream.packing.sources.base import FileSpan, Reject, Sample, Source, SourceOptions, Task
+from shardstream.packing.sources.base import (
+    FileSpan,
+    Reject,
+    Sample,
+    Source,
+    SourceOptions,
+    Streamed,
+    Task,
+)
 from shardstream.packing.sources.images import ImagesSource
 from shardstream.storage.inputs import FileInfo, Unread, expand, names_database
+from shardstream.storage.spool import gathered
 from shardstream.storage.store import Options, redact
 
 ENTRY_POINTS = "shardstream.sources"
@@ -99,7 +108,7 @@ def input_files(
     storage_options: Options,
     unread: Unread | None,
     markers: Unread,
-) -> list[FileInfo]:
+) -> Sequence[FileInfo]:
     """The files that URLs name, or the databases; see `expand`.
 
     Args:
@@ -123,19 +132,25 @@ def recognise(files: Sequence[FileInfo], storage_options: Options = None) -> For
     """
     if files and all(names_database(info.url) for info in files):
         return "sql"
-    names = [redact(info.url).lower() for info in files]
-    for known in FORMATS if names else ():
-        kind = source_class(known)
-        allowed = kind.extensions + _beside(kind, "companions") + _beside(kind, "left_out")
-        if any(path.endswith(kind.extensions) for path in names) and all(
-            path.endswith(allowed) for path in names
-        ):
-            data = [file for file, path in zip(files, names, strict=True) if _is_data(kind, file, path)]
-            return "json" if known == "jsonl" and _is_json(data, storage_options) else known
-    ends = sorted({os.path.splitext(name)[1] or "none" for name in names})
-    shown = ", ".join(ends[:5]) + (", ..." if len(ends) > 5 else "")
+    # Seen through once, with all formats that are possible so far: there may be very many files.
+    kinds = {known: source_class(known) for known in FORMATS}
+    allowed = {
+        known: kind.extensions + _beside(kind, "companions") + _beside(kind, "left_out")
+        for known, kind in kinds.items()
+    }
+    shown, left, ends = set[str](), list(FORMATS), set[str]()
+    for info in files:
+        path = redact(info.url).lower()
+        left = [known for known in left if path.endswith(allowed[known])]
+        shown.update(known for known in left if known not in shown and path.endswith(kinds[known].extensions))
+        ends.add(os.path.splitext(path)[1] or "none")
+    for known in left:
+        if known in shown:
+            kind = kinds[known]
+            return "json" if known == "jsonl" and _is_json(kind, files, storage_options) else known
+    some = ", ".join(sorted(ends)[:5]) + (", ..." if len(ends) > 5 else "")
     raise OptionError(
-        f"the extensions of {len(names)} file(s) ({shown}) do not show one format; pass --format "
+        f"the extensions of {len(files)} file(s) ({some}) do not show one format; pass --format "
         f"({', '.join(FORMATS)}). files takes all of them, those of one name as a sample"
     )
 
@@ -151,7 +166,7 @@ def _beside(kind: type[Source], attribute: Literal["companions", "left_out"]) ->
 
 def without_companions(
     format: str, files: Sequence[FileInfo]
-) -> tuple[list[FileInfo], list[tuple[str, str]]]:
+) -> tuple[Sequence[FileInfo], list[tuple[str, str]]]:
     """The files of a folder that its source reads, and where the others are, and why they are none.
 
     Args:
@@ -159,13 +174,16 @@ def without_companions(
         files: The files of the input. Those that were named by themselves are always read.
     """
     kind = source_class(format)
-    beside = _beside(kind, "left_out")
-    left = [file for file in files if _is_data(kind, file, redact(file.url).lower())]
-    if not beside or not left:
-        return list(files), []
+
+    def is_data(file: FileInfo) -> bool:
+        return _is_data(kind, file, redact(file.url).lower())
+
+    odd = [file for file in files if not is_data(file)] if _beside(kind, "left_out") else []
+    if not odd or len(odd) == len(files):
+        return files, []
     here = "a file that tools write beside the data"
-    read = set(left)
-    return left, [(redact(file.url), here) for file in files if file not in read]
+    read = gathered(filter(is_data, files), tuple, FileInfo._make)
+    return read, [(redact(file.url), here) for file in odd]
 
 
 def _is_data(kind: type[Source], file: FileInfo, path: str) -> bool:
@@ -173,13 +191,18 @@ def _is_data(kind: type[Source], file: FileInfo, path: str) -> bool:
     return not (file.root and path.endswith(_beside(kind, "left_out")))
 
 
-def _is_json(files: Sequence[FileInfo], storage_options: Options) -> bool:
+def _is_json(kind: type[Source], files: Sequence[FileInfo], storage_options: Options) -> bool:
     # One file is looked at: a request for each would take long. The format json reads lines, too.
     from shardstream.packing.sources.json import JsonSource, is_lines
 
-    if not all(redact(file.url).lower().endswith(JsonSource.extensions) for file in files):
-        return False
-    first = next((file for file in files if file.size), None)
+    first: FileInfo | None = None
+    for file in files:
+        path = redact(file.url).lower()
+        if not _is_data(kind, file, path):
+            continue
+        if not path.endswith(JsonSource.extensions):
+            return False
+        first = file if first is None and file.size else first
     return first is not None and not is_lines(first.url, storage_options)
 
 
@@ -192,6 +215,7 @@ __all__ = [
     "Sample",
     "Source",
     "SourceOptions",
+    "Streamed",
     "Task",
     "input_files",
     "make_source",

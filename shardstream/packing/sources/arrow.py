@@ -11,15 +11,8 @@ from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 from shardstream.errors import SourceError
 from shardstream.packing.sources.arrow_messages import BATCH, DICTIONARY, END, MAGIC, SCHEMA, Part, messages
 from shardstream.packing.sources.arrow_rows import reading, row_blocks, row_samples, schema_rows
-from shardstream.packing.sources.base import (
-    HUB_FILES,
-    FileSpan,
-    Reject,
-    Sample,
-    Task,
-    group,
-    key_bases,
-)
+from shardstream.packing.sources.base import HUB_FILES, FileSpan, Reject, Sample, Task, group
+from shardstream.packing.sources.file_keys import key_bases
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.sources.row_source import RowSource
 from shardstream.packing.sources.rows import Rows

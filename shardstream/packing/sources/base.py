@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 from shardstream.errors import SourceError
 from shardstream.format.columns import NO_COLUMNS, ColumnValue
-from shardstream.format.names import SplitKey, escape_key
+from shardstream.format.names import SplitKey
 from shardstream.packing.resize import Resize
 from shardstream.storage.inputs import FileInfo, read_slice
 from shardstream.storage.store import Options, redact
@@ -148,6 +147,8 @@ class Source(Protocol):
     A class whose `is_database` is true is given URLs that are no files. What it raises while it reads is
     never a sample to skip. Its method `sized(files)` returns them with their sizes.
 
+    A class that is derived from `Streamed` yields the tasks of its plan one by one.
+
     `keys`, if it is there, says for people what is taken for the keys.
 
     `streams` is true if compressed files are read as streams and samples are given before their ends, where
@@ -183,6 +184,27 @@ class Source(Protocol):
         ...
 
 
+class Streamed:
+    """A source that gives its tasks one after another: for more files than memory has room for."""
+
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
+        """The tasks of `plan`, of files that may be on a local disk, and are gone through several times."""
+        raise NotImplementedError
+
+    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+        """Cut the files into tasks of about `target` bytes each."""
+        return list(self.tasks(files, target))
+
+
+def tasks_of(source: Source, files: Sequence[FileInfo], target: int) -> Iterable[Task]:
+    """The tasks of a source, one after another if it is `Streamed`."""
+    plan: object = type(source).plan
+    # A class that is derived from one of ours may have a plan of its own.
+    if isinstance(source, Streamed) and plan is Streamed.plan:
+        return source.tasks(files, target)
+    return source.plan(files, target)
+
+
 def token_dtype(source: Source) -> TokenDtype | None:
     """The dtype of the tokens, if the samples of a source are documents of token ids already; else None.
 
@@ -202,10 +224,10 @@ def prepared(source: Source, files: Sequence[FileInfo]) -> Source:
     return source if prepare is None else cast("Source", prepare(files))
 
 
-def sized(source: Source, files: Sequence[FileInfo]) -> list[FileInfo]:
+def sized(source: Source, files: Sequence[FileInfo]) -> Sequence[FileInfo]:
     """The files with their sizes, for a source that knows them better than a store: see `Source`."""
     found = getattr(source, "sized", None)
-    return list(files) if found is None else cast("list[FileInfo]", found(files))
+    return files if found is None else cast("Sequence[FileInfo]", found(files))
 
 
 def relative(file: FileInfo) -> str:
@@ -221,6 +243,13 @@ def relative(file: FileInfo) -> str:
 
 
 def group(bundles: Iterable[list[FileSpan]], target: int, sizes: Iterable[int] | None = None) -> list[Task]:
+    """Tasks of about `target` bytes each; see `grouped`."""
+    return list(grouped(bundles, target, sizes))
+
+
+def grouped(
+    bundles: Iterable[list[FileSpan]], target: int, sizes: Iterable[int] | None = None
+) -> Iterator[Task]:
     """Tasks of about `target` bytes each, so that small files do not become shards of their own.
 
     Args:
@@ -228,78 +257,49 @@ def group(bundles: Iterable[list[FileSpan]], target: int, sizes: Iterable[int] |
         target: Bytes.
         sizes: The bytes of each bundle. None: those of its parts.
     """
-    tasks: list[Task] = []
+    number = 0
     spans: list[FileSpan] = []
     size, given = 0, None if sizes is None else iter(sizes)
     for bundle in bundles:
         extra = sum(span.end - span.start for span in bundle) if given is None else next(given)
         if spans and size + extra > target:
-            tasks.append(Task(len(tasks), tuple(spans)))
+            yield Task(number, tuple(spans))
+            number += 1
             spans, size = [], 0
         spans += bundle
         size += extra
     if spans:
-        tasks.append(Task(len(tasks), tuple(spans)))
-    return tasks
+        yield Task(number, tuple(spans))
 
 
-def whole_files(files: Sequence[FileInfo], keys: Sequence[str], target: int) -> list[Task]:
+def whole_files(files: Iterable[tuple[FileInfo, str]], target: int) -> Iterator[Task]:
     """Tasks of about `target` bytes, of files that are never cut.
 
     Args:
-        files: The files.
-        keys: For each file the begin of its keys.
+        files: Each file with the begin of its keys.
         target: Bytes.
     """
-    spans = (
-        [FileSpan(file.url, 0, file.size, file.size, key)] for file, key in zip(files, keys, strict=True)
-    )
-    return group(spans, target)
+    return grouped(([FileSpan(file.url, 0, file.size, file.size, key)] for file, key in files), target)
 
 
 def cut_files(
-    files: Sequence[FileInfo], keys: Sequence[str], target: int, is_whole: Callable[[FileInfo], bool]
-) -> list[Task]:
+    files: Iterable[tuple[FileInfo, str]], target: int, is_whole: Callable[[FileInfo], bool]
+) -> Iterator[Task]:
     """Tasks of about `target` bytes, of files that are cut every `target` bytes.
 
     Args:
-        files: The files.
-        keys: For each file the begin of its keys.
+        files: Each file with the begin of its keys.
         target: Bytes.
         is_whole: Whether a file cannot be cut. It is only asked of files of more than `target`.
     """
 
     def slices() -> Iterator[list[FileSpan]]:
-        for file, key in zip(files, keys, strict=True):
+        for file, key in files:
             step = file.size if file.size > target and is_whole(file) else target
             for start in range(0, file.size, step):
                 yield [FileSpan(file.url, start, min(start + step, file.size), file.size, key)]
 
-    return group(slices(), target)
-
-
-def unique_keys(names: Iterable[str]) -> list[str]:
-    """A key for each name: the escaped name, with a number if the same key came before."""
-    last: dict[str, int] = {}  # the keys so far, and the last number that each was given
-    for name in names:
-        key = stem = escape_key(name)
-        while key in last:
-            last[stem] += 1
-            key = f"{stem}~{last[stem]}"
-        last[key] = 1
-    return list(last)
-
-
-def key_bases(files: Sequence[FileInfo], extensions: Sequence[str]) -> list[str]:
-    """For each file the begin of the keys of its rows: its path without its extensions, as a key.
-
-    Args:
-        files: The files.
-        extensions: The extensions in lower case, such as ".jsonl.gz". The longest that fits is left out.
-    """
-    longest = sorted(extensions, key=len, reverse=True)
-    found = re.compile(f"(?:{'|'.join(map(re.escape, longest))})\\Z", re.IGNORECASE)
-    return unique_keys(found.sub("", relative(file)) for file in files)
+    return grouped(slices(), target)
 
 
 def read_whole(span: FileSpan, storage_options: Options) -> bytes:

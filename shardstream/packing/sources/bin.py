@@ -19,8 +19,8 @@ from shardstream.packing.sources.base import (
     Task,
     TokenDtype,
     relative,
-    unique_keys,
 )
+from shardstream.packing.sources.file_keys import unique_keys
 from shardstream.storage.inputs import FileInfo, open_input, read_into, read_slice, size_of
 from shardstream.storage.store import Options, redact
 

@@ -11,15 +11,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, ClassVar
 
 from shardstream.errors import SourceError
-from shardstream.packing.sources.base import (
-    HUB_FILES,
-    FileSpan,
-    Reject,
-    Sample,
-    Task,
-    cut_files,
-    key_bases,
-)
+from shardstream.packing.sources.base import HUB_FILES, FileSpan, Reject, Sample, Streamed, Task, cut_files
+from shardstream.packing.sources.file_keys import based
 from shardstream.packing.sources.row_source import RowSource
 from shardstream.packing.sources.streams import (
     SUFFIXES,
@@ -38,7 +31,7 @@ _LONGEST = 1 << 30  # bytes of a value
 
 
 @dataclass(frozen=True)
-class CsvSource(RowSource):
+class CsvSource(Streamed, RowSource):
     """Rows of CSV and TSV files as samples. The first line has the names of the columns.
 
     Columns are separated by tabs in a .tsv file. Else they are separated by commas, or by semicolons or tabs
@@ -57,9 +50,9 @@ class CsvSource(RowSource):
     )
     left_out: ClassVar[tuple[str, ...]] = HUB_FILES
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
         """Tasks of about `target` bytes. Files of more are read once, to see whether they can be cut."""
-        return cut_files(files, key_bases(files, self.extensions), target, self._is_whole)
+        return cut_files(based(files, self.extensions), target, self._is_whole)
 
     def _is_whole(self, file: FileInfo) -> bool:
         """Whether a file cannot be cut: it is compressed, or a line break may be part of a value."""

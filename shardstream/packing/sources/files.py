@@ -19,14 +19,16 @@ from shardstream.packing.sources.base import (
     Reject,
     Sample,
     SourceOptions,
+    Streamed,
     Task,
-    group,
+    grouped,
     read_whole,
     relative,
-    unique_keys,
 )
 from shardstream.packing.sources.encoded import field_bytes, text_bytes
+from shardstream.packing.sources.file_keys import keyed
 from shardstream.packing.sources.rows import find, kept, key_of
+from shardstream.packing.sources.windows import windows
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import Options, redact
 
@@ -36,7 +38,7 @@ _PART = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}\Z")
 
 
 @dataclass(frozen=True)
-class FilesSource:
+class FilesSource(Streamed):
     """Files as samples: those of one folder and one stem are a sample; what is behind the stem is a field.
 
     The stem is the name up to its last dot: `x.jpg` and `x.txt` are fields jpg and txt of x. A name with more
@@ -76,8 +78,10 @@ class FilesSource:
             "key": self.key,
         }
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
         """Tasks of about `target` bytes. The files of a sample, and its row of metadata, are in one task.
+
+        With metadata all files are held in memory.
 
         Raises:
             SourceError: A file of metadata cannot be read as such.
@@ -88,17 +92,14 @@ class FilesSource:
             raise OptionError(
                 "--key and --keep name columns of metadata.jsonl or metadata.csv; there is no such file"
             )
-        groups = _groups([info for info in files if info not in set(tables)] if tables else files)
-        stems = (relative(members[0][0])[: -len(members[0][1])].rstrip(".") for members in groups)
-        keys = unique_keys(stems)
-        bundles = [
-            [FileSpan(info.url, 0, info.size, info.size, key, name) for info, name in members]
-            for key, members in zip(keys, groups, strict=True)
-        ]
-        places = {span.url: bundle for bundle in bundles for span in bundle} if tables else {}
+        if not tables:
+            return grouped(_bundles(files), target)
+        known = set(tables)
+        bundles = list(_bundles([info for info in files if info not in known]))
+        places = {span.url: bundle for bundle in bundles for span in bundle}
         for info in tables:
             bundles += list(self._attach(info, places))
-        return group(bundles, target)
+        return grouped(bundles, target)
 
     def _attach(self, info: FileInfo, places: dict[str, list[FileSpan]]) -> Iterator[list[FileSpan]]:
         """Put each row of a file of metadata to its files; gives the rows that have none."""
@@ -187,10 +188,39 @@ def _alone(span: FileSpan, row: dict[str, Any]) -> Reject:
     return Reject(f"{redact(span.url)}, byte {span.start}", reason)
 
 
-def _groups(files: Sequence[FileInfo]) -> list[list[tuple[FileInfo, str]]]:
-    """The files of each sample, each with its field: what is behind the stem, in lower case, or ""."""
+Member = tuple[FileInfo, str]  # a file, and its field: what is behind the stem, in lower case, or ""
+
+
+def _bundles(files: Sequence[FileInfo]) -> Iterator[list[FileSpan]]:
+    """The files of each sample, with its key."""
+
+    def stem(members: list[Member]) -> str:
+        info, name = members[0]
+        return relative(info)[: -len(name)].rstrip(".")
+
+    found = windows(files, _least_stem)
+
+    def groups() -> Iterator[list[Member]]:
+        return itertools.chain.from_iterable(map(_groups, found))
+
+    for members, key in keyed(groups, stem):
+        yield [FileSpan(info.url, 0, info.size, info.size, key, name) for info, name in members]
+
+
+def _least_stem(url: str) -> str:
+    """The shortest stem that a file can belong to."""
+    folder, slash, name = url.rpartition("/")
+    parts = name.split(".")
+    for count in range(1, len(parts) - 1):
+        if all(map(_PART.match, parts[count:-1])):
+            return folder + slash + ".".join(parts[:count])
+    return os.path.splitext(url)[0]
+
+
+def _groups(files: Sequence[FileInfo]) -> list[list[Member]]:
+    """The files of each sample, each with its field."""
     stems = {(info.root, os.path.splitext(info.url)[0]) for info in files}
-    found: dict[tuple[str, str], list[tuple[FileInfo, str]]] = {}
+    found: dict[tuple[str, str], list[Member]] = {}
     for info in files:
         stem, name = os.path.splitext(info.url)
         base = stem.rpartition("/")[2]

@@ -18,13 +18,15 @@ from shardstream.packing.sources.base import (
     Reject,
     Sample,
     SourceOptions,
+    Streamed,
     Task,
-    group,
+    grouped,
     read_whole,
     relative,
-    unique_keys,
 )
+from shardstream.packing.sources.file_keys import keyed
 from shardstream.packing.sources.labels import Labelled, Labels, check, labelled
+from shardstream.packing.sources.windows import Windows, windows
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import Options, redact
 
@@ -33,16 +35,21 @@ def _extension(url: str) -> str:
     return os.path.splitext(redact(url))[1][1:].lower()
 
 
-def _groups(files: Sequence[FileInfo]) -> list[list[FileInfo]]:
+def _stem(url: str) -> str:
+    return os.path.splitext(url)[0]
+
+
+def _groups(found: Windows) -> Iterator[list[FileInfo]]:
     """The files in groups: a group has the same folder and the same name without extension."""
-    stems: dict[tuple[str, str], list[FileInfo]] = {}
-    for info in files:
-        stems.setdefault((info.root, os.path.splitext(info.url)[0]), []).append(info)
-    return list(stems.values())
+    for window in found:
+        stems: dict[tuple[str, str], list[FileInfo]] = {}
+        for info in window:
+            stems.setdefault((info.root, _stem(info.url)), []).append(info)
+        yield from stems.values()
 
 
 @dataclass(frozen=True)
-class ImagesSource:
+class ImagesSource(Streamed):
     """Images as samples. The name of a field is the extension of its file in lower case; `cls` is the class.
 
     Args:
@@ -74,27 +81,37 @@ class ImagesSource:
 
     def labelled(self, files: Sequence[FileInfo]) -> Labelled:
         """The classes of all images among the files."""
-        paths = [relative(info) for info in files if _extension(info.url) in IMAGES]
-        paired = self.labels is None and any(
-            {_extension(info.url) for info in members} & set(COMPANIONS)
-            and {_extension(info.url) for info in members} & set(IMAGES)
-            for members in _groups(files)
-        )
-        return labelled(paths, self.labels, paired)
+        return self._labelled(windows(files, _stem))
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+    def _labelled(self, found: Windows) -> Labelled:
+        paired = False
+
+        def paths() -> Iterator[str]:
+            nonlocal paired
+            for window in found:
+                for members in () if self.labels is not None or paired else _groups([window]):
+                    extensions = {_extension(info.url) for info in members} if len(members) > 1 else set()
+                    paired |= bool(extensions & set(COMPANIONS) and extensions & set(IMAGES))
+                for info in window:
+                    if _extension(info.url) in IMAGES:
+                        yield relative(info)
+
+        return labelled(paths(), self.labels, lambda: paired)
+
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
         """Tasks of about `target` bytes. The files beside an image are in the same task."""
-        groups = _groups(files)
-        keys = unique_keys(os.path.splitext(relative(members[0]))[0] for members in groups)
-        found = self.labelled(files)
-        numbers = {name: str(number) for number, name in enumerate(found.counts)}
-        images = (info.url for info in files if _extension(info.url) in IMAGES)
-        labels = {url: numbers[name] for url, name in zip(images, found.of, strict=False)}
+        found = windows(files, _stem)
+        classes = self._labelled(found)
+        numbers = {name: str(number) for number, name in enumerate(classes.counts)}
+
+        def label(info: FileInfo) -> str:
+            return numbers[classes.of(relative(info))] if numbers and _extension(info.url) in IMAGES else ""
 
         def spans(members: list[FileInfo], key: str) -> list[FileSpan]:
-            return [FileSpan(m.url, 0, m.size, m.size, key, labels.get(m.url, "")) for m in members]
+            return [FileSpan(m.url, 0, m.size, m.size, key, label(m)) for m in members]
 
-        return group((spans(m, key) for m, key in zip(groups, keys, strict=True)), target)
+        groups = keyed(lambda: _groups(found), lambda each: _stem(relative(each[0])))
+        return grouped((spans(members, key) for members, key in groups), target)
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
         """A sample for each image. An image whose content does not fit its name is a Reject."""

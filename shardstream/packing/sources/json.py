@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, ClassVar
 
 from shardstream.errors import SourceError
-from shardstream.packing.sources.base import (
-    FileSpan,
-    Reject,
-    Sample,
-    Task,
-    key_bases,
-    whole_files,
-)
+from shardstream.packing.sources.base import FileSpan, Reject, Sample, Task, whole_files
+from shardstream.packing.sources.file_keys import based
 from shardstream.packing.sources.jsonl import JsonlSource
 from shardstream.packing.sources.streams import SUFFIXES, another_type, head_of, open_stream
 from shardstream.storage.inputs import FileInfo
@@ -42,8 +36,8 @@ class JsonSource(JsonlSource):
     name: str = "json"
     extensions: ClassVar[tuple[str, ...]] = tuple(".json" + suffix for suffix in SUFFIXES)
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
-        return whole_files(files, key_bases(files, self.extensions), target)
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
+        return whole_files(based(files, self.extensions), target)
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
         for span in task.files:

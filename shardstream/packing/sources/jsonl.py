@@ -20,12 +20,13 @@ from shardstream.packing.sources.base import (
     Reject,
     Sample,
     SourceOptions,
+    Streamed,
     Task,
     TokenDtype,
     cut_files,
-    key_bases,
 )
 from shardstream.packing.sources.encoded import field_bytes, text_bytes, to_json
+from shardstream.packing.sources.file_keys import based
 from shardstream.packing.sources.rows import Rows, kept, key_of, with_id
 from shardstream.packing.sources.streams import (
     SUFFIXES,
@@ -57,7 +58,7 @@ def _of_python(line: bytes | memoryview, error: msgspec.DecodeError) -> dict[str
 
 
 @dataclass(frozen=True)
-class JsonlSource:
+class JsonlSource(Streamed):
     """JSON Lines as samples: the text becomes field txt, and the other keys of the object field json.
 
     The key of a sample is by default the value of `__key__`, `key` or `id`, if the object has one of these,
@@ -109,9 +110,9 @@ class JsonlSource:
             **({} if self.rows is None else self.rows.options()),
         }
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
         # A compressed file can only be read from its beginning.
-        return cut_files(files, key_bases(files, self.extensions), target, self._is_compressed)
+        return cut_files(based(files, self.extensions), target, self._is_compressed)
 
     def _is_compressed(self, file: FileInfo) -> bool:
         if names_compressed(file.url):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -27,14 +28,18 @@ class Labelled:
     """The classes of images.
 
     Attributes:
-        of: The class of each image, in the order of the images; empty if there are no classes.
         told: Where the classes come from, or why there are none.
         counts: The number of images of each class. The order is that of the numbers of the classes.
+        depth: Which of the folders of an image is its class.
     """
 
-    of: tuple[str, ...]
     told: str
     counts: dict[str, int]
+    depth: int = 0
+
+    def of(self, path: str) -> str:
+        """The class of an image, by its path, if there are classes."""
+        return path.split("/")[:-1][self.depth]
 
     def record(self) -> dict[str, Any]:
         """What the provenance in the manifest says of them."""
@@ -52,7 +57,7 @@ def check(labels: Labels | None) -> Labels | None:
     return labels
 
 
-def labelled(paths: Sequence[str], labels: Labels | None, paired: bool) -> Labelled:
+def labelled(paths: Iterable[str], labels: Labels | None, paired: Callable[[], bool]) -> Labelled:
     """The classes of images, by the folders that they lie in.
 
     By default the class is the first folder that is not the same kind of thing for all images: folders such
@@ -60,39 +65,62 @@ def labelled(paths: Sequence[str], labels: Labels | None, paired: bool) -> Label
     these, or if other files lie beside images.
 
     Args:
-        paths: The path of each image, below the folder that was given.
+        paths: The path of each image, below the folder that was given. They are not kept.
         labels: "top": the first folder. "leaf": the folder that holds the image. "none": there are no
             classes. None: the default.
-        paired: Whether other files lie beside images.
+        paired: Whether other files lie beside images. It is asked when all paths were taken.
 
     Raises:
         OptionError: With "top" or "leaf", an image lies in no folder.
     """
-    folders = [path.split("/")[:-1] for path in paths]
-    if labels == "none" or (labels is None and paired):
-        return Labelled((), "none: other files lie beside images" if labels is None else "none", {})
-    bare = next((path for path, above in zip(paths, folders, strict=True) if not above), None)
+    if labels == "none":
+        return Labelled("none", {})
     if labels is not None:
-        if bare is not None:
-            raise OptionError(f"labels={labels!r}: {bare} lies in no folder, so that it has no class")
-        end = 0 if labels == "top" else -1
-        where = "top folders" if labels == "top" else "the folders that hold the images"
-        return _made([above[end] for above in folders], where)
-    depth, skipped = 0, set[str]()
-    while folders and all(len(above) > depth for above in folders):
-        level = {above[depth] for above in folders}
+        depth = 0 if labels == "top" else -1
+        counts: Counter[str] = Counter()
+        for path in paths:
+            above = path.split("/")[:-1]
+            if not above:
+                raise OptionError(f"labels={labels!r}: {path} lies in no folder, so that it has no class")
+            counts[above[depth]] += 1
+        return _made(counts, "top folders" if labels == "top" else "the folders that hold the images", depth)
+    levels, least = _levels(paths)
+    if paired():
+        return Labelled("none: other files lie beside images", {})
+    skipped = set[str]()
+    for depth, level in enumerate(levels[:least]):
         if not all(map(_PARTS.fullmatch, level)):
             below = f"folders below {_listed(skipped)}" if skipped else "top folders"
-            return _made([above[depth] for above in folders], below)
-        skipped |= level
-        depth += 1
+            return _made(level, below, depth)
+        skipped |= level.keys()
     why = f"{_listed(skipped)} are no classes" if skipped else "images lie in no folder"
-    return Labelled((), f"none: {why}", {})
+    return Labelled(f"none: {why}", {})
 
 
-def _made(names: list[str], told: str) -> Labelled:
-    found = Counter(names)
-    return Labelled(tuple(names), told, {name: found[name] for name in sorted(found)})
+def _levels(paths: Iterable[str]) -> tuple[list[Counter[str]], int]:
+    """(how many images each folder has, by its depth; how many folders all images lie in, at least).
+
+    What lies below folders that may be classes is not counted.
+    """
+    levels: list[Counter[str]] = []
+    least, most = sys.maxsize, sys.maxsize
+    for path in paths:
+        above = path.split("/")[:-1]
+        least = min(least, len(above))
+        for depth, name in enumerate(above[: min(least, most)]):
+            if depth == len(levels):
+                levels.append(Counter())
+            counts = levels[depth]
+            counts[name] += 1
+            if counts[name] == 1 and not _PARTS.fullmatch(name):
+                most = min(most, depth + 1)
+                break
+        del levels[min(least, most) :]
+    return levels, min(least, len(levels))
+
+
+def _made(counts: Counter[str], told: str, depth: int) -> Labelled:
+    return Labelled(told, {name: counts[name] for name in sorted(counts)}, depth)
 
 
 def _listed(names: set[str]) -> str:

@@ -13,16 +13,8 @@ import msgspec
 import zstandard
 
 from shardstream.errors import SourceError
-from shardstream.packing.sources.base import (
-    FileSpan,
-    Reject,
-    Sample,
-    Task,
-    group,
-    read_whole,
-    relative,
-    unique_keys,
-)
+from shardstream.packing.sources.base import FileSpan, Reject, Sample, Task, group, read_whole, relative
+from shardstream.packing.sources.file_keys import unique_keys
 from shardstream.packing.sources.litdata_arrow import arrow_rows, arrow_samples
 from shardstream.packing.sources.litdata_values import check, kind, value
 from shardstream.packing.sources.mds import take

@@ -15,16 +15,8 @@ import msgspec
 
 from shardstream.errors import SourceError, require
 from shardstream.format.frames import damaged
-from shardstream.packing.sources.base import (
-    FileSpan,
-    Reject,
-    Sample,
-    Task,
-    group,
-    read_whole,
-    relative,
-    unique_keys,
-)
+from shardstream.packing.sources.base import FileSpan, Reject, Sample, Task, group, read_whole, relative
+from shardstream.packing.sources.file_keys import unique_keys
 from shardstream.packing.sources.mds_values import Config, check, kinds, read_row
 from shardstream.packing.sources.row_source import RowSource
 from shardstream.packing.sources.streams import decompressed

@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from shardstream.packing.sources.arrow_rows import reading, row_blocks, row_samples, schema_rows
-from shardstream.packing.sources.base import (
-    FileSpan,
-    Reject,
-    Sample,
-    Task,
-    group,
-    key_bases,
-)
+from shardstream.packing.sources.base import FileSpan, Reject, Sample, Task, group
+from shardstream.packing.sources.file_keys import key_bases
 from shardstream.packing.sources.row_block import RowBlock
 from shardstream.packing.sources.row_source import RowSource
 from shardstream.packing.sources.rows import Rows

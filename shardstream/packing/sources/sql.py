@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardstream.errors import OptionError, SourceError
 from shardstream.format.names import shorten
-from shardstream.packing.sources.base import FileSpan, Reject, Sample, SourceOptions, Task, key_bases
+from shardstream.packing.sources.base import FileSpan, Reject, Sample, SourceOptions, Task
+from shardstream.packing.sources.file_keys import key_bases
 from shardstream.packing.sources.row_source import RowSource
 from shardstream.packing.sources.rows import Kind
 from shardstream.packing.sources.sql_database import Database, Key, open_database

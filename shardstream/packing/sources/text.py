@@ -10,12 +10,13 @@ from shardstream.packing.sources.base import (
     Reject,
     Sample,
     SourceOptions,
+    Streamed,
     Task,
     read_whole,
     relative,
-    unique_keys,
     whole_files,
 )
+from shardstream.packing.sources.file_keys import keyed
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.store import Options, redact
 
@@ -37,7 +38,7 @@ EXTENSIONS = (
 
 
 @dataclass(frozen=True)
-class TextSource:
+class TextSource(Streamed):
     """Text files as samples: the text is field txt, and the escaped path below the given folder is the key.
 
     Args:
@@ -57,8 +58,8 @@ class TextSource:
     def options(self) -> dict[str, Any]:
         return {}
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
-        return whole_files(files, unique_keys(map(relative, files)), target)
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
+        return whole_files(keyed(lambda: files, relative), target)
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
         for span in task.files:

@@ -10,16 +10,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
 from shardstream.errors import SourceError
-from shardstream.packing.sources.base import (
-    FileSpan,
-    Reject,
-    Sample,
-    Task,
-    group,
-    key_bases,
-)
+from shardstream.packing.sources.base import FileSpan, Reject, Sample, Streamed, Task, grouped
 from shardstream.packing.sources.crc32c import masked
 from shardstream.packing.sources.example import parse
+from shardstream.packing.sources.file_keys import based
 from shardstream.packing.sources.mds import take
 from shardstream.packing.sources.row_source import RowSource
 from shardstream.packing.sources.rows import KEYS, Kind
@@ -31,7 +25,7 @@ _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class TfrecordSource(RowSource):
+class TfrecordSource(Streamed, RowSource):
     """tf.train.Examples as rows: a feature is a column, of one value or of a list. All checksums are checked.
 
     Bytes are the files that they are, and text if they are UTF-8 and are a key or kept.
@@ -44,7 +38,7 @@ class TfrecordSource(RowSource):
         name + compression for name in (".tfrecord", ".tfrecords") for compression in ("", ".gz")
     )
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
         """Tasks of about `target` bytes. The lengths in a plain file of more are read, to cut it.
 
         Raises:
@@ -52,14 +46,14 @@ class TfrecordSource(RowSource):
         """
 
         def slices() -> Iterator[list[FileSpan]]:
-            for file, base in zip(files, key_bases(files, self.extensions), strict=True):
+            for file, base in based(files, self.extensions):
                 if file.size <= target:
                     yield [FileSpan(file.url, 0, file.size, file.size, base)]
                 else:
                     for start, end in self._cut(file, target):
                         yield [FileSpan(file.url, start, end, file.size, base)]
 
-        return group(slices(), target)
+        return grouped(slices(), target)
 
     def _cut(self, file: FileInfo, target: int) -> Iterator[tuple[int, int]]:
         """Parts of whole records."""

@@ -16,10 +16,11 @@ from shardstream.packing.sources.base import (
     Reject,
     Sample,
     SourceOptions,
+    Streamed,
     Task,
-    key_bases,
     whole_files,
 )
+from shardstream.packing.sources.file_keys import based
 from shardstream.packing.sources.streams import SUFFIXES, open_stream
 from shardstream.packing.tar_samples import Found, Piece, Step, settle, shown, walk
 from shardstream.packing.tar_survey import Place, Survey
@@ -33,7 +34,7 @@ Data = bytes | Place
 
 
 @dataclass(frozen=True)
-class WebdatasetSource:
+class WebdatasetSource(Streamed):
     """WebDataset archives as samples: members with one key are a sample, wherever they lie in the archive.
 
     Each archive is read twice, the first time for the names of the members alone. In a plain tar the members
@@ -70,9 +71,9 @@ class WebdatasetSource:
         split = {} if self.split_key == "first" else {"split_key": self.split_key}
         return split | ({} if self.key is None else {"key": self.key})
 
-    def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
+    def tasks(self, files: Sequence[FileInfo], target: int) -> Iterator[Task]:
         """Archives are never cut. Small ones share a task."""
-        return whole_files(files, key_bases(files, self.extensions), target)
+        return whole_files(based(files, self.extensions), target)
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
         """The samples of each archive, in the order of their last members."""

@@ -17,7 +17,7 @@ from shardstream.storage.transport.backends.answers import too_large, wrong_leng
 from shardstream.storage.transport.backends.base import Content, Data, Entry
 from shardstream.storage.transport.failures import failure_of
 
-__all__ = ["SCHEME", "Fsspec", "joined", "opened"]
+__all__ = ["SCHEME", "Found", "Fsspec", "found_of", "joined", "opened"]
 
 _DELETES = 32  # requests at a time
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -25,6 +25,14 @@ _EXTRAS = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
     "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure",
 }  # fmt: skip
+
+
+Found = tuple[str, int | None, bool]  # the path of an object, its size if it is known, whether it is a file
+
+
+def found_of(name: str, told: Mapping[str, Any]) -> Found:
+    """An object of what `find` and `glob` tell of it."""
+    return name, told.get("size"), told["type"] == "file"
 
 
 def joined(parts: Sequence[Data]) -> bytes:
@@ -154,6 +162,17 @@ class Fsspec:
         self.fs.invalidate_cache()
         found = await self.call("ls", path, detail=True)
         return [self.entry(each) for each in found if each.get("type") != "directory"]
+
+    async def find(self, path: str, after: str) -> tuple[Sequence[Found], str]:
+        """Some of the objects below a path, in any depth, and what to ask for next: "" if there are no more.
+
+        Args:
+            path: The path.
+            after: What came back with those before. "": from the beginning. A store that cannot go on from
+                there gives all at once.
+        """
+        found = await self.call("find", path, detail=True)
+        return [found_of(str(name), each) for name, each in found.items()], ""
 
     @staticmethod
     def entry(found: Mapping[str, Any]) -> Entry:

@@ -8,7 +8,7 @@ from typing import Any
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import Answer
 from shardstream.storage.transport.backends.base import LARGEST_CREATE, LARGEST_PUT, Content, Data, Entry
-from shardstream.storage.transport.backends.fsspec import Fsspec, joined
+from shardstream.storage.transport.backends.fsspec import Found, Fsspec, joined
 from shardstream.storage.transport.backends.http import range_header
 from shardstream.storage.transport.failures import Failure, failure_of
 
@@ -93,6 +93,22 @@ class S3(Fsspec):
         done = await client.delete_objects(**asked)
         for each in done.get("Errors", []):
             raise Failure(f"{each.get('Key')}: {each.get('Code')}: {each.get('Message')}", transient=True)
+
+    async def find(self, path: str, after: str) -> tuple[Sequence[Found], str]:
+        # A page at a time, by our own request: s3fs holds all pages, and what it keeps of them, in memory.
+        bucket, key, _ = self.fs.split_path(path)
+        if self.fs.version_aware:  # which only s3fs knows how to list
+            return await super().find(path, after)
+        more = {"ContinuationToken": after} if after else {}
+        await self.fs.set_session()
+        client = await self.fs.get_s3(bucket)
+        prefix = f"{key.strip('/')}/" if key.strip("/") else ""
+        told = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more, **self.fs.req_kw)
+        listed = told.get("Contents", [])
+        if not listed and not after:
+            return await super().find(path, after)
+        found: list[Found] = [(f"{bucket}/{each['Key']}", int(each["Size"]), True) for each in listed]
+        return found, str(told["NextContinuationToken"]) if told.get("IsTruncated") else ""
 
     @staticmethod
     def entry(found: Mapping[str, Any]) -> Entry:

@@ -1,0 +1,336 @@
+"""Plans of very many files: what their tasks read stands in objects of the target, and not in memory.
+
+A plan is a list of tasks with the parts of files that each reads. A plan of many parts is written in pieces
+of `SPANS` parts, first to the local disk, and then to the target, as `.pack-plan/NNNNN.msgpack.zst`. From
+then on a task is a number, and from which to which part of the plan it reads: few bytes, which go to any
+worker. The worker reads these parts from the target.
+
+An object is two frames of zstd, each with a checksum: a head, which names the plan and the object's number,
+and the columns of the parts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any, overload
+
+import msgspec
+import zstandard
+
+from shardstream.errors import CorruptionError, StorageError
+from shardstream.packing.claim import Claim
+from shardstream.packing.sources.base import FileSpan, Task
+from shardstream.storage.spool import Blobs
+from shardstream.storage.store import Options, Store
+
+__all__ = ["FOLDER", "HELD", "PlannedTask", "StoredPlan", "clear_plan", "object_name", "planned", "whole"]
+
+FOLDER = ".pack-plan"
+HELD = 10_000  # parts of files in a plan that stays in memory
+SPANS = 10_000  # parts of files in an object
+_AT_ONCE = 16  # requests
+_CHECKED = 1000  # objects that are put between two looks at the claim
+_KEPT = 4  # objects that a worker keeps: the next task often begins where the last one has ended
+_MOST = 1 << 30  # bytes of an object that is read
+_AGAIN = "the same command with --resume, or the part of a pack again, makes it anew"
+
+
+class PlannedTask(Task):
+    """A task of a plan that is not in memory.
+
+    Args:
+        number: The number of the task.
+        first: The place of its first part of a file, among those of the plan.
+        end: The place behind its last one.
+        size: The bytes of input that it reads.
+        step: How many parts an object of the plan has.
+        plan: The plan, in the process that has made it.
+    """
+
+    first: int
+    end: int
+    size: int
+    step: int
+
+    def __init__(
+        self, number: int, first: int, end: int, size: int, step: int, plan: StoredPlan | None = None
+    ) -> None:
+        values = {"number": number, "first": first, "end": end, "size": size, "step": step, "_plan": plan}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def files(self) -> tuple[FileSpan, ...]:
+        """The parts of files, read each time. In a process that has not made the plan there are none."""
+        plan: StoredPlan | None = self.__dict__["_plan"]
+        return () if plan is None else tuple(plan.spans(self.first, self.end))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process has made the plan."""
+        return self.__dict__["_plan"] is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PlannedTask, (self.number, self.first, self.end, self.size, self.step)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlannedTask) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash((self.number, self.first, self.end))
+
+
+class _Head(msgspec.Struct, array_like=True, frozen=True):
+    """Of an object: the identity of the plan, and the number of the object."""
+
+    plan: str
+    number: int
+
+
+class _Columns(msgspec.Struct, array_like=True, frozen=True):
+    """Parts of files, a list for each value of `FileSpan`. Names of files need not be valid Unicode."""
+
+    urls: list[bytes]
+    starts: list[int]
+    ends: list[int]
+    sizes: list[int]
+    key_bases: list[bytes]
+    labels: list[bytes]
+    prefixes: list[bytes]
+    units: list[tuple[int, int]]
+
+
+def _encoded(texts: Iterable[str]) -> list[bytes]:
+    return [text.encode("utf-8", "surrogatepass") for text in texts]
+
+
+def _decoded(texts: Iterable[bytes]) -> Iterator[str]:
+    return (text.decode("utf-8", "surrogatepass") for text in texts)
+
+
+def _frame(content: object) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(msgspec.msgpack.encode(content))
+
+
+def _columns(spans: Sequence[FileSpan]) -> bytes:
+    urls, starts, ends, sizes, keys, labels, prefixes, units = map(list, zip(*spans, strict=True))
+    return _frame(
+        _Columns(
+            _encoded(urls), starts, ends, sizes, _encoded(keys), _encoded(labels), _encoded(prefixes), units
+        )
+    )
+
+
+def _spans(frame: bytes) -> list[FileSpan]:
+    data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=_MOST)
+    found = msgspec.msgpack.decode(data, type=_Columns)
+    texts = (_decoded(each) for each in (found.urls, found.key_bases, found.labels, found.prefixes))
+    urls, keys, labels, prefixes = texts
+    rows = zip(urls, found.starts, found.ends, found.sizes, keys, labels, prefixes, found.units, strict=True)
+    return list(map(FileSpan._make, rows))
+
+
+def object_name(number: int) -> str:
+    """The name of an object of a plan."""
+    return f"{FOLDER}/{number:05d}.msgpack.zst"
+
+
+class StoredPlan(Sequence[Task]):
+    """The tasks of a plan, on the local disk: in memory are two numbers for each task."""
+
+    def __init__(self) -> None:
+        self._step = SPANS
+        self._blobs, self._open = Blobs(), list[FileSpan]()
+        self._sizes, self._ends = array("Q"), array("Q")
+        self._last: tuple[int, list[FileSpan]] = (-1, [])
+
+    def add(self, task: Task) -> None:
+        """Put a task behind the others."""
+        self._open += task.files
+        while len(self._open) >= self._step:
+            self._blobs.add(_columns(self._open[: self._step]))
+            del self._open[: self._step]
+        self._sizes.append(sum(span.end - span.start for span in task.files))
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(task.files))
+
+    def close(self) -> None:
+        """Say that there are no more tasks."""
+        if self._open:
+            self._blobs.add(_columns(self._open))
+            self._open = []
+
+    def spans(self, first: int, end: int) -> Iterator[FileSpan]:
+        """The parts of files from one place of the plan to another."""
+        for number in range(first // self._step, -(-end // self._step)):
+            kept, found = self._last
+            if kept != number:
+                found = _spans(self._blobs.read(number))
+                self._last = number, found
+            start = number * self._step
+            yield from found[max(0, first - start) : end - start]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, place: int) -> Task: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Task]: ...
+    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        first = self._ends[number - 1] if number else 0
+        return PlannedTask(number, first, self._ends[number], self._sizes[number], self._step, self)
+
+    def put(self, store: Store, claim: Claim, part: tuple[int, int] | None = None) -> None:
+        """Write the plan to the target.
+
+        Args:
+            store: The target.
+            claim: By which the packer may write there.
+            part: Of a part of a pack: its number, and how many there are. All parts write the same objects:
+                each begins with its share, and leaves out what is there. None: all are written.
+
+        Raises:
+            CommitError: It is another packer's turn at the target.
+            StorageError: An object cannot be written.
+        """
+        count = len(self._blobs)
+        if part is not None:
+            share = range(count * part[0] // part[1], count * (part[0] + 1) // part[1])
+            self._put(store, claim, self._lacking(store, claim, share))
+        lacking = range(count) if part is None else self._lacking(store, claim, range(count))
+        self._put(store, claim, lacking)
+
+    def _head(self, claim: Claim, number: int) -> bytes:
+        return _frame(_Head(claim.plan, number))
+
+    def _lacking(self, store: Store, claim: Claim, numbers: Iterable[int]) -> list[int]:
+        there = {f"{FOLDER}/{entry.path}": entry.size for entry in _listed(store)}
+        return [
+            number
+            for number in numbers
+            if there.get(object_name(number)) != len(self._head(claim, number)) + self._blobs.size(number)
+        ]
+
+    def _put(self, store: Store, claim: Claim, numbers: Sequence[int]) -> None:
+        def put(number: int) -> None:
+            store.write(object_name(number), self._head(claim, number), self._blobs.read(number))
+
+        with ThreadPoolExecutor(_AT_ONCE, "shardstream-plan") as pool:
+            for start in range(0, len(numbers), _CHECKED):
+                claim.check(store)
+                for _ in pool.map(put, numbers[start : start + _CHECKED]):
+                    pass
+
+
+def _listed(store: Store) -> Sequence[Any]:
+    try:
+        return store.entries(FOLDER)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return ()
+        raise
+
+
+def clear_plan(store: Store) -> None:
+    """Delete the plan in a target, of any pack."""
+    local = store.local_path(FOLDER)
+    if local is not None:
+        shutil.rmtree(local, ignore_errors=True)
+    else:
+        store.delete_many([f"{FOLDER}/{entry.path}" for entry in _listed(store)])
+
+
+def planned(tasks: Iterable[Task]) -> Sequence[Task]:
+    """All tasks of a plan: a list if they read at most `HELD` parts of files, else a `StoredPlan`.
+
+    Args:
+        tasks: The tasks in the order of their numbers. Those of a kind of their own, which may have more than
+            parts of files, are a list in any case.
+    """
+    few: list[Task] = []
+    count, left = 0, iter(tasks)
+    for task in left:
+        if type(task) is not Task or task.number != len(few):
+            return [*few, task, *left]
+        few.append(task)
+        count += len(task.files)
+        if count > HELD:
+            break
+    else:
+        return few
+    found = StoredPlan()
+    for task in chain(few, left):
+        if type(task) is not Task or task.number != len(found):
+            found.close()
+            return [*(Task(each.number, each.files) for each in found), task, *left]
+        found.add(task)
+    found.close()
+    return found
+
+
+_kept: dict[tuple[str, str, int], list[FileSpan]] = {}
+_lock = threading.Lock()
+
+
+def whole(task: Task, dest: str, storage_options: Options, plan: str) -> Task:
+    """A task with the parts of files that it reads.
+
+    Args:
+        task: The task.
+        dest: The target.
+        storage_options: Options for its store.
+        plan: The identity of the pack.
+
+    Raises:
+        CorruptionError: An object of the plan is damaged, or belongs to another plan.
+        StorageError: One is missing, or cannot be read.
+    """
+    if not isinstance(task, PlannedTask):
+        return task
+    if task.is_here:
+        return Task(task.number, task.files)
+    spans: list[FileSpan] = []
+    for number in range(task.first // task.step, -(-task.end // task.step)):
+        start = number * task.step
+        found = _object(dest, storage_options, plan, number)
+        spans += found[max(0, task.first - start) : task.end - start]
+    if len(spans) != task.end - task.first:
+        where = Store.open(dest, storage_options).where(object_name((task.end - 1) // task.step))
+        raise CorruptionError(f"{where} is damaged: it is too short; {_AGAIN}")
+    return Task(task.number, tuple(spans))
+
+
+def _object(dest: str, storage_options: Options, plan: str, number: int) -> list[FileSpan]:
+    key = (dest, plan, number)
+    with _lock:
+        if (found := _kept.get(key)) is not None:
+            return found
+    store = Store.open(dest, storage_options)
+    where = store.where(object_name(number))
+    try:
+        data = store.read(object_name(number))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise StorageError(f"{where} is missing, an object of the plan of this pack; {_AGAIN}") from error
+        raise
+    try:
+        first = zstandard.ZstdDecompressor().decompressobj()
+        head = msgspec.msgpack.decode(first.decompress(data), type=_Head)
+        found = _spans(first.unused_data)
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise CorruptionError(f"{where} is damaged: {error}; {_AGAIN}") from error
+    if head != _Head(plan, number):
+        raise CorruptionError(f"{where} belongs to another plan; {_AGAIN}")
+    with _lock:
+        while len(_kept) >= _KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = found
+    return found

@@ -65,8 +65,9 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode=corpus.kind != "images")
     if options.get("iterate"):
         return _Single(dataset)
-    # What is not decoded comes as one buffer per field and batch; documents are left dict samples.
-    collate = None if corpus.kind == "images" else list
+    # What is not decoded comes as one buffer per field and batch; documents are left dict samples. So are
+    # images with options["bytes"], in which each is an object of its own.
+    collate = list if corpus.kind == "documents" or options.get("bytes") else None
     return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=collate)
 
 
@@ -97,6 +98,14 @@ def count(batch: Any) -> int:
     if isinstance(batch, dict):
         return len(batch["tokens"] if "tokens" in batch else batch["__key__"])
     return len(batch)
+
+
+def views(batch: Any) -> Any:
+    """The JPEGs of a batch, in its one buffer or in samples of their own."""
+    if isinstance(batch, list):
+        return [row["jpg"] for row in batch]
+    images = batch["jpg"]
+    return map(images.view, range(len(images)))
 
 
 def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:

@@ -61,8 +61,9 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     if "decode" in options:
         decoded = ss.StreamingDataset(dest, shuffle=shuffle, decode=images.Train(options["decode"]))
         return ss.StreamingLoader(decoded, batch_size=options["batch"], last="short")
-    # Images: bytes only. The class is one more field of bytes.
-    dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode=corpus.kind != "images")
+    # Images: bytes only, or with options["views"] no copy of them. The class is one more field of bytes.
+    decode: Any = corpus.kind != "images"
+    dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode="view" if options.get("views") else decode)
     if options.get("iterate"):
         return _Single(dataset)
     # What is not decoded comes as one buffer per field and batch; documents are left dict samples. So are
@@ -105,7 +106,7 @@ def views(batch: Any) -> Any:
     if isinstance(batch, list):
         return [row["jpg"] for row in batch]
     images = batch["jpg"]
-    return map(images.view, range(len(images)))
+    return images if isinstance(images, list) else images.views()
 
 
 def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:

@@ -28,6 +28,11 @@ class BatchMaker(ABC):
         self._url = url
 
     @property
+    def views(self) -> bool:
+        """Whether batches have views of memory of this process, which no other process can get."""
+        return False
+
+    @property
     @abstractmethod
     def transforms(self) -> bool:
         """Whether samples pass through a user's transform."""

@@ -59,6 +59,10 @@ class SampleMaker(BatchMaker):
     def transforms(self) -> bool:
         return bool(self._transform)
 
+    @property
+    def views(self) -> bool:
+        return self._modes.views
+
     def watching(self) -> bool:
         return self._transform.watching()
 
@@ -76,7 +80,7 @@ class SampleMaker(BatchMaker):
 
     def _quick(self, name: str) -> bool:
         """Whether a field takes little more than copying its bytes."""
-        return not self._modes.plain[name] or extension(self._kinds[name][0] or name) in QUICK
+        return self._modes.plain[name] in (False, "view") or extension(self._kinds[name][0] or name) in QUICK
 
     def _decoder(self, name: str) -> Callable[..., Any] | None:
         """The decoder of a field; None if it stays bytes."""

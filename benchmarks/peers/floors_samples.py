@@ -95,7 +95,7 @@ class _Documents(_Floor):
             yield from ((shard, frame) for frame in range(info.frames))
 
     def _frame(self, shard: int, frame: int) -> tuple[Any, ...]:
-        """The stored bytes of a frame, the bytes of its content (0: as stored), and where its documents lie."""
+        """A frame as stored, the bytes of its content (0: the same), and where each document lies."""
         index, file = self.reader.index(shard), self.reader.local.mapped(shard)
         assert file is not None
         at, size = int(index.frame_offset[frame]), int(index.frame_size[frame])

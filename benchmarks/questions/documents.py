@@ -59,8 +59,8 @@ QUESTIONS = (
             Bar("zstd: at least 5 x WebDataset, zstd", 5, OURS, (WDS,)),
             Bar("zstd: at least 5 x MDS, zstd", 5, OURS, (MDS,)),
         ),
-        notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that. The floor is two "
-        "threads that decompress 4 frames at a time, cut them and make the same dicts, in no order of ours and "
-        "without checks.",
+        notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that. The floor is "
+        "two threads that decompress 4 frames at a time, cut them and make the same dicts, without an "
+        "order of the whole dataset and without checks.",
     ),
 )

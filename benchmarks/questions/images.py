@@ -20,8 +20,8 @@ def _corpus(size_of_one: int, share: int) -> Callable[[Maker, Size], Corpus]:
 def _question(name: str, kilobytes: int, share: int) -> Question:
     return Question(
         name,
-        f"JPEG of about {kilobytes} KB and label, bytes only, batches of 32, shuffled, warm; the consumer hashes "
-        "every byte",
+        f"JPEG of about {kilobytes} KB and label, bytes only, batches of 32, shuffled, warm; the consumer "
+        "hashes every byte",
         _corpus(kilobytes << 10, share),
         (
             Contender(COPY, "ceilings", "ceiling", {"ceiling": "copy", "codec": "none"}, dataset="ours-none"),
@@ -47,9 +47,9 @@ def _question(name: str, kilobytes: int, share: int) -> Question:
             Bar("views: at least 1.2 x the best of them", 1.2, VIEWS, (HF, LITDATA, LOOSE)),
         ),
         batch=32,
-        notes="xxh3_64 of each image. The floor is two threads that copy random images from the page cache, into "
-        "memory that is used again, while the consumer hashes. Ours gives one buffer for the images of a batch; "
-        "the row of samples of bytes, and all peers, give an object for each. The row of views gives "
+        notes="xxh3_64 of each image. The floor is two threads that copy random images from the page cache, "
+        "into memory that is used again, while the consumer hashes. Ours gives one buffer for the images of "
+        "a batch; the row of samples of bytes, and all peers, give an object for each. The row of views gives "
         "memoryviews of the mapped files.",
     )
 

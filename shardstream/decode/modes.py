@@ -69,8 +69,8 @@ def frozen(decode: Decode) -> Decode:
         for name, mode in decode.items():
             if not isinstance(mode, (bool, Images, Mask, Whole)) and mode not in ("stored", "view"):
                 raise OptionError(
-                    f"decode={{{name!r}: {mode!r}}}: a mode is True, False, 'stored', 'view', images.Train(...), "
-                    "images.Evaluate(...), images.Mask(...) or images.Whole(...)"
+                    f"decode={{{name!r}: {mode!r}}}: a mode is True, False, 'stored', 'view', "
+                    "images.Train(...), images.Evaluate(...), images.Mask(...) or images.Whole(...)"
                 )
         return dict(decode)
     if not isinstance(decode, (bool, Images, Whole)) and decode != "view":

@@ -37,8 +37,10 @@ def test_views_stay_valid_after_the_iteration(url: str) -> None:
     assert sum(1 for _ in ss.StreamingDataset(url, shuffle=True, decode="view")) == COUNT
     assert sorted(kept) == list(range(COUNT))
     for number, sample in kept.items():
-        assert type(sample["bin"]) is memoryview and sample["bin"].readonly
-        assert sample["bin"] == content(number) and sample["txt"] == str(number)
+        assert type(sample["bin"]) is memoryview
+        assert sample["bin"].readonly
+        assert sample["bin"] == content(number)
+        assert sample["txt"] == str(number)
 
 
 def test_batches_hold_lists_of_views_in_the_same_order(url: str) -> None:
@@ -50,7 +52,8 @@ def test_batches_hold_lists_of_views_in_the_same_order(url: str) -> None:
     assert [batch["__key__"] for batch in views] == [batch["__key__"] for batch in plain]
     for mine, other in zip(views, plain, strict=True):
         assert all(type(view) is memoryview for view in mine["bin"])
-        assert mine["bin"] == list(other["bin"]) and mine["txt"] == list(other["txt"])
+        assert mine["bin"] == list(other["bin"])
+        assert mine["txt"] == list(other["txt"])
         assert other["bin"].views() == mine["bin"] == [other["bin"].view(row) for row in range(8)]
 
 
@@ -73,10 +76,12 @@ def test_an_item_and_a_missing_field(tmp_path) -> None:
     rows = [{"__key__": "a", "bin": b"x"}, {"__key__": "b", "txt": "y"}]
     ss.pack(rows, tmp_path / "ds")
     ds = ss.StreamingDataset(str(tmp_path / "ds"), decode="view")
-    assert ds[0]["bin"] == b"x" and "bin" not in ds[1]
+    assert ds[0]["bin"] == b"x"
+    assert "bin" not in ds[1]
     assert [sorted(sample) for sample in ds] == [["__key__", "bin"], ["__key__", "txt"]]
     (batch,) = ss.StreamingLoader(ds, 2)
-    assert batch["bin"] == [b"x", None] and batch["txt"] == [None, b"y"]
+    assert batch["bin"] == [b"x", None]
+    assert batch["txt"] == [None, b"y"]
 
 
 def test_damage_is_found_before_a_view_is_given(tmp_path) -> None:

@@ -49,8 +49,8 @@ def _question(name: str, kilobytes: int, share: int) -> Question:
         batch=32,
         notes="xxh3_64 of each image. The floor is two threads that copy random images from the page cache, "
         "into memory that is used again, while the consumer hashes. Ours gives one buffer for the images of "
-        "a batch; the row of samples of bytes, and all peers, give an object for each. The row of views gives "
-        "memoryviews of the mapped files.",
+        "a batch; the row of samples of bytes, and all peers, give an object for each. The row of views "
+        "gives memoryviews of the mapped files.",
     )
 
 

@@ -122,7 +122,7 @@ def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
         padding = batch["__pad__"].tolist()
         for image, label, pad in zip(batch["jpg"], batch["cls"], padding, strict=True):
             if not pad:
-                yield image_payload(image, int(label))
+                yield image_payload(bytes(image), int(label))
     else:
         for row in batch:
             yield image_payload(row["jpg"], int(row["cls"]))

@@ -22,7 +22,7 @@ def main(folder: str, count: int = 300) -> None:
     transform = images.Train(224, dtype="uint8", layout="NHWC", flip=0)
     random = transform.random(0, np.arange(len(data)))
     made = transform.decode({"jpg": data}, ["-"] * len(data), ["-"] * len(data), random)["image"].numpy()
-    sizes = np.array([pixels.size(one) for one in data], np.int64)
+    sizes = np.array([pixels.header(one)[:2] for one in data], np.int64)
     found: dict[int, list[float]] = {}
     for one, how, (height, width), ours in zip(
         data, transform.cuts(sizes, random)[0], sizes.tolist(), made, strict=True

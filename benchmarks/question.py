@@ -17,8 +17,8 @@ class Size:
     name: str
     rounds: int
     limit: float  # seconds for a command, after which its contender has failed
-    least: float  # seconds of a round, more epochs are added up to
-    most: float  # seconds after which a round stops in the midst of an epoch
+    least: float  # seconds of a round: shorter epochs are repeated
+    most: float  # seconds after which a round ends in the midst of a longer epoch
     text: int  # bytes of documents
     tokens16: int  # bytes of text
     tokens32: int
@@ -29,7 +29,7 @@ class Size:
 SIZES = {
     "tiny": Size("tiny", 2, 60.0, 0.0, 2.0, 1 << 18, 1 << 18, 1 << 18, 40, 2000),
     "quick": Size("quick", 3, 120.0, 0.3, 1.0, 32 << 20, 16 << 20, 24 << 20, 1500, 100_000),
-    "full": Size("full", 5, 900.0, 0.5, 2.0, 256 << 20, 48 << 20, 240 << 20, 10_200, 1_200_000),
+    "full": Size("full", 5, 900.0, 3.0, 2.0, 256 << 20, 48 << 20, 240 << 20, 10_200, 1_200_000),
 }
 
 

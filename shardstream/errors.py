@@ -27,6 +27,7 @@ __all__ = [
     "SourceError",
     "StateError",
     "StorageError",
+    "note",
     "noted",
     "reason",
     "require",
@@ -102,6 +103,18 @@ def reason(error: BaseException) -> str:
     return re.sub(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error))
 
 
+def note(error: Exception, where: str) -> None:
+    """Add a note to an exception of the user's own code.
+
+    Args:
+        error: the exception.
+        where: the note: where the exception comes from.
+    """
+    # Python 3.10 has no notes. The errors of this module name the place in their message.
+    if hasattr(error, "add_note") and not isinstance(error, ShardstreamError):
+        error.add_note(where)
+
+
 @contextmanager
 def noted(where: str) -> Iterator[None]:
     """Add a note to any exception of the user's own code that passes.
@@ -112,7 +125,5 @@ def noted(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Python 3.10 has no notes. The errors of this module name the place in their message.
-        if hasattr(error, "add_note") and not isinstance(error, ShardstreamError):
-            error.add_note(where)
+        note(error, where)
         raise

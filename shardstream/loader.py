@@ -163,6 +163,8 @@ class StreamingLoader(Generic[B]):
         budget = budget if threads is None else dataclasses.replace(budget, threads=threads)
         if engine == "process":  # half is for batches in the memory that it shares with this one
             budget = dataclasses.replace(budget, prefetch=budget.prefetch // 2)
+        if self._contents.maker.views and (engine == "process" or broadcast is not None):
+            raise OptionError("decode='view' gives views of this process's memory: use engine='thread' alone")
         self._broadcast = None if broadcast is None else Broadcast(_group(ds, broadcast))
         # What comes from another process, or goes to others, is pinned here.
         self._pin_here = pin and (engine == "process" or self._broadcast is not None)

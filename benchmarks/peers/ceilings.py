@@ -144,20 +144,31 @@ class _Jpeg(_Pieces):
     """libjpeg-turbo: JPEGs in memory to pixels, at the scale that random crops of this size allow."""
 
     def jobs(self) -> list[tuple[Any, ...]]:
-        from shardstream.decode import images, pixels
+        if hasattr(self, "_data"):
+            return [(number, len(data)) for number, data in enumerate(self._data)]
+        import simplejpeg
+
+        from shardstream.decode import images
 
         self._data = [Path(path).read_bytes() for path, _ in self._corpus.images()]
-        self._sizes = [pixels.size(data) for data in self._data]
+        sizes = np.array([simplejpeg.decode_jpeg_header(data)[:2] for data in self._data], np.int64)
         train = images.Train(224)
-        random = train.random(0, np.arange(len(self._data)))
-        cuts, _ = train.cuts(np.array(self._sizes, np.int64), random)
+        cuts, _ = train.cuts(sizes, train.random(0, np.arange(len(sizes))))
         self._scales = [how.scale for how in cuts]
+        self._least = [
+            (-(-high // s), -(-wide // s))
+            for (high, wide), s in zip(sizes.tolist(), self._scales, strict=True)
+        ]
         return [(number, len(data)) for number, data in enumerate(self._data)]
 
     def work(self, number: int, size: int) -> int:
-        from shardstream.decode import pixels
+        import simplejpeg
 
-        pixels.reduced(self._data[number], self._sizes[number], self._scales[number])
+        (high, wide), scale = self._least[number], self._scales[number]
+        buffer = self.buffer(3 * high * wide)
+        simplejpeg.decode_jpeg(
+            self._data[number], min_height=high, min_width=wide, min_factor=scale, buffer=buffer
+        )
         return size
 
 

@@ -6,6 +6,7 @@ open(corpus, dest, options)         an iterable whose every iteration is a shuff
 count(batch)                        its samples
 payloads(corpus, batch)             the bytes that arrived, for the digest
 expected(corpus, dest, options)     what the digest of an epoch must be
+views(batch)                        optional: the JPEGs of a batch, for options["hash"]: each is hashed
 state(corpus, dest, options, fraction)      optional: the state after that part of an epoch
 resume(corpus, dest, options, state)        optional: as `loader`, from that state
 
@@ -84,6 +85,11 @@ def collate(options: Options) -> Callable[[Any], Any]:
 def count(batch: Any) -> int:
     """The samples of a list or a tensor, or of decoded images."""
     return len(batch["label"]) if type(batch) is dict else len(batch)
+
+
+def views(batch: Any) -> list[Any]:
+    """The bytes of the images of a list of samples."""
+    return [row["image"] for row in batch]
 
 
 def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:

@@ -61,12 +61,14 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     if "decode" in options:
         decoded = ss.StreamingDataset(dest, shuffle=shuffle, decode=images.Train(options["decode"]))
         return ss.StreamingLoader(decoded, batch_size=options["batch"], last="short")
-    # Images: bytes only. The class is one more field of bytes.
-    dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode=corpus.kind != "images")
+    # Images: bytes only, or with options["views"] no copy of them. The class is one more field of bytes.
+    decode: Any = corpus.kind != "images"
+    dataset = ss.StreamingDataset(dest, shuffle=shuffle, decode="view" if options.get("views") else decode)
     if options.get("iterate"):
         return _Single(dataset)
-    # What is not decoded comes as one buffer per field and batch; documents are left dict samples.
-    collate = None if corpus.kind == "images" else list
+    # What is not decoded comes as one buffer per field and batch; documents are left dict samples. So are
+    # images with options["bytes"], in which each is an object of its own.
+    collate = list if corpus.kind == "documents" or options.get("bytes") else None
     return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=collate)
 
 
@@ -99,6 +101,14 @@ def count(batch: Any) -> int:
     return len(batch)
 
 
+def views(batch: Any) -> Any:
+    """The JPEGs of a batch, in its one buffer or in samples of their own."""
+    if isinstance(batch, list):
+        return [row["jpg"] for row in batch]
+    images = batch["jpg"]
+    return images if isinstance(images, list) else images.views()
+
+
 def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
     """What arrived, of all rows that are not padding."""
     if corpus.kind == "tokens":
@@ -112,7 +122,7 @@ def payloads(corpus: Corpus, batch: Any) -> Iterator[bytes]:
         padding = batch["__pad__"].tolist()
         for image, label, pad in zip(batch["jpg"], batch["cls"], padding, strict=True):
             if not pad:
-                yield image_payload(image, int(label))
+                yield image_payload(bytes(image), int(label))
     else:
         for row in batch:
             yield image_payload(row["jpg"], int(row["cls"]))

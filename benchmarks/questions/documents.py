@@ -6,7 +6,8 @@ from benchmarks.corpora import Corpus
 from benchmarks.make_corpora import Maker
 from benchmarks.question import Bar, Contender, Question, Size
 
-OURS, ALONE = "shardstream, zstd", "zstd alone, all cores"
+OURS, PLAIN, ALONE = "shardstream, zstd", "shardstream, uncompressed", "zstd alone, all cores"
+FLOOR, PLAIN_FLOOR = "floor, zstd", "floor, uncompressed"
 MDS, WDS = "MDS, zstd", "WebDataset, zstd"
 LITDATA, HF = "LitData, uncompressed", "HF datasets, uncompressed"
 
@@ -24,11 +25,26 @@ QUESTIONS = (
             Contender(
                 ALONE, "ceilings", "ceiling", {"ceiling": "zstd", "codec": "zstd"}, dataset="ours-zstd"
             ),
+            Contender(
+                FLOOR,
+                "floors_samples",
+                "ceiling",
+                {"floor": "documents", "codec": "zstd"},
+                dataset="ours-zstd",
+            ),
+            Contender(
+                PLAIN_FLOOR,
+                "floors_samples",
+                "ceiling",
+                {"floor": "documents", "codec": "none"},
+                dataset="ours-none",
+            ),
             Contender(OURS, "ours", "ours", {"codec": "zstd"}),
+            Contender(f"{OURS}, the same again", "ours", "ours", {"codec": "zstd"}),
             Contender(
                 "shardstream, zstd, sample by sample", "ours", "ours", {"codec": "zstd", "iterate": True}
             ),
-            Contender("shardstream, uncompressed", "ours", "ours", {"codec": "none"}),
+            Contender(PLAIN, "ours", "ours", {"codec": "none"}),
             Contender(MDS, "mosaic", "peer", {"codec": "zstd"}, (0, 2)),
             Contender(WDS, "wds", "peer", {"codec": "zstd"}, (0, 2)),
             Contender(LITDATA, "litdata", "peer", workers=(0, 2)),
@@ -38,11 +54,13 @@ QUESTIONS = (
             Contender("WebDataset, uncompressed", "wds", "peer", {"codec": "none"}, (0, 2)),
         ),
         (
-            Bar("at least 5 x WebDataset, zstd", 5, OURS, (WDS,)),
-            Bar("at least 5 x MDS, zstd", 5, OURS, (MDS,)),
-            Bar("at least 1.5 x LitData and HF datasets, uncompressed", 1.5, OURS, (LITDATA, HF)),
-            Bar("at least 80 % of zstd alone", 0.8, OURS, (ALONE,)),
+            Bar("zstd: at least 0.85 of the floor", 0.85, OURS, (FLOOR,)),
+            Bar("uncompressed: at least 1.5 x LitData and HF datasets", 1.5, PLAIN, (LITDATA, HF)),
+            Bar("zstd: at least 5 x WebDataset, zstd", 5, OURS, (WDS,)),
+            Bar("zstd: at least 5 x MDS, zstd", 5, OURS, (MDS,)),
         ),
-        notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that.",
+        notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that. The floor is "
+        "two threads that decompress 4 frames at a time, cut them and make the same dicts, without an "
+        "order of the whole dataset and without checks.",
     ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from shardstream.errors import noted
+from shardstream.errors import note
 
 __all__ = ["BatchMaker", "Collate", "Finish"]
 
@@ -26,6 +26,11 @@ class BatchMaker(ABC):
 
     def __init__(self, url: str) -> None:
         self._url = url
+
+    @property
+    def views(self) -> bool:
+        """Whether batches have views of memory of this process, which no other process can get."""
+        return False
 
     @property
     @abstractmethod
@@ -64,9 +69,12 @@ class BatchMaker(ABC):
         """A user's `collate` whose errors name the batch."""
 
         def collated(items: list[Any]) -> Any:
-            keys = [item["__key__"] for item in items if isinstance(item, dict) and "__key__" in item]
-            named = f", samples {keys[0]!r} to {keys[-1]!r}," if keys else ""
-            with noted(f"in the collate of {len(items)} items{named} of {self._url}"):
+            try:
                 return collate(items)
+            except Exception as error:
+                keys = [item["__key__"] for item in items if isinstance(item, dict) and "__key__" in item]
+                named = f", samples {keys[0]!r} to {keys[-1]!r}," if keys else ""
+                note(error, f"in the collate of {len(items)} items{named} of {self._url}")
+                raise
 
         return collated

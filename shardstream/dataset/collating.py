@@ -58,20 +58,31 @@ class Marking:
         padding: Whether each sample of the batch pads; None if none does.
         pads: Whether the epoch has padding, so that there must be a place to say it.
         last: See `StreamingLoader`.
+        fresh: Whether all samples are new dicts, which nobody else has. Else dicts are copied.
     """
 
     def __init__(
-        self, collate: Callable[[list[Any]], Any], padding: Sequence[bool] | None, pads: bool, last: str
+        self,
+        collate: Callable[[list[Any]], Any],
+        padding: Sequence[bool] | None,
+        pads: bool,
+        last: str,
+        fresh: bool = False,
     ) -> None:
         self._collate, self._padding, self._pads, self._last = collate, padding, pads, last
+        self._fresh = fresh
 
     def __call__(self, samples: list[Any]) -> Any:
         flags = self._padding or [False] * len(samples)
-        marked = [
-            sample | {PAD: flag} if isinstance(sample, dict) else sample
-            for sample, flag in zip(samples, flags, strict=True)
-        ]
-        batch = self._collate(marked)
+        if self._fresh:
+            for sample, flag in zip(samples, flags, strict=True):
+                sample[PAD] = flag
+        else:
+            samples = [
+                sample | {PAD: flag} if isinstance(sample, dict) else sample
+                for sample, flag in zip(samples, flags, strict=True)
+            ]
+        batch = self._collate(samples)
         if self._pads and not isinstance(batch, dict):
             kinds = {type(sample).__name__ for sample in samples if not isinstance(sample, dict)}
             if kinds:

@@ -35,6 +35,10 @@ class MixtureMaker(BatchMaker):
     def transforms(self) -> bool:
         return any(part.maker.transforms for part in self._parts)
 
+    @property
+    def views(self) -> bool:
+        return any(part.maker.views for part in self._parts)
+
     def watching(self) -> bool:
         return any(part.maker.watching() for part in self._parts)
 

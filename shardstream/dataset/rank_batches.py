@@ -66,12 +66,13 @@ class RankBatches:
         # The collate may give something else than a dict, which has no place for "__pad__".
         whole = max(0, contents.total - position) // self.samples
         start = position + whole * self.samples
+        fresh = not contents.maker.transforms  # a transform may give a dict that it keeps
         left, padded = contents.total - start, None
         pads = left > 0 and (self.last == "pad" or left < contents.topology.dp_size)
         if left > 0:
             flags: list[bool] = (self.positions(start) >= contents.total).tolist()
-            padded = whole, self._finish(Marking(self.collate, flags, pads, self.last))
-        finish = self._finish(Marking(self.collate, None, pads, self.last))
+            padded = whole, self._finish(Marking(self.collate, flags, pads, self.last, fresh))
+        finish = self._finish(Marking(self.collate, None, pads, self.last, fresh))
         return stream(contents, epoch, requests, finish, self.budget, stats, options, padded=padded)
 
     def _finish(self, collate: Collate | None) -> Finish:

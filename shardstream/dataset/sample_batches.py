@@ -59,6 +59,10 @@ class SampleMaker(BatchMaker):
     def transforms(self) -> bool:
         return bool(self._transform)
 
+    @property
+    def views(self) -> bool:
+        return self._modes.views
+
     def watching(self) -> bool:
         return self._transform.watching()
 
@@ -76,7 +80,7 @@ class SampleMaker(BatchMaker):
 
     def _quick(self, name: str) -> bool:
         """Whether a field takes little more than copying its bytes."""
-        return not self._modes.plain[name] or extension(self._kinds[name][0] or name) in QUICK
+        return self._modes.plain[name] in (False, "view") or extension(self._kinds[name][0] or name) in QUICK
 
     def _decoder(self, name: str) -> Callable[..., Any] | None:
         """The decoder of a field; None if it stays bytes."""
@@ -164,23 +168,25 @@ class SampleMaker(BatchMaker):
 
     def _decoded(self, raw: RawBatch) -> list[Any]:
         """The decoded samples of a batch."""
-        started = time.monotonic()
-        made = self._images(raw)
-        names: list[str] = ["__key__", *made]
-        columns: list[list[Any]] = [raw.keys, *map(list, made.values())]
-        for name in raw.fields:
+        started = time.monotonic() if self._timed else 0.0
+        samples: list[dict[str, Any]] = [{"__key__": key} for key in raw.keys]
+        # Column by column: dict(zip(...)) of each row takes three times as long.
+        for name, images in self._images(raw).items():
+            for sample, image in zip(samples, images, strict=True):
+                sample[name] = image
+        for name, views in raw.fields.items():
             if name in self.pictures:
                 continue
-            names.append(name)
-            columns.append(self._values(raw, name))
-        samples: list[Any] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-        for name in raw.gaps:
-            if name in self.pictures:
+            values = self._values(raw, name)
+            if name not in raw.gaps:
+                for sample, value in zip(samples, values, strict=True):
+                    sample[name] = value
                 continue
-            for sample, view in zip(samples, raw.fields[name], strict=True):
-                if view is None:
-                    del sample[name]
-        current().recorder.span(_DECODE, started, time.monotonic())
+            for sample, value, view in zip(samples, values, views, strict=True):
+                if view is not None:
+                    sample[name] = value
+        if self._timed:
+            current().recorder.span(_DECODE, started, time.monotonic())
         return samples
 
 

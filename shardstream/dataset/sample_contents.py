@@ -23,6 +23,7 @@ from shardstream.order.shuffle import Shuffle
 from shardstream.read.reader import DatasetReader
 from shardstream.read.samples.plan import RawBatch, SamplePlan, SampleUnit
 from shardstream.read.samples.source import SampleSource
+from shardstream.read.samples.zero_copy import ZeroCopySource
 
 __all__ = ["SampleContents"]
 
@@ -105,11 +106,12 @@ class SampleContents(SelectedContents[SampleSource]):
         """The same samples, with another `decode`. The reader is shared."""
         maker = SampleMaker(self.url, self.manifest, self.fields, decode, self.transform)
         found = copy.copy(self)
-        vars(found).update(decode=decode, _maker=maker)
+        vars(found).update(decode=decode, _maker=maker, _source=None)
         return found
 
     def _open_source(self, reader: DatasetReader) -> SampleSource:
-        return SampleSource(reader, self.fields)
+        # Memory that batches have views of must not be used again as long as there is a view.
+        return (ZeroCopySource if self._maker.views else SampleSource)(reader, self.fields)
 
     def frames_of(self, shard: int, numbers: Ints) -> Ints:
         """The frames that these samples lie in."""

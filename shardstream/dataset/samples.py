@@ -57,9 +57,12 @@ class StreamingDataset(ChoosableDataset[T]):
             decodes the other fields as True does. Or a mode for each field, such as
             {"jpg": images.Train(224), "mask.png": "stored"}: True, False, `images.Train`, `images.Evaluate`,
             `images.Mask`, which is cut as an image is, `images.Whole`, which is True with options, or
-            "stored", which gives the values of an image as they are in the file. Each field keeps its name.
+            "stored", which gives the values of an image as they are in the file, or "view". Each field keeps
+            its name.
             The key "image" stands for the image's field. Fields that are not named are decoded as True does.
-            Except by "stored", images are turned as their EXIF orientation says.
+            Except by "stored", images are turned as their EXIF orientation says. "view", for a field or for
+            all, gives the bytes without a copy, as a read-only memoryview. It stays valid as long as you
+            have it. If the shard is a file on this machine and not compressed, it shows the file itself.
         shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
         cache: A Cache, or the path of its folder. By default bytes stay in memory alone.
         topology: The place among the data-parallel ranks. "auto" asks torch.distributed or the launcher, when

@@ -16,9 +16,9 @@ from shardstream.format.kinds import PIXELS, extension
 
 __all__ = ["Decode", "FieldMode", "Modes", "Plain", "frozen", "modes"]
 
-Plain = bool | Literal["stored"] | Whole
+Plain = bool | Literal["stored", "view"] | Whole
 FieldMode = Plain | Images | Mask
-Decode = bool | Images | Whole | Mapping[str, FieldMode]
+Decode = bool | Literal["view"] | Images | Whole | Mapping[str, FieldMode]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Modes:
     pictures: tuple[Picture, ...] = ()
     draws: tuple[Images, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def views(self) -> bool:
+        """Whether values of some fields are views of the memory that holds the stored bytes."""
+        return "view" in self.plain.values()
 
     @property
     def taken(self) -> tuple[str, ...]:
@@ -62,15 +67,15 @@ def frozen(decode: Decode) -> Decode:
     """
     if isinstance(decode, Mapping):
         for name, mode in decode.items():
-            if not isinstance(mode, (bool, Images, Mask, Whole)) and mode != "stored":
+            if not isinstance(mode, (bool, Images, Mask, Whole)) and mode not in ("stored", "view"):
                 raise OptionError(
-                    f"decode={{{name!r}: {mode!r}}}: a mode is True, False, 'stored', images.Train(...), "
-                    "images.Evaluate(...), images.Mask(...) or images.Whole(...)"
+                    f"decode={{{name!r}: {mode!r}}}: a mode is True, False, 'stored', 'view', "
+                    "images.Train(...), images.Evaluate(...), images.Mask(...) or images.Whole(...)"
                 )
         return dict(decode)
-    if not isinstance(decode, (bool, Images, Whole)):
+    if not isinstance(decode, (bool, Images, Whole)) and decode != "view":
         raise OptionError(
-            f"decode={decode!r} must be True, False, images.Train(...), images.Evaluate(...), "
+            f"decode={decode!r} must be True, False, 'view', images.Train(...), images.Evaluate(...), "
             "images.Whole(...), or a mode for each field, such as "
             "{'jpg': images.Train(224), 'mask.png': 'stored'}"
         )
@@ -87,7 +92,7 @@ def modes(decode: Decode, kinds: Mapping[str, str]) -> Modes:
     Raises:
         OptionError: It names a field that is not read, or it is not clear which image is meant.
     """
-    if isinstance(decode, bool):
+    if isinstance(decode, (bool, str)):
         return Modes(dict.fromkeys(kinds, decode))
     if isinstance(decode, Whole):
         pixels = [name for name, codec in kinds.items() if extension(codec or name) in PIXELS]
@@ -143,7 +148,7 @@ def _image(name: str, mask: Mask, images: Mapping[str, tuple[int, Images]]) -> i
 
 
 def _plain(name: str, mode: FieldMode, codec: str) -> Plain:
-    if not isinstance(mode, bool) and extension(codec or name) not in PIXELS:
+    if not isinstance(mode, bool) and mode != "view" and extension(codec or name) not in PIXELS:
         raise OptionError(f"decode={{{name!r}: {mode!r}}} is for images; {name!r} is {codec or 'bytes'}")
     return cast("Plain", mode)
 

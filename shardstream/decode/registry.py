@@ -22,7 +22,7 @@ __all__ = ["QUICK", "decode_field", "decode_values", "decoder", "find"]
 
 Decoder = Callable[[bytes], Any]
 Data = bytes | memoryview
-Mode = bool | Literal["stored"] | Callable[[Data], Any]
+Mode = bool | Literal["stored", "view"] | Callable[[Data], Any]
 F = TypeVar("F", bound=Decoder)
 B = TypeVar("B", bound=Callable[[Data], Any])
 
@@ -82,8 +82,10 @@ def find(
         dtype: The dtype of tokens, "uint16" or "uint32"; None for other fields.
         codec: The extension by which the field is decoded, if it is not that of the name.
         mode: True decodes by the extension. "stored" gives the values of an image as they are stored. False
-            leaves the field bytes. Or the decoder itself.
+            leaves the field bytes. "view" gives the bytes without a copy. Or the decoder itself.
     """
+    if mode == "view":
+        return _view
     if not mode:
         return None
     if callable(mode):
@@ -163,7 +165,7 @@ def decode_values(
     """
     function = find(field, dtype, codec, mode) or bytes
     try:
-        if not mode or extension(codec or field) in QUICK:
+        if not mode or mode == "view" or extension(codec or field) in QUICK:
             return [None if data is None else function(data) for data in column]
         return cancellable_map(lambda data: None if data is None else function(data), column)
     except Exception:  # noqa: BLE001 - decode one by one, so that the error names the sample
@@ -174,6 +176,10 @@ def decode_values(
             else decode_field(field, data, dtype=dtype, codec=codec, mode=mode, key=key, shard=shard)
             for key, shard, data in zip(keys, names, column, strict=True)
         ]
+
+
+def _view(data: Data) -> memoryview:
+    return memoryview(data).toreadonly()
 
 
 @_own("txt", "text", "transcript")

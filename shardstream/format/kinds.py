@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 __all__ = ["COMPANIONS", "COMPRESSED", "IMAGES", "PIXELS", "SOUNDS", "extension"]
 
 # The extensions of images, and the name of each format in Pillow. They can be packed and decoded.
@@ -35,6 +37,7 @@ COMPRESSED = frozenset(
 )
 
 
+@functools.lru_cache(maxsize=1024)  # batches ask for those of their fields
 def extension(name: str) -> str:
     """The last extension of a name, in lower case: "seg.PNG" -> "png". Without a dot it is the whole name."""
     return name.rpartition(".")[2].lower()

@@ -27,6 +27,7 @@ _NUMBERS = (*_BOOLS, int, np.integer, float, np.floating, *_COMPLEX)
 
 
 _REUSED = 256 << 10  # bytes from which on it costs more to get new memory than to fill it
+_LONG = 1 << 20  # bytes from which on it costs less to let go of the GIL than to hold it
 
 
 def _joined(views: Sequence[memoryview], size: int, pool: BufferPool | None) -> NDArray[np.uint8]:
@@ -37,7 +38,10 @@ def _joined(views: Sequence[memoryview], size: int, pool: BufferPool | None) -> 
     memory, at = found.data, 0
     for view in views:
         end = at + len(view)
-        memory[at:end] = view
+        if len(view) < _LONG:
+            memory[at:end] = view
+        else:
+            found[at:end] = view  # numpy lets other threads run meanwhile
         at = end
     return found
 
@@ -59,6 +63,11 @@ class Ragged:
 
     def __init__(self, data: Any, offsets: NDArray[np.int64], missing: NDArray[np.bool_] | None) -> None:
         self.data, self.offsets, self.missing = data, offsets, missing
+        self._host: tuple[Any, memoryview] | None = None
+        self._bounds: list[int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_host": None, "_bounds": None}
 
     @classmethod
     def gather(cls, views: Sequence[memoryview | None], pool: BufferPool | None = None) -> Ragged:
@@ -93,11 +102,31 @@ class Ragged:
 
         If `data` is not in the memory of the CPU, the bytes are copied.
         """
-        index = range(len(self))[index]
+        bounds = self._bounds
+        if bounds is None:
+            bounds = self._bounds = self.offsets.tolist()
+        count = len(bounds) - 1
+        if not -count <= index < count:
+            raise IndexError(f"item {index} of {count}")
+        index %= count
         if self.missing is not None and self.missing[index]:
             return None
-        begin, end = self.offsets[index : index + 2].tolist()
-        return _host(self.data[begin:end])
+        begin, end = bounds[index], bounds[index + 1]
+        if not isinstance(self.data, np.ndarray) and self.data.device.type != "cpu":
+            return _host(self.data[begin:end])
+        found = self._host
+        if found is None or found[0] is not self.data:
+            # Looked up once: to slice a tensor for each sample takes longer than to read 40 KB.
+            found = self._host = self.data, _host(self.data)
+        return found[1][begin:end]
+
+    def views(self) -> list[memoryview | None]:
+        """The bytes of all samples as `view` gives them."""
+        memory, bounds = _host(self.data), self.offsets.tolist()
+        found: list[memoryview | None] = [memory[begin:end] for begin, end in pairwise(bounds)]
+        for row in [] if self.missing is None else np.flatnonzero(self.missing).tolist():
+            found[row] = None
+        return found
 
     def __iter__(self) -> Iterator[bytes | None]:
         memory = _host(self.data)

@@ -65,6 +65,7 @@ class Question:
     """measure: "rate" or "epoch" (samples per second, of a cold epoch), "first" or "resume" (seconds).
 
     latency: of a round trip in seconds, where the datasets are in an object store; else they are local.
+    rate: bytes per second of the link to the store, which all connections share; None for no limit.
     """
 
     name: str
@@ -77,3 +78,4 @@ class Question:
     unit: str = "samples/s"
     notes: str = ""
     latency: float | None = None
+    rate: float | None = None

@@ -52,12 +52,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bar:
-    """Ours is at least `factor` times as fast as the best of `against`; without, at most `factor` seconds."""
+    """Ours is at least `factor` times as fast as the best of `against`; without, at most `factor` seconds.
+
+    of: "cpu": CPU seconds, at most `factor` times those of `against`. "requests" to the store, or "filled",
+        the seconds after the epoch until the cache is on the disk: at most `factor`.
+    """
 
     text: str
     factor: float
     ours: str
     against: tuple[str, ...] = ()
+    of: str = ""
 
 
 @dataclass(frozen=True)

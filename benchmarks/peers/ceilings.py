@@ -197,7 +197,10 @@ class _Frames(_Ranges):
 
         def work(shard: int, first: int, last: int) -> int:
             index, copied = reader.index(shard), 0
-            start, end = int(index.frame_offset[first]), int(index.frame_offset[last] + index.frame_size[last])
+            start, end = (
+                int(index.frame_offset[first]),
+                int(index.frame_offset[last] + index.frame_size[last]),
+            )
             data = memoryview(reader.stored(shard, start, end - start))
             # Of the threads few copy at a time: the memory that was used last is hot in the cache.
             slab = slabs.pop() if slabs else np.empty(2 * _RANGE, np.uint8)

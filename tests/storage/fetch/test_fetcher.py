@@ -112,7 +112,7 @@ def test_the_first_frames_of_an_epoch_have_the_connections_for_themselves(
 def test_what_is_needed_later_comes_as_far_as_a_tier_has_room(
     store: SlowStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "_FIRST", 2 * SIZE)
+    monkeypatch.setattr(range_sizes, "_FIRST", 2 * SIZE)
     answers = threading.Event()
 
     def load(url: str, start: int, size: int) -> bytes:

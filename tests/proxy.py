@@ -286,7 +286,7 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         return "close" not in headers.get("connection", "")
 
     async def _link(self, size: int) -> None:
-        """Wait until these bytes have passed the link that all connections share, in the order of the calls."""
+        """Wait until these bytes have passed the link, which all connections share."""
         if self.faults.rate:
             now = self._loop.time()
             self._sent_until = max(self._sent_until, now) + size / self.faults.rate

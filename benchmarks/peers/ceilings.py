@@ -181,9 +181,9 @@ class _Ranges:
 
 
 class _Frames(_Ranges):
-    """The floor: the same ranges, cut at frames; each frame is verified, and copied once into memory of before.
+    """The floor: such ranges, cut at frames; each frame is verified, and copied once into memory of before.
 
-    No order, no cache, no state. The frames come as they lie in the shards, through the client that ours uses.
+    No order, no cache, no state. The frames come as they lie in the shards, through our client.
     """
 
     def __iter__(self) -> Iterator[tuple[int, float]]:

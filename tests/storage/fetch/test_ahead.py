@@ -16,7 +16,7 @@ from shardstream.storage.cache.disk import DiskTier
 from shardstream.storage.cache.entries import Entries
 from shardstream.storage.cache.memory import MemoryTier
 from shardstream.storage.cache.tiers import Tiers
-from shardstream.storage.fetch import cached, planner, range_sizes
+from shardstream.storage.fetch import cached, range_sizes
 from shardstream.storage.fetch.ahead import FetchedAhead
 from shardstream.storage.fetch.fetcher import Fetcher
 from shardstream.storage.fetch.in_flight import BlockRequest

@@ -23,7 +23,7 @@ from shardstream.storage.cache.disk import DiskTier
 from shardstream.storage.cache.memory import MemoryTier
 from shardstream.storage.cache.tiers import Tiers
 from shardstream.storage.cancellation import CancelScope, current, work_for
-from shardstream.storage.fetch import planner
+from shardstream.storage.fetch import planner, range_sizes
 from shardstream.storage.fetch.fetcher import Fetcher
 from shardstream.storage.fetch.in_flight import BlockRequest
 from tests.distributed import launch

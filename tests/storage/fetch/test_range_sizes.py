@@ -21,8 +21,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def made() -> tuple[RangeSizes, Tiers, EpochProgress]:
-    tiers, progress = Tiers(None, budget=MemoryBudget(1 << 30)), EpochProgress()
+def made(budget: int = 1 << 30) -> tuple[RangeSizes, Tiers, EpochProgress]:
+    tiers, progress = Tiers(None, budget=MemoryBudget(budget)), EpochProgress()
     return RangeSizes(tiers, progress), tiers, progress
 
 
@@ -43,11 +43,11 @@ def test_they_grow_at_once_if_the_link_soon_brings_all(clock: list[float]) -> No
     tiers.counters.from_store(32 * MIB)
     clock[0] = 100.5  # 64 MiB a second: all comes in 28 s
     assert sizes.now == 16 * MIB
-    clock[0] = 101.0
+    clock[0] = 102.0
     assert sizes.now == 2 * MIB
     sizes.restart(100_000 * MIB)
     tiers.counters.from_store(32 * MIB)
-    clock[0] = 101.5
+    clock[0] = 102.5
     assert sizes.now == 2 * MIB
 
 
@@ -58,3 +58,10 @@ def test_few_large_ranges_are_on_their_way_at_once() -> None:
     assert sizes.at_once() == 16
     sizes.limit = lambda: 4  # the store objects
     assert sizes.at_once() == 4
+
+
+def test_ranges_are_a_small_part_of_the_budget() -> None:
+    for budget, size in ((1 << 20, 2), (512 << 20, 8), (8 << 30, 16)):
+        sizes, _, progress = made(budget)
+        progress.add(Block("", "index", 0), 1000 * MIB)
+        assert sizes.now == size * MIB

@@ -104,10 +104,12 @@ def test_the_ram_tier_copies_what_is_left_of_a_range_when_it_makes_room(ranges: 
             tier.put(blocks[8 * group + number], data)
     del data
     budget.make_room()
+    other = budget.holder("other")
+    other.add(budget.free + 1)  # once more, whatever room there is
     assert budget.free >= 0
     assert parts.kept == 0  # nothing is in memory that nobody can ask for
     there = [block for block in blocks if tier.has(block)]
-    assert 8 * ranges - 6 <= len(there) <= 8 * ranges - 2
+    assert 8 * ranges - 8 <= len(there) <= 8 * ranges - 3
     for block in there:
         data = tier.get(block)
         assert data is not None

@@ -19,6 +19,7 @@ from benchmarks.corpora import META, Corpus, load, seal
 SEQ = 2048
 EOS = 256
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+_HEADER = bytes.fromhex("ffd8ffe000104a46494600010100000100010000")
 PHOTO_FOLDERS = ("/usr/share/backgrounds", "/usr/share/wallpapers")
 
 
@@ -159,6 +160,20 @@ class Maker:
             return seal(folder, "images")
 
         return self._made(f"images-{count}x{size >> 10}K", make)
+
+    def noise(self, count: int, size: int) -> Corpus:
+        """`count` files of about `size` random bytes behind the header of a JPEG: nobody decodes them."""
+
+        def make(folder: Path) -> Corpus:
+            random = np.random.default_rng(0)
+            for number in range(count):
+                target = folder / "images" / f"{number % 96:03d}"
+                target.mkdir(parents=True, exist_ok=True)
+                data = random.bytes(int(size * random.uniform(0.7, 1.3)))
+                (target / f"{number:06d}.jpg").write_bytes(_HEADER + data)
+            return seal(folder, "images")
+
+        return self._made(f"noise-{count}x{size >> 10}K", make)
 
 
 def _write_jsonl(path: Path, texts: Iterator[tuple[str, str]]) -> None:

@@ -182,7 +182,7 @@ def _starts(
                 row |= link.ask("facts")
                 row["written"] = link.ask("write", corpus=corpus.folder, dest=place, options=options)
                 if remote is not None:
-                    options["remote"] = remote.ready(place, question.latency)
+                    options["remote"] = remote.ready(place, question.latency, question.rate)
                 answer, peaks = link.watched(
                     question.measure, corpus=corpus.folder, dest=place, options=options, **more
                 )

@@ -52,12 +52,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bar:
-    """Ours is at least `factor` times as fast as the best of `against`; without, at most `factor` seconds."""
+    """Ours is at least `factor` times as fast as the best of `against`; without, at most `factor` seconds.
+
+    of: "cpu": CPU seconds, at most `factor` times those of `against`. "requests" to the store, or "filled",
+        the seconds after the epoch until the cache is on the disk: at most `factor`.
+    """
 
     text: str
     factor: float
     ours: str
     against: tuple[str, ...] = ()
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Question:
     """measure: "rate" or "epoch" (samples per second, of a cold epoch), "first" or "resume" (seconds).
 
     latency: of a round trip in seconds, where the datasets are in an object store; else they are local.
+    rate: bytes per second of the link to the store, which all connections share; None for no limit.
     """
 
     name: str
@@ -77,3 +83,4 @@ class Question:
     unit: str = "samples/s"
     notes: str = ""
     latency: float | None = None
+    rate: float | None = None

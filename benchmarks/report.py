@@ -43,6 +43,9 @@ def ratios(answer: Row, over: str, under: Sequence[str]) -> list[float]:
 
 def judged(bar: Bar, answer: Row) -> tuple[str, str]:
     """What was reached, and whether that meets the bar: "yes", "no" or "not measured"."""
+    if bar.of:
+        found = _costs(bar, answer)
+        return spread(found), "yes" if found and statistics.median(found) <= bar.factor else "no"
     if bar.against:
         found = ratios(answer, bar.ours, bar.against)
         if answer["measure"] not in RATES:
@@ -55,6 +58,17 @@ def judged(bar: Bar, answer: Row) -> tuple[str, str]:
     if not found:
         return "-", "not measured"
     return spread(found), "yes" if met else "no"
+
+
+def _costs(bar: Bar, answer: Row) -> list[float]:
+    """What ours needs in each round; of CPU seconds, in relation to `against`."""
+    rows = answer["contenders"]
+    if bar.of == "cpu":
+        pairs = zip(rows[bar.ours]["rounds"], *(rows[name]["rounds"] for name in bar.against), strict=True)
+        return [own["cpu"] / min(other["cpu"] for other in others) for own, *others in pairs]
+    if bar.of == "requests":
+        return [r["wire"]["requests"] for r in rows[bar.ours]["rounds"]]
+    return [r[bar.of] for r in rows[bar.ours]["rounds"]]
 
 
 def section(question: Question, answer: Row) -> str:

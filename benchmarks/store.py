@@ -27,7 +27,7 @@ class Remote(contextlib.AbstractContextManager["Remote"]):
         self._weed = Weed()
         self._uploaded: dict[str, dict[str, Any]] = {}
         self._cache = ""
-        self._latency = 0.0
+        self._faults = {"latency": 0.0, "rate": 0.0}
 
     def __enter__(self) -> Any:
         self._weed.__enter__()
@@ -51,13 +51,19 @@ class Remote(contextlib.AbstractContextManager["Remote"]):
     def _ask(self) -> dict[str, Any]:
         assert self._proxy.stdin is not None
         assert self._proxy.stdout is not None
-        # A line replaces all faults: the latency has to be in each of them.
-        self._proxy.stdin.write(json.dumps({"latency": self._latency}) + "\n")
+        # A line replaces all faults: the latency and the rate have to be in each of them.
+        self._proxy.stdin.write(json.dumps(self._faults) + "\n")
         self._proxy.stdin.flush()
         return json.loads(self._proxy.stdout.readline())  # type: ignore[no-any-return]
 
-    def ready(self, place: str, latency: float | None) -> dict[str, Any]:
-        """Where a dataset is now, with an empty folder for a cache; requests are counted from here on."""
+    def ready(self, place: str, latency: float | None, rate: float | None = None) -> dict[str, Any]:
+        """Where a dataset is now, with an empty folder for a cache; requests are counted from here on.
+
+        Args:
+            place: The local dataset.
+            latency: Seconds of a round trip.
+            rate: Bytes per second of the link, which all connections share. None: as fast as it goes.
+        """
         if place not in self._uploaded:
             prefix = f"{len(self._uploaded)}-{Path(place).name}"
             url = f"s3://bench/{prefix}"
@@ -72,7 +78,7 @@ class Remote(contextlib.AbstractContextManager["Remote"]):
             self._uploaded[place] = {"url": url, "signed": signed, **access}
         shutil.rmtree(self._cache, ignore_errors=True)
         self._cache = tempfile.mkdtemp(prefix="cold-", dir=self._data)
-        self._latency = latency or 0.0
+        self._faults = {"latency": latency or 0.0, "rate": rate or 0.0}
         self._ask()
         return self._uploaded[place] | {"cache": self._cache}
 

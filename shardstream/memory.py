@@ -78,6 +78,12 @@ class MemoryBudget:
             self._settle()
             return dict(self._bytes)
 
+    def bytes_of(self, name: str) -> int:
+        """The bytes of all holders with a name."""
+        with self._lock:
+            self._settle()
+            return self._bytes.get(name, 0)
+
     @property
     def free(self) -> int:
         """How many bytes are left; negative if the holders have more than the limit."""
@@ -92,7 +98,10 @@ class MemoryBudget:
             self._bytes[name] += size
 
     def forget(self, name: str, total: list[int]) -> None:
-        """Say that a holder was dropped, so that its `total[0]` bytes do not count any more."""
+        """Say that a holder was dropped, so that its `total[0]` bytes do not count any more.
+
+        Negative bytes count from then on: they are of what is left of something that was dropped.
+        """
         # The garbage collector may call this at any moment. So it takes no lock, and is one atomic step.
         self._dropped.append((name, total))
 

@@ -39,6 +39,7 @@ class Faults:
     stall: float = 0.0  # the share of answers that stop in the middle and never go on
     slow: float = 0.0  # the share of answers that come `slow_by` seconds late
     slow_by: float = 1.0
+    rate: float = 0.0  # bytes per second of all answers together, as a link gives them; 0 for no limit
     extra: int = 0  # bytes by which the body, and the length that announces it, are longer than right
     ignore_range: bool = False  # ask the server without Range: it sends the whole object
     dead: bool = False  # accept connections and requests, never answer
@@ -71,6 +72,7 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         self.faults = Faults(**faults)
         self.counts = Counts()
         self._random = random.Random(seed)
+        self._sent_until = 0.0  # when the link has sent all that was put on it, in the loop's time
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
@@ -276,11 +278,19 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
                         writer.transport.abort()
                     return False
             sent += len(data)
+            await self._link(len(data))
             counts.body_bytes += len(data)  # before the client can see the bytes, and count them
             await _send(writer, data)
         if faults.extra:
             await _send(writer, bytes(faults.extra))
         return "close" not in headers.get("connection", "")
+
+    async def _link(self, size: int) -> None:
+        """Wait until these bytes have passed the link, which all connections share."""
+        if self.faults.rate:
+            now = self._loop.time()
+            self._sent_until = max(self._sent_until, now) + size / self.faults.rate
+            await asyncio.sleep(self._sent_until - now)
 
 
 def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:

@@ -23,6 +23,7 @@ from shardstream.storage.store import Store
 PACKAGES = ("zstandard",)
 _CHUNK = 1 << 20
 _THREADS = 32  # that fetch ranges
+_RANGE = 8 << 20  # bytes
 
 
 def write(corpus: Corpus, dest: str, options: Options) -> None:
@@ -35,8 +36,8 @@ def write(corpus: Corpus, dest: str, options: Options) -> None:
 
 def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     """An iterable of batches, or of pieces of work that stand for a number of samples."""
-    if options["ceiling"] == "ranges":
-        return _Ranges(corpus, options)
+    if options["ceiling"] in ("ranges", "frames"):
+        return {"ranges": _Ranges, "frames": _Frames}[options["ceiling"]](corpus, options)
     kind = {"gather": _Gather, "zstd": _Zstd, "copy": _Copy, "jpeg": _Jpeg}[options["ceiling"]]
     return kind(corpus, dest, options["batch"])
 
@@ -176,18 +177,69 @@ class _Ranges:
     """Ranged GETs of 8 MiB of all shards, in threads, through the client that ours uses; nothing is kept."""
 
     def __init__(self, corpus: Corpus, options: Options) -> None:
-        self._corpus, self._remote = corpus, options["remote"]
+        remote, self._corpus = options["remote"], corpus
+        self._access = {"key": remote["key"], "secret": remote["secret"], "endpoint_url": remote["endpoint"]}
+        self._url = remote["url"]
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
-        remote, size = self._remote, 8 << 20
-        access = {"key": remote["key"], "secret": remote["secret"], "endpoint_url": remote["endpoint"]}
-        store = Store.open(remote["url"], access)
-        shards = open_manifest(store, None, stream=False).shards
+        store, size = Store.open(self._url, self._access), _RANGE
+        shards = open_manifest(store, None).shards
         jobs = [(s.url, at, min(size, s.bytes - at)) for s in shards for at in range(0, s.bytes, size)]
         total = sum(job[2] for job in jobs)
         with ThreadPoolExecutor(_THREADS) as pool:
             for data in pool.map(lambda job: store.read_range(*job), jobs):
                 yield len(data), len(data) * self._corpus.count / total
+
+
+class _Frames(_Ranges):
+    """The floor: such ranges, cut at frames; each frame is verified, and copied once into memory of before.
+
+    No order, no cache, no state. The frames come as they lie in the shards, through our client.
+    """
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        from shardstream.format import frames
+        from shardstream.read.reader import DatasetReader
+
+        reader, slabs = DatasetReader.open(self._url, self._access), deque[Any]()
+        numbers = range(len(reader.manifest.shards))
+        reader.load_indexes(numbers)
+        jobs = [(shard, *run) for shard in numbers for run in _runs(reader.index(shard))]
+
+        def work(shard: int, first: int, last: int) -> int:
+            index, copied = reader.index(shard), 0
+            start, end = (
+                int(index.frame_offset[first]),
+                int(index.frame_offset[last] + index.frame_size[last]),
+            )
+            data = memoryview(reader.stored(shard, start, end - start))
+            # Of the threads few copy at a time: the memory that was used last is hot in the cache.
+            slab = slabs.pop() if slabs else np.empty(2 * _RANGE, np.uint8)
+            for frame in range(first, last + 1):
+                at, size = int(index.frame_offset[frame]) - start, int(index.frame_size[frame])
+                part = data[at : at + size]
+                if frames.checksum(part) != int(index.frame_checksum[frame]):
+                    raise ValueError(f"frame {frame} of shard {shard} is damaged")
+                slab[at : at + size] = np.frombuffer(part, np.uint8)
+                copied += size
+            slabs.append(slab)
+            return copied
+
+        total = sum(int(reader.index(shard).frame_size.sum()) for shard in numbers)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for size in pool.map(lambda job: work(*job), jobs):
+                yield size, size * self._corpus.count / total
+
+
+def _runs(index: Any) -> Iterator[tuple[int, int]]:
+    """(first, last) of the frames of each range of at most 8 MiB."""
+    ends = (index.frame_offset + index.frame_size).tolist()
+    first = 0
+    for frame, end in enumerate(ends):
+        if frame > first and end - int(index.frame_offset[first]) > _RANGE:
+            yield first, frame - 1
+            first = frame
+    yield first, len(ends) - 1
 
 
 def count(batch: Any) -> float:

@@ -50,8 +50,9 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     shuffle, remote = ss.Shuffle(seed=1), options.get("remote")
     if remote is not None:
         access = {"key": remote["key"], "secret": remote["secret"], "endpoint_url": remote["endpoint"]}
+        cache = remote["cache"] if "ram" not in options else _cache(options, remote["cache"])
         dataset = ss.StreamingDataset(
-            remote["url"], shuffle=shuffle, decode=False, cache=remote["cache"], storage_options=access
+            remote["url"], shuffle=shuffle, decode=False, cache=cache, storage_options=access
         )
         return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short")
     if corpus.kind == "tokens":
@@ -70,6 +71,18 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     # images with options["bytes"], in which each is an object of its own.
     collate = list if corpus.kind == "documents" or options.get("bytes") else None
     return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=collate)
+
+
+def _cache(options: Options, folder: str) -> ss.Cache:
+    """A cache in memory, with options["ssd"] on the disk, too."""
+    return ss.Cache(folder if options["ssd"] else None, ram=options["ram"])
+
+
+def fill(loader: Any) -> None:
+    """Wait until the SSD tier has written all that it has taken."""
+    tiers = loader._contents.reader.blocks.tiers  # noqa: SLF001
+    if tiers.disk is not None and not tiers.disk.flush(300):
+        raise TimeoutError("the cache is not written after 300 s")
 
 
 class _Single:

@@ -74,6 +74,39 @@ def _epoch(milliseconds: int) -> Question:
     )
 
 
+_LINK = 150e6  # bytes per second
+_FLOOR = "the same frames, verified and copied once"
+_RAM, _SSD = "shardstream, RAM only", "shardstream, with an SSD"
+_LINKED = (
+    Contender(_FLOOR, "ceilings", "ceiling", {"ceiling": "frames", "codec": "none"}, dataset="ours-none"),
+    Contender(_RAM, "ours", "ours", {"codec": "none", "ram": "4GiB", "ssd": False}, dataset="ours-none"),
+    Contender(_SSD, "ours", "ours", {"codec": "none", "ram": "4GiB", "ssd": True}, dataset="ours-none"),
+)
+_CAPPED = Question(
+    "remote_link150",
+    "A whole epoch from construction on, cold, 20 ms per round trip, over a link of 150 MB/s",
+    lambda maker, size: maker.noise(4 * size.images, 44 << 10),
+    _LINKED,
+    (
+        Bar("RAM only: at most 1.5 x the CPU of the floor", 1.5, _RAM, (_FLOOR,), "cpu"),
+        Bar("RAM only: at least 0.8 of the rate of the floor", 0.8, _RAM, (_FLOOR,)),
+        Bar("with an SSD: at least 0.8 of the rate of the floor", 0.8, _SSD, (_FLOOR,)),
+        Bar("with an SSD: filled at most 60 s after the epoch", 60, _SSD, of="filled"),
+        Bar("RAM only: at most 300 requests (of 1.8 GB)", 300, _RAM, of="requests"),
+        Bar("with an SSD: at most 300 requests (of 1.8 GB)", 300, _SSD, of="requests"),
+    ),
+    batch=32,
+    measure="epoch",
+    notes=(
+        "Shards of 64 MiB in SeaweedFS on loopback, behind a proxy that adds the latency to each connection "
+        "and each request, and lets 150 MB a second pass on all connections together: so store and reader do "
+        "not fight for the cores. The samples are random bytes, of 44 KB in the mean. CPU is of the process "
+        "that reads. The floor has no order, no cache and no state."
+    ),
+    latency=0.02,
+    rate=_LINK,
+)
+
 QUESTIONS = (
     _first(0, (Bar("at least 5 x as soon as the best peer", 5, OURS, PEERS),)),
     _first(
@@ -85,4 +118,5 @@ QUESTIONS = (
     ),
     _epoch(0),
     _epoch(20),
+    _CAPPED,
 )

@@ -47,11 +47,15 @@ class AccessPlan(Generic[OrderT]):
                 yield draw.part, shard, draw.part.frames_of(shard, numbers[rows])
 
     def requests(self, requests: Iterable[Request], delivery: Delivery) -> Iterator[Request]:
-        """The requests; the indexes of each and of the one after it are on their way."""
+        """The requests; the indexes of each and of the one after it are on their way.
+
+        In front of the first request only its own indexes are: the first batch shares the link with nothing.
+        """
         remaining = iter(requests)
         ahead: deque[Request] = deque()
+        most = 1
         while True:
-            while len(ahead) < 2 and (request := next(remaining, None)) is not None:
+            while len(ahead) < most and (request := next(remaining, None)) is not None:
                 ahead.append(request)
                 for draw in self._drawn.draws(self.order, request.positions):
                     draw.part.begins_epoch(draw.epoch)
@@ -60,3 +64,4 @@ class AccessPlan(Generic[OrderT]):
                 return
             delivery.planned(ahead[0])
             yield ahead.popleft()
+            most = 2

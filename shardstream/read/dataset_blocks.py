@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from shardstream.errors import CorruptionError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.format.manifest import Manifest
-from shardstream.format.shards import shard_checksums
+from shardstream.format.shards import shard_checksums, shard_values
 from shardstream.read.damage import wrong_checksum
 from shardstream.storage.cache.blocks import Block
 from shardstream.storage.cache.tiers import Tiers
@@ -58,6 +59,11 @@ class DatasetBlocks:
         self.fetcher = Fetcher(load, tiers)
         self.tiers = tiers
         self._by_name: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
+
+    @functools.cached_property
+    def bytes(self) -> int:
+        """The bytes of all shards."""
+        return int(np.sum(shard_values(self._shards, "bytes")))
 
     def group(self, shard: int) -> str:
         """The name of the content of a shard and its index, made of their checksums."""

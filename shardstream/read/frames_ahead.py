@@ -71,7 +71,7 @@ class FramesAhead:
         """
         self._blocks.set_next_uses(needs)
         self.continue_with(needs)
-        self._blocks.fetcher.restart()
+        self._blocks.fetcher.restart(self._blocks.bytes)
 
     def continue_with(self, needs: EpochNeeds) -> None:
         """Say that the next epoch follows without a break; `needs` as in `begin_epoch`."""

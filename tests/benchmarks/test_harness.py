@@ -204,3 +204,15 @@ def test_every_question_names_a_measure() -> None:
     for question in QUESTIONS.values():
         assert isinstance(question, Question)
         assert question.measure in ("rate", "epoch", "first", "resume")
+
+
+def test_costs_are_judged_within_rounds() -> None:
+    wire = [{"requests": count} for count in (200, 310, 290)]
+    rounds = [{"cpu": cpu, "wire": each, "filled": 3.0} for cpu, each in zip((3, 4, 9), wire, strict=True)]
+    floor = [{"cpu": cpu} for cpu in (2, 4, 5)]
+    answer = {"measure": "epoch", "contenders": {"ours": {"rounds": rounds}, "floor": {"rounds": floor}}}
+    assert report.judged(Bar("", 1.5, "ours", ("floor",), "cpu"), answer) == ("1.5 [1 .. 1.8]", "yes")
+    assert report.judged(Bar("", 1.4, "ours", ("floor",), "cpu"), answer)[1] == "no"
+    assert report.judged(Bar("", 300, "ours", of="requests"), answer) == ("290 [200 .. 310]", "yes")
+    assert report.judged(Bar("", 280, "ours", of="requests"), answer)[1] == "no"
+    assert report.judged(Bar("", 2.9, "ours", of="filled"), answer)[1] == "no"

@@ -7,6 +7,7 @@ from operator import itemgetter
 
 from shardstream.memory import MemoryBudget
 from shardstream.storage.cache.blocks import Block, NextUses
+from shardstream.storage.cache.range_parts import Range, owned, range_of
 from shardstream.storage.transport.backends import Data
 
 __all__ = ["MemoryTier"]
@@ -17,7 +18,8 @@ _SLACK = 16  # one part in so many of the limit is freed at once
 class MemoryTier:
     """Blocks in memory, as many as the other holders of a budget leave room for; may be used by many threads.
 
-    The block that is needed latest is dropped first. A read costs nothing.
+    The block that is needed latest is dropped first. A read costs nothing. A block may be a view of the range
+    in which it came: only when the others of this range are gone, and room is made, it is copied.
 
     Args:
         budget: What the blocks count in, as "RAM tier".
@@ -72,7 +74,11 @@ class MemoryTier:
         # the blocks, and one of the others may be a reader. It looks again when it is done.
         while missing > 0 and self.used and self._making_room.acquire(blocking=False):
             try:
-                self._drop(missing + self.limit // _SLACK)
+                self._copy_parts()
+                missing = -self.budget.free
+                if missing > 0:
+                    self._drop(missing + self.limit // _SLACK)
+                    self._copy_parts()
             finally:
                 self._making_room.release()
             missing = -self.budget.free
@@ -85,6 +91,19 @@ class MemoryTier:
                 data = self._blocks.pop(block)  # only this method takes blocks away
                 self._holder.count(-len(data))
             size -= len(data)
+
+    def _copy_parts(self) -> None:
+        """Copy the blocks that are all that is left of their range, so that its memory goes."""
+        parts: dict[Range, list[Block]] = {}
+        with self._lock:
+            for block, data in self._blocks.items():
+                found = range_of(data)
+                if found is not None and found.broken:
+                    parts.setdefault(found, []).append(block)
+        for each, blocks in parts.items():  # one range after the other: there is never much more memory
+            if len(blocks) == each.left:
+                for block in blocks:
+                    self._blocks[block] = owned(self._blocks[block])
 
     def _latest_first(self) -> list[Block]:
         """All blocks, the one that is needed latest first."""

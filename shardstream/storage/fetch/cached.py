@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from shardstream.storage.cache.blocks import Block
 from shardstream.storage.cache.locks import FetchLock
+from shardstream.storage.cache.range_parts import RangeParts
 from shardstream.storage.cache.tiers import Tiers
 from shardstream.storage.cancellation import current
 from shardstream.storage.fetch.checked import CheckedStore
-from shardstream.storage.fetch.coalesce import ranges
+from shardstream.storage.fetch.coalesce import LONGEST, ranges
 from shardstream.storage.fetch.in_flight import BlockRequest
 from shardstream.storage.transport.backends import Data
 
@@ -33,6 +32,7 @@ class CachedStore:
 
     def __init__(self, tiers: Tiers, store: CheckedStore) -> None:
         self._tiers, self._store = tiers, store
+        self._parts = RangeParts(tiers.budget)
 
     def get(self, request: BlockRequest) -> Data:
         """A block of the nearest tier, or of the store, checked."""
@@ -80,7 +80,7 @@ class CachedStore:
                     result(request, None, False)
                 else:
                     locks[request] = lock
-            for run in ranges(list(locks)):
+            for run in ranges(list(locks), LONGEST):
                 self._fetch_range(run, locks, result, wait)
         finally:
             for lock in locks.values():
@@ -96,9 +96,13 @@ class CachedStore:
         """Fetch neighbours; the locks of finished blocks are taken out of `locks`."""
         first, last = run[0], run[-1]
         try:
-            stored = memoryview(
-                self._store.read(first.url, first.start, last.start + last.size - first.start)
-            )
+            stored = self._store.read(first.url, first.start, last.start + last.size - first.start)
+            # On the way to the disk, most blocks are gone long before the few that are needed soon. These get
+            # memory of their own, or the whole range would stay with them.
+            apart = self._tiers.disk is not None and not all(request.soon for request in run)
+            places = [(request.start - first.start, request.size, apart and request.soon) for request in run]
+            parts = dict(zip(run, self._parts.cut(stored, places), strict=True))
+            del stored
         except BaseException as error:  # noqa: BLE001  # the threads that wait for the blocks are told
             for request in run:
                 _release(locks.pop(request))
@@ -106,12 +110,8 @@ class CachedStore:
             return
         deadline = time.monotonic() + _SPARE_WAIT
         for request in sorted(run, key=lambda request: not request.soon):  # the others can wait for the disk
-            at = request.start - first.start
             try:
-                # A copy, if there are several: a view would have the whole range stay in memory with the
-                # block.
-                part = stored if len(run) == 1 else _copy(stored[at : at + request.size])
-                data = self._store.check(request, part)
+                data = self._store.check(request, parts.pop(request))
             except BaseException as error:  # noqa: BLE001
                 _release(locks.pop(request))
                 result(request, error, False)
@@ -129,11 +129,6 @@ def wait_for_lock(take: Callable[[], FetchLock | None]) -> FetchLock | None:
         pause.wait(poll)  # locks of other processes can only be polled
         poll = min(2 * poll, _POLLS[1])
     return lock
-
-
-def _copy(data: memoryview) -> memoryview:
-    """A read-only copy, made without the GIL: many readers share it."""
-    return np.frombuffer(data, np.uint8).copy().data.toreadonly()
 
 
 def _release(lock: FetchLock | None) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from shardstream.storage.fetch.in_flight import BlockRequest
 from shardstream.storage.spans import LARGEST
 
-__all__ = ["LARGEST", "ranges"]
+__all__ = ["LARGEST", "LONGEST", "ranges"]
+
+# Bytes of a range of blocks most of which are needed later in an epoch.
+LONGEST = 16 << 20
 
 
 def ranges(requests: Sequence[BlockRequest], most: int = LARGEST) -> list[list[BlockRequest]]:

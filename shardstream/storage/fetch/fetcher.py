@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -117,8 +118,12 @@ class Fetcher:
         """The frames of a group that were given since `restart`, or are in memory to be given."""
         return self._progress.frames(group)
 
-    def restart(self) -> None:
-        """An epoch begins: all blocks may be asked for again, and the blocks that are here perhaps never."""
+    def restart(self, total: float = math.inf) -> None:
+        """An epoch begins: all blocks may be asked for again, and the blocks that are here perhaps never.
+
+        Args:
+            total: The bytes of all blocks, if they are known.
+        """
         self._arrivals.restart()
-        self._planner.restart()
+        self._planner.restart(total)
         self._progress.restart()

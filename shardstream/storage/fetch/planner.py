@@ -10,17 +10,15 @@ from concurrent.futures import Future, wait
 from shardstream.errors import ShardstreamError
 from shardstream.storage.cache.tiers import Tiers
 from shardstream.storage.fetch.arrivals import Arrivals
-from shardstream.storage.fetch.coalesce import LARGEST, ranges
+from shardstream.storage.fetch.coalesce import ranges
 from shardstream.storage.fetch.in_flight import BlockRequest, InFlight
 from shardstream.storage.fetch.pool import ElasticPool
 from shardstream.storage.fetch.progress import EpochProgress
+from shardstream.storage.fetch.range_sizes import THREADS, RangeSizes
 from shardstream.storage.transport.backends import Data
 
 __all__ = ["Planner"]
 
-_FIRST = 2 << 20  # bytes of the first ranges of an epoch: small, so that all blocks come soon
-_GROWTH = 16  # a range is at most one part in so many of the bytes that were asked for in this epoch
-_THREADS = 64
 _HEAD_START = 1.0  # seconds at most in which the first frames of an epoch have all connections
 
 
@@ -41,8 +39,10 @@ class Planner:
         progress: EpochProgress,
         fetch: Callable[[Sequence[InFlight], float], None],
     ) -> None:
-        self._tiers, self._arrivals, self._progress, self._fetch = tiers, arrivals, progress, fetch
-        self._ranges = ElasticPool(_THREADS)
+        self._tiers, self._arrivals, self._fetch = tiers, arrivals, fetch
+        self._sizes = RangeSizes(tiers, progress)
+        self._ranges = ElasticPool(THREADS)
+        self._ranges.most = self._sizes.at_once  # no method of this object, see `Fetcher`
         # One thread, so that the blocks that are expected first are sent for first, on connections that are
         # free.
         self._plans = ElasticPool(1)
@@ -51,28 +51,24 @@ class Planner:
 
     def limit_ranges(self, most: Callable[[], int]) -> None:
         """Ask this function, again and again, how many ranges may be fetched at once."""
-        self._ranges.most = most
+        self._sizes.limit = most
 
     def submit(self, requests: Iterable[BlockRequest], first: bool, patience: float) -> None:
         """Send for blocks; see `Fetcher.ahead`."""
         self._arrivals.announce_plan()
         self._plans.submit(lambda: self._plan(requests, first, patience))
 
-    def restart(self) -> None:
-        """An epoch begins."""
+    def restart(self, total: float) -> None:
+        """An epoch begins, of a dataset of `total` bytes."""
         self._begins = True
-
-    @property
-    def range_size(self) -> int:
-        """The bytes of a range at most."""
-        return min(max(_FIRST, self._progress.bytes // _GROWTH), LARGEST)
+        self._sizes.restart(total)
 
     @property
     def room(self) -> int:
         """The bytes of a range in which blocks may be fetched that are needed later; 0 for none."""
         if self._begins:
             return 0
-        disk, ahead, size = self._tiers.disk, self._arrivals.ahead, self.range_size
+        disk, ahead, size = self._tiers.disk, self._arrivals.ahead, self._sizes.now
         free = self._tiers.room
         if disk is not None:
             # They are in memory until they are written.
@@ -108,5 +104,5 @@ class Planner:
 
     def _runs(self, fresh: Sequence[InFlight]) -> list[list[InFlight]]:
         by_block = {in_flight.request.block: in_flight for in_flight in fresh}
-        runs = ranges([in_flight.request for in_flight in fresh], self.range_size)
+        runs = ranges([in_flight.request for in_flight in fresh], self._sizes.now)
         return [[by_block[request.block] for request in run] for run in runs]

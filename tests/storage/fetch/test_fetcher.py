@@ -23,7 +23,7 @@ from shardstream.storage.cache.disk import DiskTier
 from shardstream.storage.cache.memory import MemoryTier
 from shardstream.storage.cache.tiers import Tiers
 from shardstream.storage.cancellation import CancelScope, current, work_for
-from shardstream.storage.fetch import planner
+from shardstream.storage.fetch import planner, range_sizes
 from shardstream.storage.fetch.fetcher import Fetcher
 from shardstream.storage.fetch.in_flight import BlockRequest
 from tests.distributed import launch
@@ -112,7 +112,7 @@ def test_the_first_frames_of_an_epoch_have_the_connections_for_themselves(
 def test_what_is_needed_later_comes_as_far_as_a_tier_has_room(
     store: SlowStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "_FIRST", 2 * SIZE)
+    monkeypatch.setattr(range_sizes, "_FIRST", 2 * SIZE)
     answers = threading.Event()
 
     def load(url: str, start: int, size: int) -> bytes:

@@ -1,0 +1,58 @@
+"""How large the ranges are that are fetched ahead, and how many are on their way at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from shardstream.storage.cache.tiers import Tiers
+from shardstream.storage.fetch.coalesce import LONGEST
+from shardstream.storage.fetch.progress import EpochProgress
+
+__all__ = ["THREADS", "RangeSizes"]
+
+THREADS = 64
+_FIRST = 2 << 20  # bytes of the first ranges of an epoch: small, so that all blocks come soon
+_GROWTH = 16  # a range is at most one part in so many of the bytes that were asked for in this epoch
+_SHARE = 64  # and one part in so many of the budget, or a few ranges on their way would fill it
+# Seconds in which the link brings the whole dataset: then ranges grow sooner. The rate is the mean since the
+# epoch began, with the wait for the indexes: at first about half of what the link can do.
+_SHORT = 60.0
+_EARLY = 2  # a range is then at most one part in so many of the bytes that came in this epoch
+_FEWEST, _IN_FLIGHT = 16, 256 << 20  # ranges at once at least, and bytes of all of them above which no more
+
+
+class RangeSizes:
+    """Grows the ranges of an epoch: a block that is needed soon waits for its whole range.
+
+    Args:
+        tiers: They count the bytes that came from the store, and have the budget.
+        progress: How much was asked for in this epoch.
+
+    Attributes:
+        limit: Gives how many requests at a time the store is worth. It may be replaced at any time.
+    """
+
+    def __init__(self, tiers: Tiers, progress: EpochProgress) -> None:
+        self.limit: Callable[[], int] = lambda: THREADS
+        self._counters, self._progress = tiers.counters, progress
+        self._most = min(LONGEST, max(_FIRST, tiers.budget.limit // _SHARE))
+        self._began, self._before, self._total = time.monotonic(), 0, math.inf
+
+    def restart(self, total: float) -> None:
+        """An epoch begins, of a dataset of `total` bytes."""
+        self._began, self._before, self._total = time.monotonic(), self._counters.remote_bytes, total
+
+    @property
+    def now(self) -> int:
+        """The bytes of a range at most."""
+        came = self._counters.remote_bytes - self._before
+        # If all comes in a short time anyway, nobody waits longer, and there are fewer requests.
+        short = self._total * (time.monotonic() - self._began) < _SHORT * came
+        early = came // _EARLY if short else 0
+        return min(max(_FIRST, self._progress.bytes // _GROWTH, early), self._most)
+
+    def at_once(self) -> int:
+        """How many ranges are fetched at once: a few large ones fill the link, and each comes sooner."""
+        return min(self.limit(), max(_FEWEST, _IN_FLIGHT // self.now))

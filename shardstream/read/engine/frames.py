@@ -7,14 +7,14 @@ needed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from shardstream.read.engine.tasks import Pool, Task
 
-__all__ = ["FrameId", "FramesInMemory", "Need"]
+__all__ = ["FrameId", "FramesInMemory", "Held", "Need"]
 
 FrameId = tuple[int, int]
 B = TypeVar("B")
@@ -36,6 +36,13 @@ class Need(NamedTuple):
     reads: int
 
 
+class Held(NamedTuple, Generic[B]):
+    """A frame in memory that one stream leaves to the next."""
+
+    task: Task[B]
+    need: Need
+
+
 @dataclass
 class _Entry(Generic[B]):
     """One frame that is in memory or on its way."""
@@ -53,6 +60,7 @@ class FramesInMemory(Generic[B]):
         fetch: From (shard, frame) to the buffer of the frame.
         recycle: Gets each buffer that is not used any more. None: nobody does.
         pool: The threads that fetch.
+        known: Frames that are in memory already.
 
     Attributes:
         in_use: The bytes of frames that pending units use.
@@ -66,11 +74,16 @@ class FramesInMemory(Generic[B]):
         fetch: Callable[[int, int], B],
         recycle: Callable[[B], None] | None,
         pool: Pool,
+        known: Mapping[FrameId, Held[B]] | None = None,
     ) -> None:
         self._fetch, self._recycle, self._pool = fetch, recycle, pool
         self._entries: OrderedDict[FrameId, _Entry[B]] = OrderedDict()
+        self._held: dict[FrameId, Need] = {}
+        self._held_bytes = 0
         self.in_use = 0
-        self.idle = 0
+        for frame, (task, need) in (known or {}).items():
+            self._entries[frame] = _Entry(task, need.size, need.holds)
+        self.idle = sum(entry.size for entry in self._entries.values())
         self.fetched = 0
         self.fetched_bytes = 0
 
@@ -86,6 +99,13 @@ class FramesInMemory(Generic[B]):
 
     def use(self, need: Need) -> Task[B]:
         """Use a frame for a unit of work; returns the task that fetches it. See `release`."""
+        entry = self._used(need)
+        self._entries.move_to_end(need.frame)
+        entry.unread -= need.reads
+        return entry.task
+
+    def _used(self, need: Need) -> _Entry[B]:
+        """The entry of a frame, with one user more."""
         entry = self._entries.get(need.frame)
         if entry is None:
             entry = _Entry(self._pool.submit(partial(self._fetch, *need.frame)), need.size, need.holds)
@@ -96,10 +116,31 @@ class FramesInMemory(Generic[B]):
         elif entry.users == 0:
             self.idle -= entry.size
             self.in_use += entry.size
-        self._entries.move_to_end(need.frame)
         entry.users += 1
-        entry.unread -= need.reads
-        return entry.task
+        return entry
+
+    def hold(self, need: Need, most: int) -> bool:
+        """Hold a frame in memory for the next stream, and fetch it if need be; False if there is no room.
+
+        Args:
+            need: The frame.
+            most: How many bytes frames may have for that, all of them and those that are held.
+        """
+        if self._held_bytes + need.size > most:
+            return False
+        if need.frame not in self._entries:
+            self.shrink(most - need.size)
+            if self.bytes + need.size > most:
+                return False
+        self._used(need)
+        self._held[need.frame] = need
+        self._held_bytes += need.size
+        return True
+
+    def held(self) -> dict[FrameId, Held[B]]:
+        """The frames that are held, as far as they have come."""
+        tasks = [(self._entries[frame].task, need) for frame, need in self._held.items()]
+        return {need.frame: Held(task, need) for task, need in tasks if task.done and task.error is None}
 
     def release(self, frame: FrameId) -> None:
         """Say that a unit does not use a frame any more."""

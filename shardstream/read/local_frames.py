@@ -82,7 +82,7 @@ class LocalFrames:
         good: dict[int, NDArray[np.bool_] | None] = {}
         for shard in {shard for shard, _ in frames}:
             try:
-                found = None if self._files is None else self._files.look(shard, again=False)
+                found = None if self._files is None else self._files.look(shard)
             except (CorruptionError, StorageError):  # whoever reads the frame is told
                 found = None
             good[shard] = None if found is None else found[1].verified

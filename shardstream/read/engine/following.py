@@ -12,7 +12,7 @@ from typing import Any
 
 from shardstream.read.engine.frames import FrameId, FramesInMemory, Held, Need
 from shardstream.read.engine.tasks import Pool, Task
-from shardstream.read.engine.units import Source, Unit
+from shardstream.read.engine.units import Budget, Source, Unit
 from shardstream.storage.cancellation import current
 
 __all__ = ["Following", "KeptFrames"]
@@ -55,52 +55,59 @@ class KeptFrames:
 
 
 class Following:
-    """Brings the first frames of the next epoch into memory, when all work of this one has begun.
+    """Brings the first frames of the next epoch into memory while this one comes to its end.
+
+    Frames of this epoch that the next one needs stay. Others are fetched, behind all that this epoch fetches.
 
     Args:
-        kept: Where they stay until the next stream begins.
-        units: Plans the work of the next epoch. Called in a thread, and only when this epoch comes to its end.
+        kept: Where they are until the next stream begins.
+        units: Plans the work of the next epoch. Called in a thread, and only when that of this one is planned.
     """
 
     def __init__(self, kept: KeptFrames, units: Callable[[], Iterator[Unit]]) -> None:
         self._kept, self._units = kept, units
-        self._plan: Task[deque[Need]] | None = None
+        self._plan: Task[list[Need]] | None = None
+        self._missing: deque[Need] | None = None
 
     def begin(self, source: Source) -> dict[FrameId, Held[Any]]:
         """The frames that were kept for this stream."""
         return self._kept.take(source)
 
-    def fetch(self, frames: FramesInMemory[Any], planner: Pool, most: int) -> None:
-        """Fetch what there is room for; called by the consumer again and again, when no work is left to begin.
-
-        Args:
-            frames: The frames of this stream.
-            planner: Plans. It has nothing else to do any more.
-            most: How many bytes all frames in memory may have.
-        """
+    def plan(self, planner: Pool, most: int) -> None:
+        """Look which frames the next epoch begins with, at most so many bytes of them; `planner` is idle by now."""
         if self._plan is None:
             self._plan = planner.submit(lambda: self._needs(most))
-        if self._plan.done and self._plan.error is None:  # an error is met again by the next epoch, in its place
-            needs = self._plan.result()
-            while needs and frames.hold(needs[0], most):
-                needs.popleft()
 
-    def _needs(self, most: int) -> deque[Need]:
-        """The frames of the first units, of at most so many bytes."""
+    def fetch(self, frames: FramesInMemory[Any], budget: Budget) -> None:
+        """Hold and fetch what there is room for. Called again and again, when all work of this epoch has begun."""
+        assert self._plan is not None
+        if self._missing is None:
+            if not self._plan.done:
+                frames.linger(True)
+                return
+            # An error is met again by the next epoch, in its place.
+            needs = [] if self._plan.error is not None else self._plan.result()
+            self._missing = deque(need for need in needs if not frames.hold(need, budget.keep, 0))
+            frames.linger(False)
+        # Not much more memory than this epoch had open: what it has read makes room for what follows.
+        most = min(budget.keep, frames.peak + budget.prefetch // 2)
+        while self._missing and frames.hold(self._missing[0], budget.keep, most):
+            self._missing.popleft()
+
+    def _needs(self, most: int) -> list[Need]:
+        """The frames of the first units, each once."""
         found: dict[FrameId, Need] = {}
         scope, units, size = current(), self._units(), 0
         for _ in range(_UNITS):
             unit = next(units, None)
-            if unit is None or scope.over:
+            if unit is None or scope.over or size >= most:
                 break
             for need in unit.needs:
                 if need.frame not in found:
                     found[need.frame] = need
                     size += need.size
-            if size >= most:
-                break
-        return deque(found.values())
+        return list(found.values())
 
-    def end(self, source: Source, frames: FramesInMemory[Any]) -> None:
-        """The stream has delivered all of its epoch."""
-        self._kept.give(source, frames.held())
+    def end(self, source: Source, frames: FramesInMemory[Any], most: int) -> None:
+        """The stream has delivered all of its epoch; the next one gets frames of at most so many bytes."""
+        self._kept.give(source, frames.left(most))

@@ -37,10 +37,11 @@ class Need(NamedTuple):
 
 
 class Held(NamedTuple, Generic[B]):
-    """A frame in memory that one stream leaves to the next."""
+    """A frame in memory that one stream leaves to the next: its buffer, its bytes, and how many samples it holds."""
 
     task: Task[B]
-    need: Need
+    size: int
+    holds: int
 
 
 @dataclass
@@ -49,6 +50,7 @@ class _Entry(Generic[B]):
 
     task: Task[B]
     size: int
+    holds: int
     unread: int
     users: int = 0
 
@@ -65,6 +67,7 @@ class FramesInMemory(Generic[B]):
     Attributes:
         in_use: The bytes of frames that pending units use.
         idle: The bytes of frames that no pending unit uses.
+        peak: The bytes of all frames, at most so far.
         fetched: How many frames were fetched.
         fetched_bytes: The bytes of the frames that were fetched.
     """
@@ -78,12 +81,12 @@ class FramesInMemory(Generic[B]):
     ) -> None:
         self._fetch, self._recycle, self._pool = fetch, recycle, pool
         self._entries: OrderedDict[FrameId, _Entry[B]] = OrderedDict()
-        self._held: dict[FrameId, Need] = {}
-        self._held_bytes = 0
+        self._held: dict[FrameId, int] = {}  # frames for the next stream, and their bytes
+        self._lingering = False
         self.in_use = 0
-        for frame, (task, need) in (known or {}).items():
-            self._entries[frame] = _Entry(task, need.size, need.holds)
-        self.idle = sum(entry.size for entry in self._entries.values())
+        for frame, (task, size, holds) in (known or {}).items():
+            self._entries[frame] = _Entry(task, size, holds, holds)
+        self.idle = self.peak = sum(entry.size for entry in self._entries.values())
         self.fetched = 0
         self.fetched_bytes = 0
 
@@ -108,39 +111,56 @@ class FramesInMemory(Generic[B]):
         """The entry of a frame, with one user more."""
         entry = self._entries.get(need.frame)
         if entry is None:
-            entry = _Entry(self._pool.submit(partial(self._fetch, *need.frame)), need.size, need.holds)
+            task = self._pool.submit(partial(self._fetch, *need.frame))
+            entry = _Entry(task, need.size, need.holds, need.holds)
             self._entries[need.frame] = entry
             self.fetched += 1
             self.fetched_bytes += need.size
             self.in_use += need.size
+            self.peak = max(self.peak, self.bytes)
         elif entry.users == 0:
             self.idle -= entry.size
             self.in_use += entry.size
         entry.users += 1
         return entry
 
-    def hold(self, need: Need, most: int) -> bool:
-        """Hold a frame in memory for the next stream, and fetch it if need be; False if there is no room.
+    def linger(self, yes: bool) -> None:
+        """Whether frames whose samples have all been read stay, until there is no room for them."""
+        self._lingering = yes
+        if not yes:
+            over = [key for key, entry in self._entries.items() if entry.users == 0 and entry.unread <= 0]
+            for frame in over:
+                self.idle -= self._entries[frame].size
+                self._drop(frame)
+
+    def hold(self, need: Need, most: int, fetch_to: int) -> bool:
+        """Hold a frame in memory for the next stream; False if there is no room.
 
         Args:
             need: The frame.
-            most: How many bytes frames may have for that, all of them and those that are held.
+            most: How many bytes all frames that are held may have.
+            fetch_to: How many bytes all frames in memory may have if it has to be fetched. 0: it is not fetched.
         """
-        if self._held_bytes + need.size > most:
+        if need.frame in self._held:
+            return True
+        if sum(self._held.values()) + need.size > most:
             return False
         if need.frame not in self._entries:
-            self.shrink(most - need.size)
-            if self.bytes + need.size > most:
+            self.shrink(max(0, fetch_to - need.size))
+            if self.bytes + need.size > fetch_to:
                 return False
-        self._used(need)
-        self._held[need.frame] = need
-        self._held_bytes += need.size
+        self._held[need.frame] = self._used(need).size
         return True
 
-    def held(self) -> dict[FrameId, Held[B]]:
-        """The frames that are held, as far as they have come."""
-        tasks = [(self._entries[frame].task, need) for frame, need in self._held.items()]
-        return {need.frame: Held(task, need) for task, need in tasks if task.done and task.error is None}
+    def left(self, most: int) -> dict[FrameId, Held[B]]:
+        """What the next stream gets: the frames that are held, and those that linger; of at most so many bytes."""
+        found: dict[FrameId, Held[B]] = {}
+        for frame in (*self._held, *(reversed(self._entries) if self._lingering else ())):
+            entry = self._entries[frame]
+            if frame not in found and entry.task.done and entry.task.error is None and entry.size <= most:
+                found[frame] = Held(entry.task, entry.size, entry.holds)
+                most -= entry.size
+        return found
 
     def release(self, frame: FrameId) -> None:
         """Say that a unit does not use a frame any more."""
@@ -150,7 +170,7 @@ class FramesInMemory(Generic[B]):
             return
         self.in_use -= entry.size
         # A frame whose samples have all been read is not needed again in this epoch.
-        if entry.unread <= 0:
+        if entry.unread <= 0 and not self._lingering:
             self._drop(frame)
             return
         self.idle += entry.size

@@ -155,7 +155,7 @@ class _Flow(Generic[T]):
                         raise error
                     self._source.check_again()
                     if self._following is not None:
-                        self._following.end(self._source, self._frames)
+                        self._following.end(self._source, self._frames, self._budget.keep)
                     self._limit(stats.queue_depth)
                     return
                 ready = sum(item.ready() for item in self._pending)
@@ -245,8 +245,10 @@ class _Flow(Generic[T]):
                 if self._planning:
                     self._plan = self._planner.submit(self._some)
             if not self._planned or not self._room(self._planned[0]):
-                if not self._planned and not self._planning and self._following is not None:
-                    self._following.fetch(self._frames, self._planner, self._budget.keep)
+                if self._following is not None and not self._planning:
+                    self._following.plan(self._planner, self._budget.keep)
+                    if not self._planned:
+                        self._following.fetch(self._frames, self._budget)
                 return
             unit = self._planned.popleft()
             before = self._frames.fetched_bytes

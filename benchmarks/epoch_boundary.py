@@ -1,12 +1,13 @@
 """Does a loader dip where one epoch ends and the next begins?
 
-    python -m benchmarks.epoch_boundary DATASET [--tokens SEQ_LEN] [--batch 32] [--epochs 9] [--step 0]... [--out DIR]
+    python -m benchmarks.epoch_boundary DATASET [--tokens SEQ_LEN] [--batch 32] [--epochs 9] [--step 0]
 
-Epochs follow each other as in a training script, `for epoch: for batch in loader`, and the time of each batch is
-taken. An epoch is cut into tenths of its batches; the first one begins with the end of the epoch before. The dip is the
-rate of that first tenth to the median of the other tenths of the same epoch: 1 is none. With `--step`, a step of
-so many milliseconds, in products of matrices, follows each batch: what is left of a dip is then what a training
-loop would see. The first epoch, which begins with nothing, is given by itself.
+Epochs follow each other as in a training script, `for epoch: for batch in loader`, and the time of each
+batch is taken. An epoch is cut into tenths of its batches; the first one begins with the end of the epoch
+before. The dip is the rate of that first tenth to the median of the other tenths of the same epoch: 1 is
+none. With `--step`, which may be given several times, a step of so many milliseconds, in products of
+matrices, follows each batch: what is left of a dip is then what a training loop would see. The first epoch,
+which begins with nothing, is given by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import platform
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ TENTHS = 10
 
 
 def timeline(loader: ss.StreamingLoader, epochs: int, work: int) -> list[dict[str, Any]]:
-    """Of each epoch: seconds from its start to the arrival of each batch, and the CPU seconds of the process."""
+    """Of each epoch: seconds from its start to the arrival of each batch, to its end, and of CPU."""
     found = []
     for _ in range(epochs):
         started, cpu, at = time.perf_counter(), time.process_time(), []
@@ -46,7 +48,7 @@ def dip(epoch: dict[str, Any]) -> float:
     ends = [*epoch["at"][1:], epoch["seconds"]]  # when the loop was through with each batch
     size = len(ends) // TENTHS
     marks = [0.0] + [ends[size * number - 1] for number in range(1, TENTHS + 1)]
-    tenths = [end - begin for begin, end in zip(marks, marks[1:], strict=False)]
+    tenths = [end - begin for begin, end in pairwise(marks)]
     return statistics.median(tenths[1:]) / tenths[0]
 
 
@@ -72,18 +74,27 @@ def row(loader: ss.StreamingLoader, epochs: int, step: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
+    columns = (
+        "dataset",
+        "step",
+        "first tenth to the others",
+        "first batch",
+        "seconds an epoch",
+        "CPU s an epoch",
+    )
     lines = [
-        "| dataset | step | first tenth to the others | first batch | seconds an epoch | CPU s an epoch | first epoch: "
-        "first tenth, CPU s |",
+        f"| {' | '.join(columns)} | first epoch: first tenth, CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in rows:
         ratio, first, seconds, cpu = (
-            "{:.2f} [{:.2f} .. {:.2f}]".format(*found[name]) for name in ("dip", "first_batch", "seconds", "cpu")
+            "{:.2f} [{:.2f} .. {:.2f}]".format(*found[name])
+            for name in ("dip", "first_batch", "seconds", "cpu")
         )
         before = f"{found['first_epoch_dip']:.2f}, {found['first_epoch_cpu']:.2f}"
         lines.append(
-            f"| {found['dataset']} | {found['step']:g} ms | {ratio} | {first} ms | {seconds} | {cpu} | {before} |"
+            f"| {found['dataset']} | {found['step']:g} ms | {ratio} | {first} ms | {seconds} | {cpu} "
+            f"| {before} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -94,7 +105,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="read it as a TokenDataset of this seq_len")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=9)
-    parser.add_argument("--step", type=float, action="append", help="milliseconds; may be given several times")
+    parser.add_argument("--step", type=float, action="append", help="milliseconds")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ _FILES = 4
 
 
 def write(corpus: Corpus, dest: str, options: Options) -> None:
-    """Several files, one record in a group: what ArrayRecord asks for where records are read in random order."""
+    """Several files, one record in a group, as ArrayRecord asks for reads in random order."""
     os.makedirs(dest)
     writers = [
         ArrayRecordWriter(f"{dest}/{number:05d}-of-{_FILES:05d}.array_record", "group_size:1,uncompressed")

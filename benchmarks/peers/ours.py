@@ -70,6 +70,16 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
     return ss.StreamingLoader(dataset, batch_size=options["batch"], last="short", collate=collate)
 
 
+def between(loader: Any) -> None:
+    """Let go of the frames that a loader keeps for its next epoch.
+
+    The corpora are so small that all their frames would stay in memory, decompressed: no large one has
+    such a rate.
+    """
+    if isinstance(loader, ss.StreamingLoader):
+        loader.close()
+
+
 class _Single:
     """Each sample as a batch of its own."""
 

@@ -1,4 +1,4 @@
-"""torch's DataLoader over Parquet files, read by pyarrow: row groups in random order, rows through a shuffle buffer."""
+"""torch's DataLoader over Parquet: pyarrow reads row groups in random order, a buffer shuffles their rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def write(corpus: Corpus, dest: str, options: Options) -> None:
     os.makedirs(dest)
     schema, codec = _schema(corpus), options.get("codec", "none")
     writers = [
-        pq.ParquetWriter(f"{dest}/{number:05d}.parquet", schema, compression=codec) for number in range(_FILES)
+        pq.ParquetWriter(f"{dest}/{number:05d}.parquet", schema, compression=codec)
+        for number in range(_FILES)
     ]
     group, waiting, turn = max(1, _GROUP * corpus.count // max(1, corpus.bytes)), [], 0
     for row in _rows(corpus):
@@ -66,7 +67,8 @@ class _Groups(IterableDataset[Any]):
     """The rows of all row groups, those of each worker apart."""
 
     def __init__(self, corpus: Corpus, dest: str) -> None:
-        self._tokens, self._files, self._epoch = corpus.kind == "tokens", sorted(Path(dest).glob("*.parquet")), 0
+        self._tokens, self._epoch = corpus.kind == "tokens", 0
+        self._files = sorted(Path(dest).glob("*.parquet"))
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle in another way."""

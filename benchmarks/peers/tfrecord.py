@@ -1,4 +1,4 @@
-"""tf.data over TFRecord files of tf.train.Example, as TensorFlow's guides read them: interleaved, shuffled, prefetched."""
+"""tf.data over TFRecord files of tf.train.Example, interleaved, shuffled and prefetched as in its guides."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def loader(corpus: Corpus, dest: str, options: Options) -> Any:
         found = tf.io.parse_example(records, wanted)
         if corpus.kind == "tokens":
             kind = tf.int32 if corpus.dtype == "uint32" else tf.uint16
-            found["tokens"] = tf.io.decode_raw(found["tokens"], kind, fixed_length=corpus.block * stored(corpus).itemsize)
+            length = corpus.block * stored(corpus).itemsize
+            found["tokens"] = tf.io.decode_raw(found["tokens"], kind, fixed_length=length)
         return found
 
     files = tf.data.Dataset.list_files(f"{dest}/*.tfrecord", shuffle=True, seed=1)

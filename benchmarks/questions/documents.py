@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.corpora import Corpus
 from benchmarks.make_corpora import Maker
 from benchmarks.question import Bar, Contender, Question, Size
+from benchmarks.questions import more_peers
 
 OURS, ALONE = "shardstream, zstd", "zstd alone, all cores"
 MDS, WDS = "MDS, zstd", "WebDataset, zstd"
@@ -36,6 +37,8 @@ QUESTIONS = (
             Contender("HF datasets, streaming", "hf", "peer", {"streaming": True}, (0, 2)),
             Contender("MDS, uncompressed", "mosaic", "peer", {"codec": "none"}, (0, 2)),
             Contender("WebDataset, uncompressed", "wds", "peer", {"codec": "none"}, (0, 2)),
+            *more_peers.RECORDS,
+            *more_peers.ZSTD,
         ),
         (
             Bar("at least 5 x WebDataset, zstd", 5, OURS, (WDS,)),
@@ -43,6 +46,7 @@ QUESTIONS = (
             Bar("at least 1.5 x LitData and HF datasets, uncompressed", 1.5, OURS, (LITDATA, HF)),
             Bar("at least 80 % of zstd alone", 0.8, OURS, (ALONE,)),
         ),
-        notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that.",
+        notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that. "
+        + more_peers.NOTES,
     ),
 )

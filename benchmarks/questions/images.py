@@ -7,6 +7,7 @@ from collections.abc import Callable
 from benchmarks.corpora import Corpus
 from benchmarks.make_corpora import Maker
 from benchmarks.question import Bar, Contender, Question, Size
+from benchmarks.questions import more_peers
 
 OURS, COPY = "shardstream", "page cache to memory, all cores"
 HF, LITDATA, LOOSE = "HF datasets", "LitData", "loose files"
@@ -30,9 +31,12 @@ def _question(name: str, kilobytes: int, share: int) -> Question:
             Contender(LOOSE, "plain", "peer", workers=(0, 2), dataset="plain"),
             Contender("MDS", "mosaic", "peer", {"codec": "none"}, (0, 2)),
             Contender("WebDataset", "wds", "peer", {"codec": "none"}, (0, 2)),
+            *more_peers.RECORDS,
+            *more_peers.SPDL,
         ),
         (Bar("at least 3 x the best of HF datasets, LitData, loose files", 3, OURS, (HF, LITDATA, LOOSE)),),
         batch=32,
+        notes=more_peers.NOTES,
     )
 
 

@@ -18,8 +18,9 @@ ZSTD = (Contender(f"{PARQUET}, zstd", "parquet", "peer", {"codec": "zstd"}, (0, 
 # Of images, bytes only.
 SPDL = (Contender("SPDL, loose files", "spdl_bytes", "peer", dataset="plain"),)
 
-RECORD_NOTES = (
-    "Grain shuffles all records, tf.data and Parquet through a buffer of 1,000 samples, behind 16 files or row groups in "
+NOTES = (
+    "Grain shuffles all records, each a group of its own; without threads is its advice for data in memory. "
+    "tf.data and Parquet shuffle through a buffer of 1,000 samples, behind 16 files or row groups of 4 MB in "
     "random order. tf.data gives texts as bytes, not decoded."
 )
 

@@ -65,9 +65,7 @@ class RankBatches:
         options = UnitOptions(direct=not collates and not self.pin, collates=collates)
         if self.collate is None or self.last == "drop":
             finish = self._finish(self.collate)
-            return stream(
-                contents, epoch, requests, finish, self.budget, stats, options, following=following
-            )
+            return stream(contents, epoch, requests, finish, self.budget, stats, options, following=following)
         # The collate may give something else than a dict, which has no place for "__pad__".
         whole = max(0, contents.total - position) // self.samples
         start = position + whole * self.samples

@@ -1,7 +1,8 @@
 """What follows an epoch: the first frames of the next one, which are in memory before that begins.
 
-A shuffle reads from lanes x window frames at the same time. Without this, each epoch would begin with opening
-all of them, while the consumer waits. The threads of an iterator end with it, so only frames go on to the next.
+A shuffle reads from lanes x window frames at the same time. Without this, each epoch would begin with
+opening all of them, while the consumer waits. The threads of an iterator end with it, so only frames go on
+to the next.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class KeptFrames:
             self._kept.append((source, frames))
 
     def take(self, source: Source) -> dict[FrameId, Held[Any]]:
-        """The frames that were kept, as far as they are of this source and as they were; they are kept no more."""
+        """The frames that were kept, if they are of this source and as they were; they are kept no more."""
         try:
             of, frames = self._kept.pop()
         except IndexError:
@@ -61,7 +62,7 @@ class Following:
 
     Args:
         kept: Where they are until the next stream begins.
-        units: Plans the work of the next epoch. Called in a thread, and only when that of this one is planned.
+        units: Plans the work of the next epoch. Called in a thread, when that of this one is planned.
     """
 
     def __init__(self, kept: KeptFrames, units: Callable[[], Iterator[Unit]]) -> None:
@@ -69,35 +70,45 @@ class Following:
         self._plan: Task[list[Need]] | None = None
         self._missing: deque[Need] | None = None
 
-    def begin(self, source: Source) -> dict[FrameId, Held[Any]]:
-        """The frames that were kept for this stream."""
+    def begin(self, source: Source, planner: Pool, budget: Budget) -> dict[FrameId, Held[Any]]:
+        """A stream begins; returns the frames that were kept for it.
+
+        Args:
+            source: Where its frames come from.
+            planner: Plans it, and has nothing to do when all of it is planned.
+            budget: Its limits.
+        """
+        self._planner, self._budget = planner, budget
         return self._kept.take(source)
 
-    def plan(self, planner: Pool, most: int) -> None:
-        """Look which frames the next epoch begins with, at most so many bytes of them; `planner` is idle by now."""
-        if self._plan is None:
-            self._plan = planner.submit(lambda: self._needs(most))
+    def go_on(self, frames: FramesInMemory[Any], planned: bool, planning: bool) -> None:
+        """Hold and fetch what there is room for; the consumer calls it whenever it has begun what it can.
 
-    def fetch(self, frames: FramesInMemory[Any], budget: Budget) -> None:
-        """Hold and fetch what there is room for. Called again and again, when all work of this epoch has begun."""
-        assert self._plan is not None
+        Args:
+            frames: Those of the stream.
+            planned: Whether work is planned that has not begun.
+            planning: Whether more may be planned.
+        """
+        if self._plan is None and not planning:
+            self._plan = self._planner.submit(self._needs)
+        if planned or self._plan is None or not self._plan.done:
+            # This may be the end: what is read to its end may be needed again soon.
+            frames.linger(not planned)
+            return
         if self._missing is None:
-            if not self._plan.done:
-                frames.linger(True)
-                return
             # An error is met again by the next epoch, in its place.
             needs = [] if self._plan.error is not None else self._plan.result()
-            self._missing = deque(need for need in needs if not frames.hold(need, budget.keep, 0))
+            self._missing = deque(need for need in needs if not frames.hold(need, self._budget.keep, 0))
             frames.linger(False)
         # Not much more memory than this epoch had open: what it has read makes room for what follows.
-        most = min(budget.keep, frames.peak + budget.prefetch // 2)
-        while self._missing and frames.hold(self._missing[0], budget.keep, most):
+        most = min(self._budget.keep, frames.peak + self._budget.prefetch // 2)
+        while self._missing and frames.hold(self._missing[0], self._budget.keep, most):
             self._missing.popleft()
 
-    def _needs(self, most: int) -> list[Need]:
-        """The frames of the first units, each once."""
+    def _needs(self) -> list[Need]:
+        """The frames of the next epoch's first units, each once, of not much more bytes than may be kept."""
         found: dict[FrameId, Need] = {}
-        scope, units, size = current(), self._units(), 0
+        scope, units, size, most = current(), self._units(), 0, self._budget.keep
         for _ in range(_UNITS):
             unit = next(units, None)
             if unit is None or scope.over or size >= most:
@@ -108,6 +119,6 @@ class Following:
                     size += need.size
         return list(found.values())
 
-    def end(self, source: Source, frames: FramesInMemory[Any], most: int) -> None:
-        """The stream has delivered all of its epoch; the next one gets frames of at most so many bytes."""
-        self._kept.give(source, frames.left(most))
+    def end(self, source: Source, frames: FramesInMemory[Any]) -> None:
+        """The stream has delivered all of its epoch; the next one gets the frames."""
+        self._kept.give(source, frames.left(self._budget.keep))

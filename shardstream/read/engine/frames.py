@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 class Held(NamedTuple, Generic[B]):
-    """A frame in memory that one stream leaves to the next: its buffer, its bytes, and how many samples it holds."""
+    """A frame that one stream leaves to the next: its buffer, its bytes, how many samples it holds."""
 
     task: Task[B]
     size: int
@@ -126,8 +126,8 @@ class FramesInMemory(Generic[B]):
 
     def linger(self, yes: bool) -> None:
         """Whether frames whose samples have all been read stay, until there is no room for them."""
-        self._lingering = yes
-        if not yes:
+        before, self._lingering = self._lingering, yes
+        if before and not yes:
             over = [key for key, entry in self._entries.items() if entry.users == 0 and entry.unread <= 0]
             for frame in over:
                 self.idle -= self._entries[frame].size
@@ -139,21 +139,21 @@ class FramesInMemory(Generic[B]):
         Args:
             need: The frame.
             most: How many bytes all frames that are held may have.
-            fetch_to: How many bytes all frames in memory may have if it has to be fetched. 0: it is not fetched.
+            fetch_to: How many bytes all frames in memory may have if it is fetched. 0: it is not.
         """
         if need.frame in self._held:
             return True
         if sum(self._held.values()) + need.size > most:
             return False
         if need.frame not in self._entries:
-            self.shrink(max(0, fetch_to - need.size))
-            if self.bytes + need.size > fetch_to:
+            if self.in_use + need.size > fetch_to:
                 return False
+            self.shrink(fetch_to - need.size)
         self._held[need.frame] = self._used(need).size
         return True
 
     def left(self, most: int) -> dict[FrameId, Held[B]]:
-        """What the next stream gets: the frames that are held, and those that linger; of at most so many bytes."""
+        """What the next stream gets, at most so many bytes: frames that are held, and those that linger."""
         found: dict[FrameId, Held[B]] = {}
         for frame in (*self._held, *(reversed(self._entries) if self._lingering else ())):
             entry = self._entries[frame]

@@ -130,7 +130,7 @@ class _Flow(Generic[T]):
             timed_fetch(source, stats),
             source.recycle,
             self._fetchers,
-            following.begin(source) if following is not None else None,
+            following.begin(source, self._planner, budget) if following is not None else None,
         )
         self._pending: deque[_Pending[T]] = deque()
         self._head: _Pending[T] | None = None  # the unit that is being delivered
@@ -155,7 +155,7 @@ class _Flow(Generic[T]):
                         raise error
                     self._source.check_again()
                     if self._following is not None:
-                        self._following.end(self._source, self._frames, self._budget.keep)
+                        self._following.end(self._source, self._frames)
                     self._limit(stats.queue_depth)
                     return
                 ready = sum(item.ready() for item in self._pending)
@@ -245,10 +245,8 @@ class _Flow(Generic[T]):
                 if self._planning:
                     self._plan = self._planner.submit(self._some)
             if not self._planned or not self._room(self._planned[0]):
-                if self._following is not None and not self._planning:
-                    self._following.plan(self._planner, self._budget.keep)
-                    if not self._planned:
-                        self._following.fetch(self._frames, self._budget)
+                if self._following is not None:
+                    self._following.go_on(self._frames, bool(self._planned), self._planning)
                 return
             unit = self._planned.popleft()
             before = self._frames.fetched_bytes

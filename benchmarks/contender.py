@@ -114,6 +114,8 @@ class Contender:
         delivered, steady, seconds, first, epochs, cut = 0, 0, 0.0, [], 0, False
         before = processor_seconds()
         while True:
+            if hasattr(self.adapter, "between"):
+                self.adapter.between(self.loader)
             begun = time.perf_counter()
             iterator = iter(self.loader)
             of_first = count(next(iterator))

@@ -245,6 +245,7 @@ class StreamingLoader(Generic[B]):
             scope.end()
             with contextlib.suppress(ValueError):  # another thread is in it, and will see it soon
                 iteration.close()
+        self._batches.kept.clear()
         if self._process is not None:
             self._process.close()
 

@@ -9,6 +9,7 @@ expected(corpus, dest, options)     what the digest of an epoch must be
 views(batch)                        optional: the JPEGs of a batch, for options["hash"]: each is hashed
 state(corpus, dest, options, fraction)      optional: the state after that part of an epoch
 resume(corpus, dest, options, state)        optional: as `loader`, from that state
+between(loader)                     optional: called before each timed epoch
 
 options: batch, workers, and codec or whatever else a question gives. With options["decode"], the pixels of
 a side, images are to be decoded: batches are dicts of "image", float [B, 3, side, side], and "label".

@@ -85,6 +85,16 @@ def fill(loader: Any) -> None:
         raise TimeoutError("the cache is not written after 300 s")
 
 
+def between(loader: Any) -> None:
+    """Let go of the frames that a loader keeps for its next epoch.
+
+    The corpora are so small that all their frames would stay in memory, decompressed: no large one has
+    such a rate.
+    """
+    if isinstance(loader, ss.StreamingLoader):
+        loader.close()
+
+
 class _Single:
     """Each sample as a batch of its own."""
 

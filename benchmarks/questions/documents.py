@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.corpora import Corpus
 from benchmarks.make_corpora import Maker
 from benchmarks.question import Bar, Contender, Question, Size
+from benchmarks.questions import more_peers
 
 OURS, PLAIN, ALONE = "shardstream, zstd", "shardstream, uncompressed", "zstd alone, all cores"
 FLOOR, PLAIN_FLOOR = "floor, zstd", "floor, uncompressed"
@@ -52,6 +53,8 @@ QUESTIONS = (
             Contender("HF datasets, streaming", "hf", "peer", {"streaming": True}, (0, 2)),
             Contender("MDS, uncompressed", "mosaic", "peer", {"codec": "none"}, (0, 2)),
             Contender("WebDataset, uncompressed", "wds", "peer", {"codec": "none"}, (0, 2)),
+            *more_peers.RECORDS,
+            *more_peers.ZSTD,
         ),
         (
             Bar("zstd: at least 0.85 of the floor", 0.85, OURS, (FLOOR,)),
@@ -61,6 +64,6 @@ QUESTIONS = (
         ),
         notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that. The floor is "
         "two threads that decompress 4 frames at a time, cut them and make the same dicts, without an "
-        "order of the whole dataset and without checks.",
+        "order of the whole dataset and without checks. " + more_peers.NOTES,
     ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from benchmarks.corpora import Corpus
 from benchmarks.make_corpora import Maker
 from benchmarks.question import Bar, Contender, Question, Size
+from benchmarks.questions import more_peers
 
 OURS, VIEWS, COPY, FLOOR = "shardstream", "shardstream, views", "page cache to memory, all cores", "floor"
 HF, LITDATA, LOOSE = "HF datasets", "LitData", "loose files"
@@ -36,6 +37,7 @@ def _question(name: str, kilobytes: int, share: int) -> Question:
             Contender(LOOSE, "plain", "peer", _READ, (0, 2), dataset="plain"),
             Contender("MDS", "mosaic", "peer", _READ, (0, 2)),
             Contender("WebDataset", "wds", "peer", _READ, (0, 2)),
+            *more_peers.reading(_READ, more_peers.RECORDS + more_peers.SPDL),
         ),
         (
             Bar(
@@ -50,7 +52,7 @@ def _question(name: str, kilobytes: int, share: int) -> Question:
         notes="xxh3_64 of each image. The floor is two threads that copy random images from the page cache, "
         "into memory that is used again, while the consumer hashes. Ours gives one buffer for the images of "
         "a batch; the row of samples of bytes, and all peers, give an object for each. The row of views "
-        "gives memoryviews of the mapped files.",
+        "gives memoryviews of the mapped files. " + more_peers.NOTES,
     )
 
 

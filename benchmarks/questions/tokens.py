@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.corpora import Corpus
 from benchmarks.make_corpora import Maker
 from benchmarks.question import Bar, Contender, Question, Size
+from benchmarks.questions import more_peers
 
 OURS, ZSTD = "shardstream", "shardstream, zstd"
 LITDATA, MDS_ZSTD = "LitData TokensLoader", "MDS, zstd"
@@ -40,12 +41,14 @@ PEERS = (
     Contender("MDS", "mosaic", "peer", {"codec": "none"}, (0, 2)),
     Contender(MDS_ZSTD, "mosaic", "peer", {"codec": "zstd"}, (0, 2)),
     Contender("WebDataset", "wds", "peer", {"codec": "none"}, (0, 2)),
+    *more_peers.RECORDS,
+    *more_peers.ZSTD,
 )
 NOTES = (
     "All give int64 but our row that says so, LitData, MDS and HF datasets, which give what is stored (int32 "
     "or uint16) and so copy less. MDS decompresses its zstd shards once, into a folder, and is timed reading "
     "that. Our blocks of 2,049 share one token with the next, as inputs and targets do; those of the others "
-    "do not."
+    "do not. " + more_peers.NOTES
 )
 BARS = (
     Bar("none: at least 8 x LitData TokensLoader", 8, OURS, (LITDATA,)),

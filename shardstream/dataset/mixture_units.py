@@ -65,6 +65,14 @@ class MixedSource:
         number, shard = divmod(shard, 1 << _SHIFT)
         return number, self._sources[number].fetch(shard, frame)
 
+    def unchanged(self, frames: Sequence[FrameId]) -> list[FrameId]:
+        """Those of these frames that are as they were, of all datasets."""
+        found: list[FrameId] = []
+        for number, source in enumerate(self._sources):
+            mine = [(shard & _SHARD, frame) for shard, frame in frames if shard >> _SHIFT == number]
+            found += [(shard + (number << _SHIFT), frame) for shard, frame in source.unchanged(mine)]
+        return found
+
     def check_again(self) -> None:
         for source in self._sources:
             source.check_again()

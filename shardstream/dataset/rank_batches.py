@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from shardstream.dataset.contents import Contents
 from shardstream.dataset.requests import Request, UnitOptions
 from shardstream.dataset.streaming import stream
 from shardstream.order.topology import batches
+from shardstream.read.engine.following import KeptFrames
 from shardstream.read.engine.stats import Stats
 from shardstream.read.engine.units import Budget
 from shardstream.read.handoff.device import pinned
@@ -34,6 +35,7 @@ class RankBatches:
         collate: The user's function, or None.
         pin: Whether the threads that make batches pin their memory.
         budget: How much may be ahead.
+        kept: The first frames of the next epoch.
     """
 
     contents: Contents[Any]
@@ -42,6 +44,7 @@ class RankBatches:
     collate: Collate | None
     pin: bool
     budget: Budget
+    kept: KeptFrames = field(default_factory=KeptFrames, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"contents": self.contents.placed()}
@@ -58,11 +61,11 @@ class RankBatches:
     def stream(self, epoch: int, position: int, stats: Stats) -> Generator[Any, None, None]:
         """The batches from `position` of `epoch` on."""
         contents, collates = self.contents, self.collate not in (None, list)
-        requests = self.requests(position)
+        requests, following = self.requests(position), (self.kept, lambda: self.requests(0))
         options = UnitOptions(direct=not collates and not self.pin, collates=collates)
         if self.collate is None or self.last == "drop":
             finish = self._finish(self.collate)
-            return stream(contents, epoch, requests, finish, self.budget, stats, options)
+            return stream(contents, epoch, requests, finish, self.budget, stats, options, following=following)
         # The collate may give something else than a dict, which has no place for "__pad__".
         whole = max(0, contents.total - position) // self.samples
         start = position + whole * self.samples
@@ -73,7 +76,9 @@ class RankBatches:
             flags: list[bool] = (self.positions(start) >= contents.total).tolist()
             padded = whole, self._finish(Marking(self.collate, flags, pads, self.last, fresh))
         finish = self._finish(Marking(self.collate, None, pads, self.last, fresh))
-        return stream(contents, epoch, requests, finish, self.budget, stats, options, padded=padded)
+        return stream(
+            contents, epoch, requests, finish, self.budget, stats, options, padded=padded, following=following
+        )
 
     def _finish(self, collate: Collate | None) -> Finish:
         finish = self.contents.maker.collated(collate)

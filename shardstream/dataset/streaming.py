@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 from shardstream.dataset.access_plan import AccessPlan
@@ -12,7 +12,9 @@ from shardstream.dataset.contents import Contents
 from shardstream.dataset.delivery import Delivery, counted
 from shardstream.dataset.global_random import attended
 from shardstream.dataset.requests import Request, UnitOptions, split
+from shardstream.order.cursor import EPOCHS
 from shardstream.read.engine import pipeline
+from shardstream.read.engine.following import Following, KeptFrames
 from shardstream.read.engine.stats import Stats
 from shardstream.read.engine.units import Budget, Source, Unit
 
@@ -33,6 +35,7 @@ def stream(
     source: Source | None = None,
     padded: tuple[int, Finish] | None = None,
     singles: bool = False,
+    following: tuple[KeptFrames, Callable[[], Iterable[Request]]] | None = None,
 ) -> Generator[Any, None, None]:
     """The batches of all requests, in order.
 
@@ -48,6 +51,7 @@ def stream(
         source: Where frames come from, if not from the dataset's own source.
         padded: The number of the batch that has padding, and the `finish` for that one.
         singles: In front of an error items come one by one, up to the one that fails.
+        following: What will be read of the epoch after this one, and where its first frames stay until then.
     """
     source, chosen = source or contents.source, options or UnitOptions()
     if padded is not None:
@@ -64,8 +68,22 @@ def stream(
         built = counted(pipeline.stream(source, made, finish, budget, stats, singles), delivery)
     else:
         made = units(contents.order(epoch), requests)
-        built = pipeline.stream(source, made, finish, budget, stats, singles)
+        after = None if following is None else _after(contents, epoch + 1, *following, chosen)
+        built = pipeline.stream(source, made, finish, budget, stats, singles, after)
     return attended(built, contents.maker.watching) if contents.maker.transforms else built
+
+
+def _after(
+    contents: Contents[OrderT],
+    epoch: int,
+    kept: KeptFrames,
+    requests: Callable[[], Iterable[Request]],
+    options: UnitOptions,
+) -> Following | None:
+    """What follows: another epoch."""
+    if epoch >= EPOCHS:
+        return None
+    return Following(kept, lambda: iter(contents.units(contents.order(epoch), requests(), options)))
 
 
 def _planned(

@@ -9,9 +9,10 @@ from shardstream.errors import OptionError, StateError
 from shardstream.format.numbers import whole_number
 from shardstream.memory import when_dropped
 
-__all__ = ["STATE_VERSION", "Cursor", "Run", "check_state", "differences", "read_place"]
+__all__ = ["EPOCHS", "STATE_VERSION", "Cursor", "Run", "check_state", "differences", "read_place"]
 
 STATE_VERSION = 1
+EPOCHS = 2**64  # all of them have a smaller number
 
 Iterated = TypeVar("Iterated", bound=Iterator[Any])
 
@@ -75,7 +76,7 @@ class Cursor:
             OptionError: `epoch` is not a whole number of at least 0 and less than 2**64.
         """
         epoch = whole_number("epoch", epoch, 0)
-        if epoch >= 2**64:
+        if epoch >= EPOCHS:
             raise OptionError(f"epoch={epoch} must be less than 2**64")
         # A training loop that says set_epoch(e) in front of each epoch must not lose its place in
         # the epoch that it resumed.

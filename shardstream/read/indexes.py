@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
@@ -21,6 +22,7 @@ from shardstream.storage.store import Store
 __all__ = ["Indexes"]
 
 _THREADS = 8
+_SOON = 0.001  # seconds to read an index, up to which threads are not worth it
 _SHARE = 1 / 4, 8 << 20  # part of the budget, and the bytes that are allowed even if the budget is smaller
 
 
@@ -34,10 +36,11 @@ class Indexes:
         store: Where the dataset is.
         manifest: Of the dataset.
         blocks: Of the dataset.
+        near: Whether all files are on this machine, as far as it knows.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, blocks: DatasetBlocks) -> None:
-        self._store, self._manifest, self._blocks = store, manifest, blocks
+    def __init__(self, store: Store, manifest: Manifest, blocks: DatasetBlocks, near: bool) -> None:
+        self._store, self._manifest, self._blocks, self._near = store, manifest, blocks, near
         self._fields = tuple(field.name for field in manifest.fields)
         self._recent: RecentValues[int, ShardIndex] = blocks.tiers.budget.recent_values(
             "indexes", attrgetter("nbytes"), *_SHARE
@@ -58,8 +61,14 @@ class Indexes:
         return self._recent.peek(shard)
 
     def load(self, shards: Sequence[int]) -> None:
-        """Read the indexes of these shards that are not in memory, all at the same time."""
+        """Read the indexes of these shards that are not in memory, at the same time if one takes long."""
         missing = [shard for shard in shards if shard not in self._recent]
+        while self._near and missing:
+            # A small file in the page cache is read sooner than a thread starts; one of NFS is not.
+            begin = time.monotonic()
+            self.get(missing.pop())
+            if time.monotonic() - begin > _SOON:
+                break
         if len(missing) > 1:
             with ThreadPoolExecutor(_THREADS, "shardstream-index", work_for, (current(),)) as pool:
                 list(pool.map(self.get, missing))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.errors import StorageError
+from shardstream.errors import CorruptionError, StorageError
 from shardstream.format import frames
 from shardstream.format.index import ShardIndex
 from shardstream.read.damage import wrong_checksum
@@ -76,6 +76,21 @@ class LocalFrames:
             check_frame(stored, index, frame, self._name(shard), version.changed)
             version.verified[frame] = True
         return stored
+
+    def unchanged(self, frames: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of these frames, (shard, number), that were verified, and whose files are still the same."""
+        good: dict[int, NDArray[np.bool_] | None] = {}
+        for shard in {shard for shard, _ in frames}:
+            try:
+                found = None if self._files is None else self._files.look(shard)
+            except (CorruptionError, StorageError):  # whoever reads the frame is told
+                found = None
+            good[shard] = None if found is None else found[1].verified
+        return [
+            (shard, frame)
+            for shard, frame in frames
+            if (verified := good[shard]) is not None and verified[frame]
+        ]
 
     def check_again(self, shard: int, frame: int) -> None:
         """Verify a frame after its bytes were used, if its file has changed meanwhile."""

@@ -78,10 +78,10 @@ class DatasetReader:
         self.blocks = DatasetBlocks(manifest, self._load, tiers or Tiers(), self.shard_name, raw)
         self.blocks.fetcher.limit_ranges(lambda: store.concurrency)
         self.budget = self.blocks.tiers.budget
-        self._indexes = Indexes(store, manifest, self.blocks)
+        self.all_local = local and _is_local(store, manifest)
+        self._indexes = Indexes(store, manifest, self.blocks, self.all_local)
         files = Files(store, manifest, self.shard_name) if local else None
         self.local = LocalFrames(files, self._indexes.get, self.shard_name)
-        self.all_local = local and _is_local(store, manifest)
         self._fields = tuple(field.name for field in manifest.fields)
         self._bounds = array("q", accumulate(shard_values(manifest.shards, "samples"), initial=0))
         self.windows: RecentWindows = self.budget.recent_values("orders", attrgetter("nbytes"), *_WINDOWS)

@@ -7,14 +7,14 @@ needed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from shardstream.read.engine.tasks import Pool, Task
 
-__all__ = ["FrameId", "FramesInMemory", "Need"]
+__all__ = ["FrameId", "FramesInMemory", "Held", "Need"]
 
 FrameId = tuple[int, int]
 B = TypeVar("B")
@@ -36,12 +36,21 @@ class Need(NamedTuple):
     reads: int
 
 
+class Held(NamedTuple, Generic[B]):
+    """A frame that one stream leaves to the next: its buffer, its bytes, how many samples it holds."""
+
+    task: Task[B]
+    size: int
+    holds: int
+
+
 @dataclass
 class _Entry(Generic[B]):
     """One frame that is in memory or on its way."""
 
     task: Task[B]
     size: int
+    holds: int
     unread: int
     users: int = 0
 
@@ -53,10 +62,12 @@ class FramesInMemory(Generic[B]):
         fetch: From (shard, frame) to the buffer of the frame.
         recycle: Gets each buffer that is not used any more. None: nobody does.
         pool: The threads that fetch.
+        known: Frames that are in memory already.
 
     Attributes:
         in_use: The bytes of frames that pending units use.
         idle: The bytes of frames that no pending unit uses.
+        peak: The bytes of all frames, at most so far.
         fetched: How many frames were fetched.
         fetched_bytes: The bytes of the frames that were fetched.
     """
@@ -66,11 +77,16 @@ class FramesInMemory(Generic[B]):
         fetch: Callable[[int, int], B],
         recycle: Callable[[B], None] | None,
         pool: Pool,
+        known: Mapping[FrameId, Held[B]] | None = None,
     ) -> None:
         self._fetch, self._recycle, self._pool = fetch, recycle, pool
         self._entries: OrderedDict[FrameId, _Entry[B]] = OrderedDict()
+        self._held: dict[FrameId, int] = {}  # frames for the next stream, and their bytes
+        self._lingering = False
         self.in_use = 0
-        self.idle = 0
+        for frame, (task, size, holds) in (known or {}).items():
+            self._entries[frame] = _Entry(task, size, holds, holds)
+        self.idle = self.peak = sum(entry.size for entry in self._entries.values())
         self.fetched = 0
         self.fetched_bytes = 0
 
@@ -86,20 +102,65 @@ class FramesInMemory(Generic[B]):
 
     def use(self, need: Need) -> Task[B]:
         """Use a frame for a unit of work; returns the task that fetches it. See `release`."""
+        entry = self._used(need)
+        self._entries.move_to_end(need.frame)
+        entry.unread -= need.reads
+        return entry.task
+
+    def _used(self, need: Need) -> _Entry[B]:
+        """The entry of a frame, with one user more."""
         entry = self._entries.get(need.frame)
         if entry is None:
-            entry = _Entry(self._pool.submit(partial(self._fetch, *need.frame)), need.size, need.holds)
+            task = self._pool.submit(partial(self._fetch, *need.frame))
+            entry = _Entry(task, need.size, need.holds, need.holds)
             self._entries[need.frame] = entry
             self.fetched += 1
             self.fetched_bytes += need.size
             self.in_use += need.size
+            self.peak = max(self.peak, self.bytes)
         elif entry.users == 0:
             self.idle -= entry.size
             self.in_use += entry.size
-        self._entries.move_to_end(need.frame)
         entry.users += 1
-        entry.unread -= need.reads
-        return entry.task
+        return entry
+
+    def linger(self, yes: bool) -> None:
+        """Whether frames whose samples have all been read stay, until there is no room for them."""
+        before, self._lingering = self._lingering, yes
+        if before and not yes:
+            over = [key for key, entry in self._entries.items() if entry.users == 0 and entry.unread <= 0]
+            for frame in over:
+                self.idle -= self._entries[frame].size
+                self._drop(frame)
+
+    def hold(self, need: Need, most: int, fetch_to: int) -> bool:
+        """Hold a frame in memory for the next stream; False if there is no room.
+
+        Args:
+            need: The frame.
+            most: How many bytes all frames that are held may have.
+            fetch_to: How many bytes all frames in memory may have if it is fetched. 0: it is not.
+        """
+        if need.frame in self._held:
+            return True
+        if sum(self._held.values()) + need.size > most:
+            return False
+        if need.frame not in self._entries:
+            if self.in_use + need.size > fetch_to:
+                return False
+            self.shrink(fetch_to - need.size)
+        self._held[need.frame] = self._used(need).size
+        return True
+
+    def left(self, most: int) -> dict[FrameId, Held[B]]:
+        """What the next stream gets, at most so many bytes: frames that are held, and those that linger."""
+        found: dict[FrameId, Held[B]] = {}
+        for frame in (*self._held, *(reversed(self._entries) if self._lingering else ())):
+            entry = self._entries[frame]
+            if frame not in found and entry.task.done and entry.task.error is None and entry.size <= most:
+                found[frame] = Held(entry.task, entry.size, entry.holds)
+                most -= entry.size
+        return found
 
     def release(self, frame: FrameId) -> None:
         """Say that a unit does not use a frame any more."""
@@ -109,7 +170,7 @@ class FramesInMemory(Generic[B]):
             return
         self.in_use -= entry.size
         # A frame whose samples have all been read is not needed again in this epoch.
-        if entry.unread <= 0:
+        if entry.unread <= 0 and not self._lingering:
             self._drop(frame)
             return
         self.idle += entry.size

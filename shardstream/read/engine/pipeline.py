@@ -21,6 +21,7 @@ from shardstream.counters.layout import slot
 from shardstream.counters.recorder import listening, put
 from shardstream.errors import StorageError
 from shardstream.read.engine.building import Builder, Built, delivered
+from shardstream.read.engine.following import Following
 from shardstream.read.engine.frames import FrameId, FramesInMemory
 from shardstream.read.engine.stats import Stats
 from shardstream.read.engine.tasks import News, Pool, Task
@@ -84,6 +85,7 @@ def stream(
     budget: Budget | None = None,
     stats: Stats | None = None,
     singles: bool = False,
+    following: Following | None = None,
 ) -> Generator[T, None, None]:
     """The batches of all units, in order.
 
@@ -94,11 +96,12 @@ def stream(
         budget: Limits in bytes, threads and seconds.
         stats: The counters to add to.
         singles: Whether a batch that cannot be built comes item by item, up to the item that fails.
+        following: What follows; it begins when all units have begun.
 
     Raises:
         Exception: An error of any stage is raised in its place, when all batches before it were yielded.
     """
-    return _Flow(source, units, finish, budget or Budget(), stats or Stats(), singles).batches()
+    return _Flow(source, units, finish, budget or Budget(), stats or Stats(), singles, following).batches()
 
 
 class _Flow(Generic[T]):
@@ -112,8 +115,10 @@ class _Flow(Generic[T]):
         budget: Budget,
         stats: Stats,
         singles: bool,
+        following: Following | None,
     ) -> None:
         self._source, self._budget, self._stats = source, budget, stats
+        self._following = following
         self._scope, self._news = CancelScope(), News()
         self._scope.recorder = stats.recorder
         small = budget.prefetch // (4 * _DEPTH)
@@ -122,7 +127,10 @@ class _Flow(Generic[T]):
         self._fetchers = Pool("shardstream-fetch", budget.threads, self._scope, self._news, self)
         self._builders = Pool("shardstream-build", budget.threads, self._scope, self._news, self)
         self._frames: FramesInMemory[Any] = FramesInMemory(
-            timed_fetch(source, stats), source.recycle, self._fetchers
+            timed_fetch(source, stats),
+            source.recycle,
+            self._fetchers,
+            following.begin(source, self._planner, budget) if following is not None else None,
         )
         self._pending: deque[_Pending[T]] = deque()
         self._head: _Pending[T] | None = None  # the unit that is being delivered
@@ -146,6 +154,8 @@ class _Flow(Generic[T]):
                     if (error := self._plan.result().error) is not None:
                         raise error
                     self._source.check_again()
+                    if self._following is not None:
+                        self._following.end(self._source, self._frames)
                     self._limit(stats.queue_depth)
                     return
                 ready = sum(item.ready() for item in self._pending)
@@ -235,6 +245,8 @@ class _Flow(Generic[T]):
                 if self._planning:
                     self._plan = self._planner.submit(self._some)
             if not self._planned or not self._room(self._planned[0]):
+                if self._following is not None:
+                    self._following.go_on(self._frames, bool(self._planned), self._planning)
                 return
             unit = self._planned.popleft()
             before = self._frames.fetched_bytes

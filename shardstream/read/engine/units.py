@@ -103,6 +103,9 @@ class Source(Protocol):
     def recycle(self, buffer: Any, /) -> None:
         """Take back the buffer of a frame, which is not used any more."""
 
+    def unchanged(self, frames: Sequence[FrameId], /) -> Sequence[FrameId]:
+        """Those of these frames, which were fetched before, that a fetch would find as they were."""
+
     def check_again(self) -> None:
         """Look once more at mapped files after the last unit. Raises CorruptionError if one has changed."""
 

@@ -85,6 +85,10 @@ class SampleSource:
             return None
         return self.reader.local.mapped(shard)
 
+    def unchanged(self, frames: Sequence[FrameId]) -> list[FrameId]:
+        """Those of these frames whose files are as they were when they were verified; see `Source`."""
+        return self.reader.local.unchanged(frames)
+
     def check_again(self) -> None:
         """Look once more at the mapped files that were read."""
         self.in_place_reads.check_again()

@@ -174,6 +174,10 @@ class TokenSource:
         """Whether the frames of a shard have to be decompressed here: not if the cache did so."""
         return self.reader.manifest.shards[shard].codec == "zstd" and not self.reader.blocks.raw
 
+    def unchanged(self, frames: Sequence[FrameId]) -> list[FrameId]:
+        """Those of these frames whose files are as they were when they were verified; see `Source`."""
+        return self.reader.local.unchanged(frames)
+
     def check_again(self) -> None:
         """Look once more at the mapped files that were read."""
         self.in_place_reads.check_again()

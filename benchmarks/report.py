@@ -41,9 +41,25 @@ def ratios(answer: Row, over: str, under: Sequence[str]) -> list[float]:
     return [own / best(others) for own, *others in zip(values(answer, rows[over]), *each, strict=True)]
 
 
+def costs(answer: Row, over: str, under: Sequence[str]) -> list[float]:
+    """In each round, the CPU seconds a GB of `over` by the least of `under`."""
+    rows = answer["contenders"]
+
+    def each(name: str) -> list[float]:
+        return [r["cpu"] / r["cpu_bytes"] for r in rows[name]["rounds"]]
+
+    others = [each(name) for name in under if name in rows and rows[name]["rounds"]]
+    if over not in rows or not others:
+        return []
+    return [own / min(least) for own, *least in zip(each(over), *others, strict=True)]
+
+
 def judged(bar: Bar, answer: Row) -> tuple[str, str]:
     """What was reached, and whether that meets the bar: "yes", "no" or "not measured"."""
-    if bar.against:
+    if bar.cost:
+        found = costs(answer, bar.ours, bar.against)
+        met = bool(found) and statistics.median(found) <= bar.factor
+    elif bar.against:
         found = ratios(answer, bar.ours, bar.against)
         if answer["measure"] not in RATES:
             found = [1 / value for value in found]

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray

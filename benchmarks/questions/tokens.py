@@ -64,8 +64,8 @@ NOTES = (
     "or uint16) and so copy less. A floor does the same copies with two threads and recycled memory, and has "
     "no order, no checks and no state. The floor of zstd mixes the rows of 4 frames, which stay in the CPU's "
     "cache; ours mixes those of 256 frames. MDS decompresses its zstd shards once, into a folder, and is "
-    "timed reading that. Our blocks of 2,049 share one token with the next, as inputs and targets do; those of the "
-    "others do not. Rounds last at least 3 seconds, of repeated epochs."
+    "timed reading that. Our blocks of 2,049 share one token with the next, as inputs and targets do; those "
+    "of the others do not. Rounds last at least 3 seconds, of repeated epochs."
 )
 BARS = (
     Bar("none: at least 0.9 of its floor", 0.9, OURS, (FLOOR,)),

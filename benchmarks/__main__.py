@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -30,7 +32,8 @@ def _processor() -> str:
 def facts(options: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to repeat the run."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
-    arguments = ["--suite", options.suite, *(f"--only {name}" for name in options.only), "--out DIR"]
+    arguments = ["--suite", options.suite, *(f"--only {name}" for name in options.only)]
+    arguments += [*(f"--row {shlex.quote(name)}" for name in options.row), "--out DIR"]
     arguments += ["--peers PYTHON"] if options.peers else []
     return {
         "suite": options.suite,
@@ -48,6 +51,11 @@ def run(options: argparse.Namespace) -> None:
     maker = Maker(data, options.corpus_text, options.corpus_images)
     setting = measure.Setting.of(data, maker, SIZES[options.suite], options.peers)
     questions = [q for q in all_questions() if not options.only or q.name in options.only]
+    if options.row:
+        questions = [
+            dataclasses.replace(q, contenders=tuple(c for c in q.contenders if c.name in options.row))
+            for q in questions
+        ]
     unknown = set(options.only) - {q.name for q in questions}
     if unknown:
         sys.exit(f"no question {min(unknown)!r}: {', '.join(q.name for q in all_questions())}")
@@ -86,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = parser.add_subparsers(required=True).add_parser("run")
     command.add_argument("--suite", choices=[name for name in SIZES if name != "tiny"], default="quick")
     command.add_argument("--only", action="append", default=[], metavar="NAME", help="a question; repeatable")
+    command.add_argument("--row", action="append", default=[], metavar="NAME", help="a contender; repeatable")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--peers", metavar="PYTHON", help="of an environment with requirements-peers.txt")
     command.add_argument("--corpus-text", help="JSONL with a text in each line, instead of Linux's C files")

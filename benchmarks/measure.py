@@ -17,7 +17,7 @@ from benchmarks.question import Contender, Question, Size
 if TYPE_CHECKING:
     from benchmarks.store import Remote
 
-OWN = ("ours", "ceilings", "floors_samples", "dali", "dali_source")
+OWN = ("ours", "ceilings", "floors_samples", "token_floors", "dali", "dali_source")
 _COLD_ROUNDS = 3
 
 

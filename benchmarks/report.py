@@ -45,8 +45,8 @@ def judged(bar: Bar, answer: Row) -> tuple[str, str]:
     """What was reached, and whether that meets the bar: "yes", "no" or "not measured"."""
     if bar.of:
         found = _costs(bar, answer)
-        return spread(found), "yes" if found and statistics.median(found) <= bar.factor else "no"
-    if bar.against:
+        met = bool(found) and statistics.median(found) <= bar.factor
+    elif bar.against:
         found = ratios(answer, bar.ours, bar.against)
         if answer["measure"] not in RATES:
             found = [1 / value for value in found]
@@ -61,11 +61,14 @@ def judged(bar: Bar, answer: Row) -> tuple[str, str]:
 
 
 def _costs(bar: Bar, answer: Row) -> list[float]:
-    """What ours needs in each round; of CPU seconds, in relation to `against`."""
+    """What ours needs in each round; of CPU seconds a GB, in relation to the least of `against`."""
     rows = answer["contenders"]
     if bar.of == "cpu":
-        pairs = zip(rows[bar.ours]["rounds"], *(rows[name]["rounds"] for name in bar.against), strict=True)
-        return [own["cpu"] / min(other["cpu"] for other in others) for own, *others in pairs]
+        names = [name for name in (bar.ours, *bar.against) if name in rows and rows[name]["rounds"]]
+        if bar.ours not in names or len(names) < 2:
+            return []
+        each = [[r["cpu"] / r.get("cpu_bytes", 1) for r in rows[name]["rounds"]] for name in names]
+        return [own / min(others) for own, *others in zip(*each, strict=True)]
     if bar.of == "requests":
         return [r["wire"]["requests"] for r in rows[bar.ours]["rounds"]]
     return [r[bar.of] for r in rows[bar.ours]["rounds"]]

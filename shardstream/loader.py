@@ -30,7 +30,7 @@ from shardstream.read.handoff.broadcast import Broadcast
 from shardstream.read.handoff.device import check_device, moved, pinned
 from shardstream.read.handoff.process import ReadingProcess
 from shardstream.read.handoff.process_bound import ProcessBound
-from shardstream.read.samples.batch import Batch, flags
+from shardstream.read.samples.batch import Batch, flags, unmarked
 from shardstream.storage.cancellation import Cancelled, CancelScope, working_for
 
 if TYPE_CHECKING:
@@ -260,14 +260,13 @@ class StreamingLoader(Generic[B]):
         if self._device is not None:
             placed = moved(placed, self._device)
         aliases = self._contents.maker.aliases
-        step, marked, whole = self._batches.samples, self.last != "drop", [False] * self.batch_size
+        step, marked, whole = self._batches.samples, self.last != "drop", unmarked(self.batch_size)
         try:
             for batch in placed:
                 start, end = run.position, run.position + step
                 following = min(end, total)
                 if marked and isinstance(batch, dict):
-                    padding = whole if end <= total else (self._batches.positions(start) >= total).tolist()
-                    batch[PAD] = flags(padding)
+                    batch[PAD] = next(whole) if end <= total else self._padding(start)
                 if aliases and isinstance(batch, Batch):
                     batch.aliases = aliases
                 if isinstance(batch, dict) and DAMAGED in batch:
@@ -284,6 +283,10 @@ class StreamingLoader(Generic[B]):
         finally:
             built.close()
             self._cursor.leave(run)
+
+    def _padding(self, start: int) -> Any:
+        """Which samples pad the batch that begins at a position."""
+        return flags((self._batches.positions(start) >= self._contents.total).tolist())
 
     def _stream(self, run: Run) -> Generator[Any, None, None]:
         def read() -> Generator[Any, None, None]:

@@ -33,7 +33,7 @@ TopologyLike = Topology | Literal["auto"]
 Last = Literal["drop", "pad", "short"]
 Engine = Literal["thread", "process"]
 Stop = Literal["first", "all", "never"]
-TokenDtype = Literal["int64", "int32"]
+TokenDtype = Literal["int64", "int32", "uint16"]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

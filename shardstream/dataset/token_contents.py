@@ -77,6 +77,11 @@ class TokenContents(SelectedContents[TokenSource]):
                 f"{self.url} holds no tokens; pack it with --tokenizer, or read it with StreamingDataset"
             )
         self._stored = _STORED[info.dtype]
+        if self._dtype.itemsize < self._stored.itemsize:
+            raise OptionError(
+                f"dtype={self._dtype.name!r} is too narrow for the tokens of {self.url}, which are "
+                f"{info.dtype}; choose 'int32' or 'int64'"
+            )
         self.pad_id = _pad_id(self.manifest, self._asked_pad_id, self._stored)
         self._column = [field.name for field in self.manifest.fields].index(FIELD)
         self._maker = self._make_maker()

@@ -57,7 +57,8 @@ class TokenDataset(ChoosableDataset[T]):
     Args:
         url: A local path, or the URL of a store.
         seq_len: T, the inputs of a block; at least 1.
-        dtype: Of the tokens, "int64" or "int32".
+        dtype: Of the tokens, "int64", "int32", or "uint16" if they are stored in 16 bits. Tokens that stay
+            as wide as they are stored are only moved, not converted.
         shuffle: See `StreamingDataset`.
         cache: See `StreamingDataset`.
         topology: See `StreamingDataset`.

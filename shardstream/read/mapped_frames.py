@@ -83,10 +83,16 @@ class InPlace:
         self._good: dict[int, NDArray[np.bool_]] = {}
         self._due = 0.0
         if any(shard >= 0 for shard in shards):
-            pairs = np.unique((place << 32) + frames)  # each frame once
-            bounds = np.searchsorted(pairs >> 32, np.arange(1, len(shards)))
-            parts = zip(shards, np.split(pairs & 0xFFFFFFFF, bounds), strict=True)
-            self._frames = {shard: part for shard, part in parts if shard >= 0}
+            # Each frame once: all frames of all places lie one after another, and those that are read are
+            # marked.
+            infos = self._reader.manifest.shards
+            sizes = [infos[shard].frames if shard >= 0 else 1 for shard in shards]
+            begins = np.concatenate(([0], np.cumsum(sizes)))
+            marks = np.zeros(int(begins[-1]), np.bool_)
+            marks[begins[place] + np.where(np.array(shards)[place] >= 0, frames, 0)] = True
+            for number, shard in enumerate(shards):
+                if shard >= 0:
+                    self._frames[shard] = np.flatnonzero(marks[begins[number] : begins[number + 1]])
         self.unverified = [frame for shard in self._frames for frame in self._unverified(shard)]
 
     def _unverified(self, shard: int) -> list[FrameId]:

@@ -134,6 +134,7 @@ class _Flow(Generic[T]):
         )
         self._pending: deque[_Pending[T]] = deque()
         self._head: _Pending[T] | None = None  # the unit that is being delivered
+        self._idle_batches = 0  # bytes of batch buffers that may wait to be used again
         self._fetched = 0  # bytes of the frames that were fetched for pending units and the head
         self._units = iter(units)
         self._planned: deque[Unit] = deque()  # units that are planned and not begun
@@ -284,6 +285,9 @@ class _Flow(Generic[T]):
 
     def _release(self, item: _Pending[T]) -> None:
         """Let go of the frames of a unit. Frames that other units will read stay in memory."""
+        # The limit of idle memory was set while these frames were in use. What they give back was in memory
+        # until now: it may wait until `_limit` decides anew, and the next frames need not get fresh memory.
+        self._source.limit_idle(self._budget.keep + self._fetched, self._idle_batches)
         for frame in item.frames:
             self._frames.release(frame)
         self._fetched -= item.fetched
@@ -303,9 +307,9 @@ class _Flow(Generic[T]):
         open_frames = max(0, frames.bytes - self._fetched)
         waiting = [*self._pending, *([] if self._head is None else [self._head])]
         built = sum(self._charged(item) for item in waiting if item.work is not None and item.work.done)
+        self._idle_batches = max(0, budget.prefetch - self._fetched - built)
         idle_frames, idle_batches = self._source.limit_idle(
-            max(budget.keep - open_frames, min(_REUSED, budget.prefetch // _REUSED_PART)),
-            max(0, budget.prefetch - self._fetched - built),
+            max(budget.keep - open_frames, min(_REUSED, budget.prefetch // _REUSED_PART)), self._idle_batches
         )
         ram = self._source.memory()
         ram["limit"] = ram.get("limit", 0) + budget.keep

@@ -19,13 +19,14 @@ try:
 except ImportError:  # numpy arrays then take the place of tensors
     torch = None  # type: ignore[assignment,unused-ignore]
 
-__all__ = ["Batch", "Ragged", "collate", "column", "flags", "tensor"]
+__all__ = ["Batch", "Ragged", "collate", "column", "flags", "tensor", "unmarked"]
 
 _BOOLS = (bool, np.bool_)
 _COMPLEX = (complex, np.complexfloating)
 _NUMBERS = (*_BOOLS, int, np.integer, float, np.floating, *_COMPLEX)
 
 
+_FLAGS = 1 << 10  # flags that are made at once
 _REUSED = 256 << 10  # bytes from which on it costs more to get new memory than to fill it
 _LONG = 1 << 20  # bytes from which on it costs less to let go of the GIL than to hold it
 
@@ -239,6 +240,15 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
 def flags(values: list[bool]) -> Any:
     """A bool tensor [B]."""
     return tensor(np.array(values, np.bool_))
+
+
+def unmarked(size: int) -> Iterator[Any]:
+    """Bool tensors [size] of False, without end. Each has memory of its own.
+
+    Many are made with one call, since a call for each would be felt in small batches.
+    """
+    while True:
+        yield from map(tensor, np.zeros((max(1, _FLAGS // size), size), np.bool_))
 
 
 def column(values: list[Any]) -> Any:

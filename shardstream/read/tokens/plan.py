@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
 from shardstream.order.generators import Generators
+from shardstream.order.lanes import by_value
 from shardstream.read.buffers import Buffer
 from shardstream.read.engine.frames import FrameId, Need
 from shardstream.read.mapped_frames import InPlace
@@ -57,12 +58,11 @@ class TokenPlan:
         self.generators: Generators | None = None
         self.regions: list[tuple[int, int]] = [(-1, -1)]
         self.needs: list[Need | None] = [None]
-        order = np.argsort(shards, kind="stable")
+        order = by_value(shards)
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
         groups = np.split(order, cuts) if len(order) else []
         parts = [self._place(int(shards[rows[0]]), rows, numbers[rows]) for rows in groups]
-        row, self.frame, self.region, self.at, self.length = _by_row(parts)
-        self.bounds = np.searchsorted(row, np.arange(len(numbers) + 1, dtype=np.int64))
+        self.bounds, self.frame, self.region, self.at, self.length = _by_row(parts, len(numbers))
         self.segments: DocumentBounds | None = None
         if boundaries or source.options.padded:
             self.segments = DocumentBounds.of(source, groups, shards, numbers)
@@ -81,7 +81,7 @@ class TokenPlan:
             self.regions.append((shard, -1))
             self.needs.append(None)
         else:
-            frames, region = np.unique(frame, return_inverse=True)
+            frames, region = _distinct(frame, len(layout.data))
             region += len(self.regions)
             sizes = np.asarray(index.frame_raw_size)[frames].tolist()
             for number, raw, reads in zip(frames.tolist(), sizes, blocks.reads[frames].tolist(), strict=True):
@@ -132,11 +132,14 @@ class TokenUnit:
         self._length = plan.source.options.seq_len + 1
         self._pieces = slice(int(plan.bounds[begin]), int(plan.bounds[begin + self._rows]))
         # The regions of the unit; and for each piece the index of its region among them.
-        numbers, self._place, counts = np.unique(
-            plan.region[self._pieces], return_inverse=True, return_counts=True
-        )
+        region = plan.region[self._pieces]
+        reads_of = np.bincount(region, minlength=len(plan.regions))
+        numbers = np.flatnonzero(reads_of)
+        index = np.empty(len(plan.regions), np.int64)
+        index[numbers] = np.arange(len(numbers), dtype=np.int64)
+        self._place = index[region]
         self.needs: list[Need] = []
-        for number, reads in zip(numbers.tolist(), counts.tolist(), strict=True):
+        for number, reads in zip(numbers.tolist(), reads_of[numbers].tolist(), strict=True):
             need = plan.needs[number]
             if need is not None:
                 self.needs.append(Need(need.frame, need.size, need.holds, reads))
@@ -207,9 +210,10 @@ class TokenUnit:
                 tokens = table[first : first + size]
             else:
                 tokens = self._own(rows, first, size)
-                low, high = bisect_left(others, first), bisect_left(others, first + size)
-                if low < high:
-                    tokens[mixed[low:high] - first] = joined[low:high]
+                if others:
+                    low, high = bisect_left(others, first), bisect_left(others, first + size)
+                    if low < high:
+                        tokens[mixed[low:high] - first] = joined[low:high]
                 self._in_place.watch()
             batch: Batch = {"tokens": tokens}
             if plan.segments is not None:
@@ -255,10 +259,28 @@ def _sorted(rows: Ints) -> tuple[Ints, Ints]:
     return rows[order], order
 
 
-def _by_row(parts: list[tuple[Ints, ...]]) -> list[Ints]:
-    """The columns of all parts, in the order of their first one."""
+def _distinct(values: Ints, most: int) -> tuple[Ints, Ints]:
+    """Each value once, sorted, and the place of each value among them; values are less than `most`."""
+    seen = np.zeros(most, np.bool_)
+    seen[values] = True
+    found = np.flatnonzero(seen)
+    place = np.empty(most, np.int64)
+    place[found] = np.arange(len(found), dtype=np.int64)
+    return found, place[values]
+
+
+def _by_row(parts: list[tuple[Ints, ...]], rows: int) -> list[Ints]:
+    """Where each row begins, then the number of pieces; and the other columns of all parts, by row."""
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else []
     if not columns:
-        return [np.empty(0, np.int64) for _ in range(5)]
-    rows, order = _sorted(columns[0])
-    return [rows, *(column[order] for column in columns[1:])]
+        return [np.zeros(rows + 1, np.int64), *(np.empty(0, np.int64) for _ in range(4))]
+    row = columns[0]
+    pieces = np.bincount(row, minlength=rows)
+    bounds = np.concatenate(([0], np.cumsum(pieces)))
+    if len(row) == rows and int(pieces.max()) == 1:  # most plans: to sort is to put each piece in its place
+        found = [np.empty_like(column) for column in columns[1:]]
+        for column, sorted_column in zip(columns[1:], found, strict=True):
+            sorted_column[row] = column
+        return [bounds, *found]
+    order = np.argsort(row, kind="stable")
+    return [bounds, *(column[order] for column in columns[1:])]

@@ -54,8 +54,9 @@ class Contender:
 class Bar:
     """Ours is at least `factor` times as fast as the best of `against`; without, at most `factor` seconds.
 
-    of: "cpu": ours takes at most `factor` times the CPU seconds a GB of the cheapest of `against`. "requests" to
-        the store, or "filled", the seconds after the epoch until the cache is on the disk: at most `factor`.
+    of: "cpu": ours takes at most `factor` times the CPU seconds a GB of the cheapest of `against`. "requests"
+        to the store, or "filled", the seconds after the epoch until the cache is on the disk: at most
+        `factor`.
     """
 
     text: str

@@ -62,7 +62,9 @@ def compressor(codec: str, level: int = 3) -> Compressor:
             write_dict_id=False,
         )
     engine = zstandard.ZstdCompressor(compression_params=parameters)
-    return lambda raw: engine.compress(raw)
+    # A copy. The engine's own object lies at the begin of memory for the worst case, which is then in pieces:
+    # shards of many frames that become small would keep several times their size.
+    return lambda raw: bytes(memoryview(engine.compress(raw)))
 
 
 def checksum(stored: bytes | bytearray | memoryview) -> int:

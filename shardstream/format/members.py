@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from operator import add, itemgetter
 from zlib import adler32
 
 from shardstream.format.headers import (
@@ -48,24 +49,20 @@ def sample_parts(
         sizes: Their sizes in bytes.
     """
     # The low half of an Adler-32 is 1 + the sum of the bytes, modulo 65521.
-    sums = [(adler32(key) & 0xFFFF) - 1 for key in keys]
-    length = len(keys[0])
-    same = all(len(key) == length for key in keys)
+    sums, lengths = [adler32(key) & 0xFFFF for key in keys], list(map(len, keys))
     width = len(ends)
-    columns: list[Sequence[bytes | memoryview]] = []
+    columns: list[Iterable[bytes | memoryview]] = []
     for column, end in enumerate(ends):
-        some = sizes[column::width]
-        if same:
-            known = _middles(length, end)
-            middles = [known[size] for size in some]
-        else:
-            middles = [_middles(len(key), end)[size] for key, size in zip(keys, some, strict=True)]
+        names = list(map(_name_ends(end).__getitem__, lengths))
+        middles = list(map(_MIDDLES.__getitem__, sizes[column::width]))
+        totals = map(add, sums, map(add, map(_second, names), map(_second, middles)))
         columns += (
             keys,
-            [middle for middle, _ in middles],
-            [_ENDS[total + more] for total, (_, more) in zip(sums, middles, strict=True)],
+            map(_first, names),
+            map(_first, middles),
+            map(_ENDS.__getitem__, totals),
             data[column::width],
-            [padding(size) for size in some],
+            map(_third, middles),
         )
     return itertools.chain.from_iterable(zip(*columns, strict=True))
 
@@ -86,23 +83,31 @@ def odd_size(key: bytes, ends: Sequence[bytes], sizes: Iterable[int]) -> int:
     )
 
 
-class _Middles(dict[int, tuple[bytes, int]]):
-    """By the size of a member what stands between its key and its checksum, and the sum of all but the key.
+class _NameEnds(dict[int, tuple[bytes, int]]):
+    """By the size of a key what stands behind it in the name of a member, and the sum of these bytes, less 1.
 
     Args:
-        key: The bytes of the key.
         end: The end of the name.
     """
 
-    def __init__(self, key: int, end: bytes) -> None:
+    def __init__(self, end: bytes) -> None:
         super().__init__()
-        self._name = end.ljust(_NAME - key, b"\0")
+        self._end = end
 
-    def __missing__(self, size: int) -> tuple[bytes, int]:
+    def __missing__(self, key: int) -> tuple[bytes, int]:
+        self[key] = found = self._end.ljust(_NAME - key, b"\0"), sum(self._end) - 1
+        return found
+
+
+class _Middles(dict[int, tuple[bytes, int, bytes]]):
+    """By the size of a member what stands between its name and its checksum, the sum of all bytes of the
+    header but the name, and the zeros behind the member.
+    """
+
+    def __missing__(self, size: int) -> tuple[bytes, int, bytes]:
         if len(self) >= _KNOWN:
             self.clear()
-        middle, total = header_middle(size)
-        self[size] = found = self._name + middle, total + sum(self._name)
+        self[size] = found = *header_middle(size), padding(size)
         return found
 
 
@@ -114,5 +119,6 @@ class _Ends(dict[int, bytes]):
         return found
 
 
-_ENDS = _Ends()
-_middles = functools.lru_cache(1 << 10)(_Middles)
+_ENDS, _MIDDLES = _Ends(), _Middles()
+_name_ends = functools.lru_cache(1 << 10)(_NameEnds)
+_first, _second, _third = map(itemgetter, range(3))

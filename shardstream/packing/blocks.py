@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shardstream.errors import CorruptionError, SourceError, StorageError
 from shardstream.packing.sources import Reject, Sample, Task
-from shardstream.packing.sources.row_block import RowBlock
+from shardstream.packing.sources.block import Block
 from shardstream.packing.sources.streams import check_stream
 from shardstream.packing.writer import SampleWriter
 from shardstream.storage.store import redact
@@ -34,7 +34,7 @@ def read_samples(job: Job, task: Task) -> Iterator[Sample | Reject]:
     return _read(job, task, job.source.read)
 
 
-def read_blocks(job: Job, task: Task) -> Iterator[RowBlock | Sample | Reject]:
+def read_blocks(job: Job, task: Task) -> Iterator[Block | Sample | Reject]:
     """The samples of a task, as `read_samples`; many at once if the source and the job let them."""
     if not takes_blocks(job):
         return read_samples(job, task)
@@ -62,17 +62,17 @@ def _read(job: Job, task: Task, read: Callable[[Task], Iterable[Item]]) -> Itera
             yield Reject(where, str(error).removeprefix(f"{where}: "))
 
 
-def alone(samples: Iterable[RowBlock | Sample]) -> Iterable[Sample]:
+def alone(samples: Iterable[Block | Sample]) -> Iterable[Sample]:
     """The same samples, of which none is a block: see `takes_blocks`."""
     return cast("Iterable[Sample]", samples)
 
 
-def one_by_one(writer: SampleWriter, samples: Iterable[RowBlock | Sample]) -> Iterator[Sample]:
+def one_by_one(writer: SampleWriter, samples: Iterable[Block | Sample]) -> Iterator[Sample]:
     """Write blocks of samples. Returns the samples that have to be written one by one."""
     for item in samples:
         if isinstance(item, Sample):
             yield item
-        elif not writer.add_rows(item):
+        elif not writer.add_block(item):
             for sample in item.samples():
                 assert isinstance(sample, Sample)  # else there would be no block
                 yield sample

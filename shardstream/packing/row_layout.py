@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from shardstream.errors import require
 from shardstream.format.headers import BLOCK, header_parts
 from shardstream.packing.tally import FACTOR, first_seed
+
+if TYPE_CHECKING:
+    from shardstream.packing.open_frame import Fields, OpenFrame
 
 __all__ = ["RowLayout", "joined"]
 
@@ -55,11 +58,13 @@ class RowLayout:
         behind = np.cumsum(rooms + BLOCK, 1)  # of each member, from the begin of its sample
         self.offsets = (ends - behind[:, -1])[:, None] + behind - rooms
 
-    def rows(self, begin: int, end: int) -> tuple[memoryview, NDArray[np.int64], NDArray[np.int64]]:
-        """The bytes of samples [begin, end), where the data of each field begins in these, and its size."""
+    def add_to(self, frame: OpenFrame, fields: Fields, begin: int, end: int) -> int:
+        """Add samples [begin, end) to a frame; returns the bytes of their fields."""
         start = self.ends[begin - 1] if begin else 0
-        offsets = self.offsets[begin:end].reshape(-1) - start
-        return self.raw[start : self.ends[end - 1]], offsets, self.sizes[begin:end].reshape(-1)
+        offsets, sizes = self.offsets[begin:end].reshape(-1) - start, self.sizes[begin:end].reshape(-1)
+        raw = self.raw[start : self.ends[end - 1]]
+        frame.add_rows(fields, end - begin, raw, offsets.tolist(), sizes.tolist())
+        return int(sizes.sum())
 
 
 def joined(keys: Sequence[str], fields: Mapping[str, Any]) -> tuple[Iterator[memoryview], list[int]]:

@@ -18,7 +18,7 @@ __all__ = ["FACTOR", "Tally", "first_seed", "total"]
 
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that no size is lost modulo 2**64
 _MASK = (1 << 64) - 1
-_LARGE = 4 << 20  # bytes of a sample, of which no copy is made
+_LARGE = 8 << 10  # bytes of a sample of which a copy costs more than more calls do
 _hash = xxhash.xxh3_64_intdigest
 
 
@@ -62,22 +62,39 @@ class Tally(msgspec.Struct):
         """
         view = memoryview(raw)
         for run in cells.runs(first, first + len(keys)):
-            shape, width = tuple(names[column] for column in run.columns), len(run.columns)
-            end = run.first + (run.end - run.begin) * width
+            shape = tuple(names[column] for column in run.columns)
+            end = run.first + (run.end - run.begin) * len(shape)
             sizes = cells.sizes[run.first : end]
             data = _pieces(view, cells.offsets[run.first : end], sizes)
-            some = keys[run.begin - first : run.end - first]
-            if len(view) > _LARGE:
-                for key in some:
-                    values = [next(data) for _ in run.columns]
-                    self.digest = (self.digest + _digest(key, shape, values)) & _MASK
-                self.count += len(some)
-                continue
-            seeds = [first_seed(shape) + len(key) for key in some]
-            for column in range(width):
-                some_sizes = sizes[column::width]
-                seeds = [seed * FACTOR + size & _MASK for seed, size in zip(seeds, some_sizes, strict=True)]
-            self.add_joined(map(b"".join, zip(some, *[data] * width, strict=True)), seeds)
+            self.add_cells(shape, keys[run.begin - first : run.end - first], data, sizes)
+
+    def add_cells(
+        self,
+        names: tuple[str, ...],
+        keys: Sequence[bytes],
+        data: Iterator[bytes | memoryview],
+        sizes: Sequence[int],
+    ) -> None:
+        """Count samples that have the same fields.
+
+        Args:
+            names: The names of the fields.
+            keys: The key of each sample.
+            data: The bytes of each field, sample by sample.
+            sizes: How many these are.
+        """
+        width = len(names)
+        rows = zip(*[data] * width, strict=True)
+        if sum(sizes) > _LARGE * len(keys):
+            digests = sum(_digest(key, names, values) for key, values in zip(keys, rows, strict=True))
+            self.count += len(keys)
+            self.digest = (self.digest + digests) & _MASK
+            return
+        seeds = [first_seed(names) + len(key) for key in keys]
+        for column in range(width):
+            some = sizes[column::width]
+            seeds = [seed * FACTOR + size & _MASK for seed, size in zip(seeds, some, strict=True)]
+        self.add_joined(map(b"".join, zip(keys, *[data] * width, strict=True)), seeds)
 
 
 def total(tallies: Iterable[Tally]) -> Tally:

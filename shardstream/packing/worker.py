@@ -25,7 +25,7 @@ from shardstream.packing.shard_names import tag_of
 from shardstream.packing.shard_puts import ShardPuts
 from shardstream.packing.sources import Reject, Sample, Task
 from shardstream.packing.sources.base import TOKENS, token_dtype
-from shardstream.packing.sources.row_block import RowBlock
+from shardstream.packing.sources.block import Block
 from shardstream.packing.tally import Tally, total
 from shardstream.packing.writer import SampleWriter, TokenWriter
 from shardstream.storage.store import Store
@@ -133,14 +133,12 @@ def _spill_dir(job: Job) -> str:
     return job.spill_dir
 
 
-def _accepted(
-    job: Job, found: Iterable[RowBlock | Sample | Reject], result: Result
-) -> Iterator[RowBlock | Sample]:
+def _accepted(job: Job, found: Iterable[Block | Sample | Reject], result: Result) -> Iterator[Block | Sample]:
     given = _given(result)
     for item in found:
-        if isinstance(item, RowBlock):
+        if isinstance(item, Block):
             result.unknown = []
-            given.add_joined(*item.joined())
+            item.count(given)
             yield item
         elif isinstance(item, Reject) and item.harmless:
             result.skipped[item.reason] = result.skipped.get(item.reason, 0) + 1
@@ -176,7 +174,7 @@ def _reject(
 
 
 def _write(
-    job: Job, task: Task | Bucket, samples: Iterable[RowBlock | Sample], result: Result, number: int
+    job: Job, task: Task | Bucket, samples: Iterable[Block | Sample], result: Result, number: int
 ) -> None:
     """Write the shards of one number, and add them to the result of the task."""
     store = Store.open(job.dest, job.storage_options)

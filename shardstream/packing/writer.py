@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from shardstream.packing.sources.row_block import RowBlock
+    from shardstream.packing.sources.block import Block
 
 
 class SampleWriter:
@@ -101,7 +101,7 @@ class SampleWriter:
         shard.keys.append(raw_key)
         shard.payload += payload
 
-    def add_rows(self, block: RowBlock) -> bool:
+    def add_block(self, block: Block) -> bool:
         """Add samples that came together.
 
         Returns:
@@ -110,18 +110,16 @@ class SampleWriter:
         keys = block.keys
         if len(set(keys)) < len(keys) or not self._shard.seen.isdisjoint(keys):
             return False
-        layout, fields = block.lay_out(), fields_of(tuple(block.fields))
+        layout, fields = block.lay_out(), fields_of(block.names)
         ends, begin = layout.ends, 0
         while begin < len(keys):
             start = ends[begin - 1] if begin else 0
             self._make_room(ends[begin] - start)
             room = self._layout.frame_size - self._frame.size
             end = max(begin + 1, bisect.bisect_right(ends, start + room, begin))
-            raw, offsets, sizes = layout.rows(begin, end)
-            self._frame.add_rows(fields, end - begin, raw, offsets.tolist(), sizes.tolist())
+            self._shard.payload += layout.add_to(self._frame, fields, begin, end)
             values = {name: column[begin:end] for name, column in block.columns.items()}
             self._shard.add_keys(keys[begin:end], values)
-            self._shard.payload += int(sizes.sum())
             begin = end
         return True
 

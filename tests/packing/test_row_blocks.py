@@ -156,9 +156,9 @@ def test_what_a_block_loses_ends_the_pack(
     table = pa.table({"id": range(COUNT), "text": ["some text"] * COUNT})
     pyarrow.parquet.write_table(table, source, row_group_size=40)
     if fault == "lost":
-        add = SampleWriter.add_rows
+        add = SampleWriter.add_block
         monkeypatch.setattr(
-            SampleWriter, "add_rows", lambda self, block: "40" in block.keys or add(self, block)
+            SampleWriter, "add_block", lambda self, block: "40" in block.keys or add(self, block)
         )
     else:
         put = SampleWriter._put_frame

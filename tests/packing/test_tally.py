@@ -126,7 +126,7 @@ def test_a_resumed_pack_counts_what_was_done_before(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: Any = {"workers": 1, "shard_size": "8KiB", "on_error": "skip"}
-    read = JsonlSource.read
+    read = JsonlSource.read_blocks
 
     def broken(self: JsonlSource, task: Any) -> Any:
         if task.number == 4:
@@ -134,7 +134,7 @@ def test_a_resumed_pack_counts_what_was_done_before(
         return read(self, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(JsonlSource, "read", broken)
+        patch.setattr(JsonlSource, "read_blocks", broken)
         with pytest.raises(KeyboardInterrupt):
             ss.pack(corpus, tmp_path / "out", **options)
     receipt = next((tmp_path / "out").glob(".pack-task-000000.json"))

@@ -11,6 +11,7 @@ from typing import BinaryIO, ClassVar
 
 from shardstream.errors import SourceError
 from shardstream.packing.sources.base import FileSpan, Reject, Sample, Task, whole_files
+from shardstream.packing.sources.block import Block
 from shardstream.packing.sources.file_keys import based
 from shardstream.packing.sources.jsonl import JsonlSource
 from shardstream.packing.sources.streams import SUFFIXES, another_type, head_of, open_stream
@@ -46,6 +47,9 @@ class JsonSource(JsonlSource):
                 raise SourceError(f"{where}: this is {what}, not JSON")
             with open_stream(span.url, self.storage_options) as file:
                 yield from self._samples(span, _values(file, where), False)
+
+    def read_blocks(self, task: Task) -> Iterator[Block | Sample | Reject]:
+        return self.read(task)  # a value is not kept while others are read
 
     def _where(self, span: FileSpan, offset: int) -> str:
         return f"{redact(span.url)}, byte {offset}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar
 
@@ -25,8 +26,10 @@ from shardstream.packing.sources.base import (
     TokenDtype,
     cut_files,
 )
+from shardstream.packing.sources.block import Block
 from shardstream.packing.sources.encoded import field_bytes, text_bytes, to_json
 from shardstream.packing.sources.file_keys import based
+from shardstream.packing.sources.json_block import Line, json_block
 from shardstream.packing.sources.rows import Rows, kept, key_of, with_id
 from shardstream.packing.sources.streams import (
     SUFFIXES,
@@ -120,22 +123,33 @@ class JsonlSource(Streamed):
         return compression(bytes(read_slice(file.url, 0, 8, self.storage_options))) is not None
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
+        for span, batches, numbered in self._lines(task):
+            yield from self._samples(span, itertools.chain.from_iterable(batches), numbered)
+
+    def read_blocks(self, task: Task) -> Iterator[Block | Sample | Reject]:
+        """The samples as `read` gives them, many at once where no line has to be looked at alone."""
+        if self.rows is not None or self.keep is not None:
+            yield from self.read(task)
+            return
+        for span, batches, numbered in self._lines(task):
+            for lines in batches:
+                samples = functools.partial(self._samples, span, lines, numbered)
+                block = json_block(lines, span, self.text_key, self.key, samples) if lines else None
+                if block is None:
+                    yield from samples()
+                else:
+                    yield block
+
+    def _lines(self, task: Task) -> Iterator[tuple[FileSpan, Iterator[list[Line]], bool]]:
+        """Of each file of a task its part, its lines, many at a time, and whether these are numbered."""
         for span in task.files:
             with open_input(span.url, self.storage_options) as file:
                 found = decompressed(file, span.url) if span.start == 0 else file
                 compressed = found is not file
-                lines: Iterator[tuple[int, bytes | memoryview]]
-                lines = self._stream_lines(found) if compressed else self._slice_lines(span, file)
-                if span.start == 0 and (first := next(lines, None)) is not None:
-                    at, line = first
-                    if bytes(line[:3]) == codecs.BOM_UTF8:
-                        line = line[3:]
-                    lines = itertools.chain([(at, line)], lines)
-                yield from self._samples(span, lines, compressed)
+                batches = self._stream_lines(found) if compressed else self._slice_lines(span, file)
+                yield span, _without_mark(batches) if span.start == 0 else batches, compressed
 
-    def _samples(
-        self, span: FileSpan, lines: Iterator[tuple[int, bytes | memoryview]], numbered: bool
-    ) -> Iterator[Sample | Reject]:
+    def _samples(self, span: FileSpan, lines: Iterable[Line], numbered: bool) -> Iterator[Sample | Reject]:
         decode = msgspec.json.Decoder(dict[str, Any]).decode
         encode = msgspec.json.Encoder().encode
         text_key, wanted = self.text_key, self.key
@@ -216,11 +230,11 @@ class JsonlSource(Streamed):
             return f"the value of {self.text_key!r} is not a string{chat}"
         return f"not a JSON object in UTF-8 ({error})"
 
-    def _slice_lines(self, span: FileSpan, file: BinaryIO) -> Iterator[tuple[int, bytes | memoryview]]:
-        """(byte offset, line) of the lines that begin in the span.
+    def _slice_lines(self, span: FileSpan, file: BinaryIO) -> Iterator[list[Line]]:
+        """(byte offset, line) of the lines that begin in the span, as many at once as are read at once.
 
-        A line is a view of a buffer that is used again for each chunk: new memory for a chunk costs more than
-        to parse it.
+        A line is a view of a buffer that is used again for the next ones: new memory costs more than to parse
+        it.
         """
         # Begin one byte before the span. The line with this byte belongs to the slice before.
         base = max(0, span.start - 1)
@@ -229,25 +243,21 @@ class JsonlSource(Streamed):
         filled = 0
         file.seek(base)
         while True:
+            view = memoryview(buffer)
             room = min(len(buffer) - filled, span.size - base - filled)
-            count = read_into(file, memoryview(buffer)[filled : filled + room], redact(span.url))
-            filled += count
-            at = 0
-            while (cut := buffer.find(b"\n", at, filled)) >= 0:
-                if skipping:
-                    skipping = False
-                elif base + at >= span.end:
-                    return
-                else:
-                    yield base + at, memoryview(buffer)[at:cut]
-                at = cut + 1
-            if base + filled >= span.size:
-                if at < filled and base + at < span.end and not skipping:
-                    yield base + at, memoryview(buffer)[at:filled]
-                return
+            filled += read_into(file, view[filled : filled + room], redact(span.url))
+            at, last, lines = 0, base + filled >= span.size, []
             if skipping:
-                at = filled  # the line of the slice before has not ended yet
-            if base + at >= span.end:
+                at = buffer.find(b"\n", 0, filled) + 1
+                skipping = not at
+                at = at or filled  # the line of the slice before has not ended yet
+            while base + at < span.end and (cut := buffer.find(b"\n", at, filled)) >= 0:
+                lines.append((base + at, view[at:cut]))
+                at = cut + 1
+            if last and at < filled and base + at < span.end:
+                lines.append((base + at, view[at:filled]))
+            yield lines
+            if last or base + at >= span.end:
                 return
             if at == 0 and filled == len(buffer):
                 buffer = buffer + bytes(len(buffer))  # the line is longer than the buffer
@@ -256,21 +266,20 @@ class JsonlSource(Streamed):
                 base += at
                 filled -= at
 
-    def _stream_lines(self, file: BinaryIO) -> Iterator[tuple[int, bytes | memoryview]]:
-        """(line number from 1, line) of a compressed file."""
+    def _stream_lines(self, file: BinaryIO) -> Iterator[list[Line]]:
+        """(line number from 1, line) of a compressed file, as many at once as are read at once."""
         number = 1
         rest = bytearray()
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(_CHUNK):
             if b"\n" not in chunk:
                 rest += chunk
                 continue
             lines = (bytes(rest) + chunk).split(b"\n")
             rest = bytearray(lines.pop())
-            for line in lines:
-                yield number, line
-                number += 1
+            yield list(enumerate(lines, number))
+            number += len(lines)
         if rest:
-            yield number, bytes(rest)
+            yield [(number, bytes(rest))]
 
     def _where(self, span: FileSpan, offset: int) -> str:
         """Where a line is, for a message. Its number is only counted for it."""
@@ -283,3 +292,14 @@ class JsonlSource(Streamed):
             lines += bytes(chunk).count(b"\n")
             position += len(chunk)
         return f"{redact(span.url)}:{lines}"
+
+
+def _without_mark(batches: Iterable[list[Line]]) -> Iterator[list[Line]]:
+    """The lines of a file without the byte order mark before its first one."""
+    first = True
+    for lines in batches:
+        if lines and first:
+            first, (at, line) = False, lines[0]
+            if bytes(line[:3]) == codecs.BOM_UTF8:
+                lines[0] = at, line[3:]
+        yield lines

@@ -20,11 +20,13 @@ from shardstream.format.names import check_field, check_key, escape_key
 from shardstream.packing.columns import column_value
 from shardstream.packing.sources.arrow_values import values
 from shardstream.packing.sources.base import FileSpan, Reject, Sample
+from shardstream.packing.sources.block import Block
 from shardstream.packing.sources.encoded import to_json
 from shardstream.packing.sources.rows import HASHED, KEYS, Rows
 
 if TYPE_CHECKING:
     from shardstream.packing.row_layout import RowLayout
+    from shardstream.packing.tally import Tally
 
 __all__ = ["RowBlock", "most_rows", "row_block"]
 
@@ -36,14 +38,12 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 
 
 @dataclass(frozen=True, eq=False)
-class RowBlock:
-    """Samples that have the same fields, usual names, and members of less than 2 GiB in all.
+class RowBlock(Block):
+    """Samples that are rows of a table; see `Block`.
 
     Args:
-        keys: Their keys, of ASCII. They may be there already.
+        keys, columns, samples: See `Block`.
         fields: Of each field the bytes, an Arrow array of binary without missing values.
-        columns: Of each value that the index keeps those of all samples; None where there is none.
-        samples: Gives the same samples one by one.
     """
 
     keys: list[str]
@@ -51,17 +51,19 @@ class RowBlock:
     columns: Mapping[str, list[ColumnValue | None]]
     samples: Callable[[], Iterator[Sample | Reject]]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.fields)
+
     def lay_out(self) -> RowLayout:
-        """The bytes of the samples in a tar."""
         from shardstream.packing.row_layout import RowLayout
 
         return RowLayout(self.keys, self.fields)
 
-    def joined(self) -> tuple[Iterator[memoryview], list[int]]:
-        """Of each sample the bytes of its key and its fields, and the seed of their digest; see `Tally`."""
+    def count(self, tally: Tally) -> None:
         from shardstream.packing.row_layout import joined
 
-        return joined(self.keys, self.fields)
+        tally.add_joined(*joined(self.keys, self.fields))
 
 
 def row_block(

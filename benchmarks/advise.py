@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +117,7 @@ class Ranks:
             one.wait(60)
 
 
-def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) -> dict[str, Any]:
+def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path, tries: int) -> dict[str, Any]:
     """One cell: a dataset at a latency. The probe, the sweep, the predictions, and then the epochs."""
     from benchmarks.store import Remote
     from shardstream.format.manifest import Manifest
@@ -130,11 +130,11 @@ def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) 
         url = there["url"]
         options = {"key": there["key"], "secret": there["secret"], "endpoint_url": there["endpoint"]}
         profile, disturbed = quietest(
-            lambda: probe(url, seconds=seconds, storage_options=options, **common), 1, 2
+            lambda: probe(url, seconds=seconds, storage_options=options, **common), 1, tries
         )[0]
         manifest = Manifest.from_bytes((place / "manifest.json").read_bytes())
         objects = [(shard.url, shard.bytes) for shard in manifest.shards if shard.bytes > 2 << 20]
-        sweep, sweep_disturbed = quietest(lambda: own_sweep(url, options, objects), 1, 2)[0]
+        sweep, sweep_disturbed = quietest(lambda: own_sweep(url, options, objects), 1, tries)[0]
         for world in RANKS:
             advice = advise(url, profile, world=world, storage_options=options, **common)
             ranks = Ranks(kind, url, options, world)
@@ -142,7 +142,7 @@ def measure(kind: str, latency: float, rounds: int, seconds: float, data: Path) 
                 ranks.epoch()  # threads, imports and the server's own cache
                 remote.passed()
                 ranks.epochs = 0
-                times = quietest(ranks.epoch, rounds, 2 * rounds)
+                times = quietest(ranks.epoch, rounds, tries * rounds)
                 passed = {
                     name: value / ranks.epochs for name, value in remote.passed().items()
                     if name in ("connections", "requests", "body_bytes")
@@ -189,8 +189,8 @@ def quietest(measured: Callable[[], T], wanted: int, most: int) -> list[tuple[T,
     return sorted(found, key=lambda pair: pair[1])[:wanted]
 
 
-def grid(kind: str, rounds: int, data: Path, profile: Profile) -> dict[str, Any]:
-    """What is advised by a profile of before, beside other settings; one rank."""
+def grid(kind: str, rounds: int, data: Path, profile: Profile, tries: int) -> Iterator[dict[str, Any]]:
+    """What is advised by an earlier profile, beside other settings; one rank. Told after each round."""
     from benchmarks.store import Remote
     from shardstream.observe.advise import advise
 
@@ -211,12 +211,12 @@ def grid(kind: str, rounds: int, data: Path, profile: Profile) -> dict[str, Any]
             for _ in range(rounds):  # in turn
                 for row in rows:
                     settings = {name: row[name] for name in ("prefetch", "threads")}
-                    [(one, others)] = quietest(partial(ranks.epoch, **settings), 1, 2)
+                    [(one, others)] = quietest(partial(ranks.epoch, **settings), 1, tries)
                     row["seconds"].append(one["seconds"])
                     row["others"].append(others)
+                yield {"grid": rows, "load": os.getloadavg()[0]}
         finally:
             ranks.close()
-    return {"grid": rows, "load": os.getloadavg()[0]}
 
 
 def calm(found: dict[str, Any]) -> bool:
@@ -235,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=2, help="of what other programs disturbed")
     parser.add_argument("--seconds", type=float, default=20, help="of each probe")
     parser.add_argument(
         "--only", nargs="*", metavar="CELL", help='such as "jpeg-20" or "jpeg-grid"; by default all'
@@ -260,13 +261,14 @@ def main() -> None:
 
     for kind, latency in itertools.product(KINDS, LATENCIES):
         if path := wanted(cell(kind, latency)):
-            found = measure(kind, latency, options.rounds, options.seconds, options.data)
+            found = measure(kind, latency, options.rounds, options.seconds, options.data, options.tries)
             path.write_text(json.dumps(found, indent=1) + "\n")
     for kind in KINDS:
         if path := wanted(f"{kind}-grid"):
             known = json.loads((options.out / f"{cell(kind, GRID_LATENCY)}.json").read_text())["profile"]
-            found = grid(kind, options.rounds, options.data, msgspec.convert(known, Profile))
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            profile = msgspec.convert(known, Profile)
+            for found in grid(kind, options.rounds, options.data, profile, options.tries):
+                path.write_text(json.dumps(found, indent=1) + "\n")
     cells = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
     text = report({
         part: [row for one in cells for row in one.get(part, ())] for part in ("rows", "knees", "grid")

@@ -1,38 +1,56 @@
 """What counting costs: CPU seconds of epochs with counters, without them, and with a trace, in turn.
 
-    python -m benchmarks.counters [--rounds 15] [--before FOLDER] [--out FOLDER]
+    python -m benchmarks.counters [--processes 6] [--rounds 80] [--only KIND...] [--out FOLDER]
 
 Three loaders: tokens that are mapped (the shortest batches that there are), tokens that are decompressed, and
-JPEGs that are decoded. One process runs all variants, epoch by epoch: two processes of the same program
-differ by more than what is measured here. "off" has functions that do nothing in place of those that count:
-what is left there are looks at the clock. `--before` is a checkout of shardstream to look at beside, such as
-one from before there were counters; it needs a process of its own.
+JPEGs that are decoded. One process has copies of the package (`counters_copies`): "off" is compiled without
+the statements that count, and without looks at the clock that only they need; "on" is the package as it is;
+"eleven" has each of these statements eleven times. Short epochs of all of them take turns in a random order,
+and each round is compared with itself, so that a busy machine disturbs all alike.
 
-A busy machine disturbs that by more than the bars. So the same is also computed: the calls of an epoch, each
-times what it takes in a loop, beside the CPU time of the epoch. The bars: counters at most 0.5 %, a trace at
-most 3 %.
+Copies lie elsewhere in memory, which alone makes one a percent faster than another. So "on" beside "off" says
+little about a cost of a few thousandths, also in the mean of processes that load the copies in different
+orders. A tenth of what "eleven" takes more than "on" is the cost, too, and the disturbance is a tenth. (What
+is done again finds its memory in the cache of the processor; that is why "on" beside "off" is there, too.)
+What is said is the mean of the processes with two standard errors.
+
+The same is also computed: the calls of an epoch, each times what it takes in a loop, beside the CPU time of
+the epoch. The bars: counters at most 0.5 %, a trace at most 3 %.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
-import resource
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import timeit
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.counters_copies import Copy
+
 ROOT = Path(__file__).parent.parent
-KINDS = {"mapped tokens": 8, "tokens": 4, "JPEG": 1}  # epochs of a round
+KINDS = ("mapped tokens", "tokens", "JPEG")
+MORE = 10  # times that "eleven" counts more
+COPIES = {"off": 0, "on": 1, "eleven": 1 + MORE}
+# What is shown: (one variant, beside another, how many times the cost is in the difference)
+SHOWN = {
+    "on, by eleven": ("eleven", "on", MORE),
+    "on / off": ("on", "off", 1),
+    "trace / on": ("trace", "on", 1),
+}
+IMAGES = 320  # an epoch of them is short
 BARS = {"on": 0.5, "trace": 3.0}  # percent
 
 
@@ -50,37 +68,11 @@ def make(folder: Path) -> None:
         rows = ({"__key__": str(number), "txt": text} for number, text in enumerate(texts))
         ss.pack(rows, folder / name, tokenizer="bytes", eos=256, compression=codec)  # type: ignore[arg-type]
     with ss.Writer(folder / "JPEG") as writer:
-        for number in range(1500):
+        for number in range(IMAGES):
             small = Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8))
             data = io.BytesIO()
             small.resize((256, 256), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
             writer.write({"__key__": str(number), "jpg": data.getvalue()})
-
-
-def nothing(*_: Any, **__: Any) -> None:
-    """In place of a function that counts."""
-
-
-def switch() -> Callable[[bool], None]:
-    """Turns counting on and off, for the whole process and for all who have imported the functions."""
-    from shardstream.counters import page, recorder
-    from shardstream.read.engine import stats
-
-    methods = [
-        (recorder.Recorder, "span"), (recorder.Recorder, "add"), (recorder.Recorder, "put"),
-        (stats.Stats, "tell_process"), (stats.Stats, "hold"),
-    ]  # fmt: skip
-    functions = [recorder.add, recorder.put, recorder.observe, recorder.span, page.begin]
-    own = {(kind, name): getattr(kind, name) for kind, name in methods}
-    codes = {function: function.__code__ for function in functions}
-
-    def turn(on: bool) -> None:
-        for (kind, name), method in own.items():
-            setattr(kind, name, method if on else nothing)
-        for function, code in codes.items():
-            function.__code__ = code if on else nothing.__code__
-
-    return turn
 
 
 def computed(loader: Any, file: str) -> list[float]:
@@ -122,112 +114,101 @@ def computed(loader: Any, file: str) -> list[float]:
     return [on, traced]
 
 
-def child(kind: str, folder: str) -> None:
-    """Answer each line, which names a variant, with the CPU seconds and the batches of some epochs."""
-    import shardstream as ss
+def child(kind: str, folder: str, seed: int, rounds: int) -> None:
+    """Print the CPU seconds of each variant and round, the batches of an epoch, and what is computed."""
+    draw = random.Random(seed)
+    copies: dict[str, Copy] = {}
+    loaders: dict[str, Any] = {}
+    for name in draw.sample([*COPIES], len(COPIES)):
+        copies[name] = Copy(COPIES[name])
+        copies[name].enter()
+        loaders[name] = _loader(copies[name].package, kind, str(Path(folder) / kind))
+        _epoch(loaders[name])
+        copies[name].leave()
+    file = str(Path(folder) / f"{os.getpid()}.pftrace")
+    taken: dict[str, list[float]] = {variant: [] for variant in (*COPIES, "trace")}
+    batches = 0
+    for _ in range(rounds):
+        for variant in draw.sample([*taken], len(taken)):
+            name = "on" if variant == "trace" else variant
+            copies[name].enter()
+            trace = copies[name].package.observe.trace(file) if variant == "trace" else None
+            gc.collect()
+            began = time.process_time()
+            batches = _epoch(loaders[name])
+            taken[variant].append(time.process_time() - began)
+            if trace is not None:
+                trace.stop()  # to write the file is not a cost of the loop
+            copies[name].leave()
+    copies["on"].enter()
+    cost = computed(loaders["on"], file)
+    print(json.dumps({"cpu seconds": taken, "batches": batches, "computed": cost}))
 
-    url = str(Path(folder) / kind)
+
+def _loader(ss: Any, kind: str, url: str) -> Any:
     if kind == "JPEG":
-        loader: Any = ss.StreamingLoader(ss.StreamingDataset(url), batch_size=32, threads=2)
-    else:
-        loader = ss.StreamingLoader(ss.TokenDataset(url, seq_len=2048), batch_size=8, threads=2)
-    for _ in loader:
-        pass
-    file = Path(folder) / f"{os.getpid()}.pftrace"
-    turn = None
-    for line in sys.stdin:
-        variant = line.strip()
-        if variant == "compute":
-            if turn is not None:
-                turn(True)
-            print(json.dumps(computed(loader, str(file))), flush=True)
-            continue
-        if variant != "before":
-            turn = turn or switch()
-            turn(variant != "off")
-        trace = ss.observe.trace(file) if variant == "trace" else None
-        before, batches = _cpu(), 0
-        for _ in range(KINDS[kind]):
-            for _ in loader:
-                batches += 1
-        spent = _cpu() - before, batches
-        if trace is not None:
-            trace.stop()  # to write the file is not a cost of the loop
-        print(json.dumps(spent), flush=True)
+        return ss.StreamingLoader(ss.StreamingDataset(url), batch_size=32, threads=2)
+    return ss.StreamingLoader(ss.TokenDataset(url, seq_len=2048), batch_size=8, threads=2)
 
 
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def _epoch(loader: Any) -> int:
+    return sum(1 for _ in loader)
 
 
-def _start(kind: str, folder: Path, path: str) -> Callable[[str], list[float]]:
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--child", kind, str(folder)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path},
-        cwd=path,
-    )  # fmt: skip
-
-    def ask(variant: str) -> list[float]:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(f"{variant}\n")
-        process.stdin.flush()
-        found: list[float] = json.loads(process.stdout.readline())
-        return found
-
-    return ask
-
-
-def measure(folder: Path, kind: str, rounds: int, before: str | None) -> dict[str, Any]:
-    """The CPU seconds of each variant and round, and the medians of the ratios to "off"."""
-    ask = _start(kind, folder, str(ROOT))
-    asks = dict.fromkeys(("off", "on", "trace"), ask)
-    if before:
-        asks["before"] = _start(kind, folder, before)
-    taken: dict[str, list[float]] = {variant: [] for variant in asks}
-    batches = 0.0
-    for number in range(rounds):
-        for variant in asks if number % 2 else reversed(asks):
-            cpu, batches = asks[variant](variant)
-            taken[variant].append(cpu)
-    base = "off"
-    on, traced = (KINDS[kind] * seconds for seconds in ask("compute"))
-    ratios = {
-        variant: [mine / other for mine, other in zip(taken[variant], taken[base], strict=True)]
-        for variant in asks
-        if variant != base
-    }
-    # A round in which another program disturbed one of the two says nothing: the middle of all rounds counts,
-    # and so do the best of each, which nothing has disturbed.
+def measure(folder: Path, kind: str, processes: int, rounds: int) -> dict[str, Any]:
+    """What each variant takes beside "off", and the CPU seconds that say so."""
+    found = []
+    for number in range(processes):
+        given = [kind, str(folder), str(number), str(rounds)]
+        command = [sys.executable, "-m", "benchmarks.counters", "--child", *given]
+        said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+        found.append(json.loads(said))
+        print(
+            kind,
+            {name: round(_beside(found[-1]["cpu seconds"], *names), 2) for name, names in SHOWN.items()},
+            flush=True,
+        )
+    # The least of an epoch: what nothing has disturbed.
+    least = min(min(one["cpu seconds"]["on"]) for one in found)
+    on, traced = (min(one["computed"][number] for one in found) for number in (0, 1))
     return {
-        "base": base,
-        "microseconds a batch": 1e6 * min(taken["on"]) / batches,
-        "percent": {name: 100 * (statistics.median(found) - 1) for name, found in ratios.items()},
-        "percent of the best rounds": {
-            name: 100 * (min(taken[name]) / min(taken[base]) - 1) for name in ratios
+        "microseconds a batch": 1e6 * least / found[0]["batches"],
+        "percent": {
+            name: _mean([_beside(one["cpu seconds"], *names) for one in found])
+            for name, names in SHOWN.items()
         },
-        "computed percent": {"on": 100 * on / min(taken["on"]), "trace": 100 * traced / min(taken["on"])},
-        "cpu seconds": taken,
+        "computed percent": {"on": 100 * on / least, "trace": 100 * traced / least},
+        "cpu seconds": [one["cpu seconds"] for one in found],
     }
+
+
+def _beside(taken: dict[str, list[float]], mine: str, other: str, times: int) -> float:
+    """By how many percent a variant takes longer than another in one process: the median of its rounds."""
+    rounds = zip(taken[mine], taken[other], strict=True)
+    return 100 * (statistics.median(one / two for one, two in rounds) - 1) / times
+
+
+def _mean(values: list[float]) -> dict[str, float]:
+    """The mean of the processes, and two of its standard errors."""
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return {"mean": statistics.mean(values), "two standard errors": 2 * error}
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The result for people."""
-    variants = list(next(iter(found.values()))["percent"])
     lines = [
         "# What counting costs",
         "",
-        "CPU time beside that of the same loader without counters, in percent: the median of all rounds, and",
-        f"in parentheses of the best rounds. Bars: counters {BARS['on']} %, trace {BARS['trace']} %.",
+        "CPU time beside that of the same loader without counters, in percent: the mean of processes, and",
+        "two standard errors of it. By eleven: a tenth of what counting eleven times takes more. Computed:",
+        f"the calls, each times what it takes. Bars: counters {BARS['on']} %, trace {BARS['trace']} %.",
         "",
-        f"| loader | us a batch | {' | '.join(variants)} | on, computed | trace, computed |",
-        "| --- " * (4 + len(variants)) + "|",
+        f"| loader | us a batch | {' | '.join(SHOWN)} | on, computed | trace, computed |",
+        "| --- " * (4 + len(SHOWN)) + "|",
     ]
     for kind, each in found.items():
-        best = each["percent of the best rounds"]
-        cells = [f"{value:+.2f} ({best[name]:+.2f})" for name, value in each["percent"].items()]
-        cells += [f"{each['computed percent'][name]:.2f}" for name in ("on", "trace")]
+        cells = [f"{one['mean']:+.2f} ± {one['two standard errors']:.2f}" for one in each["percent"].values()]
+        cells += [f"{each['computed percent'][name]:.2f}" for name in BARS]
         lines.append(f"| {kind} | {each['microseconds a batch']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -235,20 +216,25 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--before")
+    parser.add_argument("--processes", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--only", nargs="*", choices=KINDS, default=[*KINDS])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "counters")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(*given.child)
+        kind, place, seed, rounds = given.child
+        child(kind, place, int(seed), int(rounds))
         return
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
-        found = {kind: measure(Path(folder), kind, given.rounds, given.before) for kind in KINDS}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "counters.json").write_text(json.dumps(found, indent=1) + "\n")
-    (given.out / "counters.md").write_text(table(found))
+        given.out.mkdir(parents=True, exist_ok=True)
+        file = given.out / "counters.json"
+        found = json.loads(file.read_text()) if file.exists() else {}
+        for kind in given.only:
+            found[kind] = measure(Path(folder), kind, given.processes, given.rounds)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+            (given.out / "counters.md").write_text(table(found))
     print(table(found))
 
 

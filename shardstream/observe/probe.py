@@ -13,7 +13,7 @@ from shardstream.format.sizes import parse_size
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_disk import measure_disk
 from shardstream.observe.probe_limits import Limits
-from shardstream.observe.probe_load import busy_cores, keep_busy, latency, open_loop, sweep
+from shardstream.observe.probe_load import busy_cores, calibrated, latency, open_loop, sweep
 from shardstream.observe.probe_profile import VERSION, Latency, Profile, StoreRates
 from shardstream.observe.probe_ranges import Object, Ranges, objects_below, unhedged
 from shardstream.observe.probe_rates import cores, measure_rates
@@ -29,7 +29,7 @@ _SHARES = (0.5, 0.9)  # of the knee's rate, for open loops
 # Parts of all seconds and bytes. If there is a disk, the others share what it leaves of the bytes.
 _RATES, _LATENCIES, _SWEEP = (0.3, 0.25), (0.15, 0.1), (0.2, 0.45)
 _IOPS, _OPEN, _DISK = (0.1, 0.05), (0.1, 0.1), (0.13, 0.3)
-_CALIBRATION = 0.3  # seconds in which threads are busy to see how many cores they get
+_CALIBRATION = 1.2  # seconds in which threads are busy to see how many cores they get
 _IDLE = 0.2  # seconds in which other processes are watched
 
 
@@ -87,21 +87,23 @@ def probe(
     limits = Limits(seconds, parse_size(most, "most"))
     objects, manifest = objects_below(work.url, options)
     asked = limits if cache is None else limits.part(seconds, 1 - _DISK[1])
-    disk = rates = None
+    disk = measured = None
     if manifest is None and (seq_len is not None or image_size is not None):
         raise OptionError(f"{redact(work.url)} is no dataset: seq_len and image_size go with one")
     if cache is not None:
         disk = measure_disk(os.path.abspath(os.fspath(cache)), _part(limits, seconds, _DISK))
     on_disk = limits.used
     if manifest is not None:
-        rates = measure_rates(work.resolved(manifest.kind), _part(asked, seconds, _RATES))
+        measured = measure_rates(work.resolved(manifest.kind), _part(asked, seconds, _RATES))
     store = _store(work.url, options, objects, asked, seconds)
+    fetch = 0.0 if store.throughput is None else store.throughput.best.cpu_seconds_per_gb / 1e9
+    rates = None if measured is None else measured.rates(fetch)
     count = cores()
-    (free, together), (free_one, alone) = keep_busy(count, _CALIBRATION), keep_busy(1, _CALIBRATION)
+    free, free_one, shared = calibrated(count, _CALIBRATION)
     return Profile(
         VERSION, __version__, socket.gethostname(),
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        count, free, free_one, min(1.0, together / alone), redact(work.url), round(limits.elapsed, 1),
+        count, free, free_one, shared, redact(work.url), round(limits.elapsed, 1),
         limits.used - on_disk, on_disk, tuple(limits.cut), store, disk, rates,
     )  # fmt: skip
 

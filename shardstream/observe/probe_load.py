@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from shardstream.observe.probe_ranges import Ranges
 from shardstream.storage.cancellation import Cancelled, CancelScope, working_for
 
 __all__ = [
-    "busy_cores", "busy_seconds", "closed_loop", "keep_busy", "latency", "open_loop", "sweep",
+    "busy_cores", "busy_seconds", "calibrated", "closed_loop", "keep_busy", "latency", "open_loop", "sweep",
 ]  # fmt: skip
 
 Read = Callable[[int], int]  # reads so many bytes, and says how many came
@@ -27,6 +28,7 @@ _ROUNDS = 3  # requests of each worker of a closed loop, at least; the first one
 _EVEN = 16
 _GAIN = 1.05  # a doubling that brings less is no gain
 _STILL = 3  # doublings without a gain after which the sweep ends: of two, both may be disturbed
+_TURNS = 6  # of all cores and of one
 _ARRIVALS = 256  # threads for requests that arrive by chance, at most
 
 
@@ -241,6 +243,23 @@ def keep_busy(threads: int, seconds: float) -> tuple[float, float]:
         pass
     wall, cpu = time.monotonic() - began, sum(taken for _, taken in done)
     return min(float(threads), cpu / wall), sum(count for count, _ in done) / max(1e-9, cpu)
+
+
+def calibrated(count: int, seconds: float) -> tuple[float, float, float]:
+    """What busy threads get, and do: all cores and one in turn, since other programs come and go.
+
+    Returns:
+        (how many cores `count` threads got, what one thread got of a core, what a core does in a second while
+        all are busy, of what one does alone; at most 1). The medians of the turns.
+    """
+    turns = [
+        (keep_busy(count, seconds / 2 / _TURNS), keep_busy(1, seconds / 2 / _TURNS)) for _ in range(_TURNS)
+    ]
+    return (
+        statistics.median(together[0] for together, _ in turns),
+        statistics.median(alone[0] for _, alone in turns),
+        min(1.0, statistics.median(together[1] / alone[1] for together, alone in turns)),
+    )
 
 
 def busy_seconds() -> float:

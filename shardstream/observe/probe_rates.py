@@ -6,7 +6,7 @@ import copy
 import os
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from shardstream.dataset import contents_of
@@ -15,23 +15,20 @@ from shardstream.errors import OptionError
 from shardstream.format import frames
 from shardstream.format.manifest import Manifest
 from shardstream.observe.bench_work import Work
+from shardstream.observe.probe_costs import Measured, Pass, Passes
 from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import busy_seconds
-from shardstream.observe.probe_profile import Rates
 from shardstream.read.dataset_blocks import STREAMS
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.cache.options import Cache
 
-__all__ = ["Pass", "measure_rates", "per_sample"]
+__all__ = ["measure_rates"]
 
 _SHARDS, _FRAMES = 4, 32  # that are decompressed
 _DECOMPRESSING = 0.5  # seconds of a core
 _LOOK = 8  # after so many batches the limits are looked at
 _AHEAD = 32 << 20  # bytes of look-ahead
-_MOST_FIXED = 0.8  # of an epoch's seconds are for opening, at most
-_MOST_OPENED = 0.75  # of an epoch's samples are opened for its first batch, at most
 _PATIENCE = 4  # times the seconds of this part: an epoch that is cut off would look expensive
-_LEAST_SERIAL = 0.05  # of a sample's work, at least, that only one thread of a process does at a time
 _FIRST = 8 << 20  # bytes of the samples that are read first
 _LEAST = 4  # times the samples that are read first
 _GROW = 0.7  # the part of the time that is planned for
@@ -39,10 +36,11 @@ _RAM = 128 << 20  # bytes of memory for all but the frames
 _PASSES = 8  # from memory
 _STARTS = 3  # from memory
 _COLD = 3  # epochs from the store: the work of one differs from run to run
+_LEAST_COLD = 2  # of them, also if the time does not suffice: the first one is the slowest
 
 
-def measure_rates(work: Work, limits: Limits) -> Rates | None:
-    """The rates of a dataset; None if the limits end it before anything is known.
+def measure_rates(work: Work, limits: Limits) -> Measured | None:
+    """What the rates of a dataset follow from; None if the limits end it before anything is known.
 
     Some batches are read into memory, and then made again and again from there. The processor time of that
     is measured, and so the number does not depend on what else runs on the machine.
@@ -99,26 +97,9 @@ def _decompression(reader: DatasetReader, chosen: list[tuple[int, int]], limits:
     return codec, (time.thread_time() - began) / max(1, done)
 
 
-@dataclass
-class Pass:
-    """An epoch, or its beginning.
-
-    Args:
-        samples: How many samples, or blocks, came.
-        wall: Seconds that it took.
-        seconds: Seconds of cores of this process.
-        consumer: Those of this thread.
-        busy: Those of all processes of the machine; 0 if the system does not tell.
-    """
-
-    samples: int
-    wall: float
-    seconds: float
-    consumer: float
-    busy: float = 0.0
-
-
-def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits) -> Rates | None:
+def _pipeline(
+    work: Work, reader: DatasetReader, codec: str, per_byte: float, limits: Limits
+) -> Measured | None:
     manifest, began = reader.manifest, limits.seconds_left
     # What is ahead when an epoch ends early was read in vain.
     work = replace(work, prefetch=min(work.prefetch or _AHEAD, _AHEAD))
@@ -132,7 +113,8 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     all_fits = lanes * frame < limits.bytes_left / 4
     first = work.dataset() if all_fits else _part_of(work, None, count, manifest.samples)
     # Without look-ahead, and so without work for batches that are not taken.
-    opened = _epoch(replace(work, prefetch=1), first, limits, batches=1)
+    alone = replace(work, prefetch=1)
+    whole_first = _epoch(alone, first, limits, batches=1)
     dataset: Any = None
     passes: list[Pass] = []  # of the same samples
     while count < manifest.samples or not passes:
@@ -149,7 +131,7 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     while (
         len(passes) < _COLD
         and limits.bytes_left > count * each
-        and limits.seconds_left - began / 3 > found.wall
+        and (limits.seconds_left - began / 3 > found.wall or len(passes) < _LEAST_COLD)
         and found.samples == passes[0].samples
     ):
         dataset = _in_memory(work, count, manifest)
@@ -159,6 +141,8 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     if not cold.samples:
         limits.note("rates of the cores: no batch came within the limits")
         return None
+    # Opening some shards takes less than opening all of them: this first batch belongs to these epochs.
+    store_first = _epoch(alone, _part_of(work, None, count, manifest.samples), limits, batches=1)
     counters: dict[str, Any] = contents_of(dataset).reader.counters  # type: ignore[attr-defined]
     requests, came = int(counters.get("requests", 0)), int(counters.get("remote_bytes", 0))
     warm, start = _from_memory(work, dataset, limits), _start_from_memory(work, dataset, limits)
@@ -166,28 +150,16 @@ def _pipeline(work: Work, reader: DatasetReader, codec: str, per_byte: float, li
     if isinstance(contents_of(dataset), SampleContents) and work.decode:
         # What decoders take, they take without Python's lock, several threads at a time.
         plain = _from_memory(work, _undecoded(dataset), limits)
-    whole = items(work.dataset())
-    warm_each, _ = per_sample(warm, start)
-    raw = manifest.raw_bytes / whole
-    # The first batch fetches and decompresses a frame of each lane, and makes few samples of them.
-    frames_opened = min(work.batch, lanes) * whole / max(1, sum(shard.frames for shard in manifest.shards))
-    cold_each, fixed = per_sample(cold, opened, frames_opened, max(0.0, warm_each - per_byte * raw))
-    serial = cold_each - max(0.0, warm.seconds - plain.seconds) / warm.samples - per_byte * raw
-    shape = ("batch", "seq_len", "image_size", "decode", "seed", "lanes", "window")
-    return Rates(
-        {name: getattr(work, name) for name in shape},
+    return Measured(
+        work,
+        manifest,
+        items(work.dataset()),
         codec,
-        1 / per_byte if per_byte else 0.0,
-        fixed,
-        cold_each,
-        warm_each,
-        max(serial, warm.consumer / warm.samples, _LEAST_SERIAL * cold_each),
-        warm.consumer / warm.samples,
-        max(cold.busy, cold.seconds) / cold.wall,
-        cold.samples,
-        manifest.bytes / whole,
-        raw,
+        per_byte,
+        Passes(warm, start, cold, store_first, whole_first),
+        plain,
         came // requests if requests and contents_of(dataset).remote else 0,
+        limits,
     )
 
 
@@ -195,25 +167,6 @@ def _in_memory(work: Work, count: int, manifest: Manifest) -> Any:
     """The first samples, which stay in memory when they have come."""
     size = int(count * manifest.bytes / manifest.samples)
     return _part_of(work, Cache(ram=4 * size + _RAM), count, manifest.samples)
-
-
-def per_sample(whole: Pass, first: Pass, opened: float = 0.0, build: float = 0.0) -> tuple[float, float]:
-    """(seconds of a core for a sample, seconds of a core to open), by an epoch and by a first batch.
-
-    Args:
-        whole, first: The epoch, and the first batch.
-        opened: How many samples the frames have that the first batch opened, or fewer.
-        build: Seconds of a core to make a sample of an open frame.
-    """
-    done = min(max(float(first.samples), opened), _MOST_OPENED * whole.samples)
-    between = whole.samples - done
-    if whole.samples <= first.samples:  # one batch is all that there is
-        return whole.seconds / whole.samples, 0.0
-    rest = whole.seconds - first.seconds - build * max(0.0, done - first.samples)
-    # A disturbed first batch must not make samples look free, nor dearer than all that the epoch took.
-    average = whole.seconds / whole.samples
-    each = min(average, max(rest / between, (1 - _MOST_FIXED) * average))
-    return each, max(0.0, whole.seconds - whole.samples * each)
 
 
 def _middle(passes: list[Pass]) -> Pass:
@@ -293,8 +246,9 @@ def _epoch(
     finally:
         iterator.close()  # type: ignore[attr-defined]
     stats = loader.stats()
-    limits.count(int(stats.get("remote_bytes", 0)) - came)
+    fetched = int(stats.get("remote_bytes", 0)) - came
+    limits.count(fetched)
     return Pass(
-        int(stats["samples"]), time.monotonic() - began,
-        time.process_time() - cpu, time.thread_time() - consumer, busy_seconds() - busy,
+        int(stats["samples"]), time.monotonic() - began, time.process_time() - cpu,
+        time.thread_time() - consumer, busy_seconds() - busy, fetched, int(stats["decompressed_bytes"]),
     )  # fmt: skip

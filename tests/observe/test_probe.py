@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardstream as ss
+from shardstream.observe import probe_load
 from shardstream.observe.advise_facts import slowdown
 from shardstream.observe.probe import probe
 from shardstream.observe.probe_limits import Limits
-from shardstream.observe.probe_load import closed_loop, open_loop
+from shardstream.observe.probe_load import calibrated, closed_loop, open_loop
 from shardstream.observe.probe_profile import Level, Profile, Sweep, knee_of, percentile
-from shardstream.observe.probe_rates import Pass, per_sample
 from shardstream.storage.store import Store
 from tests.corpora import pack_rows
 from tests.servers import Weed
@@ -134,6 +134,25 @@ def test_cores_that_share_their_caches_take_longer_for_the_same_work() -> None:
     assert slowdown(alone, 1.0) == 1
 
 
+def test_cores_are_calibrated_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another program takes one core and half of the work in one of the turns: it does not count.
+    turns = iter([(1.0, 50.0), (1.0, 100.0), *[(2.0, 80.0), (1.0, 100.0)] * 5])
+    asked = []
+
+    def busy(threads: int, seconds: float) -> tuple[float, float]:
+        asked.append(threads)
+        return next(turns)
+
+    monkeypatch.setattr(probe_load, "keep_busy", busy)
+    assert calibrated(2, 1.2) == (2.0, 1.0, 0.8)
+    assert asked == [2, 1] * 6
+    monkeypatch.undo()
+    free, one, shared = calibrated(2, 0.1)
+    assert 0 < free <= 2
+    assert 0 < one <= 1
+    assert 0 < shared <= 1
+
+
 def test_errors(tmp_path: Path, images: Path) -> None:
     dead = {"key": "a", "secret": "b", "endpoint_url": "http://127.0.0.1:9"}
     retry = ss.Retry(attempts=1, span=0)
@@ -151,24 +170,6 @@ def test_errors(tmp_path: Path, images: Path) -> None:
     (tmp_path / "old.json").write_text('{"version": 99}')
     with pytest.raises(ss.CorruptionError, match="version 99"):
         Profile.load(tmp_path / "old.json")
-
-
-def test_opening_is_no_part_of_a_sample() -> None:
-    first, whole = Pass(32, 1, 0.5 + 32 * 1e-3, 0), Pass(4000, 9, 0.5 + 4000 * 1e-3, 0)
-    each, fixed = per_sample(whole, first)
-    assert each == pytest.approx(1e-3)
-    assert fixed == pytest.approx(0.5)
-    assert per_sample(first, first) == (pytest.approx(first.seconds / 32), 0.0)
-    # Of 4,000 samples, the first batch fetched 1,000 for 0.4 ms each, and made 32 for 0.6 ms each.
-    ahead = Pass(32, 1, 0.5 + 1000 * 0.4e-3 + 32 * 0.6e-3, 0)
-    each, fixed = per_sample(whole, ahead, opened=1000, build=0.6e-3)
-    assert each == pytest.approx(1e-3)
-    assert fixed == pytest.approx(0.5)
-    each, _ = per_sample(whole, Pass(32, 1, 0.1, 0), opened=3999)  # hardly any are left to compare with
-    assert each <= whole.seconds / 4000
-    each, fixed = per_sample(whole, Pass(32, 9, 20.0, 0))  # a first batch that was disturbed
-    assert each > 0
-    assert fixed >= 0
 
 
 def test_a_load_ends_with_the_first_error() -> None:

@@ -230,7 +230,8 @@ def main() -> None:
         make(Path(folder))
         given.out.mkdir(parents=True, exist_ok=True)
         file = given.out / "counters.json"
-        found = json.loads(file.read_text()) if file.exists() else {}
+        before = json.loads(file.read_text()) if file.exists() else {}
+        found = {kind: each for kind, each in before.items() if set(each["percent"]) == set(SHOWN)}
         for kind in given.only:
             found[kind] = measure(Path(folder), kind, given.processes, given.rounds)
             file.write_text(json.dumps(found, indent=1) + "\n")

@@ -126,3 +126,36 @@ def test_a_cache_of_half_the_dataset_hits_half_and_fetches_nothing_twice(tmp_pat
     for before, after in pairwise(fetched[1:]):
         assert after - before <= 0.55 * needed
     assert disk.used <= disk.limit
+
+
+@pytest.fixture(scope="module")
+def large_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of 96 KiB, which are views of the ranges that they come in."""
+    numbers = random.Random(0)
+    rows = ({"id": f"k{n}", "text": numbers.randbytes(2000).hex()} for n in range(3000))
+    folder = tmp_path_factory.mktemp("large-frames")
+    return pack_rows(folder, rows, shard_size="2MiB", frame_size="96KiB", compression="none")
+
+
+@pytest.mark.parametrize("ram", ["64MiB", "12MiB", "5MiB"])
+@pytest.mark.parametrize("disk", [True, False])
+def test_views_of_ranges_give_the_right_samples_within_the_budget(
+    large_frames: Path, tmp_path: Path, ram: str, disk: bool
+) -> None:
+    expected = {key: fields["txt"] for key, fields in DatasetReader.open(str(large_frames)).iter_samples()}
+    store = f"memory://views-{tmp_path.name}"
+    target = Store.open(store)
+    for file in large_frames.iterdir():
+        target.write(file.name, file.read_bytes())
+    cache = ss.Cache(tmp_path / "cache" if disk else None, ram=ram)
+    shuffle = ss.Shuffle(seed=1, lanes=4, window=2)
+    loader = ss.StreamingLoader(
+        ss.StreamingDataset(store, shuffle=shuffle, decode=False, cache=cache), batch_size=8, last="short"
+    )
+    for _ in range(2):
+        found: dict[str, bytes] = {}
+        for batch in loader:
+            found |= {key: bytes(text) for key, text in zip(batch["__key__"], batch["txt"], strict=True)}
+        assert found == expected
+    used = loader.stats()["memory"]["ram"]
+    assert sum(size for name, size in used.items() if name != "limit") <= used["limit"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ class RangeParts:
                 found.append(_copy(part))
                 continue
             # A view of a view: of the first one, numpy would make the range the base, and forget the owner.
-            owner = part.view(_Part)[:]
+            owner = cast(_Part, part.view(_Part)[:])
             owner.range = shared
             when_dropped(owner, shared.end, size)
             found.append(np.asarray(owner).data.toreadonly())

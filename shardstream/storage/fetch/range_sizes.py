@@ -37,7 +37,7 @@ class RangeSizes:
     def __init__(self, tiers: Tiers, progress: EpochProgress) -> None:
         self.limit: Callable[[], int] = lambda: THREADS
         self._counters, self._progress = tiers.counters, progress
-        self._most = min(LONGEST, max(_FIRST, tiers.budget.limit // _SHARE))
+        self._share = tiers.budget.limit // _SHARE
         self._began, self._before, self._total = time.monotonic(), 0, math.inf
 
     def restart(self, total: float) -> None:
@@ -51,7 +51,8 @@ class RangeSizes:
         # If all comes in a short time anyway, nobody waits longer, and there are fewer requests.
         short = self._total * (time.monotonic() - self._began) < _SHORT * came
         early = came // _EARLY if short else 0
-        return min(max(_FIRST, self._progress.bytes // _GROWTH, early), self._most)
+        grown = min(max(self._progress.bytes // _GROWTH, early), self._share, LONGEST)
+        return max(_FIRST, grown)
 
     def at_once(self) -> int:
         """How many ranges are fetched at once: a few large ones fill the link, and each comes sooner."""

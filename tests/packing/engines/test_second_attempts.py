@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -101,7 +102,13 @@ def test_an_error_of_a_store_in_the_second_attempt_is_no_error_of_the_task(
         assert workers.counts.retried >= 1
 
 
-@pytest.mark.parametrize(("kind", "error"), [("source", ss.SourceError), ("commit", ss.CommitError)])
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("source", ss.SourceError),
+        pytest.param("commit", ss.CommitError, marks=pytest.mark.long),
+    ],
+)
 def test_another_error_of_the_second_attempt_ends_it(
     engine: Any, kind: str, error: type[Exception], tmp_path: Path
 ) -> None:
@@ -144,7 +151,7 @@ def contents(url: str, options: Any = None) -> dict[str, bytes]:
     return {name: store.read(name) for name in store.list()}
 
 
-@pytest.fixture(params=["local", "plain", "s3"])
+@pytest.fixture
 def dests(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], Any]:
     """Places for datasets, and the options of their store."""
     if request.param == "s3":
@@ -154,15 +161,16 @@ def dests(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], An
     return [f"{scheme}{tmp_path / name}" for name in ("one", "other")], None
 
 
-def long(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.long)
+STORES, POINTS = ("local", "plain", "s3"), ("before", "within", "after")
+SHORT = [("s3", "within", 7), ("plain", "within", None)]
+LONG = [each for each in itertools.product(STORES, POINTS, (None, 7)) if each not in SHORT]
 
 
 @pytest.mark.parametrize(
-    ("point", "shuffle"),
-    [("within", 7), long("within", None), long("before", None), long("before", 7), long("after", None),
-     long("after", 7)],
-)  # fmt: skip
+    ("dests", "point", "shuffle"),
+    [*SHORT, *(pytest.param(*each, marks=pytest.mark.long) for each in LONG)],
+    indirect=["dests"],
+)
 def test_nothing_comes_twice_wherever_the_first_attempt_hangs(
     dests: tuple[list[str], Any],
     point: str,
@@ -192,6 +200,7 @@ def test_nothing_comes_twice_wherever_the_first_attempt_hangs(
     assert (seen[-1].done_tasks, seen[-1].samples) == (seen[-1].total_tasks, ROWS * 4 // 5)
 
 
+@pytest.mark.parametrize("dests", STORES, indirect=True)
 def test_an_attempt_that_wakes_when_the_pack_is_complete_changes_nothing(
     dests: tuple[list[str], Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

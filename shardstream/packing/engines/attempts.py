@@ -10,7 +10,7 @@ from typing import Any
 from shardstream.errors import CommitError, StorageError
 from shardstream.format.shown import counted
 from shardstream.packing.engines.batch import Answer
-from shardstream.packing.engines.pace import MOST_COPIES, Pace, work_of
+from shardstream.packing.engines.pace import MOST_COPIES, Pace, may_copy, work_of
 from shardstream.storage.store import redact
 
 __all__ = ["Flight", "Work", "WorkerLostError", "failed", "lost", "slow_ones"]
@@ -108,7 +108,8 @@ def slow_ones(flying: Mapping[Hashable, Flight], pace: Pace, idle: int, now: flo
 
 def _may_fly(work: Work, now: float) -> bool:
     """Whether another attempt makes sense. What has killed a worker is not given to two at a time."""
-    return work.flying == 1 and work.copies < MOST_COPIES and not work.deaths and work.due <= now
+    copied = work.copies >= MOST_COPIES or work.deaths
+    return work.flying == 1 and not copied and work.due <= now and may_copy(work.task)
 
 
 def lost(batch: Iterable[Work], alone: bool, error: WorkerLostError) -> list[Work]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, overload
 
 from shardstream.packing.sources.streams import names_compressed
 
-__all__ = ["MOST_COPIES", "Pace", "longest_first", "work_of"]
+__all__ = ["MOST_COPIES", "Pace", "longest_first", "may_copy", "work_of"]
 
 MOST_COPIES = 3  # further attempts at one task, each after the one before was lost
 _SLOW = 3.0  # times what is usual
@@ -36,6 +36,11 @@ def work_of(task: Any) -> int:
         return int(size)
     files = getattr(task, "files", ())
     return sum((each.end - each.start) * (_EXPANDED if names_compressed(each.url) else 1) for each in files)
+
+
+def may_copy(task: Any) -> bool:
+    """Whether a second attempt at a task may run beside the first one."""
+    return not getattr(task, "alone", False)
 
 
 def longest_first(tasks: Sequence[T]) -> Sequence[T]:

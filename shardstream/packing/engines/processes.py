@@ -15,7 +15,7 @@ from shardstream.errors import CommitError, StorageError
 from shardstream.packing.engines.engine import Counts, Needs
 from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.engines.local import Worker, WorkerDiedError
-from shardstream.packing.engines.pace import MOST_COPIES, Pace, longest_first, work_of
+from shardstream.packing.engines.pace import MOST_COPIES, Pace, longest_first, may_copy, work_of
 from shardstream.storage.secrets import redact
 
 __all__ = ["Local", "run_tasks"]
@@ -193,7 +193,10 @@ class _Pool:
             # What has killed a worker is not given to two at a time.
             if len(running.workers) != 1 or running.copies >= MOST_COPIES or running.deaths:
                 continue
-            limit = self._pace.limit(1, work_of(self._tasks[number]))
+            task = self._tasks[number]
+            if not may_copy(task):
+                continue
+            limit = self._pace.limit(1, work_of(task))
             left = max(running.began + limit, running.later) - now
             if left <= 0:
                 return number, 0.0

@@ -95,6 +95,9 @@ class SourceOptions:
 class Task:
     """One slice of the input: consecutive whole files, or a part of one file."""
 
+    # Whether no second attempt may run beside a slow one: what it does need not be the same each time.
+    alone: ClassVar[bool] = False
+
     number: int
     files: tuple[FileSpan, ...]
 

@@ -36,6 +36,8 @@ class _CallTask(Task):
         name: Its name, for messages.
     """
 
+    alone: ClassVar[bool] = True
+
     call: Call | bytes = b""
     name: str = ""
 

@@ -19,6 +19,7 @@ import shardstream as ss
 from shardstream.packing.engines import Counts, Local, Needs, Submit, pace
 from shardstream.packing.engines.processes import run_tasks
 from shardstream.packing.sources.base import FileSpan, Task
+from shardstream.packing.sources.calls import Calls
 from shardstream.progress import Progress
 from shardstream.storage.store import Store
 from tests.packing.engines import calls
@@ -41,7 +42,25 @@ def test_long_tasks_are_begun_first_and_equal_ones_in_their_order() -> None:
 
     tasks = [task(0, "a", 10), task(1, "b", 30), task(2, "c.gz", 9), task(3, "d", 10), task(4, "e", 30)]
     assert [each.number for each in pace.longest_first(tasks)] == [2, 1, 4, 0, 3]
-    assert pace.longest_first(range(3)) == [0, 1, 2]
+    assert list(pace.longest_first(range(3))) == [0, 1, 2]
+
+
+def test_a_plan_that_is_not_in_memory_keeps_neighbours_of_about_the_same_length() -> None:
+    class Sized:
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+    sizes = [70, 100, 90, 1, 6400, 80]
+    found = pace.longest_first(tuple(map(Sized, sizes)))
+    assert [each.size for each in found] == [6400, 70, 100, 90, 80, 1]
+    assert [each.size for each in found[1:3]] == [70, 100]
+    assert len(found) == 6
+
+
+def test_functions_of_the_user_get_no_second_attempt() -> None:
+    [task] = Calls((calls.__name__.title,)).plan([], 1)
+    assert not pace.may_copy(task)
+    assert pace.may_copy(Task(0, ()))
 
 
 def test_what_is_slow_goes_by_the_median_and_by_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

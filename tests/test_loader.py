@@ -79,6 +79,13 @@ def test_each_epoch_has_its_own_order_and_set_epoch_gives_it_again(packed: Path)
     assert [key for batch in one for key in batch["__key__"]] == epochs[0]
 
 
+def test_each_batch_has_marks_of_its_own(packed: Path) -> None:
+    loader = ss.StreamingLoader(ss.StreamingDataset(packed), batch_size=7, last="short")
+    for batch in loader:
+        assert not batch["__pad__"].any()
+        batch["__pad__"][:] = True
+
+
 def test_dropped_iterators_leave_no_threads_and_no_files(packed: Path) -> None:
     one = loader(packed, 3)
     list(one)  # a dataset keeps the shards that it has read mapped

@@ -108,7 +108,7 @@ class _Map(_Slabs):
     """Rows of the corpus, mapped."""
 
     def rows(self) -> int:
-        return _BATCHES * self.batch
+        return _BATCHES * int(self.batch)
 
     def jobs(self) -> list[Any]:
         order = self.random.permutation(self.corpus.count)
@@ -139,6 +139,7 @@ class _Zstd(_Slabs):
         reader = DatasetReader.open(dest)
         for shard in range(len(reader.manifest.shards)):
             index, mapped = reader.index(shard), reader.local.mapped(shard)
+            assert mapped is not None, "the dataset is local"
             layout = Layout.of(index, 0, size, reader.shard_name(shard))
             stored, sizes = index.frame_offset.tolist(), index.frame_size.tolist()
             columns = index.frame_raw_size.tolist(), layout.data.tolist(), np.diff(layout.start).tolist()

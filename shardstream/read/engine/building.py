@@ -148,7 +148,8 @@ class Builder(Generic[T]):
                 del batch
             return
         except Exception:
-            parts = [] if finishing else unit.parts(self._singles)
+            # Behind the last batch it is the last look at the files that has failed.
+            parts = [] if finishing or given == len(unit.sizes) else unit.parts(self._singles)
             if not parts:
                 raise
         # A frame of the unit is damaged. Batches that do not need this frame can still be built.

@@ -125,6 +125,47 @@ def test_errors_of_finishing_and_of_planning_come_in_their_place(direct: bool) -
     assert isinstance(error, KeyError)
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_what_fails_behind_the_last_batch_of_a_unit_is_raised(direct: bool) -> None:
+    class Looks(Numbers):
+        def build(self, frames: Mapping[FrameId, Any]) -> Iterator[list[int]]:
+            yield from super().build(frames)
+            raise CorruptionError("a file has changed")
+
+    found, error = until_error(stream(Frames(), [Looks([[0, 1], [2, 3]], direct)], tuple))
+    assert found == [(0, 1), (2, 3)]
+    assert str(error) == "a file has changed"
+
+
+def test_frames_that_a_unit_gives_back_may_wait_for_the_next_ones() -> None:
+    class Pool(Frames):
+        """Counts what waits, and drops what is beyond the limit, as a pool of buffers does."""
+
+        limit = waits = dropped = 0
+
+        def limit_idle(self, frames: int, batches: int) -> tuple[int, int]:
+            self.limit = frames
+            self._trim()
+            return self.waits, 0
+
+        def recycle(self, buffer: int) -> None:
+            self.waits += 1
+            self._trim()
+
+        def _trim(self) -> None:
+            beyond = max(0, self.waits - max(1, self.limit))
+            self.waits, self.dropped = self.waits - beyond, self.dropped + beyond
+
+    # The second unit reads the frames of the first one again. Meanwhile they fill `keep`, so that little may
+    # wait. When it is over, all of them may.
+    pool, units = Pool(), [Numbers([[n] for n in range(8)], direct=True) for _ in range(2)]
+    for unit in units:
+        unit.needs = [Need((0, n), 1, 2, 1) for n in range(8)]
+    assert len(list(stream(pool, units, tuple, Budget(prefetch=8, keep=8)))) == 16
+    assert pool.waits == 8
+    assert not pool.dropped
+
+
 def test_a_slow_function_of_the_user_has_no_deadline() -> None:
     def finish(batch: list[int]) -> tuple[int, ...]:
         if not batch[0]:

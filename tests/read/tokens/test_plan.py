@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import shardstream as ss
 from shardstream.errors import CorruptionError, OptionError, StateError
@@ -49,6 +50,20 @@ def expected(url: Path, length: int) -> list[list[int]]:
         for tokens in streams(url)
         for block in range((len(tokens) - 1) // length)
     ]
+
+
+def test_tokens_of_16_bits_can_stay_as_they_are(packed: Path) -> None:
+    if DatasetReader.open(str(packed)).manifest.fields[0].dtype != "uint16":
+        with pytest.raises(OptionError, match=r"too narrow .* are uint32; choose 'int32' or 'int64'"):
+            ss.TokenDataset(packed, seq_len=300, dtype="uint16")
+        return
+    ds = ss.TokenDataset(packed, seq_len=300, dtype="uint16", shuffle=True, tail="pad")
+    wide = ss.TokenDataset(packed, seq_len=300, shuffle=True, tail="pad")
+    pairs = zip(*(ss.StreamingLoader(each, 16, last="pad") for each in (ds, wide)), strict=True)
+    for narrow, batch in pairs:
+        assert narrow["tokens"].dtype == torch.uint16
+        assert (narrow["tokens"].long() == batch["tokens"]).all()
+        assert (narrow["mask"] == batch["mask"]).all()
 
 
 @pytest.mark.parametrize("length", [1, 7, 300, 5_000])

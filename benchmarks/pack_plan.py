@@ -6,7 +6,7 @@ real: a local folder of so many images, of a few bytes each, 1,000 in a folder; 
 listed: as many images of 100 KB, as a store lists them: all of `pack` but the requests of the listing.
 
 Each cell is a new process, which packs with dry_run, and then writes the plan to a local folder. The memory
-is the peak of the process, and what it had before. Takes 3 minutes. JSON and Markdown in DIR.
+is the peak of the process, and what it had before. Takes minutes. JSON and Markdown in DIR.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class OpenFrame:
             fields: Its fields.
             data: The bytes of each field.
             sizes: How many these are.
-            total: The bytes of the sample in the tar: of each field its header, its data and zeros up to a whole block.
+            total: The bytes of the sample in the tar, with headers, and zeros up to whole blocks.
         """
         if fields is not self._fields:
             self._lay_out()

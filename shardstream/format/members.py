@@ -17,7 +17,7 @@ from shardstream.format.headers import (
     padding,
 )
 
-__all__ = ["MAX_SIZE", "longest_key", "member_bytes", "odd_parts", "odd_size", "sample_parts"]
+__all__ = ["MAX_SIZE", "longest_key", "odd_parts", "odd_size", "sample_parts"]
 
 _NAME = 100  # bytes of the name in a header of ustar
 _KNOWN = 1 << 14  # sizes whose headers are kept
@@ -30,11 +30,6 @@ def longest_key(ends: Sequence[bytes]) -> int:
         ends: The end of the name of each member, in UTF-8.
     """
     return _NAME - max(map(len, ends)) if all(map(bytes.isascii, ends)) else -1
-
-
-def member_bytes(size: int) -> int:
-    """The bytes of a usual member in a tar: of its header, its data and the zeros behind."""
-    return (size + 2 * BLOCK - 1) & -BLOCK
 
 
 def sample_parts(

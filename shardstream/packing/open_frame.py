@@ -70,7 +70,7 @@ class OpenFrame:
             fields: Its fields.
             data: The bytes of each field.
             sizes: How many these are.
-            total: The bytes of the sample in the tar: the sum of `member_bytes` of the sizes.
+            total: The bytes of the sample in the tar, with headers, and zeros up to whole blocks.
         """
         if fields is not self._fields:
             self._lay_out()
@@ -154,7 +154,7 @@ class OpenFrame:
         data, self._data = self._data, []
         sizes, self._sizes = self._sizes, []
         self._parts += sample_parts(keys, self._fields.ends, data, sizes)
-        # The sum of `member_bytes`, which is not called: this is the way of every field.
+        # Of each field the bytes of its header, its data and the zeros behind.
         rooms = [(size + 2 * BLOCK - 1) & -BLOCK for size in sizes]
         begins = itertools.accumulate(rooms, initial=self._laid_out + BLOCK)
         self._cells.offsets.extend(itertools.islice(begins, len(sizes)))

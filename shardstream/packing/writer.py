@@ -83,7 +83,7 @@ class SampleWriter:
         known, data = fields_of(tuple(fields)), fields.values()
         sizes = list(map(len, data))
         payload = sum(sizes)
-        # The sum of `member_bytes`, which is not called: this is the way of every sample.
+        # Of each field its header, its data and the zeros up to a whole block.
         total = sum([(size + 2 * BLOCK - 1) & -BLOCK for size in sizes])
         usual = len(raw_key) <= known.longest and payload <= MAX_SIZE and raw_key.isascii()
         if not usual:

@@ -246,7 +246,8 @@ class JsonlSource(Streamed):
             view = memoryview(buffer)
             room = min(len(buffer) - filled, span.size - base - filled)
             filled += read_into(file, view[filled : filled + room], redact(span.url))
-            at, last, lines = 0, base + filled >= span.size, []
+            at, last = 0, base + filled >= span.size
+            lines: list[Line] = []
             if skipping:
                 at = buffer.find(b"\n", 0, filled) + 1
                 skipping = not at

@@ -52,7 +52,7 @@ class _Layout:
         self._keys, self._width = list(map(str.encode, keys)), len(fields)
         self._data = list(itertools.chain.from_iterable(zip(*fields.values(), strict=True)))
         self._sizes = list(map(len, self._data))
-        # That of `member_bytes`, which is not called: this is the way of every field.
+        # Of each field its header, its data and the zeros up to a whole block.
         rooms = [(size + 2 * BLOCK - 1) & -BLOCK for size in self._sizes]
         totals: Iterable[int] = rooms[:: self._width]
         for column in range(1, self._width):

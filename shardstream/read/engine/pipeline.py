@@ -155,7 +155,7 @@ class _Flow(Generic[T]):
                         raise error
                     self._source.check_again()
                     self._limit(stats.queue_depth)
-                    if self._following is not None:  # last: no buffer may be used again that it has given away
+                    if self._following is not None:  # last: what it gives away is not used again here
                         self._following.end(self._source, self._frames)
                     return
                 ready = sum(item.ready() for item in self._pending)

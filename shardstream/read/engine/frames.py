@@ -81,7 +81,8 @@ class FramesInMemory(Generic[B]):
     ) -> None:
         self._fetch, self._recycle, self._pool = fetch, recycle, pool
         self._entries: OrderedDict[FrameId, _Entry[B]] = OrderedDict()
-        self._held: dict[FrameId, int] = {}  # frames for the next stream, and their bytes
+        self._held: dict[FrameId, None] = {}  # frames for the next stream, in the order of need
+        self._held_bytes = 0
         self._lingering = False
         self.in_use = 0
         for frame, (task, size, holds) in (known or {}).items():
@@ -143,13 +144,14 @@ class FramesInMemory(Generic[B]):
         """
         if need.frame in self._held:
             return True
-        if sum(self._held.values()) + need.size > most:
+        if self._held_bytes + need.size > most:
             return False
         if need.frame not in self._entries:
             if self.in_use + need.size > fetch_to:
                 return False
             self.shrink(fetch_to - need.size)
-        self._held[need.frame] = self._used(need).size
+        self._held_bytes += self._used(need).size
+        self._held[need.frame] = None
         return True
 
     def left(self, most: int) -> dict[FrameId, Held[B]]:

@@ -155,9 +155,9 @@ class _Flow(Generic[T]):
                     if (error := self._plan.result().error) is not None:
                         raise error
                     self._source.check_again()
-                    if self._following is not None:
-                        self._following.end(self._source, self._frames)
                     self._limit(stats.queue_depth)
+                    if self._following is not None:  # last: what it gives away is not used again here
+                        self._following.end(self._source, self._frames)
                     return
                 ready = sum(item.ready() for item in self._pending)
                 head = self._head = self._pending.popleft()

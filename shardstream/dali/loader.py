@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
+from shardstream.cores import cores
 from shardstream.counters.page import begin
 from shardstream.dali.epoch import Epoch
 from shardstream.dali.graph import Graph, OnError
@@ -120,7 +120,7 @@ class DaliLoader:
             aliases=graph.aliases(beside),
             options={
                 "batch_size": batch_size,
-                "num_threads": threads or os.cpu_count() or 1,
+                "num_threads": threads or cores(),
                 "prefetch_queue_depth": queue,
             },
             seed=seed,

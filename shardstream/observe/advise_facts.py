@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from shardstream.cores import cores as cores_here
 from shardstream.dataset import contents_of
 from shardstream.errors import OptionError
 from shardstream.format.manifest import Manifest
 from shardstream.observe.advise_model import Data, Machine
 from shardstream.observe.bench_work import Work
 from shardstream.observe.probe_profile import Profile, Rates
-from shardstream.observe.probe_rates import cores as cores_here
 
 __all__ = ["Facts", "Origin", "facts_of"]
 

@@ -8,6 +8,7 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+from shardstream.cores import cores
 from shardstream.errors import OptionError
 from shardstream.format.sizes import parse_size
 from shardstream.observe.bench_work import Work
@@ -16,7 +17,7 @@ from shardstream.observe.probe_limits import Limits
 from shardstream.observe.probe_load import busy_cores, calibrated, latency, open_loop, sweep
 from shardstream.observe.probe_profile import VERSION, Latency, Profile, StoreRates
 from shardstream.observe.probe_ranges import Object, Ranges, objects_below, unhedged
-from shardstream.observe.probe_rates import cores, measure_rates
+from shardstream.observe.probe_rates import measure_rates
 from shardstream.storage.store import local_path_of, redact
 from shardstream.version import __version__
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
 import time
 from dataclasses import replace
@@ -213,11 +212,6 @@ def _part_of(work: Work, cache: Cache | None, count: int, total: int) -> Any:
 def items(dataset: Any) -> int:
     """How many samples, or blocks of tokens, the dataset has, at least 1."""
     return max(1, int(contents_of(dataset).total))
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _epoch(

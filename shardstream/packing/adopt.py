@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import xxhash
 
+from shardstream.cores import cores
 from shardstream.errors import CommitError, OptionError, SourceError, StorageError
 from shardstream.format.manifest import NAME, Manifest, ShardInfo
 from shardstream.format.names import SplitKey
@@ -141,7 +142,7 @@ def index(
         reservation.reserve(store, mine, resume=False, locked=lock is not None)
         try:
             inherited = () if lock is None else (lock,)
-            adopted = _adopt_all(job, tasks, workers or os.cpu_count() or 1, inherited, Reporter(progress))
+            adopted = _adopt_all(job, tasks, workers or cores(), inherited, Reporter(progress))
             manifest = _manifest(job, adopted, beside, max_rejects)
             if lock is not None:
                 clear_temporary(store)  # of workers that were killed

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from shardstream.cores import cores
 from shardstream.counters.page import begin
 from shardstream.errors import CommitError, OptionError, SourceError
 from shardstream.format import frames
@@ -128,7 +129,7 @@ class Writer:
         )  # fmt: skip
         self._job = job
         begin("pack", redact(job.dest))
-        workers = os.cpu_count() or 1 if workers is None else whole_number("workers", workers, 1)
+        workers = cores() if workers is None else whole_number("workers", workers, 1)
         self._part = checked_part(part)
         self._keep = () if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)
         self._unknown: list[str] | None = None  # of these, what no sample has had so far

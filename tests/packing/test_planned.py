@@ -16,7 +16,7 @@ import shardstream as ss
 from shardstream.errors import CommitError, CorruptionError, ShardstreamError, StorageError
 from shardstream.packing import destination, planned, planning
 from shardstream.packing.claim import Claim
-from shardstream.packing.engines.dispatch import _named
+from shardstream.packing.engines.attempts import _named
 from shardstream.packing.job import Job
 from shardstream.packing.layout import Layout
 from shardstream.packing.planned import PlannedTask, StoredPlan, object_name, whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shardstream.cores import cores
 from shardstream.errors import CommitError, StorageError
 from shardstream.packing.engines.engine import Counts, Needs
 from shardstream.packing.engines.exits import exits_are_errors
@@ -34,7 +34,7 @@ class Local:
     @contextlib.contextmanager
     def started(self, needs: Needs) -> Iterator[_Processes]:
         """See `Engine.started`. The processes start with the first task, and end with the last one."""
-        yield _Processes(needs.workers or os.cpu_count() or 1)
+        yield _Processes(needs.workers or cores())
 
 
 @dataclass

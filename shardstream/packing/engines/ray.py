@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from shardstream.cores import cores
 from shardstream.counters.page import job_name
 from shardstream.errors import OptionError, StorageError, require
 from shardstream.format.numbers import whole_number
@@ -189,7 +190,7 @@ def _connect(ray: Any, engine: Ray, workers: int | None, stop: threading.Event) 
         except Exception as error:
             raise StorageError(f"no Ray cluster at {engine.address}: {said(error)}") from error
         return
-    slots = workers or max(1, int((os.cpu_count() or 1) // engine.cpus))
+    slots = workers or max(1, int(cores() // engine.cpus))
     cpus = math.ceil(slots * engine.cpus)
     for attempt in range(_STARTS):
         try:

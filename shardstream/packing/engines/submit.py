@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import os
 import queue
 import tempfile
 import time
@@ -15,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from shardstream.cores import cores
 from shardstream.errors import OptionError, StorageError
 from shardstream.format.numbers import whole_number
 from shardstream.packing.engines.attempts import WorkerLostError
@@ -174,4 +174,4 @@ def _capacity(executor: Any) -> int:
     if callable(threads := getattr(executor, "nthreads", None)):  # of Dask: by worker
         return sum(threads().values())
     number = getattr(executor, "_max_workers", None)
-    return number if isinstance(number, int) and number > 0 else os.cpu_count() or 1
+    return number if isinstance(number, int) and number > 0 else cores()

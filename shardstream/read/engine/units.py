@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shardstream.cores import cores
 from shardstream.read.engine.frames import FrameId, Need
 
 __all__ = ["Budget", "Source", "Unit"]
@@ -29,7 +29,7 @@ class Budget:
 
     prefetch: int = 256 << 20
     keep: int = 1 << 30
-    threads: int = field(default_factory=lambda: min(16, os.cpu_count() or 1))
+    threads: int = field(default_factory=lambda: min(16, cores()))
     deadline: float = 600.0
 
 

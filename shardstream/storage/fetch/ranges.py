@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 
+from shardstream.cores import cores
 from shardstream.errors import StateError, StorageError
 from shardstream.storage.cancellation import Cancelled, CancelScope, current, working_for
 from shardstream.storage.fetch.pool import ElasticPool
@@ -28,7 +29,7 @@ Done = Callable[[BaseException | None], None]
 
 
 def _threads(store: Store) -> int:
-    processors = os.cpu_count() or 1
+    processors = cores()
     (least, most), each = (_LOCAL, 2) if store.backend == "local" else (_REMOTE, 4)
     return min(max(least, each * processors), most)
 

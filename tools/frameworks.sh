@@ -1,14 +1,14 @@
 # Sourced by tools/test: test_frameworks NAME... runs the tests of these frameworks, each group in an environment
 # of its own below .venvs/frameworks. The first line of tests/frameworks/requirements-NAME.txt says in which.
 
-# What continuous integration runs; `transformers`, `jax` and `horovod` come by name, or with `all`.
+# What continuous integration runs; `transformers`, `jax`, `horovod` and `moving` come by name, or with `all`.
 FRAMEWORKS=(lightning accelerate deepspeed tensorflow ray)
 
 test_frameworks() {
-    local root name requirements venv python stamp wanted started failed=()
+    local root name requirements venv python stamp wanted started constraints failed=()
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     [ $# -gt 0 ] || set -- "${FRAMEWORKS[@]}"
-    [ "$*" != all ] || set -- "${FRAMEWORKS[@]}" transformers jax horovod
+    [ "$*" != all ] || set -- "${FRAMEWORKS[@]}" transformers jax horovod moving
     for name in "$@"; do
         requirements=$root/tests/frameworks/requirements-$name.txt
         [ -f "$requirements" ] || { echo "no framework $name: there is no $requirements" >&2; return 2; }
@@ -24,7 +24,10 @@ test_frameworks() {
         if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
             echo "== install: $name"
             [ "$name" != horovod ] || bash "$root/tools/build-horovod" "$venv" "$root/.venvs/wheels"
-            "$python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" \
+            constraints=(-c "$root/constraints.txt")
+            # Some libraries need other versions than ours; then all that matter are in the requirements.
+            ! grep -q '^# constraints: none' "$requirements" || constraints=()
+            "$python" -m pip install --quiet --disable-pip-version-check "${constraints[@]}" \
                 -e "$root" -r "$root/tests/frameworks/requirements.txt" -r "$requirements"
             printf '%s' "$wanted" >"$stamp"
             echo "   ($((SECONDS - started)) s)"

@@ -102,13 +102,24 @@ def test_version_is_said_once() -> None:
     assert f"\nversion: {__version__}\n" in cited
 
 
-def interpreters() -> list[object]:
-    """The running version, and with --long the others that are on this machine."""
-    found: list[object] = []
-    for version in PYTHONS:
-        here = version == f"{sys.version_info.major}.{sys.version_info.minor}"
-        found.append(pytest.param(version, id=version, marks=[] if here else [pytest.mark.long]))
-    return found
+def use(folder: Path, path: str, **more: str) -> None:
+    """Do what a user does without torch."""
+    (folder / "in.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
+    for line in USE.strip().splitlines():
+        told = run("bash", "-c", line, cwd=folder, PATH=f"{path}:{os.environ['PATH']}", **more)
+        if " cat " in line:
+            assert told.strip() == "two"
+
+
+def test_wheel_works(packages: tuple[Path, Path], tmp_path: Path) -> None:
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", "--target"]
+    run(sys.executable, *install, tmp_path / "site", packages[0], cwd=tmp_path)
+    where = "import shardstream; print(shardstream.__file__)"
+    found = run(
+        "bash", "-c", f"{sys.executable} -c '{where}'", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")
+    )
+    assert found.startswith(str(tmp_path))
+    use(tmp_path, str(tmp_path / "site" / "bin"), PYTHONPATH=str(tmp_path / "site"))
 
 
 def interpreter(version: str) -> str | None:
@@ -120,7 +131,8 @@ def interpreter(version: str) -> str | None:
     return str(found[-1]) if found else shutil.which(f"python{version}")
 
 
-@pytest.mark.parametrize("version", interpreters())
+@pytest.mark.long
+@pytest.mark.parametrize("version", PYTHONS)
 def test_wheel_works_in_an_empty_environment(
     version: str, packages: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -131,10 +143,6 @@ def test_wheel_works_in_an_empty_environment(
     programs = tmp_path / "venv" / "bin"
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(packages[0])]
     run(programs / "python", *install, cwd=tmp_path)
-    (tmp_path / "in.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
-    for line in USE.strip().splitlines():
-        told = run("bash", "-c", line, cwd=tmp_path, PATH=f"{programs}:{os.environ['PATH']}")
-        if " cat " in line:
-            assert told.strip() == "two"
+    use(tmp_path, str(programs))
     listed = run(programs / "python", "-m", "pip", "list", "--format", "freeze", cwd=tmp_path)
     assert "torch==" not in listed

@@ -71,7 +71,7 @@ class _Stream(_Flow[float]):
     """
 
     def __init__(self, rank: Rank, source: Any, units: Iterator[Unit | list[int]], budget: Budget) -> None:
-        super().__init__(source, iter(()), lambda items: 0.0, budget, _STATS, False)
+        super().__init__(source, iter(()), lambda items: 0.0, budget, _STATS, False, None)
         self._rank, self._items = rank, units
         one, many = (lambda: 1), (lambda: budget.threads)
         news = rank.news

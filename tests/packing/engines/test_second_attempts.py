@@ -48,12 +48,12 @@ def test_long_tasks_are_begun_first_and_equal_ones_in_their_order() -> None:
 def test_a_plan_that_is_not_in_memory_keeps_neighbours_of_about_the_same_length() -> None:
     class Sized:
         def __init__(self, size: int) -> None:
-            self.size = size
+            self.work = size
 
     sizes = [70, 100, 90, 1, 6400, 80]
     found = pace.longest_first(tuple(map(Sized, sizes)))
-    assert [each.size for each in found] == [6400, 70, 100, 90, 80, 1]
-    assert [each.size for each in found[1:3]] == [70, 100]
+    assert [each.work for each in found] == [6400, 70, 100, 90, 80, 1]
+    assert [each.work for each in found[1:3]] == [70, 100]
     assert len(found) == 6
 
 

@@ -99,8 +99,8 @@ def dispatched(
 ) -> Iterator[Any]:
     """Yield the result of every task once, in the order in which they end.
 
-    The longest tasks are begun first. If `counts.copies` says so, workers that have nothing to do make a
-    second attempt at tasks that are slow, see `pace`. The first result counts, and the other attempt is ended.
+    The longest tasks are begun first. If `counts.copies` says so, idle workers make a second attempt at
+    tasks that are slow, see `pace`. The first result counts, and the other attempt is ended.
 
     Args:
         crew: The workers.

@@ -66,8 +66,8 @@ class Workers(Protocol):
         """Yield function(job, task) for every task, in the order in which they end.
 
         A task may be run again after a run that failed or was lost, and its runs may be cut off at any point.
-        It may be run twice at the same time only if `counts.copies` is true. There is one result of each task.
-        When the iterator is closed, no task is begun any more.
+        It may be run twice at the same time only if `counts.copies` is true. There is one result of each
+        task. When the iterator is closed, no task is begun any more.
 
         Args:
             function: A function in a module that workers can import.

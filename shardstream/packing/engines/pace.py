@@ -3,8 +3,8 @@
 One machine of many that is slow, or one request that never ends, would keep the whole pack from its end. When
 there is nothing else to do, an idle worker makes a second attempt at a task that is slow. The first result
 counts. Attempts at a task write the same bytes under the same names. But that is not enough: where a put is
-not one step, that of an attempt that is killed damages what the other one has put. So the pack says where there
-may be second attempts, see `Counts.copies`.
+not one step, that of an attempt that is killed damages what the other one has put. So the pack says where
+there may be second attempts, see `Counts.copies`.
 """
 
 from __future__ import annotations

@@ -306,7 +306,11 @@ def test_nothing_comes_twice_wherever_the_first_attempt_hangs(
 
 @pytest.mark.parametrize(
     ("dests", "shuffle", "on_disk"),
-    [("plain", None, 0), ("plain", 7, 0), pytest.param("local", 7, 1 << 18, marks=pytest.mark.long)],
+    [
+        ("plain", None, 0),
+        pytest.param("plain", 7, 0, marks=pytest.mark.long),
+        pytest.param("local", 7, 1 << 18, marks=pytest.mark.long),
+    ],
     indirect=["dests"],
 )
 def test_where_a_put_is_not_one_step_nothing_is_done_twice_at_once(
@@ -322,7 +326,7 @@ def test_where_a_put_is_not_one_step_nothing_is_done_twice_at_once(
     ss.pack(rows, one, **{**SMALL, "workers": 1}, shuffle=shuffle)
     folder = tmp_path / "stalls"
     folder.mkdir()
-    monkeypatch.setenv("STALL", f"{folder}:before:1.2")
+    monkeypatch.setenv("STALL", f"{folder}:before:0.8")
     monkeypatch.setattr("shardstream.packing.runner.run_task", calls.stalling)
     monkeypatch.setattr(pace, "_LEAST_SECONDS", 0.05)
     seen: list[Progress] = []

@@ -9,7 +9,7 @@ from shardstream.errors import CommitError
 from shardstream.packing import reservation
 from shardstream.storage.store import Store
 
-__all__ = ["Claim"]
+__all__ = ["Claim", "claim_of", "forget"]
 
 _LOOK_EVERY = 10.0  # seconds
 _looked: dict[tuple[str, Claim], float] = {}  # by target and claim: when this process saw it last
@@ -50,6 +50,13 @@ class Claim:
             whose = "has continued this pack" if found.plan == self.plan else "packs something else here"
             raise CommitError(f"{store.url}: another packer {whose}; this one writes nothing more")
         _looked[key] = clock
+
+
+def forget(store: Store) -> None:
+    """Note that the reservation of a target was deleted: writers in this process look again."""
+    for key in list(_looked):
+        if key[0] == store.url:
+            _looked.pop(key, None)
 
 
 def claim_of(found: reservation.Reservation) -> Claim:

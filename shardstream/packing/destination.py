@@ -17,7 +17,7 @@ from shardstream.errors import CommitError, OptionError
 from shardstream.format.manifest import NAME, Manifest
 from shardstream.packing import receipts, reservation
 from shardstream.packing.build_manifest import check_append, tool
-from shardstream.packing.claim import Claim, claim_of
+from shardstream.packing.claim import Claim, claim_of, forget
 from shardstream.packing.engines.nodes import MARK
 from shardstream.packing.job import Job
 from shardstream.packing.planned import FOLDER, StoredPlan, clear_plan
@@ -30,6 +30,7 @@ from shardstream.packing.spilled import clear_local, holds_spill, spilled_entrie
 from shardstream.packing.version_01 import is_continued
 from shardstream.storage.manifests import commit_manifest, read_manifest, stored_manifest
 from shardstream.storage.store import Entry, Options, Store
+from shardstream.storage.transport.backends.base import LARGEST_CREATE
 
 log = logging.getLogger("shardstream.packing")
 _RECEIPTS = (
@@ -70,6 +71,8 @@ class Destination:
         plan: The identity of the pack.
         claim: By which this packer and its workers may write there, from `begin` on.
         tag: What stands in the names of shards, from `begin` on; see `Job`.
+        copies: Whether two attempts at a task may run at once, from `begin` on: each object is put at once as
+            a whole, and only one of both creates it.
         parts: In how many parts the pack was begun, from `begin` on. 0: in none.
         first: Of parts: whether this process has begun the pack.
     """
@@ -77,6 +80,7 @@ class Destination:
     claim: Claim
     tag: str
     parts: int
+    copies: bool = False
     first: bool = False
 
     def __init__(
@@ -176,6 +180,9 @@ class Destination:
         mine = reservation.Reservation(plan, base, tool())
         granted, continued = reservation.reserve(self.store, mine, resume, locked)
         self.hold(granted)
+        # The packer that made a reservation was perhaps killed before it asked the store.
+        once = not granted.tagged and (not continued or reservation.creates_once(self.store))
+        self.allow_copies(once)
         if old is None and self.store.exists(NAME):
             # Another packer has ended between the look at the target and the reservation.
             if not continued:
@@ -222,6 +229,16 @@ class Destination:
         """Write by a reservation that is there: that of `begin`, or one that several packers share."""
         self.claim, self.tag = claim_of(granted), tag_of(granted.plan) if granted.tagged else ""
         self.parts = granted.parts
+
+    def allow_copies(self, creates_once: bool) -> None:
+        """Say that the store creates an object only once, so that a second attempt does no harm.
+
+        Args:
+            creates_once: Whether it does; see `reservation.creates_once`.
+        """
+        # A larger object is put without a condition. A shard holds a little more than it should.
+        small = 2 * self._job.layout.shard_size <= LARGEST_CREATE
+        self.copies = creates_once and (small or self.store.local_path("") is not None)
 
     def _new_shards(self, names: Iterable[str]) -> list[str]:
         """Those names that are shards or indexes, and not of the dataset that is appended to."""
@@ -357,6 +374,7 @@ class Destination:
         self.clear_plan(names)
         done = [name for name in names if name.startswith((*_RECEIPTS, MARK, reservation.TEST))]
         self.store.delete_many([*done, reservation.NAME])
+        forget(self.store)
 
     def clear_spill(self, names: Collection[str], of_all: bool = False) -> None:
         """Delete the samples between the passes of a shuffle.

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -56,7 +57,7 @@ class Scatter:
         self.add = self._draws.add
         with self._explained():
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            # Two attempts at a task may run at once. Each has a file of its own, until it is complete.
+            # A worker of a killed packer may still run. Each has a file of its own, until it is complete.
             self._open_name = f"{self._data_name.removesuffix('.bin')}.{os.urandom(8).hex()}.bin"
             self._file = open(self._open_name, "wb")  # noqa: SIM115 - until `close`
 
@@ -160,7 +161,12 @@ def gather(
         raise StorageError(
             f"reading {folder} for the shuffle: {error}; pack again without --resume"
         ) from error
-    yield from permuted(records, seed, bucket)
+    try:
+        yield from permuted(records, seed, bucket)
+    except msgspec.MsgspecError as error:
+        raise StorageError(
+            f"reading {folder} for the shuffle: a sample is damaged: {error}; pack again without --resume"
+        ) from error
 
 
 def _bounds(name: str, first: int, end: int) -> list[tuple[int, int]]:

@@ -85,9 +85,9 @@ def join(destination: Destination, mine: Reservation, old: Manifest | None) -> b
     compare(store.url, mine, found)
     destination.first = found is mine
     # Each part asks by itself, since the first one may not know it yet.
-    destination.hold(
-        msgspec.structs.replace(found, tagged=found.tagged or not reservation.creates_once(store))
-    )
+    once = not found.tagged and reservation.creates_once(store)
+    destination.hold(msgspec.structs.replace(found, tagged=not once))
+    destination.allow_copies(once)
     return True
 
 

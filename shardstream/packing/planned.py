@@ -71,6 +71,12 @@ class PlannedTask(Task):
         return () if plan is None else tuple(plan.spans(self.first, self.end))
 
     @property
+    def work(self) -> int:
+        """About how many bytes it has to do with, see `work_of`; in another process what it reads."""
+        plan: StoredPlan | None = self.__dict__["_plan"]
+        return self.size if plan is None else plan.works[self.number]
+
+    @property
     def is_here(self) -> bool:
         """Whether this process has made the plan."""
         return self.__dict__["_plan"] is not None
@@ -141,16 +147,23 @@ def object_name(number: int) -> str:
 
 
 class StoredPlan(Sequence[Task]):
-    """The tasks of a plan, on the local disk: in memory are two numbers for each task."""
+    """The tasks of a plan, on the local disk: in memory are three numbers for each task.
+
+    Attributes:
+        works: About how many bytes each task has to do with, see `work_of`.
+    """
 
     def __init__(self) -> None:
         self._step = SPANS
         self._blobs, self._open = Blobs(), list[FileSpan]()
-        self._sizes, self._ends = array("Q"), array("Q")
+        self._sizes, self._ends, self.works = array("Q"), array("Q"), array("Q")
         self._last: tuple[int, list[FileSpan]] = (-1, [])
 
     def add(self, task: Task) -> None:
         """Put a task behind the others."""
+        from shardstream.packing.engines.pace import work_of  # workers start sooner without it
+
+        self.works.append(work_of(task))
         self._open += task.files
         while len(self._open) >= self._step:
             self._blobs.add(_columns(self._open[: self._step]))

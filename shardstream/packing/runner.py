@@ -141,7 +141,17 @@ class Runner:
         if job.limit is not None and (job.shuffle is None or stage not in _WRITES):
             return _limited(job, tasks, dict(done))
         todo = chosen(tasks, (place for place, task in enumerate(tasks) if task.number not in done))
+        self._workers.counts.copies = self._may_copy(stage)
         return self._workers.run(run_task, job, todo, inherited)
+
+    def _may_copy(self, stage: str) -> bool:
+        """Whether two attempts at a task of a pass may run at the same time.
+
+        Only where it is sure that none of them can damage what the other one has put. Elsewhere the put of an
+        attempt that is killed leaves half an object, and nobody notices it where the store tells no versions.
+        """
+        # The first pass over a local disk leaves two files for each task, which belong together.
+        return self._destination.copies and stage != "spill"
 
     def _progress(self, job: Job, stage: str, totals: Totals, tasks: int) -> None:
         put(_TASKS, tasks)

@@ -68,6 +68,7 @@ def test_a_worker_that_hangs_does_not_keep_the_rest(
 ) -> None:
     monkeypatch.setattr("shardstream.packing.engines.pace._LEAST_SECONDS", 1.0)
     with ss.engines.Ray(cluster.address).started(Needs()) as workers:
+        workers.counts.copies = True
         assert sorted(workers.run(ray_calls.hangs, (str(tmp_path), hang), range(6))) == list(range(6))
         assert workers.counts.retried >= 1
     hung = int((tmp_path / "hung").read_text())

@@ -158,6 +158,15 @@ def test_a_damaged_spill_is_an_error_that_says_what_to_do(tmp_path, suffix):
         list(gather(str(tmp_path), 1, 0, 1))
 
 
+def test_a_sample_that_is_damaged_is_an_error_that_says_what_to_do(tmp_path):
+    shuffled(str(tmp_path), [50], 1, 1)
+    data = bytearray(next(tmp_path.glob("*.bin")).read_bytes())
+    data[8] = 0xC1  # no value of msgpack begins so
+    corrupted(tmp_path, ".bin", bytes(data))
+    with pytest.raises(StorageError, match=r"a sample is damaged.*pack again without --resume"):
+        list(gather(str(tmp_path), 1, 0, 1))
+
+
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "spill-000000.bin").mkdir()
     with pytest.raises(StorageError, match="for the shuffle"):

@@ -17,7 +17,8 @@ from shardstream.errors import CommitError, CorruptionError, ShardstreamError, S
 from shardstream.packing import destination, planned, planning
 from shardstream.packing.claim import Claim
 from shardstream.packing.engines.attempts import _named
-from shardstream.packing.job import Job
+from shardstream.packing.engines.pace import work_of
+from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.layout import Layout
 from shardstream.packing.planned import PlannedTask, StoredPlan, object_name, whole
 from shardstream.packing.sources import SourceOptions, make_source, windows
@@ -381,3 +382,14 @@ def test_the_memory_of_planning_does_not_grow_with_the_files(monkeypatch):
     (small, some), (large, many) = peak(2500), peak(10_000)
     assert (some, many) == (2500, 10_000)
     assert large < 1.4 * small, (small, large)
+
+
+def test_compressed_files_weigh_the_same_in_memory_and_on_disk(low: None) -> None:
+    tasks = [
+        Task(number, (FileSpan(name, 0, 100, 100, ""), FileSpan("a", 0, 10, 10, "")))
+        for number, name in enumerate(("b.jsonl", "c.jsonl.gz", "d.jsonl", "e.jsonl.ZST"))
+    ]
+    stored = planned.planned(tasks)
+    assert isinstance(stored, StoredPlan)
+    assert list(map(work_of, stored)) == list(map(work_of, tasks)) == [110, 410, 110, 410]
+    assert [input_bytes(task) for task in stored] == [110] * 4

@@ -46,6 +46,7 @@ class Work:
         lost_nodes: How many machines were lost with it.
         avoid: The machines where a store failed.
         due: When it may be tried again, in the seconds of time.monotonic.
+        later: When there may be another attempt beside one that is on its way.
         flying: How many batches have it.
         copies: How many further attempts were made, beside one that was on its way.
         done: Whether there is a result.
@@ -58,6 +59,7 @@ class Work:
     lost_nodes: int = 0
     avoid: tuple[str, ...] = ()
     due: float = 0.0
+    later: float = 0.0
     flying: int = 0
     copies: int = 0
     done: bool = False
@@ -109,16 +111,17 @@ def slow_ones(flying: Mapping[Hashable, Flight], pace: Pace, idle: int, now: flo
 def _may_fly(work: Work, now: float) -> bool:
     """Whether another attempt makes sense. What has killed a worker is not given to two at a time."""
     copied = work.copies >= MOST_COPIES or work.deaths
-    return work.flying == 1 and not copied and work.due <= now and may_copy(work.task)
+    return work.flying == 1 and not copied and work.later <= now and may_copy(work.task)
 
 
-def lost(batch: Iterable[Work], alone: bool, error: WorkerLostError) -> list[Work]:
+def lost(batch: Iterable[Work], alone: bool, error: WorkerLostError, pace: Pace) -> list[Work]:
     """Count the loss of a worker; returns what is to be done again.
 
     Args:
         batch: What the worker had, and nobody has done.
         alone: Whether it had nothing else, so that it is seen which task is at fault.
         error: How it was lost.
+        pace: How long tasks take.
 
     Raises:
         StorageError: A task has lost too many.
@@ -127,6 +130,7 @@ def lost(batch: Iterable[Work], alone: bool, error: WorkerLostError) -> list[Wor
     for work in batch:
         work.deaths += 0 if error.with_node else error.workers
         if work.flying:  # another attempt goes on; both may have died of the same
+            _put_off(work, pace)
             continue
         if error.with_node:
             work.lost_nodes += 1
@@ -145,7 +149,7 @@ def lost(batch: Iterable[Work], alone: bool, error: WorkerLostError) -> list[Wor
     return again
 
 
-def failed(work: Work, answer: Answer, retries: int) -> None:
+def failed(work: Work, answer: Answer, retries: int, pace: Pace) -> None:
     """Note an error, after which the work is tried again. Raises the error if that would not help."""
     error = answer.error
     assert error is not None
@@ -155,10 +159,16 @@ def failed(work: Work, answer: Answer, retries: int) -> None:
     work.due = time.monotonic() + min(_LONGEST_PAUSE, 2.0**work.failures)
     work.avoid = (*work.avoid, answer.node)
     if work.flying:  # another attempt goes on
+        _put_off(work, pace)
         return
     if work.failures >= retries:
         raise error
     work.failures += 1
+
+
+def _put_off(work: Work, pace: Pace) -> None:
+    """Let the attempt that is left have some time: a store that fails now most often fails again at once."""
+    work.later = time.monotonic() + pace.limit(1, work_of(work.task))
 
 
 def _named(task: Any) -> str:

@@ -5,6 +5,7 @@ It knows nothing of the cluster but a `Crew`, so that all engines try again in t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ _BATCH_SECONDS = 30.0  # clusters take some milliseconds to start a batch, and u
 _LOOK = 1.0  # seconds until the crew is looked at again
 _ALONE = 600.0  # seconds without any machine, in which a cluster may grow
 _WEIGHT = 0.2  # of the last batch in the running average
+log = logging.getLogger("shardstream.packing")
 
 
 class Crew(Protocol):
@@ -97,15 +99,15 @@ def dispatched(
 ) -> Iterator[Any]:
     """Yield the result of every task once, in the order in which they end.
 
-    The longest tasks are begun first. Workers that have nothing to do make a second attempt at tasks that are
-    slow, see `pace`. The first result counts, and the other attempt is ended.
+    The longest tasks are begun first. If `counts.copies` says so, idle workers make a second attempt at
+    tasks that are slow, see `pace`. The first result counts, and the other attempt is ended.
 
     Args:
         crew: The workers.
         tasks: The tasks.
         workers: How many batches run at a time. None: as many as the crew can.
         retries: How often a task is tried again if a store fails in it.
-        counts: What happens is counted here.
+        counts: What happens is counted here. Its `copies` says whether a task may be done twice at once.
 
     Raises:
         OptionError: A machine cannot do the job.
@@ -133,7 +135,7 @@ def dispatched(
                 sent.send(batch)
             slots = capacity if workers is None else min(workers, capacity)
             sent.note_begun(slots, now)
-            if not new and not any(work.due <= now for work in again):
+            if counts.copies and not new and not any(work.due <= now for work in again):
                 counts.retried += sent.copy_slow(pace, slots, now)
             pause = max(0.0, min([_LOOK, *(work.due - now for work in again if work.due > now)]))
             for handle in crew.wait(list(sent.flying), pause):
@@ -144,7 +146,7 @@ def dispatched(
                     answer = crew.answer(handle)
                 except WorkerLostError as error:
                     counts.lost += error.workers
-                    back = lost(flight.left(), len(flight.batch) == 1, error)
+                    back = lost(flight.left(), len(flight.batch) == 1, error, pace)
                     counts.retried += len(back)
                     if error.with_node:
                         new.extendleft(reversed(back))
@@ -168,7 +170,7 @@ def dispatched(
                         f"node {answer.node}: {done} results of {len(flight.batch)} tasks came back"
                     )
                 if left and not left[0].done:
-                    failed(left[0], answer, retries)
+                    failed(left[0], answer, retries, pace)
                     if not left[0].flying:
                         again.append(left[0])
                         counts.retried += 1
@@ -195,6 +197,7 @@ class _Sent:
         self._begun = 0
         self._dropped: list[Hashable] = []
         self._looked = 0.0
+        self._told = False
 
     def send(self, batch: list[Work]) -> None:
         avoid = batch[0].avoid if len(batch) == 1 else ()
@@ -224,11 +227,18 @@ class _Sent:
     def copy_slow(self, pace: Pace, slots: int, now: float) -> int:
         """Send the tasks that are slow to idle workers, too; returns how many."""
         copied = 0
-        if len(self.flying) >= slots or now - self._looked < _LOOK:
+        if now - self._looked < _LOOK:
             return copied
         self._looked = now
-        late = list(slow_ones(self.flying, pace, slots - len(self.flying), now))
-        for batch in late[: self._crew.spare() if late else 0]:
+        late = list(slow_ones(self.flying, pace, max(1, slots - len(self.flying)), now))
+        idle = min(slots - len(self.flying), self._crew.spare()) if late else 0
+        if late and idle <= 0 and not self._told:
+            self._told = True
+            log.warning(
+                "tasks take more than three times as long as usual, and no worker is idle to do them, too: "
+                "others may have the workers, or attempts hang that the executor cannot end"
+            )
+        for batch in late[: max(0, idle)]:
             for work in batch:
                 work.copies += 1
             self.send(batch)

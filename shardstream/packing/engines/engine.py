@@ -12,17 +12,21 @@ __all__ = ["Counts", "Engine", "Needs", "Workers"]
 
 @dataclass
 class Counts:
-    """What happened to the workers, for the progress of a pack.
+    """What happened to the workers, for the progress of a pack; and whether they may do a task twice at once.
 
     Args:
         nodes: The machines that can take tasks now. 0: the engine does not know.
         retried: How often a task was given to a worker again, second attempts at slow ones among them.
         lost: How many workers died with tasks, those of lost machines among them.
+        copies: Whether workers that have nothing to do may make a second attempt at a task that is slow. The
+            pack sets it before each `Workers.run`: it is true only where two attempts at once do no harm. An
+            engine need not make any.
     """
 
     nodes: int = 0
     retried: int = 0
     lost: int = 0
+    copies: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,9 @@ class Workers(Protocol):
     ) -> Iterator[Any]:
         """Yield function(job, task) for every task, in the order in which they end.
 
-        A task may be run more than once, also at the same time, and its runs may be cut off at any point.
-        There is one result of each task. When the iterator is closed, no task is begun any more.
+        A task may be run again after a run that failed or was lost, and its runs may be cut off at any point.
+        It may be run twice at the same time only if `counts.copies` is true. There is one result of each
+        task. When the iterator is closed, no task is begun any more.
 
         Args:
             function: A function in a module that workers can import.

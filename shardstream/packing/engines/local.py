@@ -12,11 +12,12 @@ import contextlib
 import os
 import pickle
 import queue
+import select
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from shardstream.counters.page import end, job_name
@@ -30,6 +31,8 @@ _START = (
     "from shardstream.packing.engines.local import serve; serve()"
 )
 _END_TIMEOUT = 10.0
+_LOOK = 0.5  # seconds until it is seen that a process has ended, where the system does not tell at once
+_PIECE = 1 << 20
 _SENT = (
     "with several workers the options of pack go to other processes, which do not run the main module: "
     "{error}. Give plain values, or classes and functions of a module in a file of its own; or use workers=1"
@@ -138,8 +141,15 @@ class Worker:
         assert self.process.stdin
         assert self.process.stdout
         self._in, self._out = self.process.stdin, self.process.stdout
+        self._poll = select.poll()
+        self._poll.register(self._out, select.POLLIN)
+        self._process = _process_descriptor(self.process.pid)
+        if self._process is not None:
+            self._poll.register(self._process, select.POLLIN)
         self._setup: object = (function, job)
         self.ended = False  # by `end`
+        self._lock = threading.Lock()  # guards the rest
+        self._calling = self._stopped = False
 
     def call(self, task: object) -> Any:
         """function(job, task), there.
@@ -155,9 +165,10 @@ class Worker:
             raise OptionError(_SENT.format(error=error)) from error
         self._setup = None
         try:
-            for data in sent:
-                _send(self._in, data)
-            done, answer = _loaded(_receive(self._out))
+            with self._open():
+                for data in sent:
+                    _send(self._in, data)
+                done, answer = _loaded(self._received())
         except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_TIMEOUT)
@@ -176,12 +187,59 @@ class Worker:
     def stop(self) -> None:
         """End it, and wait for its end."""
         self.process.kill()
-        try:
+        # Else it hangs in a file system, and dies when that answers.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_END_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            # It hangs in a file system, and dies when that answers. A thread may still read its pipe, and
-            # to close it would wait for that.
-            return
+        with self._lock:
+            self._stopped = True
+            if not self._calling:
+                self._close()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """Keep the pipes open while another thread may stop this worker."""
+        with self._lock:
+            if self._stopped:
+                raise EOFError
+            self._calling = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calling = False
+                if self._stopped:
+                    self._close()
+
+    def _close(self) -> None:
         with contextlib.suppress(OSError):  # closing writes bytes that a dead worker did not read
             self._in.close()
         self._out.close()
+        if self._process is not None:
+            os.close(self._process)
+            self._process = None
+
+    def _received(self) -> bytes:
+        """An answer. Raises EOFError if the process has ended, even if a child of it still has the pipe."""
+        size = _LENGTH.unpack(self._bytes(_LENGTH.size))[0]
+        return self._bytes(size)
+
+    def _bytes(self, size: int) -> bytes:
+        pipe, found = self._out.fileno(), bytearray()
+        while len(found) < size:
+            ended = self.process.poll() is not None  # before the look: what it wrote in the end counts
+            ready = [each for each, _ in self._poll.poll(0 if ended else _LOOK * 1000)]
+            if pipe in ready:
+                data = os.read(pipe, min(_PIECE, size - len(found)))
+                if not data:
+                    raise EOFError
+                found += data
+            elif ended:
+                raise EOFError
+        return bytes(found)
+
+
+def _process_descriptor(pid: int) -> int | None:
+    """A descriptor that can be read when a process has ended; None where there is no such thing."""
+    with contextlib.suppress(OSError, AttributeError):
+        return os.pidfd_open(pid)
+    return None

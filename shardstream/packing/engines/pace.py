@@ -2,7 +2,9 @@
 
 One machine of many that is slow, or one request that never ends, would keep the whole pack from its end. When
 there is nothing else to do, an idle worker makes a second attempt at a task that is slow. The first result
-counts. Attempts at a task write the same bytes under the same names, so a second one does no harm.
+counts. Attempts at a task write the same bytes under the same names. But that is not enough: where a put is
+not one step, that of an attempt that is killed damages what the other one has put. So the pack says where
+there may be second attempts, see `Counts.copies`.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ def work_of(task: Any) -> int:
     bounds = getattr(task, "bounds", None)  # of the objects of the first pass of a shuffle
     if bounds is not None:
         return int((bounds[:, -1] - bounds[:, 0]).sum())
-    size = getattr(task, "size", None)  # of a task whose files are not in memory
-    if size is not None:
-        return int(size)
+    work = getattr(task, "work", None)  # of a task whose files are not in memory
+    if work is not None:
+        return int(work)
     files = getattr(task, "files", ())
     return sum((each.end - each.start) * (_EXPANDED if names_compressed(each.url) else 1) for each in files)
 

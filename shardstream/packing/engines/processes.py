@@ -62,9 +62,9 @@ def run_tasks(
 ) -> Iterator[Any]:
     """Yield function(job, task) for every task, in the order in which they end.
 
-    The longest tasks are begun first. A worker that dies is replaced, and its task is given to the new one. A
-    worker that has no task any more makes a second attempt at one that is slow, see `pace`; when one of both
-    has a result, the process of the other one is killed.
+    The longest tasks are begun first. A worker that dies is replaced, and its task is given to the new one.
+    If `counts.copies` says so, a worker that has no task any more makes a second attempt at one that is slow,
+    see `pace`; when one of both has a result, the process of the other one is killed.
 
     Args:
         function: A function in a module that workers can import.
@@ -105,6 +105,8 @@ class _Running:
     Args:
         began: When, in the seconds of time.monotonic.
         workers: Who has it.
+        work: Its bytes, see `work_of`.
+        alone: Whether there may be no other attempt beside one.
         kills: How many workers died with it, when no other one had it.
         deaths: How many died with it in all.
         copies: How many further attempts were made, beside one that was running.
@@ -113,6 +115,8 @@ class _Running:
 
     began: float
     workers: list[Worker]
+    work: int
+    alone: bool
     kills: int = 0
     deaths: int = 0
     copies: int = 0
@@ -157,8 +161,9 @@ class _Pool:
             worker.end()
         for worker in self._workers:
             worker.stop()
+        deadline = time.monotonic() + _JOIN_TIMEOUT
         for thread in self._threads:
-            thread.join(_JOIN_TIMEOUT)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _feed(self, worker: Worker) -> None:
         try:
@@ -172,8 +177,10 @@ class _Pool:
         with self._changed:
             while not self._ended:
                 if self._begun < len(self._tasks):
+                    task = self._tasks[self._begun]
+                    alone = not (self._counts.copies and may_copy(task))
+                    self._running[self._begun] = _Running(time.monotonic(), [worker], work_of(task), alone)
                     self._begun += 1
-                    self._running[self._begun - 1] = _Running(time.monotonic(), [worker])
                     return self._begun - 1
                 if not self._running:
                     break
@@ -191,12 +198,9 @@ class _Pool:
         now, pause = time.monotonic(), _LOOK
         for number, running in self._running.items():
             # What has killed a worker is not given to two at a time.
-            if len(running.workers) != 1 or running.copies >= MOST_COPIES or running.deaths:
+            if running.alone or len(running.workers) != 1 or running.copies >= MOST_COPIES or running.deaths:
                 continue
-            task = self._tasks[number]
-            if not may_copy(task):
-                continue
-            limit = self._pace.limit(1, work_of(task))
+            limit = self._pace.limit(1, running.work)
             left = max(running.began + limit, running.later) - now
             if left <= 0:
                 return number, 0.0
@@ -226,7 +230,7 @@ class _Pool:
             temporary = isinstance(error, StorageError) and not isinstance(error, CommitError)
             if not died and not (temporary and len(running.workers) > 1):
                 raise error
-            running.later = time.monotonic() + self._pace.limit(1, work_of(task))
+            running.later = time.monotonic() + self._pace.limit(1, running.work)
             running.deaths += died
             self._counts.lost += died
             if len(running.workers) > 1:  # the other attempt goes on
@@ -243,20 +247,29 @@ class _Pool:
 
     def _finish(self, number: int, worker: Worker, seconds: float) -> None:
         """Note that a worker has done a task, and end the other attempt at it."""
-        for other in self._running.pop(number).workers:
+        running = self._running.pop(number)
+        for other in running.workers:
             if other is not worker:
                 other.end()
-        self._pace.add(seconds, work_of(self._tasks[number]))
+        self._pace.add(seconds, running.work)
         self._changed.notify_all()
 
     def _replaced(self, worker: Worker, number: int) -> Worker:
-        """A new worker for a task; or the one that has ended, if the task was done meanwhile."""
+        """A new worker for a task; or the one that has ended, if the task does without it."""
         worker.stop()
         with self._changed:
             running = self._running.get(number)
             if running is None or self._ended:
                 return worker
-            new = self._worker()
+            try:
+                new = self._worker()
+            except OSError:
+                if len(running.workers) == 1:
+                    raise
+                # No memory, say: the other attempt goes on, and this one was not needed.
+                running.workers.remove(worker)
+                running.later = time.monotonic() + self._pace.limit(1, running.work)
+                return worker
             self._workers[self._workers.index(worker)] = new
             running.workers[running.workers.index(worker)] = new
         return new

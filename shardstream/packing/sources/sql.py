@@ -37,6 +37,8 @@ class _Range(Task):
         nulls: Of the last task: how many rows had NULL for a key. None: this is another task.
     """
 
+    alone: ClassVar[bool] = True  # another attempt may find other values
+
     begin: Key | None = None
     end: Key | None = None
     rows: int = 0

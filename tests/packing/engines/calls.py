@@ -15,7 +15,6 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from shardstream.errors import CommitError, SourceError, StorageError
-from shardstream.packing.disk_shuffle import Scatter
 from shardstream.packing.job import stage_of
 from shardstream.packing.shard_puts import ShardPuts
 from shardstream.packing.worker import run_task
@@ -118,17 +117,46 @@ def second_fails(job: tuple[str, str], task: int) -> int:
     return task
 
 
+def forked(folder: str) -> None:
+    """Leave a child, which has the pipes of this process, too."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    Path(folder, f"child-{child}").touch()
+
+
+def forks(job: str, task: int) -> int:
+    """The first attempt at task 3 has a child, and hangs."""
+    if task == 3 and first(Path(job, "slow")):
+        forked(job)
+        Path(job, "waits").touch()
+        time.sleep(600)
+    return task
+
+
+def forks_or_fails(job: str, task: int) -> int:
+    """Task 3 fails while others have children, and hang."""
+    if task == 3:
+        woken(Path(job))
+        return fails("storage", task)
+    if task > 3 and first(Path(job, "slow")):
+        forked(job)
+        Path(job, "wake").touch()
+        time.sleep(600)
+    return task
+
+
 def stalling(job: Any, task: Any) -> Any:
-    """As `run_task`, but the first attempt at task 1 of each pass hangs, at the point that STALL names."""
-    folder, _, point = os.environ["STALL"].rpartition(":")
+    """As `run_task`, but the first attempt at task 1 of each pass hangs, at the point that STALL names.
+
+    It hangs until it is woken, or for some seconds.
+    """
+    folder, point, *seconds = os.environ["STALL"].split(":")
 
     def stall() -> None:
         if task.number == 1 and first(Path(folder, f"{stage_of(job, task)}-{point}")):
-            woken(Path(folder))
-
-    def before(*arguments: Any) -> None:
-        stall()
-        write_bounds(*arguments)
+            woken(Path(folder), *map(float, seconds))
 
     def behind(*arguments: Any) -> None:
         write(*arguments)
@@ -136,11 +164,10 @@ def stalling(job: Any, task: Any) -> Any:
 
     if point == "before":
         stall()
-    write, write_bounds = ShardPuts.write, Scatter._write_bounds
+    write = ShardPuts.write
     with pytest.MonkeyPatch.context() as patch:
         if point == "within":
             patch.setattr(ShardPuts, "write", behind)
-            patch.setattr(Scatter, "_write_bounds", before)
         result = run_task(job, task)
     if point == "after":
         stall()

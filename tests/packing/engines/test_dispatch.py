@@ -72,7 +72,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(crew: Crew, tasks: Sequence[Any], workers: int | None = None, retries: int = 5) -> Any:
-    counts = Counts()
+    counts = Counts(copies=True)
     return sorted(dispatched(crew, tasks, workers, retries, counts)), counts
 
 
@@ -248,11 +248,59 @@ def test_idle_workers_share_a_batch_that_hangs() -> None:
 def test_on_a_cluster_that_others_use_nothing_is_done_twice() -> None:
     crew = Hanging(lambda tasks, _: done(tasks), 4, 9)
     crew.free = 0
-    results = dispatched(crew, range(40), None, 5, Counts())
+    results = dispatched(crew, range(40), None, 5, Counts(copies=True))
     got = [next(results) for _ in range(39)]
     threading.Timer(0.3, crew.hang.clear).start()
     assert sorted([*got, *results]) == list(range(40))
     assert crew.dropped == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_without_leave_nothing_is_done_twice() -> None:
+    crew = Hanging(lambda tasks, _: done(tasks), 4, 9)
+    results = dispatched(crew, range(40), None, 5, Counts())
+    got = [next(results) for _ in range(39)]
+    threading.Timer(0.3, crew.hang.clear).start()
+    assert sorted([*got, *results]) == list(range(40))
+    assert len(crew.batches) == 40
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_second_attempt_that_fails_is_not_made_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_LEAST_SECONDS", 0.2)
+    sent: list[float] = []
+
+    def act(tasks: list[Any], number: int) -> Answer:
+        if tasks == [7] and len(sent) > 1 and crew.hang:
+            return Answer("a", error=ss.StorageError("no answer"))
+        return done(tasks)
+
+    class Slow(Hanging):
+        def submit(self, tasks: Sequence[Any], avoid: Sequence[str]) -> int:
+            if list(tasks) == [7]:
+                sent.append(time.monotonic())
+            if len(sent) == 4:
+                self.hang.clear()
+            return super().submit(tasks, avoid)
+
+    crew = Slow(act, 3, 7)
+    got, counts = run(crew, range(8))
+    assert got == list(range(8))
+    assert counts.retried == 3
+    assert all(later - before > 0.2 for before, later in itertools.pairwise(sent))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_it_is_told_once_if_nobody_is_idle_to_help(caplog: pytest.LogCaptureFixture) -> None:
+    crew = Hanging(lambda tasks, _: done(tasks), 1, 8, 9)
+    results = dispatched(crew, range(10), None, 5, Counts(copies=True))
+    got = [next(results) for _ in range(8)]
+    threading.Timer(0.3, crew.hang.clear).start()
+    assert sorted([*got, *results]) == list(range(10))
+    assert len(crew.batches) == 10
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "tasks take more than three times as long as usual, and no worker is idle to do them, too"
+    ]
 
 
 @pytest.mark.usefixtures("at_once")

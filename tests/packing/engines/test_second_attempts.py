@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import random
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -16,10 +18,15 @@ from typing import Any
 import pytest
 
 import shardstream as ss
+from shardstream.packing import reservation
+from shardstream.packing.destination import Destination
 from shardstream.packing.engines import Counts, Local, Needs, Submit, pace
-from shardstream.packing.engines.processes import run_tasks
+from shardstream.packing.engines.local import Worker, WorkerDiedError
+from shardstream.packing.engines.processes import _Pool, _Running, run_tasks
+from shardstream.packing.sources import sql
 from shardstream.packing.sources.base import FileSpan, Task
 from shardstream.packing.sources.calls import Calls
+from shardstream.packing.spilled import FOLDER, spilled_entries
 from shardstream.progress import Progress
 from shardstream.storage.store import Store
 from tests.packing.engines import calls
@@ -48,18 +55,19 @@ def test_long_tasks_are_begun_first_and_equal_ones_in_their_order() -> None:
 def test_a_plan_that_is_not_in_memory_keeps_neighbours_of_about_the_same_length() -> None:
     class Sized:
         def __init__(self, size: int) -> None:
-            self.size = size
+            self.work = size
 
     sizes = [70, 100, 90, 1, 6400, 80]
     found = pace.longest_first(tuple(map(Sized, sizes)))
-    assert [each.size for each in found] == [6400, 70, 100, 90, 80, 1]
-    assert [each.size for each in found[1:3]] == [70, 100]
+    assert [each.work for each in found] == [6400, 70, 100, 90, 80, 1]
+    assert [each.work for each in found[1:3]] == [70, 100]
     assert len(found) == 6
 
 
-def test_functions_of_the_user_get_no_second_attempt() -> None:
+def test_functions_of_the_user_and_queries_get_no_second_attempt() -> None:
     [task] = Calls((calls.__name__.title,)).plan([], 1)
     assert not pace.may_copy(task)
+    assert not pace.may_copy(sql._Range(0, ()))
     assert pace.may_copy(Task(0, ()))
 
 
@@ -87,7 +95,7 @@ def alive(pid: int) -> bool:
 
 
 def test_on_this_machine_the_slow_process_is_ended(tmp_path: Path) -> None:
-    counts, started = Counts(), time.monotonic()
+    counts, started = Counts(copies=True), time.monotonic()
     assert sorted(run_tasks(calls.slow_once, str(tmp_path), TASKS, 2, (), counts)) == TASKS
     assert time.monotonic() - started < 60
     assert counts.retried >= 1  # a worker that is slow to start may be another one
@@ -96,11 +104,81 @@ def test_on_this_machine_the_slow_process_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_task_that_kills_is_not_counted_twice_as_fast(tmp_path: Path) -> None:
-    counts = Counts()
+    counts = Counts(copies=True)
     with pytest.raises(ss.StorageError, match="task 3: 3 workers died in it"):
         list(run_tasks(calls.dies_slowly, str(tmp_path), TASKS, 3, (), counts))
     assert len(list(tmp_path.iterdir())) == 4  # the first two at once count as one, and then no two at a time
     assert counts.lost == 4
+
+
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which workers name their children, which are ended at last."""
+    folder = tmp_path / "children"
+    folder.mkdir()
+    yield folder
+    for path in folder.glob("child-*"):
+        os.kill(int(path.name.removeprefix("child-")), signal.SIGKILL)
+
+
+def test_a_child_of_a_worker_that_is_ended_keeps_nobody(children: Path) -> None:
+    began = time.monotonic()
+    assert sorted(run_tasks(calls.forks, str(children), TASKS, 2, (), Counts(copies=True))) == TASKS
+    assert time.monotonic() - began < 8  # the child would hold the pipe for a minute
+    assert len(list(children.glob("child-*"))) == 1
+
+
+def test_a_child_of_a_worker_does_not_keep_an_error(children: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(ss.StorageError, match="task 3 failed"):
+        list(run_tasks(calls.forks_or_fails, str(children), TASKS, 3))
+    assert time.monotonic() - began < 8
+    assert list(children.glob("child-*"))
+    assert not [each for each in threading.enumerate() if "_feed" in each.name]
+
+
+def test_a_worker_that_was_killed_is_noticed_although_its_child_has_the_pipe(children: Path) -> None:
+    worker = Worker(calls.forks, str(children), ())
+    found: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            worker.call(3)
+        except WorkerDiedError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not (children / "waits").exists():
+        time.sleep(0.02)
+    began = time.monotonic()
+    os.kill(worker.process.pid, signal.SIGKILL)  # as the system does if memory is out
+    thread.join(60)
+    worker.stop()
+    assert "exit code -9" in str(found[0])
+    assert time.monotonic() - began < 8
+
+
+def test_a_second_attempt_without_a_process_ends_nothing() -> None:
+    class Dead:
+        ended = True
+
+        def stop(self) -> None:
+            pass
+
+    def worker() -> Any:
+        raise BlockingIOError("no more processes")
+
+    first, second = Dead(), Dead()
+    pool = _Pool(worker, TASKS, Counts(copies=True))
+    pool._running[0] = running = _Running(time.monotonic(), [first, second], 0, False)  # type: ignore[list-item]
+    pool._pace.add(1.0, 0)
+    assert pool._attempted(second, 0) is second  # type: ignore[arg-type]
+    assert running.workers == [first]
+    assert pool.answers.empty()
+    assert pool._slow()[0] is None  # and not at once again
+    with pytest.raises(BlockingIOError):
+        pool._attempted(first, 0)  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=["local", "processes"])
@@ -116,6 +194,7 @@ def test_an_error_of_a_store_in_the_second_attempt_is_no_error_of_the_task(
     engine: Any, tmp_path: Path
 ) -> None:
     with engine.started(Needs(2)) as workers:
+        workers.counts.copies = True
         done = sorted(workers.run(calls.second_fails, (str(tmp_path), "storage"), TASKS))
         assert (done, workers.counts.lost) == (TASKS, 0)
         assert workers.counts.retried >= 1
@@ -131,8 +210,10 @@ def test_an_error_of_a_store_in_the_second_attempt_is_no_error_of_the_task(
 def test_another_error_of_the_second_attempt_ends_it(
     engine: Any, kind: str, error: type[Exception], tmp_path: Path
 ) -> None:
-    with engine.started(Needs(2)) as workers, pytest.raises(error, match="task 3 failed"):
-        list(workers.run(calls.second_fails, (str(tmp_path), kind), TASKS))
+    with engine.started(Needs(2)) as workers:
+        workers.counts.copies = True
+        with pytest.raises(error, match="task 3 failed"):
+            list(workers.run(calls.second_fails, (str(tmp_path), kind), TASKS))
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
@@ -140,6 +221,7 @@ def test_an_executor_whose_task_hangs_does_not_keep_the_rest(kind: type[Executor
     pool: Any = kind(2)
     try:
         with Submit(pool).started(Needs(2)) as workers:
+            workers.counts.copies = True
             assert sorted(workers.run(calls.slow_once, str(tmp_path), TASKS)) == TASKS
             assert workers.counts.lost == 0
             assert workers.counts.retried >= 1
@@ -167,7 +249,9 @@ def rows(tmp_path: Path) -> Path:
 
 def contents(url: str, options: Any = None) -> dict[str, bytes]:
     store = Store.open(url, options)
-    return {name: store.read(name) for name in store.list()}
+    assert not spilled_entries(store)
+    names = (name for name in store.list() if name != FOLDER)  # an empty folder, where a store has such
+    return {name: store.read(name) for name in names}
 
 
 @pytest.fixture
@@ -180,8 +264,8 @@ def dests(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], An
     return [f"{scheme}{tmp_path / name}" for name in ("one", "other")], None
 
 
-STORES, POINTS = ("local", "plain", "s3"), ("before", "within", "after")
-SHORT = [("s3", "within", 7), ("plain", "within", None)]
+STORES, POINTS = ("local", "s3"), ("before", "within", "after")
+SHORT = [("s3", "within", 7), ("local", "within", None)]
 LONG = [each for each in itertools.product(STORES, POINTS, (None, 7)) if each not in SHORT]
 
 
@@ -199,6 +283,7 @@ def test_nothing_comes_twice_wherever_the_first_attempt_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (one, other), options = dests
+    monkeypatch.setattr("shardstream.packing.shuffle_passes.MOST_ON_DISK", 0)  # both passes are in the store
     more = {**SMALL, "shuffle": shuffle, "storage_options": options}
     ss.pack(rows, one, **{**more, "workers": 1})
     folder = tmp_path / "stalls"
@@ -219,8 +304,93 @@ def test_nothing_comes_twice_wherever_the_first_attempt_hangs(
     assert (seen[-1].done_tasks, seen[-1].samples) == (seen[-1].total_tasks, ROWS * 4 // 5)
 
 
+@pytest.mark.parametrize(
+    ("dests", "shuffle", "on_disk"),
+    [
+        ("plain", None, 0),
+        pytest.param("plain", 7, 0, marks=pytest.mark.long),
+        pytest.param("local", 7, 1 << 18, marks=pytest.mark.long),
+    ],
+    indirect=["dests"],
+)
+def test_where_a_put_is_not_one_step_nothing_is_done_twice_at_once(
+    dests: tuple[list[str], Any],
+    shuffle: int | None,
+    on_disk: int,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = dests[0]
+    monkeypatch.setattr("shardstream.packing.shuffle_passes.MOST_ON_DISK", on_disk)
+    ss.pack(rows, one, **{**SMALL, "workers": 1}, shuffle=shuffle)
+    folder = tmp_path / "stalls"
+    folder.mkdir()
+    monkeypatch.setenv("STALL", f"{folder}:before:0.8")
+    monkeypatch.setattr("shardstream.packing.runner.run_task", calls.stalling)
+    monkeypatch.setattr(pace, "_LEAST_SECONDS", 0.05)
+    seen: list[Progress] = []
+    ss.pack(rows, other, **SMALL, shuffle=shuffle, progress=seen.append)
+    again = 1 if on_disk else 0  # in the second pass, whose results are whole files
+    assert (seen[-1].retried, seen[-1].lost) == (again, 0)
+    assert len(list(folder.iterdir())) == (1 if shuffle is None else 2)
+    assert contents(other) == contents(one)
+
+
+@pytest.mark.parametrize(
+    ("dest", "more", "copies"),
+    [
+        ("{}/out", {}, [True]),
+        ("{}/out", {"shuffle": 7}, [False, True]),  # a task of the first pass leaves two files
+        ("{}/out", {"shard_size": "3GiB"}, [True]),
+        ("memory://{}/out", {}, [True]),
+        ("memory://{}/big", {"shard_size": "3GiB"}, [False]),  # too large for a condition, perhaps
+        ("plainfiles://{}/out", {}, [False]),
+        ("plainfiles://{}/out", {"shuffle": 7}, [False, False]),
+    ],
+)
+def test_the_pack_says_where_there_may_be_second_attempts(
+    dest: str, more: Any, copies: list[bool], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def noting(function: Any, job: Any, tasks: Any, workers: int, inherited: Any, counts: Counts) -> Any:
+        found.append(counts.copies)
+        return run_tasks(function, job, tasks, workers, inherited, counts)
+
+    monkeypatch.setattr("shardstream.packing.engines.processes.run_tasks", noting)
+    ss.pack(rows, dest.format(tmp_path), **{**SMALL, "workers": 1, **more})
+    assert found == copies
+    assert not Counts().copies  # of all others that run tasks
+
+
+def test_a_pack_that_is_continued_asks_the_store_again(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    dest = f"memory://{tmp_path}/out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Destination, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ss.pack(rows, dest, **{**SMALL, "workers": 1})
+    found = []
+    begin = Destination.begin
+
+    def noting(destination: Destination, *arguments: Any) -> bool:
+        continued = begin(destination, *arguments)
+        found.append((continued, destination.copies))
+        return continued
+
+    monkeypatch.setattr(Destination, "begin", noting)
+    monkeypatch.setattr(reservation, "creates_once", lambda store: False)
+    ss.pack(rows, dest, **{**SMALL, "workers": 1}, resume=True)
+    assert found == [(True, False)]
+
+
 @pytest.mark.parametrize("dests", STORES, indirect=True)
-def test_an_attempt_that_wakes_when_the_pack_is_complete_changes_nothing(
+def test_an_attempt_that_wakes_just_when_the_pack_is_complete_changes_nothing(
     dests: tuple[list[str], Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (one, other), options = dests
@@ -230,7 +400,6 @@ def test_an_attempt_that_wakes_when_the_pack_is_complete_changes_nothing(
     ss.pack(rows, one, **{**more, "workers": 1})
     monkeypatch.setenv("STALL", f"{tmp_path}:before")
     monkeypatch.setattr("shardstream.packing.runner.run_task", calls.stalling)
-    monkeypatch.setattr("shardstream.packing.claim._LOOK_EVERY", 0.0)  # ten seconds later
     with ThreadPoolExecutor(2) as pool:
         ss.pack(rows, other, engine=pool, **more)
         assert contents(other, options) == contents(one, options)

@@ -294,8 +294,9 @@ def clear_plan(store: Store, plans: Iterable[str] | None, claim: Claim | None = 
         claim.check(store, now=True)
     store.delete_many([f"{FOLDER}/{name}" for name in names if begins is None or name.startswith(begins)])
     local = store.local_path(FOLDER)
-    if local is not None:
-        with contextlib.suppress(OSError):  # it is not there, or holds the plan of another pack
+    if local is not None and os.path.isdir(local):
+        store.clear_temporary(FOLDER)  # of killed packers
+        with contextlib.suppress(OSError):  # it holds the plan of another pack
             os.rmdir(local)
 
 

@@ -274,6 +274,7 @@ def test_an_object_of_another_listing_is_never_taken(tmp_path, low, monkeypatch)
     assert len(store.list(planned.FOLDER)) == 6
     planned.clear_plan(store, ["another"])
     assert len(store.list(planned.FOLDER)) == 6
+    (tmp_path / planned.FOLDER / ".tmp-killed").touch()
     planned.clear_plan(store, [claim.plan])
     assert not (tmp_path / planned.FOLDER).exists()
 

@@ -133,7 +133,7 @@ def index(
     size = parse_size(frame_size, "frame_size")
     job = _Job(os.fspath(dest), size, storage_options, split_key, on_error)
     tasks = [_Archive(number, file.url, file.size) for number, file in enumerate(files)]
-    if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
+    if is_private(job.dest) or any(is_private(file.url) for file in files):
         workers = 1
     with reservation.lock_machine(store) as lock:
         if store.exists(NAME):

@@ -26,7 +26,20 @@ Item = TypeVar("Item")
 def takes_blocks(job: Job) -> bool:
     """Whether samples may come many at once: if nobody has to look at each of them."""
     alone = job.limit is not None or job.shuffle is not None or job.kind == "tokens"
-    return not alone and hasattr(job.source, "read_blocks")
+    return not alone and _has_blocks(type(job.source))
+
+
+def _has_blocks(kind: type) -> bool:
+    """Whether `read_blocks` of a source gives what its `read` gives.
+
+    A class that is derived from one of ours may have a `read` of its own. Then it is the one that counts.
+    """
+    for each in kind.__mro__:
+        if "read_blocks" in vars(each):
+            return True
+        if "read" in vars(each):
+            return False
+    return False
 
 
 def read_samples(job: Job, task: Task) -> Iterator[Sample | Reject]:
@@ -54,7 +67,7 @@ def _read(job: Job, task: Task, read: Callable[[Task], Iterable[Item]]) -> Itera
             for span in spans if streams else ():
                 if span.start == 0:
                     check_stream(span.url, job.storage_options)
-            yield from read(replace(task, files=spans))
+            yield from read(replace(task, files=spans))  # not a planned task: see `whole`
         except (SourceError, StorageError, CorruptionError) as error:
             if is_unreachable(error):  # the store is at fault, not the file
                 raise

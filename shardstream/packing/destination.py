@@ -195,7 +195,7 @@ class Destination:
                 self.store.delete_many(left)
             self._present = ()
             self.clear_spill(self._names, of_all=True)
-            self.clear_plan(self._names)
+            self.clear_plan(self._names, of_all=True)
         return continued
 
     def look(self, old: Manifest | None) -> tuple[set[str], list[str]]:
@@ -306,11 +306,16 @@ class Destination:
             # What is there of the same size may be of another pack, until the first part has replaced it.
             tasks.put(self.store, self.claim, None if self.first else part)
 
-    def clear_plan(self, names: Collection[str]) -> None:
-        """Delete the plan; `names` is what is in the store."""
+    def clear_plan(self, names: Collection[str], of_all: bool = False) -> None:
+        """Delete the plan.
+
+        Args:
+            names: What is in the store.
+            of_all: Whether to delete those of other packs, too, since it is this packer's turn.
+        """
         # Another process may have written one before this one began.
         if self._planned or FOLDER in names or FOLDER in self._names:
-            clear_plan(self.store)
+            clear_plan(self.store, None if of_all else self._records, self.claim if of_all else None)
 
     def clear(self, manifest: Manifest) -> None:
         """Delete what killed workers left: temporary files, and shards that are not in the manifest."""

@@ -297,7 +297,7 @@ def pack(
     if dry_run:
         return Plan(kind, len(files), len(mine), total, codec, described(record), layout.shard_size)
 
-    if any(is_private(url) for url in (job.dest, *(file.url for file in files))):
+    if is_private(job.dest) or any(is_private(file.url) for file in files):
         workers = 1
     destination = Destination(job, record, append, old_record(record, files), isinstance(tasks, StoredPlan))
     needs = needs_of(where, job, files, workers, destination.store.local_path(""))

@@ -13,12 +13,12 @@ from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.job import Job
 from shardstream.packing.keys import Rule, with_prefixes
 from shardstream.packing.layout import Codec
-from shardstream.packing.planned import planned
+from shardstream.packing.planned import planned, whole
 from shardstream.packing.sources import Reject, Sample, Task
 from shardstream.packing.sources.base import tasks_of
 from shardstream.packing.sources.streams import names_compressed
 from shardstream.storage.inputs import FileInfo
-from shardstream.storage.spool import gathered
+from shardstream.storage.spool import SpoolError, gathered
 from shardstream.storage.store import redact
 from shardstream.storage.transport.failures import is_unreachable
 
@@ -76,7 +76,7 @@ def plan_tasks(
     try:
         return planned(with_prefixes(tasks_of(job.source, files, job.layout.shard_size), keys))
     except _UNREADABLE as error:
-        if job.on_error == "raise" or is_unreachable(error):
+        if job.on_error == "raise" or is_unreachable(error) or isinstance(error, SpoolError):
             raise
         bad = {file: why for file in files if (why := _problem(job, file))}
         if len(bad) in (0, len(files)):
@@ -89,6 +89,8 @@ def plan_tasks(
 def _problem(job: Job, file: FileInfo) -> str:
     try:
         job.source.plan([file], job.layout.shard_size)
+    except SpoolError:
+        raise
     except _UNREADABLE as error:
         return str(error)
     return ""
@@ -111,7 +113,8 @@ def suitable_codec(job: Job, tasks: Sequence[Task]) -> Codec:
         return "zstd"
     packed = other = 0
     with exits_are_errors():
-        first = [sample for _, sample in zip(range(_PEEK), _first(job, tasks[0]), strict=False)]
+        task = whole(tasks[0], job.dest, job.storage_options, None)
+        first = [sample for _, sample in zip(range(_PEEK), _first(job, task), strict=False)]
     for sample in first:
         if isinstance(sample, Reject):
             continue

@@ -52,8 +52,7 @@ def run_task(job: Job, task: Task | Bucket) -> Result:
     begin("pack", job.shown)
     started = time.monotonic()
     if isinstance(task, Task):
-        plan = "" if job.claim is None else job.claim.plan
-        task = whole(task, job.dest, job.storage_options, plan)
+        task = whole(task, job.dest, job.storage_options, job.claim)
     result = _done(job, task)
     if job.claim is not None:
         store = Store.open(job.dest, job.storage_options)

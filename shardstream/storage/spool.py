@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import pickle
@@ -12,15 +13,29 @@ from typing import Any, Generic, TypeVar, overload
 
 import zstandard
 
+from shardstream.errors import StorageError
 from shardstream.storage.named import named
 
-__all__ = ["HELD", "Blobs", "Spooled", "gathered", "in_order"]
+__all__ = ["HELD", "Blobs", "SpoolError", "Spooled", "gathered", "in_order"]
 
 HELD = 20_000  # items that stay in memory: a list of so many takes some megabytes
 _BLOCK = 1000  # items of a block
 _WAYS = 32  # sequences that are merged at a time
 
 T = TypeVar("T")
+
+
+class SpoolError(StorageError):
+    """The temporary folder of this machine is full, or cannot be used. No input and no target is at fault."""
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        with named(f"a temporary file in {where}"):
+            yield
+    except StorageError as error:
+        raise SpoolError(str(error)) from error.__cause__
 
 
 class Blobs:
@@ -31,7 +46,7 @@ class Blobs:
 
         self._where = tempfile.gettempdir()
         with (
-            named(f"a temporary file in {self._where}"),
+            _named(self._where),
             tempfile.TemporaryFile(prefix="shardstream-") as file,
         ):
             self._file = os.dup(file.fileno())
@@ -43,7 +58,7 @@ class Blobs:
 
     def add(self, data: bytes) -> None:
         """Put a piece behind the others. Raises StorageError if the disk is full."""
-        with named(f"a temporary file in {self._where}"):
+        with _named(self._where):
             left = memoryview(data)
             while left:
                 left = left[os.write(self._file, left) :]
@@ -56,7 +71,7 @@ class Blobs:
     def read(self, number: int) -> bytes:
         """A piece. Threads may read at the same time."""
         size = self.size(number)
-        with named(f"a temporary file in {self._where}"):
+        with _named(self._where):
             return os.pread(self._file, size, self._ends[number] - size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -20,7 +21,7 @@ from shardstream.packing.engines.attempts import _named
 from shardstream.packing.engines.pace import work_of
 from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.layout import Layout
-from shardstream.packing.planned import PlannedTask, StoredPlan, object_name, whole
+from shardstream.packing.planned import PlannedTask, StoredPlan, whole
 from shardstream.packing.sources import SourceOptions, make_source, windows
 from shardstream.packing.sources.base import FileSpan, Task, tasks_of
 from shardstream.storage import spool
@@ -135,7 +136,7 @@ def test_a_plan_in_a_store_is_read_by_parts_and_deleted(tmp_path, request, weed)
     request.getfixturevalue("low")
     store = Store.open(url, weed.options())
     ss.pack(source, url, part=(1, 2), **options)  # type: ignore[call-overload]
-    store.delete(object_name(2))
+    store.delete(name_of(store, 2))
     ss.pack(source, url, part=(0, 2), **options)  # type: ignore[call-overload]
     assert len(store.entries(planned.FOLDER)) == 9
     ss.pack(source, url, commit=True, **options)
@@ -183,12 +184,17 @@ def test_another_pack_removes_the_plan_of_a_killed_one(tmp_path, low, monkeypatc
     assert content(tmp_path / "out") == content(tmp_path / "other")
 
 
+def name_of(store: Store, number: int) -> str:
+    (found,) = (name for name in store.list(planned.FOLDER) if f"-{number:05d}." in name)
+    return f"{planned.FOLDER}/{found}"
+
+
 DAMAGE = ("cut", "bits", "empty", "missing", "of another plan", "another number")
 
 
 def harm(store: Store, damage: str) -> None:
     """Damage the object of number 3."""
-    path, other = (Path(str(store.local_path(object_name(number)))) for number in (3, 2))
+    path, other = (Path(str(store.local_path(name_of(store, number)))) for number in (3, 2))
     data = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -204,15 +210,18 @@ def test_a_broken_object_is_named(damage, tmp_path, low, monkeypatch):
     monkeypatch.setattr(Claim, "check", lambda *_, **__: None)
     store = Store.open(str(tmp_path))
     plan = plan_of(50)
-    plan.put(store, Claim("another" if damage == "of another plan" else "plan"))
+    claim = Claim("01234567a")
+    plan.put(store, Claim("01234567b") if damage == "of another plan" else claim)
     harm(store, damage)
     tasks = [PlannedTask(*task.__reduce__()[1]) for task in plan]  # type: ignore[misc]
     bad = next(task for task in tasks if task.first < 28 and task.end > 21)
     if damage != "of another plan":
-        assert whole(tasks[3], store.url, None, "plan").files == plan[3].files
+        assert whole(tasks[3], store.url, None, claim).files == plan[3].files
     kind = StorageError if damage == "missing" else CorruptionError
-    with pytest.raises(kind, match=r"\.pack-plan/00003\.msgpack\.zst .*--resume"):
-        whole(bad, store.url, None, "plan")
+    with pytest.raises(kind, match=r"\.pack-plan/\S+-00003\.msgpack\.zst .*--resume"):
+        whole(bad, store.url, None, claim)
+    plan.put(store, claim, (1, 2))  # a part makes it anew, whatever size the damaged one had
+    assert whole(bad, store.url, None, claim).files == plan[bad.number].files
 
 
 @pytest.mark.parametrize("damage", ["bits", "missing"])
@@ -229,10 +238,86 @@ def test_a_pack_with_a_broken_object_ends_and_is_continued(damage, tmp_path, req
 
     with monkeypatch.context() as patch:
         patch.setattr(StoredPlan, "put", broken)
-        with pytest.raises((StorageError, CorruptionError), match=r"\.pack-plan/00003\.msgpack\.zst"):
+        with pytest.raises((StorageError, CorruptionError), match=r"\.pack-plan/\S+-00003\.msgpack\.zst"):
             ss.pack(source, tmp_path / "out", **options)
     ss.pack(source, tmp_path / "out", resume=True, **options)
     assert content(tmp_path / "out") == content(tmp_path / "usual")
+
+
+def test_a_part_makes_a_broken_object_anew(tmp_path, request):
+    source = texts(tmp_path / "in")
+    ss.pack(source, tmp_path / "usual", **SMALL)
+    request.getfixturevalue("low")
+    options = {**SMALL, "workers": 2}
+    ss.pack(source, tmp_path / "out", part=(0, 2), **options)  # type: ignore[call-overload]
+    harm(Store.open(str(tmp_path / "out")), "bits")  # of the same size, so that only the worker sees it
+    with pytest.raises(CorruptionError, match=r"-00003\.msgpack\.zst .*the part of a pack again"):
+        ss.pack(source, tmp_path / "out", part=(1, 2), **options)  # type: ignore[call-overload]
+    ss.pack(source, tmp_path / "out", part=(1, 2), **options)  # type: ignore[call-overload]
+    ss.pack(source, tmp_path / "out", commit=True, **options)
+    assert content(tmp_path / "out") == content(tmp_path / "usual")
+
+
+def test_an_object_of_another_listing_is_never_taken(tmp_path, low, monkeypatch):
+    """Of a pack of the same identity that was killed before its input changed; the sizes are equal."""
+    monkeypatch.setattr(Claim, "check", lambda *_, **__: None)
+    store, claim = Store.open(str(tmp_path)), Claim("01234567a")
+    plans = [
+        planned.planned(Task(n, (FileSpan(f"{n:02d}{side}", 0, 1, 1, "k"),)) for n in range(20))
+        for side in "ab"
+    ]
+    for plan in plans:
+        assert isinstance(plan, StoredPlan)
+        plan.put(store, claim, (1, 2))
+    for plan in plans:
+        far = PlannedTask(*plan[3].__reduce__()[1])  # type: ignore[misc]
+        assert whole(far, store.url, None, claim).files == plan[3].files
+    assert len(store.list(planned.FOLDER)) == 6
+    planned.clear_plan(store, ["another"])
+    assert len(store.list(planned.FOLDER)) == 6
+    (tmp_path / planned.FOLDER / ".tmp-killed").touch()
+    planned.clear_plan(store, [claim.plan])
+    assert not (tmp_path / planned.FOLDER).exists()
+
+
+@pytest.mark.parametrize("compression", ["zstd", None])
+def test_bad_files_are_skipped(compression, tmp_path, request):
+    source = texts(tmp_path / "in")
+    bad = sorted(source.rglob("*.txt"))[7]
+    bad.write_bytes(b"\xff\xfe\xfa")
+    options = {**SMALL, "on_error": "skip", "max_rejects": 0.5, "compression": compression}
+    ss.pack(source, tmp_path / "usual", **options)
+    request.getfixturevalue("low")
+    ss.pack(source, tmp_path / "low", **options)
+    assert content(tmp_path / "low") == content(tmp_path / "usual")
+    assert bad.name in (tmp_path / "low" / "rejects.jsonl").read_text()
+
+
+def test_urls_with_secrets_are_not_written_into_the_target(low):
+    def tasks(url: str) -> list[Task]:
+        return [Task(number, (FileSpan(url % number, 0, 1, 1, "k"),)) for number in range(9)]
+
+    for url in ("https://host/%d.txt?X-Amz-Signature=SECRET", "ftp://me:SECRET@host/%d.txt"):
+        found = planned.planned(iter(tasks(url)))
+        assert found == tasks(url)
+        assert isinstance(found, list)
+        late = [*tasks("s3://bucket/%d#.txt")[:8], tasks(url)[8]]
+        assert planned.planned(iter(late)) == late
+    assert isinstance(planned.planned(iter(tasks("s3://bucket/%d@#?.txt"))), StoredPlan)
+
+
+def test_a_full_temporary_disk_is_not_the_fault_of_the_input(tmp_path, low, monkeypatch):
+    source = texts(tmp_path / "in")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    looked: list[Any] = []
+    monkeypatch.setattr(planning, "_problem", lambda _, file: looked.append(file) or "bad")
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(spool.SpoolError, match=r"temporary file in .*No space left"):
+        ss.pack(source, tmp_path / "out", on_error="skip", **SMALL)
+    assert not looked
 
 
 def test_parts_share_a_plan_in_memory_or_not(tmp_path, request, monkeypatch):
@@ -280,7 +365,7 @@ def plan_of(count: int) -> StoredPlan:
 
 def test_two_planners_at_once_write_the_same_objects(tmp_path, low, monkeypatch):
     monkeypatch.setattr(Claim, "check", lambda *_, **__: None)
-    store, claim = Store.open(str(tmp_path / "out")), Claim("plan")
+    store, claim = Store.open(str(tmp_path / "out")), Claim("01234567a")
     plans = [plan_of(50), plan_of(50)]
     threads = [
         threading.Thread(target=plan.put, args=(store, claim, part))
@@ -297,7 +382,7 @@ def test_two_planners_at_once_write_the_same_objects(tmp_path, low, monkeypatch)
         far = PlannedTask(*task.__reduce__()[1])  # as a worker gets it
         assert far == task
         assert not far.files
-        read = whole(far, store.url, None, "plan")
+        read = whole(far, store.url, None, claim)
         assert type(read) is Task
         assert read == Task(task.number, task.files)
 

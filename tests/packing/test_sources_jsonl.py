@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import shardstream as ss
 from shardstream.errors import SourceError
-from shardstream.packing.sources import Reject, Sample, Source, make_source
+from shardstream.packing.sources import Reject, Sample, Source, Task, make_source
+from shardstream.packing.sources.jsonl import JsonlSource
 from shardstream.read.reader import DatasetReader
 from shardstream.storage.inputs import expand
 
@@ -210,6 +211,31 @@ def test_lines_longer_than_the_buffer(tmp_path, suffix, size):
     for target in (1 << 30, size, size - 1, size // 3):
         found = read(make_source("jsonl"), path, target)
         assert [item.fields["txt"] for item in found if isinstance(item, Sample)] == letters
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\n" * (1 << 17),
+        b"{}\n" * (1 << 17),
+        b'{"text":"%s"}\n' % (b"a" * (5 << 19)) + b"{%s}\n" % (b" " * 61) * (1 << 15),
+    ],
+    ids=["blank", "short", "one is long"],
+)
+def test_few_lines_are_in_memory(tmp_path, suffix, data):
+    """However short they are: each takes many times its bytes. Nor does the buffer of a long one stay."""
+    path, source = put(tmp_path, data, suffix), make_source("jsonl")
+    assert isinstance(source, JsonlSource)
+    ((span,),) = (task.files for task in source.tasks(expand([str(path)]), 1 << 40))
+    lines, most, views = 0, 0, 0
+    for _, batches, _ in source._lines(Task(0, (span,))):
+        for batch in batches:
+            lines, most = lines + len(batch), max(most, len(batch))
+            views = len(batch[-1][1].obj) if isinstance(batch[-1][1], memoryview) else 0
+            assert sum(len(line) for _, line in batch[1:]) <= 1 << 20
+    assert lines == data.count(b"\n")
+    assert most == 4096
+    assert views <= 1 << 20
 
 
 def test_the_keys_of_files_of_one_name_differ(tmp_path):

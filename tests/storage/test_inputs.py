@@ -203,3 +203,35 @@ def test_a_bucket_is_listed_page_by_page(weed, monkeypatch):
     assert [url.removeprefix(f"{root}/") for url, _, _ in whole] == sorted(names)
     monkeypatch.setattr(S3, "find", Fsspec.find)  # as s3fs lists
     assert [*map(tuple, expand([f"{root}/in"], weed.options()))] == whole
+
+
+def test_a_listing_that_names_no_next_page_is_an_error(weed, monkeypatch):
+    """And is not gone through for ever."""
+    root = weed.bucket()
+    Store.open(root, weed.options()).write("in/a.txt", b"x")
+    find = S3.find
+    asked: list[str] = []
+    named: dict[str, str] = {}
+
+    async def answered(self: S3, path: str, after: str) -> Any:
+        await self.fs.set_session()
+        client = await self.fs.get_s3(self.fs.split_path(path)[0])
+
+        async def listed(**given: Any) -> dict[str, Any]:
+            asked.append(given.get("ContinuationToken", ""))
+            return {"Contents": [{"Key": "in/a.txt", "Size": 1}], "IsTruncated": True, **named}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "list_objects_v2", listed)
+            return await find(self, path, after)
+
+    monkeypatch.setattr(S3, "find", answered)
+    for told, what, times in (
+        ({"NextContinuationToken": "1"}, "the same place again", ["", "1"]),
+        ({"NextContinuationToken": ""}, "no place", [""]),
+        ({}, "no place", [""]),
+    ):
+        named, asked = told, []
+        with pytest.raises(StorageError, match=f"listing goes on, and names {what}"):
+            expand([f"{root}/in"], weed.options())
+        assert asked == times

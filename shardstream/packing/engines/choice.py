@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, Protocol, cast
 
 from shardstream.errors import OptionError
@@ -67,7 +67,7 @@ def check_engine(engine: Engine, job: Job, files: Sequence[FileInfo]) -> None:
         return
     if job.limit is not None:
         raise OptionError("limit packs one task after another, in this process: leave out engine")
-    for url in (job.dest, *(file.url for file in files)):
+    for url in chain([job.dest], (file.url for file in files)):  # there may be very many
         if is_private(url):
             raise OptionError(f"{redact(url)} is in this process alone: leave out engine")
         if url_has_secret(url):

@@ -201,10 +201,12 @@ class Streamed:
 
 def tasks_of(source: Source, files: Sequence[FileInfo], target: int) -> Iterable[Task]:
     """The tasks of a source, one after another if it is `Streamed`."""
-    plan: object = type(source).plan
-    # A class that is derived from one of ours may have a plan of its own.
-    if isinstance(source, Streamed) and plan is Streamed.plan:
-        return source.tasks(files, target)
+    # A class that is derived from one of ours may have a plan of its own. The methods of others may be of the
+    # object, and not of its class.
+    if isinstance(source, Streamed):
+        plan: object = type(source).plan
+        if plan is Streamed.plan:
+            return source.tasks(files, target)
     return source.plan(files, target)
 
 

@@ -43,6 +43,7 @@ from shardstream.storage.store import Options, redact
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json")
 _CHUNK = 1 << 20
+_LINES = 4096  # that are given at once: each takes memory beside its bytes, however short it is
 
 
 def _of_python(line: bytes | memoryview, error: msgspec.DecodeError) -> dict[str, Any]:
@@ -231,7 +232,7 @@ class JsonlSource(Streamed):
         return f"not a JSON object in UTF-8 ({error})"
 
     def _slice_lines(self, span: FileSpan, file: BinaryIO) -> Iterator[list[Line]]:
-        """(byte offset, line) of the lines that begin in the span, as many at once as are read at once.
+        """(byte offset, line) of the lines that begin in the span, many at once.
 
         A line is a view of a buffer that is used again for the next ones: new memory costs more than to parse
         it.
@@ -247,38 +248,53 @@ class JsonlSource(Streamed):
             room = min(len(buffer) - filled, span.size - base - filled)
             filled += read_into(file, view[filled : filled + room], redact(span.url))
             at, last = 0, base + filled >= span.size
-            lines: list[Line] = []
             if skipping:
                 at = buffer.find(b"\n", 0, filled) + 1
                 skipping = not at
                 at = at or filled  # the line of the slice before has not ended yet
-            while base + at < span.end and (cut := buffer.find(b"\n", at, filled)) >= 0:
-                lines.append((base + at, view[at:cut]))
-                at = cut + 1
-            if last and at < filled and base + at < span.end:
-                lines.append((base + at, view[at:filled]))
-            yield lines
+            end = min(filled, span.end - base)  # of the places where lines begin that are taken from here
+            while at < end:
+                lines: list[Line] = []
+                stop = min(end, at + _CHUNK)
+                for _ in range(_LINES):
+                    if at >= stop or (cut := buffer.find(b"\n", at, filled)) < 0:
+                        break
+                    lines.append((base + at, view[at:cut]))
+                    at = cut + 1
+                if not lines:
+                    break
+                yield lines
+            if last and at < end:
+                yield [(base + at, view[at:filled])]
             if last or base + at >= span.end:
                 return
-            if at == 0 and filled == len(buffer):
-                buffer = buffer + bytes(len(buffer))  # the line is longer than the buffer
-            else:
-                buffer[: filled - at] = buffer[at:filled]
-                base += at
-                filled -= at
+            if at == 0 and filled == len(buffer):  # the line is longer than the buffer
+                longer = bytearray(2 * len(buffer))
+                longer[:filled] = view
+                buffer = longer
+                continue
+            left = view[at:filled]
+            # The buffer for a line that was long is not kept for those behind it.
+            buffer = bytearray(_CHUNK) if len(left) < _CHUNK < len(buffer) else buffer
+            memoryview(buffer)[: len(left)] = left  # which may overlap
+            base += at
+            filled -= at
 
     def _stream_lines(self, file: BinaryIO) -> Iterator[list[Line]]:
-        """(line number from 1, line) of a compressed file, as many at once as are read at once."""
+        """(line number from 1, line) of a compressed file, many at once."""
         number = 1
-        rest = bytearray()
+        rest = bytearray()  # the begin of a line
         while chunk := file.read(_CHUNK):
-            if b"\n" not in chunk:
-                rest += chunk
-                continue
-            lines = (bytes(rest) + chunk).split(b"\n")
-            rest = bytearray(lines.pop())
-            yield list(enumerate(lines, number))
-            number += len(lines)
+            *lines, left = chunk.split(b"\n", _LINES)
+            if lines and rest:
+                rest += lines[0]
+                lines[0] = bytes(rest)
+                rest = bytearray()
+            while lines:
+                yield list(enumerate(lines, number))
+                number += len(lines)
+                *lines, left = left.split(b"\n", _LINES)
+            rest += left
         if rest:
             yield [(number, bytes(rest))]
 

@@ -108,7 +108,13 @@ class S3(Fsspec):
         if not listed and not after:
             return await super().find(path, after)
         found: list[Found] = [(f"{bucket}/{each['Key']}", int(each["Size"]), True) for each in listed]
-        return found, str(told["NextContinuationToken"]) if told.get("IsTruncated") else ""
+        if not told.get("IsTruncated"):
+            return found, ""
+        more_at = told.get("NextContinuationToken")
+        if not more_at or more_at == after:  # it would be listed without an end
+            what = "the same place again" if more_at else "no place"
+            raise Failure(f"the store says that its listing goes on, and names {what} from where")
+        return found, str(more_at)
 
     @staticmethod
     def entry(found: Mapping[str, Any]) -> Entry:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shardstream as ss
+from shardstream.decode.modes import frozen
 from shardstream.errors import CorruptionError, OptionError
 
 COUNT = 60
@@ -176,11 +177,10 @@ def test_a_loader_in_a_worker_refuses_views(tmp_path) -> None:
         next(iter(DataLoader(Batches(ds), None, num_workers=1, timeout=20)))
 
 
-def test_what_is_no_mode_is_an_option_error(tmp_path) -> None:
-    ss.pack([{"__key__": "a", "bin": b"x"}], tmp_path / "ds")
+def test_what_is_no_mode_is_an_option_error() -> None:
     for wrong in (np.zeros(2), np.array("view"), ["view"], {"bin": np.zeros(2)}, None, "nope"):
         with pytest.raises(OptionError, match="decode="):
-            ss.StreamingDataset(str(tmp_path / "ds"), decode=wrong)  # type: ignore[arg-type]
+            frozen(wrong)  # type: ignore[arg-type]
 
 
 def test_other_processes_cannot_get_views(url: str) -> None:

@@ -79,10 +79,11 @@ class Following:
     Args:
         kept: Where they are until the next stream begins.
         units: Plans the work of the next epoch. Called in a thread, when that of this one is planned.
+        batches: How many batches this epoch has, from where the stream begins.
     """
 
-    def __init__(self, kept: KeptFrames, units: Callable[[], Iterator[Unit]]) -> None:
-        self._kept, self._units = kept, units
+    def __init__(self, kept: KeptFrames, units: Callable[[], Iterator[Unit]], batches: int) -> None:
+        self._kept, self._units, self.batches = kept, units, batches
         self._plan: Task[list[Need]] | None = None
         self._missing: deque[Need] | None = None
 

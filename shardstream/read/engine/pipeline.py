@@ -146,7 +146,7 @@ class _Flow(Generic[T]):
         self._plan: Task[_Plan]
         self._planning = True
         self._times = Times(stats)
-        self._heads = 0  # how many units have been the head
+        self._heads = self._begun = 0  # how many units have been the head, and their batches
         self._outer, self._process = current(), os.getpid()
 
     def batches(self) -> Generator[T, None, None]:
@@ -168,6 +168,7 @@ class _Flow(Generic[T]):
                 ready = sum(item.ready() for item in self._pending)
                 head = self._head = self._pending.popleft()
                 self._heads += 1
+                self._begun += len(head.unit.sizes)
                 stats.add(frames=self._frames.fetched, decompressed_bytes=self._frames.fetched_bytes)
                 self._frames.fetched = self._frames.fetched_bytes = 0
                 for _ in range(len(self._scope.met)):
@@ -231,11 +232,9 @@ class _Flow(Generic[T]):
         head = self._head
         if head is None:
             return
-        if not (head.left or self._pending or self._planned):
-            # A loop that counts its batches never asks for the end.
-            plan = self._plan.result() if self._plan.done and self._plan.error is None else None
-            if plan is not None and plan.over and plan.error is None and not (self._planning and plan.units):
-                following.end(self._frames)
+        if self._begun - head.left == following.batches:
+            # A loop that counts its batches never asks for the end; that all is planned may not be known yet.
+            following.end(self._frames)
         elif self._heads <= _LOOK:
             busy = (item for item in (head, *self._pending) if item.busy())
             following.put_back(self._frames, {frame for item in busy for frame in item.frames})

@@ -90,20 +90,14 @@ def fetches(loader: ss.StreamingLoader, monkeypatch: pytest.MonkeyPatch) -> list
 
 
 @pytest.mark.parametrize("kind", ["samples", "tokens"])
-def test_loops_that_count_and_looks_leave_the_frames(
-    packed: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loops_that_count_and_looks_leave_the_frames(packed: dict[str, Path], kind: str) -> None:
     loader = ss.StreamingLoader(made(kind, packed), 8, threads=2)
-    found = fetches(loader, monkeypatch)
     for _ in range(2):
         assert sum(1 for _ in zip(range(len(loader)), loader, strict=False)) == len(loader)
         assert not loader._batches.kept.empty
     for _ in range(2):
         next(iter(loader))
         assert not loader._batches.kept.empty
-    # However slow the threads are, some of what is kept is used.
-    assert len(set(found)) >= FRAMES
-    assert len(found) < 4 * len(set(found))
 
 
 def test_archives_that_are_one_stream_are_not_fetched_ahead(

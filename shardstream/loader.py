@@ -17,6 +17,7 @@ from shardstream.dataset.arguments import Engine, Last, Sample, at_least_one, ch
 from shardstream.dataset.collating import PAD
 from shardstream.dataset.rank_batches import RankBatches
 from shardstream.dataset.states import accept, state_at
+from shardstream.dataset.worker_epochs import current_worker
 from shardstream.dataset.wrappers import refuse_wrappers
 from shardstream.decode.picture_batch import DAMAGED
 from shardstream.distributed import Topology
@@ -226,6 +227,11 @@ class StreamingLoader(Generic[B]):
         decided = self._contents.rank.decided
         refuse_wrappers(self._ds.url, self._contents.decide())
         self._contents.start()
+        if self._contents.maker.views and current_worker() is not None:
+            raise OptionError(
+                "decode='view' gives views of this process's memory, and a worker of a DataLoader sends its "
+                "batches to another one: use decode=False, whose batches have views() of each field"
+            )
         if not decided:
             self._warn_if_empty()
         run, scope = self._cursor.begin(self._batches.samples), CancelScope()

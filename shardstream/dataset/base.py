@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic
 
 from shardstream.dataset.argument_errors import item_number
-from shardstream.dataset.collating import by_default_collate
+from shardstream.dataset.collating import by_default_collate, in_data_loader
 from shardstream.dataset.contents import Contents
 from shardstream.dataset.item_reader import ItemReader
 from shardstream.dataset.iteration import Iteration
@@ -96,10 +96,13 @@ class OrderedDataset(_Iterable[T_co]):
 
     def __iter__(self) -> Iteration[T_co]:
         refuse_wrappers(self.url, self._contents.decide())
-        items = ItemReader(self._contents, self._cursor)
-        run = items.begin()
         # A DataLoader gives no other sign of itself in its own process.
-        gaps = by_default_collate(sys._getframe(1))  # noqa: SLF001
+        caller = sys._getframe(1)  # noqa: SLF001
+        # It cannot pickle views, and what it does to sequences it does to the bytes of a view.
+        plain = self._contents.maker.views and in_data_loader(caller)
+        items = ItemReader(self._contents, self._cursor, plain)
+        run = items.begin()
+        gaps = by_default_collate(caller)
         return self._cursor.follow(Iteration(items, run, gaps), run)
 
     def _numbered(self, item: object) -> int:

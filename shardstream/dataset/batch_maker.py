@@ -69,12 +69,18 @@ class BatchMaker(ABC):
         """A user's `collate` whose errors name the batch."""
 
         def collated(items: list[Any]) -> Any:
+            # Looked up first: the user's function may change the samples, and the list.
+            count, ends = len(items), [_key(item) for item in (*items[:1], *items[-1:])]
             try:
                 return collate(items)
             except Exception as error:
-                keys = [item["__key__"] for item in items if isinstance(item, dict) and "__key__" in item]
-                named = f", samples {keys[0]!r} to {keys[-1]!r}," if keys else ""
-                note(error, f"in the collate of {len(items)} items{named} of {self._url}")
+                named = f", samples {ends[0]!r} to {ends[-1]!r}," if ends and None not in ends else ""
+                note(error, f"in the collate of {count} items{named} of {self._url}")
                 raise
 
         return collated
+
+
+def _key(item: Any) -> Any:
+    """The key of a sample; None if it has none."""
+    return item.get("__key__") if isinstance(item, dict) else None

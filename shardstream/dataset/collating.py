@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+from shardstream.dataset.worker_epochs import current_worker
 from shardstream.errors import OptionError
 from shardstream.read.engine.frames import FrameId, Need
 from shardstream.read.engine.units import Unit
 
-__all__ = ["PAD", "Marking", "Sample", "by_default_collate", "finishing", "with_padding"]
+__all__ = ["PAD", "Marking", "Sample", "by_default_collate", "finishing", "in_data_loader", "with_padding"]
 
 PAD = "__pad__"
 _FETCH = "torch.utils.data._utils.fetch"  # the module in which a DataLoader iterates its dataset
@@ -35,6 +36,15 @@ def by_default_collate(caller: FrameType) -> bool:
     # How torch's documentation of `default_collate` tells to add a type.
     collate.default_collate_fn_map.setdefault(Sample, _collated)
     return True
+
+
+def in_data_loader(caller: FrameType | None) -> bool:
+    """Whether a DataLoader asks for samples, here or in a worker process, however many calls away."""
+    if current_worker() is not None:
+        return True
+    while caller is not None and caller.f_globals.get("__name__") != _FETCH:
+        caller = caller.f_back
+    return caller is not None
 
 
 def _collated(samples: list[Sample], *, collate_fn_map: Any = None) -> dict[str, Any]:

@@ -77,6 +77,10 @@ class Contents(ABC, Generic[OrderT]):
         found.rank = DatasetRank(self.decide())
         return found
 
+    def without_views(self) -> Self:
+        """The same with bytes where values are views of memory."""
+        return self
+
     # The order
 
     @property

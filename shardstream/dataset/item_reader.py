@@ -24,10 +24,11 @@ class ItemReader:
     Args:
         contents: The dataset.
         cursor: The place at which iterations start, and to which they came.
+        plain: Whether bytes are given where values are views of memory.
     """
 
-    def __init__(self, contents: Contents[Any], cursor: Cursor) -> None:
-        self._contents, self._cursor = contents, cursor
+    def __init__(self, contents: Contents[Any], cursor: Cursor, plain: bool = False) -> None:
+        self._contents, self._cursor, self._plain = contents, cursor, plain
 
     def begin(self) -> Run:
         """Begin an iteration; gives its place."""
@@ -50,7 +51,7 @@ class ItemReader:
 
         The consumer sets `run.position` to `run.following` as the last step before it has an item.
         """
-        contents = self._contents
+        contents = self._contents.without_views() if self._plain else self._contents
         mine, total, maker = contents.topology, contents.total, contents.maker
         budget = Budget(keep=contents.cache.ram_for_frames)
         worker = current_worker()

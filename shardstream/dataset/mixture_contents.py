@@ -87,6 +87,12 @@ class MixtureContents(Contents[MixedOrder]):
         found.parts = [part.apart(cache(part.cache)) for part in self.parts]
         return found
 
+    def without_views(self) -> Self:
+        """The same with bytes where values are views of memory, of all datasets."""
+        found = copy.copy(self)
+        found.parts = [part.without_views() for part in self.parts]
+        return found
+
     def _same_place(self, ranks: Ranks) -> None:
         for part in self.parts:
             if part.topology != ranks:

@@ -65,6 +65,9 @@ class MixedSource:
         number, shard = divmod(shard, 1 << _SHIFT)
         return number, self._sources[number].fetch(shard, frame)
 
+    def keeps(self, shard: int) -> bool:
+        return self._sources[shard >> _SHIFT].keeps(shard & _SHARD)
+
     def unchanged(self, frames: Sequence[FrameId]) -> list[FrameId]:
         """Those of these frames that are as they were, of all datasets."""
         found: list[FrameId] = []

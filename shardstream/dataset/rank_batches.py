@@ -61,7 +61,8 @@ class RankBatches:
     def stream(self, epoch: int, position: int, stats: Stats) -> Generator[Any, None, None]:
         """The batches from `position` of `epoch` on."""
         contents, collates = self.contents, self.collate not in (None, list)
-        requests, following = self.requests(position), (self.kept, lambda: self.requests(0))
+        requests = self.requests(position)
+        following = self.kept, lambda: self.requests(0), self.count(position)
         options = UnitOptions(direct=not collates and not self.pin, collates=collates)
         if self.collate is None or self.last == "drop":
             finish = self._finish(self.collate)

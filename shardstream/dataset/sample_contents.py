@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.dataset.collating import in_data_loader
 from shardstream.dataset.dataset_rank import DatasetRank
 from shardstream.dataset.opening import Opening
 from shardstream.dataset.requests import Request, UnitOptions
 from shardstream.dataset.sample_batches import SampleMaker
 from shardstream.dataset.selected import SelectedContents
-from shardstream.decode.modes import Decode
+from shardstream.decode.modes import Decode, viewless
 from shardstream.errors import OptionError
 from shardstream.format.shards import shard_values
 from shardstream.format.shown import counted
@@ -109,6 +111,10 @@ class SampleContents(SelectedContents[SampleSource]):
         vars(found).update(decode=decode, _maker=maker, _source=None)
         return found
 
+    def without_views(self) -> SampleContents:
+        """The same with bytes where values are views of memory."""
+        return self.decoding(viewless(self.decode)) if self._maker.views else self
+
     def _open_source(self, reader: DatasetReader) -> SampleSource:
         # Memory that batches have views of must not be used again as long as there is a view.
         return (ZeroCopySource if self._maker.views else SampleSource)(reader, self.fields)
@@ -134,6 +140,8 @@ class SampleContents(SelectedContents[SampleSource]):
 
     def item(self, number: int) -> Any:
         """Sample `number` in the natural order, of all ranks' samples: decoded and transformed."""
+        if self._maker.views and in_data_loader(sys._getframe()):  # noqa: SLF001 - it gives no other sign
+            return self.without_views().item(number)
         shard, sample = self._place(number)
         key, stored = self.reader.sample(shard, sample)
         columns: dict[str, list[memoryview | None]] = {

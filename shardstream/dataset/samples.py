@@ -63,6 +63,7 @@ class StreamingDataset(ChoosableDataset[T]):
             Except by "stored", images are turned as their EXIF orientation says. "view", for a field or for
             all, gives the bytes without a copy, as a read-only memoryview. It stays valid as long as you
             have it. If the shard is a file on this machine and not compressed, it shows the file itself.
+            A DataLoader gets bytes in place of views.
         shuffle: False for the natural order, True for Shuffle(), or a Shuffle.
         cache: A Cache, or the path of its folder. By default bytes stay in memory alone.
         topology: The place among the data-parallel ranks. "auto" asks torch.distributed or the launcher, when

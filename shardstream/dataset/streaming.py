@@ -35,7 +35,7 @@ def stream(
     source: Source | None = None,
     padded: tuple[int, Finish] | None = None,
     singles: bool = False,
-    following: tuple[KeptFrames, Callable[[], Iterable[Request]]] | None = None,
+    following: tuple[KeptFrames, Callable[[], Iterable[Request]], int] | None = None,
 ) -> Generator[Any, None, None]:
     """The batches of all requests, in order.
 
@@ -51,7 +51,8 @@ def stream(
         source: Where frames come from, if not from the dataset's own source.
         padded: The number of the batch that has padding, and the `finish` for that one.
         singles: In front of an error items come one by one, up to the one that fails.
-        following: What will be read of the epoch after this one, and where its first frames stay until then.
+        following: What will be read of the epoch after this one, and where its first frames stay until then;
+            how many batches this one has.
     """
     source, chosen = source or contents.source, options or UnitOptions()
     if padded is not None:
@@ -78,12 +79,13 @@ def _after(
     epoch: int,
     kept: KeptFrames,
     requests: Callable[[], Iterable[Request]],
+    batches: int,
     options: UnitOptions,
 ) -> Following | None:
     """What follows: another epoch."""
     if epoch >= EPOCHS:
         return None
-    return Following(kept, lambda: iter(contents.units(contents.order(epoch), requests(), options)))
+    return Following(kept, lambda: iter(contents.units(contents.order(epoch), requests(), options)), batches)
 
 
 def _planned(

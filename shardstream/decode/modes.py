@@ -14,7 +14,7 @@ from shardstream.decode.picture_batch import IMAGE, Picture
 from shardstream.errors import OptionError
 from shardstream.format.kinds import PIXELS, extension
 
-__all__ = ["Decode", "FieldMode", "Modes", "Plain", "frozen", "modes"]
+__all__ = ["Decode", "FieldMode", "Modes", "Plain", "frozen", "modes", "viewless"]
 
 Plain = bool | Literal["stored", "view"] | Whole
 FieldMode = Plain | Images | Mask
@@ -67,19 +67,31 @@ def frozen(decode: Decode) -> Decode:
     """
     if isinstance(decode, Mapping):
         for name, mode in decode.items():
-            if not isinstance(mode, (bool, Images, Mask, Whole)) and mode not in ("stored", "view"):
+            if not isinstance(mode, (bool, Images, Mask, Whole)) and not _named(mode, "stored", "view"):
                 raise OptionError(
                     f"decode={{{name!r}: {mode!r}}}: a mode is True, False, 'stored', 'view', "
                     "images.Train(...), images.Evaluate(...), images.Mask(...) or images.Whole(...)"
                 )
         return dict(decode)
-    if not isinstance(decode, (bool, Images, Whole)) and decode != "view":
+    if not isinstance(decode, (bool, Images, Whole)) and not _named(decode, "view"):
         raise OptionError(
             f"decode={decode!r} must be True, False, 'view', images.Train(...), images.Evaluate(...), "
             "images.Whole(...), or a mode for each field, such as "
             "{'jpg': images.Train(224), 'mask.png': 'stored'}"
         )
     return decode
+
+
+def _named(mode: object, *names: str) -> bool:
+    # Not `mode in names` alone: what is no string, as an array, may have an equality of its own.
+    return isinstance(mode, str) and mode in names
+
+
+def viewless(decode: Decode) -> Decode:
+    """The same, with bytes in place of views."""
+    if isinstance(decode, Mapping):
+        return {name: False if _named(mode, "view") else mode for name, mode in decode.items()}
+    return False if _named(decode, "view") else decode
 
 
 def modes(decode: Decode, kinds: Mapping[str, str]) -> Modes:

@@ -22,14 +22,15 @@ from shardstream.memory import Holder, RecentValues
 from shardstream.order.shuffle import FIXED, PIECES, SHARDS, ShardOrder, Shuffle, permutation, raw
 
 __all__ = [
-    "Order", "RecentWindows", "by_value", "distinct", "groups", "lane_index", "lane_position", "lane_sizes",
-    "recent_windows",
+    "Order", "RecentWindows", "by_value", "distinct", "distinct_below", "groups", "lane_index",
+    "lane_position", "lane_sizes", "places_below", "recent_windows",
 ]  # fmt: skip
 
 Ints = NDArray[np.int64]
 # By order, piece and window; the window -1 is the order of all windows of a piece.
 RecentWindows = RecentValues[tuple[int, int, int], ShardOrder | Ints]
 _BYTES = 64 << 20  # of windows, for an order that is given no place for them
+_SPARSE = 16  # from so many possible values for each one on, to sort takes less than to mark them
 _numbers = itertools.count()
 
 
@@ -72,6 +73,25 @@ def distinct(values: Ints) -> Ints:
     new = np.ones(len(found), np.bool_)
     new[1:] = found[1:] != found[:-1]
     return found[new]
+
+
+def distinct_below(values: Ints, most: int) -> Ints:
+    """As `distinct`, of values that are at least 0 and less than `most`: without sorting if they are many."""
+    if most > _SPARSE * len(values):
+        return distinct(values)
+    seen = np.zeros(most, np.bool_)
+    seen[values] = True
+    return np.flatnonzero(seen)
+
+
+def places_below(values: Ints, most: int) -> tuple[Ints, Ints]:
+    """What `distinct_below` finds, and the place of each value among it."""
+    found = distinct_below(values, most)
+    if most > _SPARSE * len(values):
+        return found, np.searchsorted(found, values)
+    place = np.empty(most, np.int64)
+    place[found] = np.arange(len(found), dtype=np.int64)
+    return found, place[values]
 
 
 def by_value(values: Ints) -> Ints:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.order.lanes import distinct
+from shardstream.order.lanes import distinct, distinct_below
 from shardstream.read.engine.frames import FrameId
 from shardstream.read.reader import DatasetReader
 
@@ -83,16 +83,16 @@ class InPlace:
         self._good: dict[int, NDArray[np.bool_]] = {}
         self._due = 0.0
         if any(shard >= 0 for shard in shards):
-            # Each frame once: all frames of all places lie one after another, and those that are read are
-            # marked.
+            # Each frame once: all frames of all places are numbered one after another.
             infos = self._reader.manifest.shards
             sizes = [infos[shard].frames if shard >= 0 else 1 for shard in shards]
             begins = np.concatenate(([0], np.cumsum(sizes)))
-            marks = np.zeros(int(begins[-1]), np.bool_)
-            marks[begins[place] + np.where(np.array(shards)[place] >= 0, frames, 0)] = True
+            where = begins[place] + np.where(np.array(shards)[place] >= 0, frames, 0)
+            found = distinct_below(where, int(begins[-1]))
+            bounds = np.searchsorted(found, begins).tolist()
             for number, shard in enumerate(shards):
                 if shard >= 0:
-                    self._frames[shard] = np.flatnonzero(marks[begins[number] : begins[number + 1]])
+                    self._frames[shard] = found[bounds[number] : bounds[number + 1]] - begins[number]
         self.unverified = [frame for shard in self._frames for frame in self._unverified(shard)]
 
     def _unverified(self, shard: int) -> list[FrameId]:

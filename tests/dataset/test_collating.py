@@ -203,3 +203,16 @@ def test_a_sample_that_a_transform_keeps_is_not_changed(packed: Path) -> None:
     batches = list(loader(packed, list, transform=lambda sample: kept.setdefault(sample["__key__"], sample)))
     assert not any("__pad__" in sample for sample in kept.values())
     assert [sample["__pad__"] for sample in batches[0]] == [False] * 8
+
+
+def test_an_error_of_a_collate_names_the_samples_as_they_were(gaps: Path) -> None:
+    def emptying(samples: list[Any]) -> Any:
+        for sample in samples:
+            sample.clear()
+        samples.clear()
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        next(iter(ss.StreamingLoader(ss.StreamingDataset(gaps), 4, collate=emptying)))
+    (said,) = [line for line in caught.value.__notes__ if "collate" in line]
+    assert said.startswith("in the collate of 4 items, samples '000' to '003', of ")

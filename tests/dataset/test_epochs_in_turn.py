@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import random
+import tarfile
 import threading
 from itertools import islice
 from pathlib import Path
@@ -71,6 +73,49 @@ def test_an_epoch_begins_with_the_frames_that_the_last_one_opened(
         fresh += epochs(other, 1)[0]
         other.close()
     assert found == fresh
+
+
+def fetches(loader: ss.StreamingLoader, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The list of the frames that are fetched from now on."""
+    found: list[tuple[int, int]] = []
+    source = type(contents_of(loader.ds).source)
+    fetch = source.fetch
+
+    def counted(self: Any, shard: int, frame: int) -> Any:
+        found.append((shard, frame))
+        return fetch(self, shard, frame)
+
+    monkeypatch.setattr(source, "fetch", counted)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["samples", "tokens"])
+def test_loops_that_count_and_looks_leave_the_frames(packed: dict[str, Path], kind: str) -> None:
+    loader = ss.StreamingLoader(made(kind, packed), 8, threads=2)
+    for _ in range(2):
+        assert sum(1 for _ in zip(range(len(loader)), loader, strict=False)) == len(loader)
+        assert not loader._batches.kept.empty
+    for _ in range(2):
+        next(iter(loader))
+        assert not loader._batches.kept.empty
+
+
+def test_archives_that_are_one_stream_are_not_fetched_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in range(2):
+        with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as tar:
+            for number in range(60):
+                data = random.Random(number).randbytes(900)
+                info = tarfile.TarInfo(f"{name}{number:03}.bin")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    ss.index([str(tmp_path / f"{name}.tar.gz") for name in range(2)], str(tmp_path / "ds"), frame_size=4096)
+    loader = ss.StreamingLoader(ss.StreamingDataset(tmp_path / "ds", shuffle=True), 8, threads=2)
+    found = fetches(loader, monkeypatch)
+    for epoch in range(1, 4):
+        assert sum(1 for _ in loader) == 15
+        assert len(found) == epoch * len(set(found))
 
 
 def test_nothing_is_left_but_frames_within_the_budget(packed: dict[str, Path]) -> None:

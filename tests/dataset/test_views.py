@@ -5,9 +5,13 @@ from __future__ import annotations
 import gc
 import os
 
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 import shardstream as ss
+from shardstream.decode.modes import frozen
 from shardstream.errors import CorruptionError, OptionError
 
 COUNT = 60
@@ -102,6 +106,81 @@ def test_views_in_a_mixture_and_after_a_transform(url: str) -> None:
     kept = list(ss.Mixture([(one, 1), (other, 1)], stop="first"))
     assert len(kept) > COUNT
     assert all(sample["bin"] == content(number_of(sample)) for sample in kept)
+
+
+class Passing(torch.utils.data.IterableDataset):
+    """What users put around a dataset."""
+
+    def __init__(self, ds: ss.StreamingDataset) -> None:
+        self.ds = ds
+
+    def __iter__(self):
+        for sample in self.ds:
+            yield {"nested": (sample["bin"], len(sample["bin"]))}
+
+
+class Items(torch.utils.data.Dataset):
+    """Samples by number."""
+
+    def __init__(self, ds: ss.StreamingDataset) -> None:
+        self.ds = ds
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, number: int):
+        return self.ds[number]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_gets_bytes(url: str, workers: int) -> None:
+    ds = ss.StreamingDataset(url, decode={"bin": "view"})
+    wanted = [content(number) for number in range(8)]
+    (batch, *_) = DataLoader(ds, 8, num_workers=workers, timeout=20 * workers)
+    assert batch["bin"] == wanted
+    assert batch["txt"] == [str(number) for number in range(8)]
+    mixed = ss.Mixture([(ds, 1), (ss.StreamingDataset(url, decode="view"), 1)], stop="first")
+    (batch, *_) = DataLoader(mixed, 8, num_workers=workers, timeout=20 * workers, collate_fn=list)
+    assert all(type(sample["bin"]) is bytes for sample in batch)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_gets_bytes_through_what_is_around_a_dataset(tmp_path, workers: int) -> None:
+    ss.pack(({"__key__": f"{n:03d}", "bin": content(n)} for n in range(COUNT)), tmp_path / "ds")
+    ds = ss.StreamingDataset(str(tmp_path / "ds"), decode="view")
+    wanted = [content(number) for number in range(8)]
+    (batch, *_) = DataLoader(Passing(ds), 8, num_workers=workers, timeout=20 * workers)
+    assert list(batch["nested"][0]) == wanted
+    (batch, *_) = DataLoader(Items(ds), 8, num_workers=workers, timeout=20 * workers)
+    assert batch["bin"] == wanted
+    # Beside it the views are still views.
+    assert type(ds[0]["bin"]) is type(next(iter(ds))["bin"]) is memoryview
+
+
+class Batches(torch.utils.data.IterableDataset):
+    """A loader in a worker."""
+
+    def __init__(self, ds: ss.StreamingDataset) -> None:
+        self.ds = ds
+
+    def __iter__(self):
+        return iter(ss.StreamingLoader(self.ds, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_loader_in_a_worker_refuses_views(tmp_path) -> None:
+    ss.pack(({"__key__": f"{n:03d}", "bin": content(n)} for n in range(8)), tmp_path / "ds")
+    ds = ss.StreamingDataset(str(tmp_path / "ds"), decode="view")
+    with pytest.raises(OptionError, match="a worker of a DataLoader"):
+        next(iter(DataLoader(Batches(ds), None, num_workers=1, timeout=20)))
+
+
+def test_what_is_no_mode_is_an_option_error() -> None:
+    for wrong in (np.zeros(2), np.array("view"), ["view"], {"bin": np.zeros(2)}, None, "nope"):
+        with pytest.raises(OptionError, match="decode="):
+            frozen(wrong)  # type: ignore[arg-type]
 
 
 def test_other_processes_cannot_get_views(url: str) -> None:

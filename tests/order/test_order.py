@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.errors import OptionError
-from shardstream.order.lanes import Order, distinct, in_order, lane_index, lane_position
+from shardstream.order.lanes import (
+    Order,
+    distinct,
+    distinct_below,
+    in_order,
+    lane_index,
+    lane_position,
+    places_below,
+)
 from shardstream.order.shuffle import SHARDS, ShardOrder, Shuffle, permutation, raw
 from shardstream.order.topology import Topology, batches, rank_samples
 
@@ -246,3 +254,12 @@ PINNED_LANE_ORDER = [
     (1, 3),
     (2, 1),
 ]
+
+
+@given(st.lists(st.integers(0, 99)), st.sampled_from([100, 100_000]))
+def test_values_below_a_bound_are_found_by_marks_or_by_sorting(some: list[int], most: int) -> None:
+    values = np.array(some, np.int64)  # of fewer than 7 values the first bound is many times as large, too
+    wanted, where = np.unique(values, return_inverse=True)
+    assert distinct_below(values, most).tolist() == wanted.tolist()
+    found, places = places_below(values, most)
+    assert (found.tolist(), places.tolist()) == (wanted.tolist(), where.tolist())

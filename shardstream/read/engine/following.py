@@ -8,7 +8,7 @@ to the next.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from shardstream.read.engine.frames import FrameId, FramesInMemory, Held, Need
@@ -30,11 +30,21 @@ class KeptFrames:
     def __init__(self) -> None:
         # To append and to pop are atomic: of two streams that begin at once, one gets the frames.
         self._kept: deque[tuple[Source, dict[FrameId, Held[Any]]]] = deque(maxlen=1)
+        self.cleared = 0  # how many times; a stream that began before gives nothing any more
 
-    def give(self, source: Source, frames: dict[FrameId, Held[Any]]) -> None:
-        """Keep the frames of a source, in place of those that were kept before."""
-        if frames:
+    def give(self, source: Source, frames: dict[FrameId, Held[Any]], cleared: int) -> None:
+        """Keep the frames of a source, in place of those that were kept before.
+
+        Args:
+            source: Of the frames.
+            frames: What to keep. Frames that `take` would not find unchanged are left out.
+            cleared: The value of the attribute when the stream that gives them began.
+        """
+        frames = {frame: held for frame, held in frames.items() if source.keeps(frame[0])}
+        if frames and cleared == self.cleared:
             self._kept.append((source, frames))
+            if cleared != self.cleared:  # meanwhile, by another thread
+                self._kept.clear()
 
     def take(self, source: Source) -> dict[FrameId, Held[Any]]:
         """The frames that were kept, if they are of this source and as they were; they are kept no more."""
@@ -48,8 +58,14 @@ class KeptFrames:
         return {frame: held for frame, held in frames.items() if frame in unchanged}
 
     def clear(self) -> None:
-        """Keep nothing any more."""
+        """Keep nothing, also of the streams that have begun."""
+        self.cleared += 1
         self._kept.clear()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self._kept
 
     def __reduce__(self) -> tuple[type[KeptFrames], tuple[()]]:
         return KeptFrames, ()
@@ -63,10 +79,11 @@ class Following:
     Args:
         kept: Where they are until the next stream begins.
         units: Plans the work of the next epoch. Called in a thread, when that of this one is planned.
+        batches: How many batches this epoch has, from where the stream begins.
     """
 
-    def __init__(self, kept: KeptFrames, units: Callable[[], Iterator[Unit]]) -> None:
-        self._kept, self._units = kept, units
+    def __init__(self, kept: KeptFrames, units: Callable[[], Iterator[Unit]], batches: int) -> None:
+        self._kept, self._units, self.batches = kept, units, batches
         self._plan: Task[list[Need]] | None = None
         self._missing: deque[Need] | None = None
 
@@ -78,8 +95,11 @@ class Following:
             planner: Plans it, and has nothing to do when all of it is planned.
             budget: Its limits.
         """
-        self._planner, self._budget = planner, budget
-        return self._kept.take(source)
+        self._source, self._planner, self._budget = source, planner, budget
+        self._cleared = self._kept.cleared
+        found = self._kept.take(source)
+        self._taken = list(found)  # not the frames: what the stream drops must go
+        return found
 
     def go_on(self, frames: FramesInMemory[Any], planned: bool, planning: bool) -> None:
         """Hold and fetch what there is room for; the consumer calls it whenever it has begun what it can.
@@ -114,11 +134,22 @@ class Following:
             if unit is None or scope.over or size >= most:
                 break
             for need in unit.needs:
-                if need.frame not in found:
+                if need.frame not in found and self._source.keeps(need.frame[0]):
                     found[need.frame] = need
                     size += need.size
         return list(found.values())
 
-    def end(self, source: Source, frames: FramesInMemory[Any]) -> None:
+    def end(self, frames: FramesInMemory[Any]) -> None:
         """The stream has delivered all of its epoch; the next one gets the frames."""
-        self._kept.give(source, frames.left(self._budget.keep))
+        self._kept.give(self._source, frames.left(self._budget.keep), self._cleared)
+
+    def put_back(self, frames: FramesInMemory[Any], busy: Container[FrameId]) -> None:
+        """The stream was only a look; the next one gets what this one got and has not dropped.
+
+        Args:
+            frames: Those of the stream.
+            busy: Frames that a thread may still read, so that nobody else may write to their memory.
+        """
+        if self._kept.empty:  # else another stream has come to its end meanwhile
+            mine = (frame for frame in self._taken if frame not in busy)
+            self._kept.give(self._source, frames.left(self._budget.keep, mine), self._cleared)

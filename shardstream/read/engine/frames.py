@@ -154,12 +154,21 @@ class FramesInMemory(Generic[B]):
         self._held[need.frame] = None
         return True
 
-    def left(self, most: int) -> dict[FrameId, Held[B]]:
-        """What the next stream gets, at most so many bytes: frames that are held, and those that linger."""
+    def left(self, most: int, frames: Iterable[FrameId] | None = None) -> dict[FrameId, Held[B]]:
+        """What the next stream gets.
+
+        Args:
+            most: How many bytes all of it may have.
+            frames: Those among which it is. None: frames that are held, and those that linger.
+        """
         found: dict[FrameId, Held[B]] = {}
-        for frame in (*self._held, *(reversed(self._entries) if self._lingering else ())):
-            entry = self._entries[frame]
-            if frame not in found and entry.task.done and entry.task.error is None and entry.size <= most:
+        if frames is None:
+            frames = (*self._held, *(reversed(self._entries) if self._lingering else ()))
+        for frame in frames:
+            entry = self._entries.get(frame)
+            if entry is None or frame in found or not entry.task.done or entry.task.error is not None:
+                continue
+            if entry.size <= most:
                 found[frame] = Held(entry.task, entry.size, entry.holds)
                 most -= entry.size
         return found

@@ -36,6 +36,7 @@ T = TypeVar("T")
 _DEPTH = 16  # how many units may be on their way
 _UNKNOWN = 2  # how many units that grow may be on their way while their size is unknown
 _PLANNED = 0.001  # seconds of planning after which the consumer gets the units so far
+_LOOK = 2  # which units a look takes batches of: what copies to a device is one batch ahead of the consumer
 _POLL = 0.5  # seconds
 # Bytes of frame buffers that may wait to be used again although the shuffle's frames fill their part, and the
 # part of `prefetch` that they take at most. The next frames take them: fresh buffers cost page faults.
@@ -70,6 +71,10 @@ class _Pending(Generic[T]):
     work: Task[Built[T] | None] | None
     fetched: int
     left: int
+
+    def busy(self) -> bool:
+        """Whether a thread may be reading its frames, or does not end yet although it failed."""
+        return self.work is not None and (not self.work.done or self.work.error is not None)
 
     def ready(self) -> bool:
         """Whether the batches can be delivered."""
@@ -141,11 +146,12 @@ class _Flow(Generic[T]):
         self._plan: Task[_Plan]
         self._planning = True
         self._times = Times(stats)
+        self._heads = self._begun = 0  # how many units have been the head, and their batches
         self._outer, self._process = current(), os.getpid()
 
     def batches(self) -> Generator[T, None, None]:
         """All batches. The threads end when this generator ends."""
-        stats, clock = self._stats, time.monotonic
+        stats, clock, closed = self._stats, time.monotonic, False
         try:
             self._scope.idle_threads = self._builders
             self._plan = self._planner.submit(self._some)
@@ -157,10 +163,12 @@ class _Flow(Generic[T]):
                     self._source.check_again()
                     self._limit(stats.queue_depth)
                     if self._following is not None:  # last: what it gives away is not used again here
-                        self._following.end(self._source, self._frames)
+                        self._following.end(self._frames)
                     return
                 ready = sum(item.ready() for item in self._pending)
                 head = self._head = self._pending.popleft()
+                self._heads += 1
+                self._begun += len(head.unit.sizes)
                 stats.add(frames=self._frames.fetched, decompressed_bytes=self._frames.fetched_bytes)
                 self._frames.fetched = self._frames.fetched_bytes = 0
                 for _ in range(len(self._scope.met)):
@@ -201,6 +209,9 @@ class _Flow(Generic[T]):
                     self._release(head)
                 self._head = None
                 del head
+        except GeneratorExit:
+            closed = True
+            raise
         finally:
             stats.tell_process()
             if os.getpid() == self._process:  # in a fork the threads belong to the parent
@@ -209,6 +220,24 @@ class _Flow(Generic[T]):
                     pool.end()
                 stats.let_go()
                 self._scope.idle_threads = None
+                if closed and self._following is not None:
+                    self._leave(self._following)
+
+    def _leave(self, following: Following) -> None:
+        """The consumer has closed or dropped the generator, which is at a batch; its threads get no tasks.
+
+        The garbage collector may do so at any moment. So this takes no lock: no buffer is given back to its
+        pool, and no file is looked at. Who takes the frames looks at their files.
+        """
+        head = self._head
+        if head is None:
+            return
+        if self._begun - head.left == following.batches:
+            # A loop that counts its batches never asks for the end; that all is planned may not be known yet.
+            following.end(self._frames)
+        elif self._heads <= _LOOK:
+            busy = (item for item in (head, *self._pending) if item.busy())
+            following.put_back(self._frames, {frame for item in busy for frame in item.frames})
 
     def _ready(self) -> bool:
         """Begin units if there is room, and say whether the consumer can go on."""

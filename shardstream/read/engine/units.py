@@ -103,6 +103,9 @@ class Source(Protocol):
     def recycle(self, buffer: Any, /) -> None:
         """Take back the buffer of a frame, which is not used any more."""
 
+    def keeps(self, shard: int, /) -> bool:
+        """Whether frames of a shard are ever among those of `unchanged`."""
+
     def unchanged(self, frames: Sequence[FrameId], /) -> Sequence[FrameId]:
         """Those of these frames, which were fetched before, that a fetch would find as they were."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -103,6 +104,7 @@ class Ragged:
 
         If `data` is not in the memory of the CPU, the bytes are copied.
         """
+        index = operator.index(index)  # of a tensor, which `%=` would write to
         bounds = self._bounds
         if bounds is None:
             bounds = self._bounds = self.offsets.tolist()

@@ -85,6 +85,10 @@ class SampleSource:
             return None
         return self.reader.local.mapped(shard)
 
+    def keeps(self, shard: int) -> bool:
+        """Whether the frames of a shard can be verified apart: not those of one compressed stream."""
+        return self.reader.manifest.shards[shard].codec not in STREAMS
+
     def unchanged(self, frames: Sequence[FrameId]) -> list[FrameId]:
         """Those of these frames whose files are as they were when they were verified; see `Source`."""
         return self.reader.local.unchanged(frames)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shardstream.errors import CorruptionError
 from shardstream.order.generators import Generators
-from shardstream.order.lanes import by_value
+from shardstream.order.lanes import by_value, places_below
 from shardstream.read.buffers import Buffer
 from shardstream.read.engine.frames import FrameId, Need
 from shardstream.read.mapped_frames import InPlace
@@ -81,7 +81,7 @@ class TokenPlan:
             self.regions.append((shard, -1))
             self.needs.append(None)
         else:
-            frames, region = _distinct(frame, len(layout.data))
+            frames, region = places_below(frame, len(layout.data))
             region += len(self.regions)
             sizes = np.asarray(index.frame_raw_size)[frames].tolist()
             for number, raw, reads in zip(frames.tolist(), sizes, blocks.reads[frames].tolist(), strict=True):
@@ -133,13 +133,10 @@ class TokenUnit:
         self._pieces = slice(int(plan.bounds[begin]), int(plan.bounds[begin + self._rows]))
         # The regions of the unit; and for each piece the index of its region among them.
         region = plan.region[self._pieces]
-        reads_of = np.bincount(region, minlength=len(plan.regions))
-        numbers = np.flatnonzero(reads_of)
-        index = np.empty(len(plan.regions), np.int64)
-        index[numbers] = np.arange(len(numbers), dtype=np.int64)
-        self._place = index[region]
+        numbers, self._place = places_below(region, len(plan.regions))
+        reads_of = np.bincount(self._place, minlength=len(numbers))
         self.needs: list[Need] = []
-        for number, reads in zip(numbers.tolist(), reads_of[numbers].tolist(), strict=True):
+        for number, reads in zip(numbers.tolist(), reads_of.tolist(), strict=True):
             need = plan.needs[number]
             if need is not None:
                 self.needs.append(Need(need.frame, need.size, need.holds, reads))
@@ -257,16 +254,6 @@ def _sorted(rows: Ints) -> tuple[Ints, Ints]:
     """Row numbers in their order, and the stable order that sorts them."""
     order = np.argsort(rows, kind="stable")
     return rows[order], order
-
-
-def _distinct(values: Ints, most: int) -> tuple[Ints, Ints]:
-    """Each value once, sorted, and the place of each value among them; values are less than `most`."""
-    seen = np.zeros(most, np.bool_)
-    seen[values] = True
-    found = np.flatnonzero(seen)
-    place = np.empty(most, np.int64)
-    place[found] = np.arange(len(found), dtype=np.int64)
-    return found, place[values]
 
 
 def _by_row(parts: list[tuple[Ints, ...]], rows: int) -> list[Ints]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shardstream.errors import CorruptionError
 from shardstream.memory import RecentValues
 from shardstream.read.buffers import Buffer, BufferPool
+from shardstream.read.dataset_blocks import STREAMS
 from shardstream.read.decompress import Decompressor
 from shardstream.read.engine.frames import FrameId
 from shardstream.read.mapped_frames import InPlaceReads
@@ -173,6 +174,10 @@ class TokenSource:
     def _decompresses(self, shard: int) -> bool:
         """Whether the frames of a shard have to be decompressed here: not if the cache did so."""
         return self.reader.manifest.shards[shard].codec == "zstd" and not self.reader.blocks.raw
+
+    def keeps(self, shard: int) -> bool:
+        """Whether the frames of a shard can be verified apart: not those of one compressed stream."""
+        return self.reader.manifest.shards[shard].codec not in STREAMS
 
     def unchanged(self, frames: Sequence[FrameId]) -> list[FrameId]:
         """Those of these frames whose files are as they were when they were verified; see `Source`."""

@@ -36,6 +36,15 @@ def test_ragged_gives_back_what_was_gathered(values: list[bytes | None]) -> None
     assert ragged.offsets.tolist()[-1] == sum(len(value or b"") for value in values)
 
 
+def test_a_tensor_as_an_index_stays_as_it_is() -> None:
+    ragged = Ragged.gather([memoryview(b"ab"), memoryview(b"c")])
+    for index in (torch.tensor(-1), np.array(-1), np.int64(-1)):
+        assert ragged[index] == b"c"  # type: ignore[index]
+        assert index == -1
+    with pytest.raises(TypeError):
+        ragged[1.0]  # type: ignore[call-overload]
+
+
 def test_ragged_has_ends_and_views() -> None:
     ragged = Ragged.gather([memoryview(b"ab"), None, memoryview(b"")])
     assert ragged[-1] == b""

@@ -31,7 +31,8 @@ class RangeSizes:
 
     def __init__(self, tiers: Tiers, progress: EpochProgress) -> None:
         self._counters, self._progress = tiers.counters, progress
-        self._share = tiers.budget.limit // _SHARE
+        self._limit, self._share = tiers.budget.limit, tiers.budget.limit // _SHARE
+        self._on_disk = tiers.disk is not None
         self._began, self._before, self._total = time.monotonic(), 0, math.inf
 
     def restart(self, total: float) -> None:
@@ -43,8 +44,10 @@ class RangeSizes:
         """The bytes of a range at most."""
         came = self._counters.remote_bytes - self._before
         took = time.monotonic() - self._began
-        # If all comes in a short time anyway, nobody waits longer, and there are fewer requests.
-        short = self._total * took < _SHORT * came
+        # If all comes in a short time anyway, nobody waits longer, and there are fewer requests. But in a memory
+        # that is too small for all, what comes early drives out what is needed in this epoch, too.
+        holds = self._on_disk or self._total <= self._limit
+        short = holds and self._total * took < _SHORT * came
         early = came // _EARLY if short else 0
         grown = min(max(self._progress.bytes // _GROWTH, early), self._share, LONGEST)
         # On a slow link, no range takes long: neither beside others, nor in a stream like those that were.

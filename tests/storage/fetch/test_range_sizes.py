@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shardstream.memory import MemoryBudget
 from shardstream.storage.cache.blocks import Block
+from shardstream.storage.cache.disk import DiskTier
 from shardstream.storage.cache.tiers import Tiers
 from shardstream.storage.fetch import range_sizes
 from shardstream.storage.fetch.progress import EpochProgress
@@ -35,7 +38,7 @@ def test_ranges_grow_with_what_was_asked_for() -> None:
 
 
 def test_they_grow_at_once_if_the_link_soon_brings_all(clock: list[float]) -> None:
-    sizes, tiers, _ = made()
+    sizes, tiers, _ = made(1 << 40)
     tiers.counters.from_store(500 * MIB)  # of an earlier epoch
     clock[0] = 100.0
     sizes.restart(1800 * MIB)
@@ -49,6 +52,18 @@ def test_they_grow_at_once_if_the_link_soon_brings_all(clock: list[float]) -> No
     tiers.counters.from_store(32 * MIB)
     clock[0] = 102.5
     assert sizes.now == 2 * MIB
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_they_do_not_grow_at_once_in_a_memory_that_is_too_small_for_all(
+    disk: bool, clock: list[float], tmp_path: Path
+) -> None:
+    tiers = Tiers(None, DiskTier.open(tmp_path, 1 << 30) if disk else None, budget=MemoryBudget(1 << 30))
+    sizes = RangeSizes(tiers, EpochProgress())
+    sizes.restart(1800 * MIB)
+    tiers.counters.from_store(32 * MIB)
+    clock[0] = 0.5
+    assert sizes.now == (16 if disk else 2) * MIB
 
 
 @pytest.mark.parametrize(

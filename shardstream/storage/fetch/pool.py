@@ -50,7 +50,8 @@ class ElasticPool:
         try:
             self._grow()
         except RuntimeError:  # no more threads: perhaps the interpreter is about to end
-            self._running += 1
+            with self._lock:
+                self._running += 1
             self._work()
 
     def _grow(self) -> None:
@@ -75,8 +76,9 @@ class ElasticPool:
         while (found := self._next()) is not None:
             scope, task, size = found
             try:
-                with contextlib.suppress(RuntimeError):
-                    self._grow()  # a large task may have held back several small ones
+                # A large task may have held back several small ones. Whatever fails here, this task is done.
+                with contextlib.suppress(Exception):
+                    self._grow()
                 with working_for(scope):
                     task()
             except BaseException:

@@ -106,3 +106,14 @@ def test_small_tasks_behind_a_large_one_begin_together() -> None:
     assert launch.ended(lambda: len(begun) == 6)
     small.set()
     assert launch.ended(lambda: pool._running == 0)
+
+
+def test_no_task_is_lost_if_no_thread_can_be_started_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, large, done = ElasticPool(4, 100, 1), threading.Event(), []
+    pool.submit(lambda: large.wait(90), 200)
+    for number in range(5):
+        pool.submit(lambda number=number: done.append(number), 10)
+    monkeypatch.setattr(pool, "_grow", lambda: 1 / 0)
+    large.set()
+    assert launch.ended(lambda: pool._running == 0)
+    assert done == [0, 1, 2, 3, 4]

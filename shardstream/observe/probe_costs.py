@@ -126,7 +126,7 @@ class Measured:
             )
         if costs.at_most:
             self.limits.note(
-                "processor time of fetching: neither samples nor ranges told it, so it is at most what is given"
+                "processor time of fetching: neither samples nor ranges told it, so it is the most it can be"
             )
         raw = self.manifest.raw_bytes / self.items
         # Without decoders it is another reader, which may have had to fetch once more.

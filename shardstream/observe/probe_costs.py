@@ -171,9 +171,8 @@ def costs_of(passes: Passes, decompress: float, sweep: float) -> Costs:
         at_most = not known
         by_sweep = not at_most and (fetch is None or fetch < sweep)
         if at_most:  # as if opening cost nothing
-            known = (
-                max(0.0, store.seconds - build * store.samples - decompress * store.opened) / store.fetched
-            )
+            spent = store.seconds - build * store.samples - decompress * store.opened
+            known = max(0.0, spent) / store.fetched
         more = known * store.fetched / store.samples
         opening = first.seconds - known * first.fetched
     else:

@@ -44,8 +44,8 @@ class RangeSizes:
         """The bytes of a range at most."""
         came = self._counters.remote_bytes - self._before
         took = time.monotonic() - self._began
-        # If all comes in a short time anyway, nobody waits longer, and there are fewer requests. But in a memory
-        # that is too small for all, what comes early drives out what is needed in this epoch, too.
+        # If all comes in a short time anyway, nobody waits longer, and there are fewer requests. But in a
+        # memory that is too small for all, what comes early drives out what is needed in this epoch, too.
         holds = self._on_disk or self._total <= self._limit
         short = holds and self._total * took < _SHORT * came
         early = came // _EARLY if short else 0

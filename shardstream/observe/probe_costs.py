@@ -58,6 +58,7 @@ class Costs:
         opening: Until the first batch, without what its samples cost.
         fetch: For a byte from the store; 0 of local data.
         by_sweep: Whether fetching costs what it did in the sweep of the store, since the passes did not tell.
+        at_most: Whether fetching costs at most so much, since neither told it.
     """
 
     cold: float
@@ -65,6 +66,7 @@ class Costs:
     opening: float
     fetch: float
     by_sweep: bool
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,10 @@ class Measured:
             self.limits.note(
                 "processor time of fetching: the samples did not tell it, so it is that of the large ranges"
             )
+        if costs.at_most:
+            self.limits.note(
+                "processor time of fetching: neither samples nor ranges told it, so it is the most it can be"
+            )
         raw = self.manifest.raw_bytes / self.items
         # Without decoders it is another reader, which may have had to fetch once more.
         plain = (self.plain.seconds - costs.fetch * self.plain.fetched) / self.plain.samples
@@ -160,16 +166,23 @@ def costs_of(passes: Passes, decompress: float, sweep: float) -> Costs:
     fetch = _fetching(store, passes.store_first, build, decompress)
     # The loader fetches by the same client, and does more: checks, and the plan of what is next.
     known = max(sweep, fetch or 0.0)
+    by_sweep = at_most = False
     if store.fetched:
-        by_sweep = fetch is None or fetch < sweep
+        at_most = not known
+        by_sweep = not at_most and (fetch is None or fetch < sweep)
+        if at_most:  # as if opening cost nothing
+            spent = store.seconds - build * store.samples - decompress * store.opened
+            known = max(0.0, spent) / store.fetched
         more = known * store.fetched / store.samples
         opening = first.seconds - known * first.fetched
     else:
-        by_sweep, known = False, 0.0
+        known = 0.0
         more = _local(store, passes.store_first, build, decompress)
         opening = first.seconds - more * first.samples
     opening -= build * first.samples + decompress * first.opened
-    return Costs(warm + more, warm, max(0.0, opening), known, by_sweep)
+    # Not `warm`: memory may hold frames decompressed.
+    cold = build + decompress * store.opened / store.samples + more
+    return Costs(max(cold, warm), warm, max(0.0, opening), known, by_sweep, at_most)
 
 
 def _building(whole: Pass, first: Pass, decompress: float) -> float:

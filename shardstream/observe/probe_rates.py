@@ -228,7 +228,8 @@ def _epoch(
     """
     began, cpu, consumer, busy = time.monotonic(), time.process_time(), time.thread_time(), busy_seconds()
     loader = work.loader(dataset)
-    came = int(contents_of(dataset).reader.counters.get("remote_bytes", 0))  # type: ignore[attr-defined]
+    reader: DatasetReader = contents_of(dataset).reader  # type: ignore[attr-defined]
+    came = int(reader.counters.get("remote_bytes", 0))
     loader.set_epoch(0)
     iterator = iter(loader)
     try:
@@ -240,7 +241,8 @@ def _epoch(
     finally:
         iterator.close()  # type: ignore[attr-defined]
     stats = loader.stats()
-    fetched = int(stats.get("remote_bytes", 0)) - came
+    # Not the loader's counters, which may begin at another number.
+    fetched = max(0, int(reader.counters.get("remote_bytes", 0)) - came)
     limits.count(fetched)
     return Pass(
         int(stats["samples"]), time.monotonic() - began, time.process_time() - cpu,

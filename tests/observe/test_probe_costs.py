@@ -82,3 +82,25 @@ def test_few_samples_and_disturbed_ones() -> None:
     found = costs_of(Passes(made(1000), slow, made(1000), slow, slow), DECOMPRESS, SWEEP)
     assert 0 < found.warm < found.cold
     assert found.opening > 0
+
+
+def test_without_a_sweep_fetching_costs_at_most_what_is_left_of_the_epoch() -> None:
+    found = costs_of(passes(372, 218), DECOMPRESS, 0.0)  # the first batch has fetched most
+    assert found.at_most
+    assert not found.by_sweep
+    assert found.fetch == pytest.approx(FETCH + PART / (372 * STORED))
+    assert found.cold > found.warm
+    told = costs_of(passes(1000), DECOMPRESS, 0.0)
+    assert not told.at_most
+    assert told.fetch == pytest.approx(FETCH)
+
+
+def test_frames_that_stay_decompressed_are_decompressed_by_a_cold_epoch() -> None:
+    some = passes(1000)
+    memory, start = (
+        replace(one, seconds=one.seconds - DECOMPRESS * one.opened, opened=0)
+        for one in (some.memory, some.memory_first)
+    )
+    found = costs_of(replace(some, memory=memory, memory_first=start), DECOMPRESS, SWEEP)
+    assert found.warm == pytest.approx(BUILD)
+    assert found.cold == pytest.approx(BUILD + RAW * DECOMPRESS + STORED * FETCH)

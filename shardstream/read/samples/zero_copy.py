@@ -6,6 +6,7 @@ import numpy as np
 
 from shardstream.read.buffers import Buffer
 from shardstream.read.samples.source import SampleSource
+from shardstream.storage.cache.range_parts import owned
 
 __all__ = ["ZeroCopySource"]
 
@@ -16,7 +17,8 @@ class ZeroCopySource(SampleSource):
     def fetch(self, shard: int, frame: int) -> Buffer | memoryview:
         """The raw bytes of a frame. Views of it stay valid."""
         buffer = super().fetch(shard, frame)
-        return self._pool.leased(buffer) if isinstance(buffer, np.ndarray) else buffer
+        # The range in which a frame came is not to stay in memory as long as a sample that a consumer keeps.
+        return self._pool.leased(buffer) if isinstance(buffer, np.ndarray) else memoryview(owned(buffer))
 
     def recycle(self, buffer: Buffer | memoryview) -> None:
         """Do nothing: the buffer is given back when its last view is gone."""

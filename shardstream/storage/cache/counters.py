@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ __all__ = ["ReadCounters"]
 _RAM_HITS, _RAM_BYTES = slot("ram_hits"), slot("ram_bytes")
 _DISK_HITS, _DISK_BYTES = slot("disk_hits"), slot("disk_bytes")
 _MISSES, _REFETCHES = slot("misses"), slot("refetches")
+_LEAST = 256 << 10  # bytes; a smaller range tells how long the store takes to answer, and no rate
+_FADES = 0.9  # the weight of what came before, with each range that comes
 
 
 @dataclass
@@ -32,6 +35,7 @@ class ReadCounters:
     remote_bytes: int = 0
     requests: int = 0
     refetches: int = 0
+    _streams: tuple[float, float] = field(default=(0.0, 0.0), repr=False, compare=False)  # bytes, seconds
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, int]:
@@ -52,12 +56,21 @@ class ReadCounters:
         add(_DISK_HITS)
         add(_DISK_BYTES, size)
 
-    def from_store(self, size: int) -> None:
-        """The store gave a range."""
+    def from_store(self, size: int, seconds: float = 0.0) -> None:
+        """The store gave a range in so many seconds."""
         with self._lock:
             self.requests += 1
             self.remote_bytes += size
+            if size >= _LEAST and seconds > 0:
+                bytes_before, seconds_before = self._streams
+                self._streams = _FADES * bytes_before + size, _FADES * seconds_before + seconds
         add(_MISSES)
+
+    @property
+    def stream_rate(self) -> float:
+        """Bytes per second of the ranges that came lately, each alone; infinite if none was timed."""
+        size, seconds = self._streams
+        return size / seconds if seconds else math.inf
 
     def damaged(self) -> None:
         """The SSD tier or the store gave a damaged block."""

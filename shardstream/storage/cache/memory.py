@@ -19,7 +19,8 @@ class MemoryTier:
     """Blocks in memory, as many as the other holders of a budget leave room for; may be used by many threads.
 
     The block that is needed latest is dropped first. A read costs nothing. A block may be a view of the range
-    in which it came: only when the others of this range are gone, and room is made, it is copied.
+    in which it came: only when the others of this range are gone, and room is made, it is copied. As long as
+    others are elsewhere, it stays: to drop it would free nothing.
 
     Args:
         budget: What the blocks count in, as "RAM tier".
@@ -29,6 +30,7 @@ class MemoryTier:
         self.budget = budget
         self.next_uses = NextUses()
         self._blocks: dict[Block, Data] = {}
+        self._parts: dict[Range, set[Block]] = {}  # the blocks that are views, by their range
         self._holder = budget.holder("RAM tier")
         self._lock = threading.Lock()
         self._making_room = threading.Lock()
@@ -64,9 +66,26 @@ class MemoryTier:
             return
         with self._lock:
             before = self._blocks.get(block)
-            self._blocks[block] = data
+            self._set(block, data)
             self._holder.count(size - (0 if before is None else len(before)))
+            del before
         self.budget.make_room()
+
+    def _set(self, block: Block, data: Data | None) -> None:
+        """Have these bytes of a block, or none; for a thread that has the lock."""
+        before = self._blocks.get(block)
+        found = None if before is None else range_of(before)
+        if found is not None:
+            self._parts[found].discard(block)
+            if not self._parts[found]:
+                del self._parts[found]
+        if data is None:
+            del self._blocks[block]
+            return
+        self._blocks[block] = data  # in one step: readers take no lock
+        found = range_of(data)
+        if found is not None:
+            self._parts.setdefault(found, set()).add(block)
 
     def shrink(self, missing: int) -> None:
         """Drop so many bytes of blocks, and some more, so that the next call does not follow at once."""
@@ -77,33 +96,38 @@ class MemoryTier:
                 self._copy_parts()
                 missing = -self.budget.free
                 if missing > 0:
-                    self._drop(missing + self.limit // _SLACK)
+                    if not self._drop(missing + self.limit // _SLACK):
+                        return
                     self._copy_parts()
             finally:
                 self._making_room.release()
             missing = -self.budget.free
 
-    def _drop(self, size: int) -> None:
+    def _drop(self, size: int) -> bool:
+        """Drop so many bytes of blocks that free memory, if there are as many; whether there are any."""
+        left = size
         for block in self._latest_first():
-            if size <= 0:
+            if left <= 0:
                 break
-            with self._lock:
-                data = self._blocks.pop(block)  # only this method takes blocks away
-                self._holder.count(-len(data))
-            size -= len(data)
+            with self._lock:  # only one thread at a time takes blocks away
+                found = range_of(self._blocks[block])
+                if found is None or len(self._parts[found]) == found.left:
+                    data_size = len(self._blocks[block])
+                    self._set(block, None)
+                    self._holder.count(-data_size)
+                    left -= data_size
+        return left < size
 
     def _copy_parts(self) -> None:
         """Copy the blocks that are all that is left of their range, so that its memory goes."""
-        parts: dict[Range, list[Block]] = {}
         with self._lock:
-            for block, data in self._blocks.items():
-                found = range_of(data)
-                if found is not None and found.broken:
-                    parts.setdefault(found, []).append(block)
-        for each, blocks in parts.items():  # one range after the other: there is never much more memory
-            if len(blocks) == each.left:
-                for block in blocks:
-                    self._blocks[block] = owned(self._blocks[block])
+            found = [list(blocks) for each, blocks in self._parts.items()
+                     if each.broken and len(blocks) == each.left]  # fmt: skip
+        for blocks in found:  # one range after the other: there is never much more memory
+            for block in blocks:
+                data = owned(self._blocks[block])
+                with self._lock:
+                    self._set(block, data)
 
     def _latest_first(self) -> list[Block]:
         """All blocks, the one that is needed latest first."""

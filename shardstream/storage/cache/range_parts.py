@@ -17,6 +17,7 @@ __all__ = ["Range", "RangeParts", "owned", "range_of"]
 _NAME = "parts of ranges"
 _LEAST = 64 << 10  # bytes; a smaller block is copied, which takes less time than to watch a view of it
 _PART = 8  # one part in so many of the budget may be blocks that are gone and still in memory
+_HALF = 2  # a range stays only for views that are one part in so many of it, or more
 
 
 class Range:
@@ -26,14 +27,17 @@ class Range:
     atomic.
 
     Args:
-        budget: Where the bytes of blocks count that are gone while others are there.
+        budget: Where the bytes of the range count that are not of a block that is there.
         sizes: The bytes of each block.
+        more: The bytes of the range that are of no such block, since they were copied.
     """
 
-    def __init__(self, budget: MemoryBudget, sizes: Sequence[int]) -> None:
-        self._forget, self._count, self._total = budget.forget, len(sizes), sum(sizes)
+    def __init__(self, budget: MemoryBudget, sizes: Sequence[int], more: int) -> None:
+        self._forget, self._count, self._total = budget.forget, len(sizes), sum(sizes) + more
+        self._more = more
         self._numbers = itertools.count(1)
         self._gone: list[int] = []
+        self._forget(_NAME, [-more])
 
     @property
     def left(self) -> int:
@@ -42,8 +46,8 @@ class Range:
 
     @property
     def broken(self) -> bool:
-        """Whether some of its blocks are gone, and still in memory."""
-        return 0 < self.left < self._count
+        """Whether bytes of it are in memory that are of no block that is there."""
+        return self.left > 0 and (self._more > 0 or self.left < self._count)
 
     def end(self, size: int) -> None:
         """A block is gone."""
@@ -61,8 +65,9 @@ class _Part(np.ndarray):
 class RangeParts:
     """Cuts ranges into blocks without a copy; for many threads.
 
-    A block that is gone stays in memory as long as another block of its range is there. Such bytes count in a
-    budget. If there are too many of them, blocks are copied.
+    A block that is gone, or was copied, stays in memory as long as a view of its range is there. Such bytes
+    count in a budget. If there are too many of them, or the views would be the lesser part of the range, all
+    blocks are copied.
 
     Args:
         budget: Where the bytes count.
@@ -74,7 +79,7 @@ class RangeParts:
 
     @property
     def kept(self) -> int:
-        """The bytes of blocks that are gone and still in memory."""
+        """The bytes of ranges in memory that are of no block that is there."""
         return self._budget.bytes_of(_NAME)
 
     def cut(self, stored: Data, parts: Sequence[tuple[int, int, bool]]) -> list[Data]:
@@ -91,7 +96,9 @@ class RangeParts:
         copies = self.kept > self._budget.limit // _PART
         viewed = [not copies and not own and size >= _LEAST for _, size, own in parts]
         sizes = [size for (_, size, _), view in zip(parts, viewed, strict=True) if view]
-        shared = Range(self._budget, sizes)
+        if _HALF * sum(sizes) < len(whole) or not sizes:
+            return [_copy(np.frombuffer(whole[at : at + size], np.uint8)) for at, size, _ in parts]
+        shared = Range(self._budget, sizes, len(whole) - sum(sizes))
         found: list[Data] = []
         for (at, size, _), view in zip(parts, viewed, strict=True):
             part = np.frombuffer(whole[at : at + size], np.uint8)

@@ -98,9 +98,13 @@ class CachedStore:
         try:
             stored = self._store.read(first.url, first.start, last.start + last.size - first.start)
             # On the way to the disk, most blocks are gone long before the few that are needed soon. These get
-            # memory of their own, or the whole range would stay with them.
-            apart = self._tiers.disk is not None and not all(request.soon for request in run)
-            places = [(request.start - first.start, request.size, apart and request.soon) for request in run]
+            # memory of their own, or the whole range would stay with them. Without a disk, the others stay in
+            # memory, until one after the other gives way: that would free nothing if they were views.
+            mixed, memory = not all(request.soon for request in run), self._tiers.disk is None
+            places = [
+                (request.start - first.start, request.size, mixed and (memory or request.soon))
+                for request in run
+            ]
             parts = dict(zip(run, self._parts.cut(stored, places), strict=True))
             del stored
         except BaseException as error:  # noqa: BLE001  # the threads that wait for the blocks are told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from shardstream.errors import CorruptionError
@@ -22,8 +23,9 @@ class CheckedStore:
 
     def read(self, url: str, start: int, size: int) -> Data:
         """A range, unchecked."""
+        began = time.monotonic()
         data = self._load(url, start, size)
-        self._counters.from_store(size)
+        self._counters.from_store(size, time.monotonic() - began)
         return data
 
     def get(self, request: BlockRequest) -> Data:

@@ -14,11 +14,13 @@ from shardstream.storage.fetch.coalesce import ranges
 from shardstream.storage.fetch.in_flight import BlockRequest, InFlight
 from shardstream.storage.fetch.pool import ElasticPool
 from shardstream.storage.fetch.progress import EpochProgress
-from shardstream.storage.fetch.range_sizes import THREADS, RangeSizes
+from shardstream.storage.fetch.range_sizes import RangeSizes
 from shardstream.storage.transport.backends import Data
 
 __all__ = ["Planner"]
 
+# Ranges at once: a few large ones fill the link, and each comes sooner.
+_MOST, _FEW, _MOST_BYTES = 64, 16, 256 << 20
 _HEAD_START = 1.0  # seconds at most in which the first frames of an epoch have all connections
 
 
@@ -41,8 +43,7 @@ class Planner:
     ) -> None:
         self._tiers, self._arrivals, self._fetch = tiers, arrivals, fetch
         self._sizes = RangeSizes(tiers, progress)
-        self._ranges = ElasticPool(THREADS)
-        self._ranges.most = self._sizes.at_once  # no method of this object, see `Fetcher`
+        self._ranges = ElasticPool(_MOST, _MOST_BYTES, _FEW)
         # One thread, so that the blocks that are expected first are sent for first, on connections that are
         # free.
         self._plans = ElasticPool(1)
@@ -51,7 +52,7 @@ class Planner:
 
     def limit_ranges(self, most: Callable[[], int]) -> None:
         """Ask this function, again and again, how many ranges may be fetched at once."""
-        self._sizes.limit = most
+        self._ranges.most = most
 
     def submit(self, requests: Iterable[BlockRequest], first: bool, patience: float) -> None:
         """Send for blocks; see `Fetcher.ahead`."""
@@ -98,7 +99,8 @@ class Planner:
                             self._arrivals.end_ahead(fresh.pop(), None)
             finally:  # even after an error, the blocks that are known so far are sent for
                 for run in self._runs(fresh):
-                    self._ranges.submit(functools.partial(self._fetch, run, patience))
+                    size = sum(in_flight.request.size for in_flight in run)
+                    self._ranges.submit(functools.partial(self._fetch, run, patience), size)
                 if self._begins and not first:
                     self._begins, self._first = False, [in_flight.future for in_flight in fresh]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 
@@ -68,11 +69,26 @@ def test_many_threads_drop_the_blocks_of_a_range() -> None:
 
 def test_small_blocks_and_blocks_that_are_to_have_their_own_memory_are_copied() -> None:
     parts = RangeParts(MemoryBudget(1 << 30))
-    found = parts.cut(DATA, [(0, 100, False), (100, SIZE, True), (100 + SIZE, SIZE, False)])
-    assert [bytes(part) for part in found] == [DATA[:100], DATA[100 : 100 + SIZE], DATA[100 + SIZE :][:SIZE]]
+    bounds = [0, 100, 100 + SIZE, 100 + 3 * SIZE]
+    places = [(begin, end - begin, begin == 100) for begin, end in itertools.pairwise(bounds)]
+    found = parts.cut(DATA[: bounds[-1]], places)
+    assert [bytes(part) for part in found] == [DATA[at : at + size] for at, size, _ in places]
     assert [range_of(part) is None for part in found] == [True, True, False]
+    assert parts.kept == 100 + SIZE  # they are in memory twice, as long as the view is there
     del found[2]
     assert parts.kept == 0
+
+
+def test_no_range_stays_for_the_lesser_part_of_it() -> None:
+    parts = RangeParts(MemoryBudget(1 << 30))
+    for own in range(9):
+        found = parts.cut(DATA, [(number * SIZE, SIZE, number < own) for number in range(8)])
+        views = 8 - own if own <= 4 else 0
+        assert sum(range_of(part) is not None for part in found) == views
+        assert parts.kept == (own * SIZE if views else 0)
+        assert b"".join(found) == DATA
+        del found
+        assert parts.kept == 0
 
 
 def test_one_block_is_the_range_itself() -> None:
@@ -127,6 +143,30 @@ def test_the_ram_tier_copies_nothing_while_somebody_else_has_blocks_of_the_range
     del found[:3]  # the third is gone; the tier has two
     budget.make_room()
     assert parts.kept == SIZE
+    other = budget.holder("other")
+    other.add(5 * SIZE)  # too much; but to drop the two would free nothing
+    assert tier.used == 2 * SIZE
     data = tier.get(Block("0" * 32, "0", SIZE))
     assert data is not None
     assert range_of(data) is range_of(found[0])
+    del data, found
+    budget.make_room()
+    assert (parts.kept, tier.used) == (0, 2 * SIZE)
+    other.add(SIZE)
+    assert tier.used == 0
+
+
+def test_the_ram_tier_copies_blocks_whose_neighbours_were_copied_before() -> None:
+    budget = MemoryBudget(9 * SIZE)
+    tier, parts = MemoryTier(budget), RangeParts(budget)
+    blocks = [Block("0" * 32, str(number), SIZE) for number in range(8)]
+    found = parts.cut(DATA, [(number * SIZE, SIZE, number < 2) for number in range(8)])
+    for block, data in list(zip(blocks, found, strict=True))[2:]:
+        tier.put(block, data)
+    del found, data
+    assert (tier.used, parts.kept) == (6 * SIZE, 2 * SIZE)
+    budget.holder("other").add(3 * SIZE)
+    assert (tier.used, parts.kept) == (6 * SIZE, 0)  # nothing was dropped
+    assert [tier.get(block) for block in blocks[2:]] == [DATA[at : at + SIZE] for at, _, _ in PLACES[2:]]
+    tier.put(blocks[7], DATA[7 * SIZE :])  # once more
+    assert tier.used == 6 * SIZE

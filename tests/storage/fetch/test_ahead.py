@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +17,12 @@ from shardstream.storage.cache.blocks import Block
 from shardstream.storage.cache.disk import DiskTier
 from shardstream.storage.cache.entries import Entries
 from shardstream.storage.cache.memory import MemoryTier
+from shardstream.storage.cache.range_parts import range_of
 from shardstream.storage.cache.tiers import Tiers
 from shardstream.storage.fetch import cached, range_sizes
 from shardstream.storage.fetch.ahead import FetchedAhead
+from shardstream.storage.fetch.cached import CachedStore
+from shardstream.storage.fetch.checked import CheckedStore
 from shardstream.storage.fetch.fetcher import Fetcher
 from shardstream.storage.fetch.in_flight import BlockRequest
 from shardstream.storage.transport.backends import Data
@@ -129,6 +134,52 @@ def test_blocks_that_an_epoch_leaves_give_way_in_the_next(store: SlowStore) -> N
     for number in (1, 3, 5, 7):
         assert fetcher.get(store.request(number)) == store.part(number)
     assert max(store.times.values()) == 2
+
+
+@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_which_blocks_have_memory_of_their_own(mixed: bool, disk: bool, tmp_path: Path) -> None:
+    size, data = 64 << 10, random.Random(0).randbytes(8 << 16)
+    tiers = Tiers(MemoryTier(MemoryBudget(1 << 30)), DiskTier.open(tmp_path, 64 << 20) if disk else None)
+    fetched = CachedStore(tiers, CheckedStore(lambda url, start, size: data, tiers.counters))
+    found: dict[str, Data | BaseException | None] = {}
+    run = [BlockRequest(Block(GROUP, str(number), size), "shard", number * size, size, lambda data: data,
+                        not mixed or number == 3) for number in range(8)]  # fmt: skip
+    fetched.fetch(run, lambda request, data, on_disk: found.update({request.block.name: data}))
+    owners = {name for name, block in found.items() if range_of(block) is None}  # type: ignore[arg-type]
+    assert owners == (set() if not mixed else {"3"} if disk else set(found))
+    assert tiers.budget.bytes_of("parts of ranges") == (size if mixed and disk else 0)
+    assert b"".join(found[str(number)] for number in range(8)) == data  # type: ignore[misc]
+    assert tiers.disk is None or tiers.disk.flush(20)
+
+
+def test_blocks_that_are_needed_later_are_fetched_once_by_a_small_memory() -> None:
+    """Each range has a block that is needed soon. The others stay until they are needed, or go alone."""
+    size, count, each = 64 << 10, 256, 8
+    data, times = random.Random(0).randbytes(count * size), Counter[int]()
+
+    def load(url: str, start: int, length: int) -> bytes:
+        times.update(range(start // size, (start + length) // size))
+        return data[start : start + length]
+
+    tiers = Tiers(MemoryTier(MemoryBudget((count + 8) * size)))
+    fetcher = Fetcher(load, tiers)
+    fetcher.restart()
+    requests = [BlockRequest(Block(GROUP, str(number), size), "shard", number * size, size, lambda data: data)
+                for number in range(count)]  # fmt: skip
+    for number in range(each):  # as a shuffle asks: the next block of each range
+        for begin in range(0, count, each):
+            run = requests[begin : begin + each]
+            fetcher.ahead([one if one is run[number] else spare(one) for one in run[number:]], first=True)
+            at = begin + number
+            assert fetcher.get(requests[at]) == data[at * size : (at + 1) * size]
+            assert tiers.budget.free >= 0
+    assert max(times.values()) == 1
+    assert len(times) == count
+    del fetcher
+    assert tiers.memory is not None
+    assert tiers.memory.used == count * size  # all that was given is there in the next epoch
+    quiet()
 
 
 def test_blocks_that_are_not_asked_for_any_more_do_not_count(store: SlowStore) -> None:

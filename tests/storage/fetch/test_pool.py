@@ -62,3 +62,58 @@ def test_a_thread_that_failed_works_for_nobody() -> None:
     pool.submit(lambda: seen.append(current()))
     assert launch.ended(lambda: len(seen) == 1)
     assert seen[0] is not mine
+
+
+def test_tasks_of_many_bytes_are_few_at_a_time_and_small_ones_many() -> None:
+    pool, go_on = ElasticPool(12, 100, 3), threading.Event()
+    begun: list[int] = []
+
+    def task(size: int) -> Callable[[], None]:
+        def run() -> None:
+            begun.append(size)
+            assert go_on.wait(90)
+
+        return run
+
+    for size in (60,) * 5 + (5,) * 30:
+        pool.submit(task(size), size)
+    assert launch.ended(lambda: len(begun) == 3)  # 120 bytes, in the first two: few may go on
+    assert not launch.ended(lambda: len(begun) > 3, 0.2)
+    go_on.set()
+    assert launch.ended(lambda: len(begun) == 35 and pool._running == 0)
+    assert (pool._bytes, pool._busy) == (0, 0)
+    go_on.clear()
+    begun.clear()
+    for _ in range(30):
+        pool.submit(task(5), 5)
+    assert launch.ended(lambda: len(begun) == 12)  # as many as there may be at all
+    go_on.set()
+    assert launch.ended(lambda: pool._running == 0)
+
+
+def test_small_tasks_behind_a_large_one_begin_together() -> None:
+    pool, large, small, begun = ElasticPool(8, 100, 1), threading.Event(), threading.Event(), []
+
+    def run() -> None:
+        begun.append(1)
+        assert small.wait(90)
+
+    pool.submit(lambda: large.wait(90), 200)
+    for _ in range(6):
+        pool.submit(run, 10)
+    assert not launch.ended(lambda: bool(begun), 0.1)
+    large.set()
+    assert launch.ended(lambda: len(begun) == 6)
+    small.set()
+    assert launch.ended(lambda: pool._running == 0)
+
+
+def test_no_task_is_lost_if_no_thread_can_be_started_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, large, done = ElasticPool(4, 100, 1), threading.Event(), []
+    pool.submit(lambda: large.wait(90), 200)
+    for number in range(5):
+        pool.submit(lambda number=number: done.append(number), 10)
+    monkeypatch.setattr(pool, "_grow", lambda: 1 / 0)
+    large.set()
+    assert launch.ended(lambda: pool._running == 0)
+    assert done == [0, 1, 2, 3, 4]

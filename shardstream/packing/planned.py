@@ -189,7 +189,7 @@ class StoredPlan(Sequence[Task]):
 
     def add(self, task: Task) -> None:
         """Put a task behind the others."""
-        from shardstream.packing.engines.pace import work_of  # workers start sooner without it
+        from shardstream.packing.work import work_of  # workers start sooner without it
 
         self.works.append(work_of(task))
         self._open += task.files

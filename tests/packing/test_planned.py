@@ -18,12 +18,12 @@ from shardstream.errors import CommitError, CorruptionError, ShardstreamError, S
 from shardstream.packing import destination, planned, planning
 from shardstream.packing.claim import Claim
 from shardstream.packing.engines.attempts import _named
-from shardstream.packing.engines.pace import work_of
 from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.layout import Layout
 from shardstream.packing.planned import PlannedTask, StoredPlan, whole
 from shardstream.packing.sources import SourceOptions, make_source, windows
 from shardstream.packing.sources.base import FileSpan, Task, tasks_of
+from shardstream.packing.work import work_of
 from shardstream.storage import spool
 from shardstream.storage.inputs import FileInfo
 from shardstream.storage.local_store import LocalStore

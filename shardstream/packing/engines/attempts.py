@@ -10,7 +10,8 @@ from typing import Any
 from shardstream.errors import CommitError, StorageError
 from shardstream.format.shown import counted
 from shardstream.packing.engines.batch import Answer
-from shardstream.packing.engines.pace import MOST_COPIES, Pace, may_copy, work_of
+from shardstream.packing.engines.pace import MOST_COPIES, Pace, may_copy
+from shardstream.packing.work import work_of
 from shardstream.storage.store import redact
 
 __all__ = ["Flight", "Work", "WorkerLostError", "failed", "lost", "slow_ones"]

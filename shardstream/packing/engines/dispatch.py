@@ -15,7 +15,8 @@ from shardstream.errors import OptionError, StorageError
 from shardstream.packing.engines.attempts import Flight, Work, WorkerLostError, failed, lost, slow_ones
 from shardstream.packing.engines.batch import Answer
 from shardstream.packing.engines.engine import Counts
-from shardstream.packing.engines.pace import Pace, longest_first, work_of
+from shardstream.packing.engines.pace import Pace, longest_first
+from shardstream.packing.work import work_of
 
 __all__ = ["Crew", "dispatched", "room"]
 

@@ -16,28 +16,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
-from shardstream.packing.sources.streams import names_compressed
+from shardstream.packing.work import work_of
 
-__all__ = ["MOST_COPIES", "Pace", "longest_first", "may_copy", "work_of"]
+__all__ = ["MOST_COPIES", "Pace", "longest_first", "may_copy"]
 
 MOST_COPIES = 3  # further attempts at one task, each after the one before was lost
 _SLOW = 3.0  # times what is usual
 _LEAST_SECONDS = 10.0  # a worker takes some seconds to start
 _KEPT = 1000  # tasks whose times are known
-_EXPANDED = 4  # what a file becomes that is compressed, about
 T = TypeVar("T")
-
-
-def work_of(task: Any) -> int:
-    """About how many bytes a task has to do with; 0 if it is not known."""
-    bounds = getattr(task, "bounds", None)  # of the objects of the first pass of a shuffle
-    if bounds is not None:
-        return int((bounds[:, -1] - bounds[:, 0]).sum())
-    work = getattr(task, "work", None)  # of a task whose files are not in memory
-    if work is not None:
-        return int(work)
-    files = getattr(task, "files", ())
-    return sum((each.end - each.start) * (_EXPANDED if names_compressed(each.url) else 1) for each in files)
 
 
 def may_copy(task: Any) -> bool:

@@ -15,7 +15,8 @@ from shardstream.errors import CommitError, StorageError
 from shardstream.packing.engines.engine import Counts, Needs
 from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.engines.local import Worker, WorkerDiedError
-from shardstream.packing.engines.pace import MOST_COPIES, Pace, longest_first, may_copy, work_of
+from shardstream.packing.engines.pace import MOST_COPIES, Pace, longest_first, may_copy
+from shardstream.packing.work import work_of
 from shardstream.storage.secrets import redact
 
 __all__ = ["Local", "run_tasks"]

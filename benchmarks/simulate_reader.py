@@ -7,6 +7,7 @@ memory that all blocks share, since nobody looks at it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from shardstream.read.frames_ahead import FramesAhead
 from shardstream.read.local_frames import LocalFrames
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.fetch.in_flight import BlockRequest, InFlight
+from shardstream.storage.fetch.planner import _FEW, _MOST_BYTES
 
 __all__ = ["Dataset", "Pool", "Reader"]
 
@@ -82,6 +84,8 @@ class Pool:
         most: How many run at a time at most.
         work: Called with the call that was submitted, and with a function to call with the result, later.
         ended: Called when a task has ended.
+        most_bytes: No task begins while those at work have so many bytes, unless they are few.
+        few: So many tasks are few.
     """
 
     def __init__(
@@ -90,27 +94,36 @@ class Pool:
         most: Callable[[], int],
         work: Callable[[Any, Callable[[Any], None]], None],
         ended: Callable[[], object] = lambda: None,
+        most_bytes: float = math.inf,
+        few: int = 0,
     ) -> None:
         self._clock, self.most, self._work, self._ended = clock, most, work, ended
-        self._queue: deque[tuple[Any, Task]] = deque()
-        self._running = 0
+        self._most_bytes, self._few = most_bytes, few
+        self._queue: deque[tuple[Any, Task, int]] = deque()
+        self._running = self._bytes = 0
 
-    def submit(self, call: Any) -> Task:
-        """Let a thread make a call."""
+    def submit(self, call: Any, size: int = 0) -> Task:
+        """Let a thread make a call, which fetches so many bytes."""
         task = Task()
-        self._queue.append((call, task))
+        self._queue.append((call, task, size))
         self._clock.after(0.0, self._begin)  # another thread does it
         return task
 
     def _begin(self) -> None:
-        while self._queue and self._running < self.most():
+        while (
+            self._queue
+            and self._running < self.most()
+            and (self._bytes < self._most_bytes or self._running < self._few)
+        ):
             self._running += 1
-            call, task = self._queue.popleft()
-            self._work(call, partial(self._end, task))
+            call, task, size = self._queue.popleft()
+            self._bytes += size
+            self._work(call, partial(self._end, task, size))
 
-    def _end(self, task: Task, value: Any) -> None:
+    def _end(self, task: Task, size: int, value: Any) -> None:
         task.value, task.done = value, True
         self._running -= 1
+        self._bytes -= size
         self._ended()
         self._begin()
 
@@ -139,7 +152,9 @@ class Reader:
         self._arrivals, self._progress = self.blocks.fetcher._arrivals, self.blocks.fetcher._progress
         self._planner = self.blocks.fetcher._planner
         self._planner.submit = self._plan_soon  # type: ignore[method-assign]
-        self._planner._ranges = Pool(clock, lambda: client.limit.now, self._fetch_range)  # type: ignore[assignment]
+        self._planner._ranges = Pool(  # type: ignore[assignment]
+            clock, lambda: client.limit.now, self._fetch_range, most_bytes=_MOST_BYTES, few=_FEW
+        )
         self._plans = Pool(clock, lambda: 1, self._plan)
         if dataset.by_name is None:
             self.blocks._shard_of(self.blocks.group(0))

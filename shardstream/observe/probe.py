@@ -30,7 +30,7 @@ _SHARES = (0.5, 0.9)  # of the knee's rate, for open loops
 # Parts of all seconds and bytes. If there is a disk, the others share what it leaves of the bytes.
 _RATES, _LATENCIES, _SWEEP = (0.3, 0.25), (0.15, 0.1), (0.2, 0.45)
 _IOPS, _OPEN, _DISK = (0.1, 0.05), (0.1, 0.1), (0.13, 0.3)
-_CALIBRATION = 1.2  # seconds in which threads are busy to see how many cores they get
+_CALIBRATION = 2.4  # seconds in which threads are busy to see how many cores they get
 _IDLE = 0.2  # seconds in which other processes are watched
 
 

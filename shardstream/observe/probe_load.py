@@ -28,7 +28,7 @@ _ROUNDS = 3  # requests of each worker of a closed loop, at least; the first one
 _EVEN = 16
 _GAIN = 1.05  # a doubling that brings less is no gain
 _STILL = 3  # doublings without a gain after which the sweep ends: of two, both may be disturbed
-_TURNS = 6  # of all cores and of one
+_TURNS = 4  # of all cores and of one: in a turn of 0.1 s the start of the threads would count
 _ARRIVALS = 256  # threads for requests that arrive by chance, at most
 
 

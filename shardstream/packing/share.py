@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar, overload
+from typing import TypeVar
 
 from shardstream.packing.job import Bucket, input_bytes
 from shardstream.packing.sources import Task
+from shardstream.packing.work import Chosen
 
 __all__ = ["chosen", "shares"]
 
@@ -19,28 +20,9 @@ _START = 1 << 20
 Work = TypeVar("Work", bound=Task | Bucket)
 
 
-class _Chosen(Sequence[Work], Generic[Work]):
-    """Some of the tasks of a plan that is not in memory."""
-
-    def __init__(self, tasks: Sequence[Work], places: Iterable[int]) -> None:
-        self._tasks, self._places = tasks, array("Q", places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int) -> Work: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Work]: ...
-    def __getitem__(self, place: int | slice) -> Work | Sequence[Work]:
-        if isinstance(place, slice):
-            return _Chosen(self._tasks, self._places[place])
-        return self._tasks[self._places[place]]
-
-
 def chosen(tasks: Sequence[Work], places: Iterable[int]) -> Sequence[Work]:
     """The tasks at some places of a plan."""
-    return [tasks[place] for place in places] if isinstance(tasks, list) else _Chosen(tasks, places)
+    return [tasks[place] for place in places] if isinstance(tasks, list) else Chosen(tasks, places)
 
 
 def shares(tasks: Sequence[Work], parts: int) -> list[Sequence[Work]]:

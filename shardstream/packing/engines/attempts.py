@@ -14,9 +14,9 @@ from shardstream.packing.engines.pace import MOST_COPIES, Pace, may_copy
 from shardstream.packing.work import work_of
 from shardstream.storage.store import redact
 
-__all__ = ["Flight", "Work", "WorkerLostError", "failed", "lost", "slow_ones"]
+__all__ = ["MOST_KILLS", "Flight", "Work", "WorkerLostError", "failed", "lost", "slow_ones"]
 
-_MOST_KILLS = 3
+MOST_KILLS = 3  # workers that may die in the same task
 _MOST_LOST_NODES = 10  # a machine may be taken away at any time, but not ten times with the same task
 _LONGEST_PAUSE = 16.0
 
@@ -137,7 +137,7 @@ def lost(batch: Iterable[Work], alone: bool, error: WorkerLostError, pace: Pace)
             work.lost_nodes += 1
         else:
             work.kills += error.workers
-        if work.kills >= _MOST_KILLS and alone:
+        if work.kills >= MOST_KILLS and alone:
             raise StorageError(
                 f"{_named(work.task)}: {counted(work.kills, 'worker')} died in it ({error}). Were they out "
                 "of memory? Then run fewer at a time, or make shard_size smaller"

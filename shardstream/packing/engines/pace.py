@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
-from shardstream.packing.work import work_of
+from shardstream.packing.work import Chosen, work_of
 
 __all__ = ["MOST_COPIES", "Pace", "longest_first", "may_copy"]
 
@@ -42,26 +41,7 @@ def longest_first(tasks: Sequence[T]) -> Sequence[T]:
     if isinstance(tasks, list):
         return sorted(tasks, key=work_of, reverse=True)
     numbers = sorted(range(len(tasks)), key=lambda number: work_of(tasks[number]).bit_length(), reverse=True)
-    return _Chosen(tasks, array("Q", numbers))
-
-
-class _Chosen(Sequence[T]):
-    """The items of a sequence in another order."""
-
-    def __init__(self, items: Sequence[T], order: array[int]) -> None:
-        self._items, self._order = items, order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    @overload
-    def __getitem__(self, place: int) -> T: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[T]: ...
-    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
-        if isinstance(place, slice):
-            return _Chosen(self._items, self._order[place])
-        return self._items[self._order[place]]
+    return Chosen(tasks, numbers)
 
 
 class Pace:

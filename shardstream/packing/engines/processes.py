@@ -12,6 +12,7 @@ from typing import Any
 
 from shardstream.cores import cores
 from shardstream.errors import CommitError, StorageError
+from shardstream.packing.engines.attempts import MOST_KILLS
 from shardstream.packing.engines.engine import Counts, Needs
 from shardstream.packing.engines.exits import exits_are_errors
 from shardstream.packing.engines.local import Worker, WorkerDiedError
@@ -23,7 +24,6 @@ __all__ = ["Local", "run_tasks"]
 
 _JOIN_TIMEOUT = 10.0
 _LOOK = 1.0  # seconds after which an idle worker looks again for a task that has become slow
-_MOST_KILLS = 3  # workers that may die in the same task
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class _Pool:
                 running.workers.remove(worker)
                 return worker
             running.kills += 1
-            if running.kills == _MOST_KILLS:
+            if running.kills == MOST_KILLS:
                 raise StorageError(
                     f"{_named(task)}: {running.kills} workers died in it; the last: {error}"
                 ) from error

@@ -30,7 +30,8 @@ _SHARES = (0.5, 0.9)  # of the knee's rate, for open loops
 # Parts of all seconds and bytes. If there is a disk, the others share what it leaves of the bytes.
 _RATES, _LATENCIES, _SWEEP = (0.3, 0.25), (0.15, 0.1), (0.2, 0.45)
 _IOPS, _OPEN, _DISK = (0.1, 0.05), (0.1, 0.1), (0.13, 0.3)
-_CALIBRATION = 2.4  # seconds in which threads are busy to see how many cores they get
+# Seconds in which threads are busy to see how many cores they get: at least so many, and this part of all.
+_CALIBRATION, _CALIBRATION_SHARE = 2.4, 0.1
 _IDLE = 0.2  # seconds in which other processes are watched
 
 
@@ -100,7 +101,7 @@ def probe(
     fetch = 0.0 if store.throughput is None else store.throughput.best.cpu_seconds_per_gb / 1e9
     rates = None if measured is None else measured.rates(fetch)
     count = cores()
-    free, free_one, shared = calibrated(count, _CALIBRATION)
+    free, free_one, shared = calibrated(count, max(_CALIBRATION, _CALIBRATION_SHARE * seconds))
     return Profile(
         VERSION, __version__, socket.gethostname(),
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

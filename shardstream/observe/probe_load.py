@@ -28,7 +28,7 @@ _ROUNDS = 3  # requests of each worker of a closed loop, at least; the first one
 _EVEN = 16
 _GAIN = 1.05  # a doubling that brings less is no gain
 _STILL = 3  # doublings without a gain after which the sweep ends: of two, both may be disturbed
-_TURNS = 4  # of all cores and of one: in a turn of 0.1 s the start of the threads would count
+_TURN = 0.3  # seconds of all cores, and of one: in a shorter one the start of the threads would count
 _ARRIVALS = 256  # threads for requests that arrive by chance, at most
 
 
@@ -253,7 +253,7 @@ def calibrated(count: int, seconds: float) -> tuple[float, float, float]:
         all are busy, of what one does alone; at most 1). The medians of the turns.
     """
     turns = [
-        (keep_busy(count, seconds / 2 / _TURNS), keep_busy(1, seconds / 2 / _TURNS)) for _ in range(_TURNS)
+        (keep_busy(count, _TURN), keep_busy(1, _TURN)) for _ in range(max(1, round(seconds / 2 / _TURN)))
     ]
     return (
         statistics.median(together[0] for together, _ in turns),

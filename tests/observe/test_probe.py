@@ -144,8 +144,8 @@ def test_cores_are_calibrated_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return next(turns)
 
     monkeypatch.setattr(probe_load, "keep_busy", busy)
-    assert calibrated(2, 1.2) == (2.0, 1.0, 0.8)
-    assert asked == [2, 1] * probe_load._TURNS
+    assert calibrated(2, 2.4) == (2.0, 1.0, 0.8)
+    assert asked == [2, 1] * 4
     monkeypatch.undo()
     free, one, shared = calibrated(2, 0.1)
     assert 0 < free <= 2

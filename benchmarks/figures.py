@@ -1,0 +1,231 @@
+"""The parts of README.md and docs/benchmarks.md that are figures, as Markdown, from the committed results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks import families, report
+from benchmarks.bars import Row, drawn, number
+from benchmarks.committed import RESULTS, Found
+from benchmarks.elsewhere import OTHERS, verdicts
+from benchmarks.explained import WHY
+
+All = Mapping[str, Found]
+
+
+def command(name: str, found: Found) -> str:
+    """What repeats a question."""
+    if name.startswith("packing_"):
+        short = name.removeprefix("packing_")
+        return f"python -m benchmarks.packing --only {short} --text FILE.jsonl --peers PYTHON"
+    suite = found.facts.get("suite", "full")
+    return f"python -m benchmarks run --suite {suite} --only {name} --out DIR --peers PYTHON"
+
+
+def shown(found: Found) -> list[Row]:
+    """Who is drawn and listed: all of ours, all ceilings, and each peer's best row; the best first."""
+    assert found.answer is not None
+    answer = found.answer
+    scale = 1.0 if answer["measure"] in report.RATES else 1e3
+    rows = []
+    for name, row in answer["contenders"].items():
+        values = [value * scale for value in report.values(answer, row)] if row["rounds"] else []
+        if values:
+            rows.append(Row(name, row["role"], values))
+    rows.sort(key=lambda row: statistics.median(row.values), reverse=scale == 1.0)
+    return families.best(rows)
+
+
+def picture(name: str, found: Found) -> str:
+    """The bars of a question as an SVG."""
+    assert found.answer is not None
+    return drawn(name, found.answer["title"], found.answer["unit"], shown(found))
+
+
+def question(name: str, everything: All) -> str:
+    """The picture, the table and the bars of a question, and why bars are not met."""
+    found = everything[name]
+    if found.answer is None:
+        return (
+            f"**Not measured:** `{name}` has no results in `benchmarks/results`. `{command(name, found)}`\n"
+        )
+    answer, corpus = found.answer, found.answer["corpus"]
+    count = f"{corpus['count']:,} samples, " if corpus["count"] else ""
+    facts = [f"{count}{corpus['bytes'] / 1e6:,.0f} MB"]
+    facts += [str(found.facts[key]) for key in ("date", "machine") if key in found.facts]
+    if "suite" in found.facts:
+        facts.append(f"suite `{found.facts['suite']}`")
+    lines = [
+        f"![{name}, {answer['unit']}](images/benchmarks/{name}.svg)", "",
+        f"{'; '.join(facts)}. `{command(name, found)}`", "",
+    ]  # fmt: skip
+    if answer["notes"]:
+        lines += [answer["notes"], ""]
+    lines += _table(found)
+    lines += ["", "| bar | reached | met |", "| --- | --- | --- |"]
+    reasons = []
+    for bar in found.question.bars:
+        reached, met = report.judged(bar, answer)
+        lines.append(f"| {bar.text} | {reached} | {met} |")
+        if met == "no":
+            why = WHY.get(name, {}).get(bar.text, "No explanation yet.")
+            reasons.append(f"- *{bar.text}*, not met. {why}")
+    if reasons:
+        lines += ["", *reasons]
+    return "\n".join(lines) + "\n"
+
+
+def _table(found: Found) -> list[str]:
+    """The rows of a question: the measure with its spread, the ratio to ours, CPU and memory."""
+    answer = found.answer
+    assert answer is not None
+    ours = found.question.bars[0].ours
+    scale = 1.0 if answer["measure"] in report.RATES else 1e3
+    file = found.file.parent.relative_to(RESULTS) if found.file else Path()
+    lines = [
+        f"| {answer['unit']} | median [least .. most] | to {ours} | CPU s/GB |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in shown(found):
+        rounds = answer["contenders"][row.name]["rounds"]
+        cpu = [r["cpu"] / r["cpu_bytes"] * 1e9 for r in rounds if r.get("cpu") and r.get("cpu_bytes")]
+        cost = f"{statistics.median(cpu):.2f}" if cpu and scale == 1.0 else "-"
+        ratio = report.spread(report.ratios(answer, row.name, [ours]))
+        name = f"**{row.name}**" if row.role == "ours" else row.name
+        lines.append(f"| {name} | {report.spread(row.values)} | {ratio} | {cost} |")
+    failed = [
+        f"{name} ({row['error'].splitlines()[0][:90]})"
+        for name, row in answer["contenders"].items()
+        if "error" in row
+    ]
+    if failed:
+        lines += ["", f"Failed: {'; '.join(failed)}."]
+    table = "results.md" if not found.question.name.startswith("packing_") else "packing.json"
+    target = f"../benchmarks/results/{file.as_posix()}/{table}"
+    if table == "results.md":
+        lines += ["", f"[All rows, memory, threads, requests]({target})."]
+    return lines
+
+
+def bars(everything: All) -> str:
+    """All bars of all questions, and how many are met."""
+    counts = {"yes": 0, "no": 0, "not measured": 0}
+    lines = ["| question | bar | reached | met |", "| --- | --- | --- | --- |"]
+    missing = []
+    for name, found in everything.items():
+        if found.answer is None:
+            missing.append(f"`{name}`")
+            continue
+        for bar in found.question.bars:
+            reached, met = report.judged(bar, found.answer)
+            counts[met] += 1
+            lines.append(f"| {name} | {bar.text} | {reached} | {met} |")
+    told = ", ".join(f"{count} {met}" for met, count in (
+        ("met", counts["yes"]), ("not met", counts["no"]), ("not measured", counts["not measured"])) if count
+    )  # fmt: skip
+    text = f"Of {sum(counts.values())} bars: {told}.\n\n" + "\n".join(lines) + "\n"
+    if missing:
+        text += f"\nWithout results: {', '.join(missing)}.\n"
+    return text
+
+
+def others(everything: All) -> str:
+    """What is measured by programs of its own: where the results are, and how many of their bars are met."""
+    lines = ["| question | command | bars met | results |", "| --- | --- | --- | --- |"]
+    for other in OTHERS:
+        file = RESULTS / other.file
+        met, link = "no results", "-"
+        if file.exists():
+            good, all_ = verdicts(file.read_text(encoding="utf-8"))
+            met = f"{good} of {all_}" if all_ else "no bars"
+            link = f"[{other.name}](../benchmarks/results/{other.file})"
+        lines.append(f"| {other.asks} | `python -m benchmarks.{other.program}` | {met} | {link} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme(everything: All) -> str:
+    """The one table against the peers: medians, for each library the best of its ways."""
+    columns = families.COLUMNS
+    cells: dict[str, list[str]] = {label: [] for label in families.LABELS}
+    ratio = []
+    for column in columns:
+        found = everything[column.question]
+        taken = _medians(column, found)
+        for label in families.LABELS:
+            cells[label].append(number(taken[label]) if label in taken else "")
+        best = _best(taken, found)
+        ratio.append(best)
+    lines = [f"| | {' | '.join(column.title for column in columns)} |", "| --- |" + " --- |" * len(columns)]
+    lines += [f"| {label} | {' | '.join(row)} |" for label, row in cells.items() if any(row)]
+    lines.append(f"| ours to the best of the others, floor left out | {' | '.join(ratio)} |")
+    facts = [found for found in (everything[c.question] for c in columns) if found.answer is not None]
+    text = "\n".join(lines) + "\n"
+    missing = [f"`{column.question}`" for column in columns if everything[column.question].answer is None]
+    if missing:
+        text += f"\nNot measured: {', '.join(missing)}.\n"
+    harness = [found for found in facts if "suite" in found.facts]
+    machines = sorted({str(found.facts["machine"]).split(", Linux")[0] for found in harness})
+    versions = families.versions(facts)
+    return text + f"\n{'; '.join(machines)}. {versions}.\n"
+
+
+def _medians(column: families.Column, found: Found) -> dict[str, float]:
+    """Of each label the best median."""
+    if found.answer is None:
+        return {}
+    rows = found.answer["contenders"]
+    rate = found.answer["measure"] in report.RATES
+    taken: dict[str, float] = {}
+    for name, row in rows.items():
+        label = column.ours.get(name) or (
+            families.FLOOR if name in column.floors[:1] else families.family(name)
+        )
+        if row["role"] == "ours" and name not in column.ours:
+            continue
+        if label is None or not row["rounds"]:
+            continue
+        middle = statistics.median(report.values(found.answer, row)) * (1.0 if rate else 1e3)
+        better = max if rate else min
+        taken[label] = better(middle, taken[label]) if label in taken else middle
+    if families.FLOOR not in taken:
+        for name in column.floors:
+            if name in rows and rows[name]["rounds"]:
+                taken[families.FLOOR] = statistics.median(report.values(found.answer, rows[name]))
+                break
+    return taken
+
+
+def _best(taken: dict[str, float], found: Found) -> str:
+    """The best of ours to the best of the others; above 1 is ours."""
+    ours = [value for label, value in taken.items() if label in families.OURS]
+    peers = [value for label, value in taken.items() if label not in (*families.OURS, families.FLOOR)]
+    if not ours or not peers or found.answer is None:
+        return ""
+    if found.answer["measure"] in report.RATES:
+        return f"{max(ours) / max(peers):.2f} x"
+    return f"{min(peers) / min(ours):.2f} x"
+
+
+BLOCKS: dict[str, Callable[[All], str]] = {"bars": bars, "others": others, "readme": readme}
+
+
+def block(name: str, everything: All) -> str:
+    """The text between the marks of a block.
+
+    Args:
+        name: "bars", "others", "readme", or "question" and the name of a question.
+        everything: What is committed.
+
+    Raises:
+        ValueError: If there is no such block, with the names that there are.
+    """
+    kind, _, rest = name.partition(" ")
+    if kind == "question" and rest in everything:
+        return question(rest, everything)
+    if name in BLOCKS:
+        return BLOCKS[name](everything)
+    raise ValueError(
+        f"no figures {name!r}: {', '.join(BLOCKS)}, or question and one of {', '.join(everything)}"
+    )

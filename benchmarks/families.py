@@ -16,12 +16,12 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "WebDataset": ("WebDataset", "wds."),
     "Grain, ArrayRecord": ("Grain",),
     "tf.data, TFRecord": ("tf.data",),
-    "torch DataLoader, Parquet": ("Parquet",),
-    "torch DataLoader, files or np.memmap": ("loose files", "np.memmap"),
+    "DataLoader, Parquet": ("Parquet",),
+    "DataLoader, files or memmap": ("loose files", "np.memmap"),
     "SPDL": ("SPDL",),
-    "DALI's readers, on the CPU": ("DALI",),
+    "DALI, on the CPU": ("DALI",),
 }
-OURS = ("shardstream, uncompressed", "shardstream, zstd")
+OURS = ("**shardstream**", "**shardstream, zstd**")
 FLOOR = "floor or ceiling"
 LABELS = (*OURS, *_FAMILIES, FLOOR)
 _PACKAGES = (
@@ -51,7 +51,7 @@ _PLAIN, _ZSTD = OURS
 COLUMNS = (
     Column(
         "tokens32",
-        "2,049 tokens, blocks/s",
+        "tokens, blocks/s",
         {"shardstream": _PLAIN, "shardstream, zstd": _ZSTD},
         ("floor: take and widen", "batched np.memmap gather"),
     ),
@@ -63,14 +63,14 @@ COLUMNS = (
     ),
     Column(
         "images40",
-        "JPEG bytes, 40 KB, images/s",
-        {"shardstream": _PLAIN, "shardstream, views": _PLAIN},
+        "JPEGs of 40 KB, /s",
+        {"shardstream": _PLAIN, "shardstream, samples of bytes": _PLAIN},
         ("floor", "page cache to memory, all cores"),
     ),
-    Column("decode40", "decoded to 224, images/s", {"shardstream": _PLAIN}, ("libjpeg-turbo, all cores",)),
-    Column("remote_first100", "store at 100 ms, first batch, ms", {"shardstream": _PLAIN}),
-    Column("remote_epoch20", "store at 20 ms, images/s", {"shardstream": _PLAIN}, ("ranged GETs alone",)),
-    Column("packing_jsonl", "packing JSON Lines, MB/s", {"shardstream": _ZSTD}, ("zstd alone",)),
+    Column("decode40", "decoded, images/s", {"shardstream": _PLAIN}, ("libjpeg-turbo, all cores",)),
+    Column("remote_first100", "from a store: first batch, ms", {"shardstream": _PLAIN}),
+    Column("remote_epoch20", "from a store: images/s", {"shardstream": _PLAIN}, ("ranged GETs alone",)),
+    Column("packing_jsonl", "packing, MB/s", {"shardstream": _ZSTD}, ("zstd alone",)),
 )
 
 

@@ -11,6 +11,7 @@ from benchmarks.bars import Row, drawn, number
 from benchmarks.committed import RESULTS, Found
 from benchmarks.elsewhere import OTHERS, verdicts
 from benchmarks.explained import WHY
+from benchmarks.steps import STEPS
 
 All = Mapping[str, Found]
 
@@ -110,21 +111,26 @@ def _table(found: Found) -> list[str]:
 
 
 def bars(everything: All) -> str:
-    """All bars of all questions, and how many are met."""
+    """Of each question how many of its bars are met, and which are not."""
     counts = {"yes": 0, "no": 0, "not measured": 0}
-    lines = ["| question | bar | reached | met |", "| --- | --- | --- | --- |"]
+    lines = ["| question | bars | met | not met | not measured |", "| --- | --- | --- | --- | --- |"]
     missing = []
     for name, found in everything.items():
         if found.answer is None:
             missing.append(f"`{name}`")
             continue
+        judged: dict[str, list[str]] = {met: [] for met in counts}
         for bar in found.question.bars:
-            reached, met = report.judged(bar, found.answer)
-            counts[met] += 1
-            lines.append(f"| {name} | {bar.text} | {reached} | {met} |")
-    told = ", ".join(f"{count} {met}" for met, count in (
-        ("met", counts["yes"]), ("not met", counts["no"]), ("not measured", counts["not measured"])) if count
-    )  # fmt: skip
+            judged[report.judged(bar, found.answer)[1]].append(bar.text)
+        for met, texts in judged.items():
+            counts[met] += len(texts)
+        shown = ["; ".join(judged["no"]), "; ".join(judged["not measured"])]
+        lines.append(f"| {name} | {len(found.question.bars)} | {len(judged['yes'])} | {' | '.join(shown)} |")
+    told = ", ".join(
+        f"{count} {met}"
+        for met, count in zip(("met", "not met", "not measured"), counts.values(), strict=True)
+        if count
+    )
     text = f"Of {sum(counts.values())} bars: {told}.\n\n" + "\n".join(lines) + "\n"
     if missing:
         text += f"\nWithout results: {', '.join(missing)}.\n"
@@ -159,7 +165,7 @@ def readme(everything: All) -> str:
         ratio.append(best)
     lines = [f"| | {' | '.join(column.title for column in columns)} |", "| --- |" + " --- |" * len(columns)]
     lines += [f"| {label} | {' | '.join(row)} |" for label, row in cells.items() if any(row)]
-    lines.append(f"| ours to the best of the others, floor left out | {' | '.join(ratio)} |")
+    lines.append(f"| best of ours / best of the others | {' | '.join(ratio)} |")
     facts = [found for found in (everything[c.question] for c in columns) if found.answer is not None]
     text = "\n".join(lines) + "\n"
     missing = [f"`{column.question}`" for column in columns if everything[column.question].answer is None]
@@ -208,14 +214,21 @@ def _best(taken: dict[str, float], found: Found) -> str:
     return f"{min(peers) / min(ours):.2f} x"
 
 
-BLOCKS: dict[str, Callable[[All], str]] = {"bars": bars, "others": others, "readme": readme}
+def steps(everything: All) -> str:
+    """What a renewal does, and how long each step takes."""
+    lines = ["| step | about, minutes | results |", "| --- | --- | --- |"]
+    lines += [f"| {step.name} | {step.minutes:g} | `results/{step.name}` |" for step in STEPS]
+    return "\n".join(lines) + f"\n| all | {sum(step.minutes for step in STEPS):g} | |\n"
+
+
+BLOCKS: dict[str, Callable[[All], str]] = {"bars": bars, "others": others, "readme": readme, "steps": steps}
 
 
 def block(name: str, everything: All) -> str:
     """The text between the marks of a block.
 
     Args:
-        name: "bars", "others", "readme", or "question" and the name of a question.
+        name: "bars", "others", "readme", "steps", or "question" and the name of a question.
         everything: What is committed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Writes the figures of README.md and docs/benchmarks.md from the committed results, and draws the pictures.
+"""Writes the figures of the pages from the committed results, and draws the pictures.
 
     python -m benchmarks tables [--check]
 
@@ -18,7 +18,7 @@ from benchmarks.committed import Found, found
 from benchmarks.explained import WHY
 from benchmarks.processes import ROOT
 
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "benchmarks/README.md")
 PICTURES = ROOT / "docs" / "images" / "benchmarks"
 _BLOCK = re.compile(
     r"^<!-- figures: (?P<name>[^\n]+?) -->\n.*?^<!-- end of figures -->$", re.MULTILINE | re.DOTALL

@@ -23,7 +23,7 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
 }
 OURS = ("**shardstream**", "**shardstream, zstd**")
 FLOOR = "floor or ceiling"
-LABELS = (*OURS, *_FAMILIES, FLOOR)
+LABELS = (*OURS, *_FAMILIES)
 _PACKAGES = (
     "shardstream", "litdata", "datasets", "mosaicml-streaming", "webdataset", "grain", "array-record",
     "tensorflow-cpu", "pyarrow", "torch", "spdl-core", "nvidia-dali-cuda120",

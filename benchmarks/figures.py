@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from benchmarks import families, report
 from benchmarks.bars import Row, drawn, number
@@ -84,7 +83,6 @@ def _table(found: Found) -> list[str]:
     assert answer is not None
     ours = found.question.bars[0].ours
     scale = 1.0 if answer["measure"] in report.RATES else 1e3
-    file = found.file.parent.relative_to(RESULTS) if found.file else Path()
     lines = [
         f"| {answer['unit']} | median [least .. most] | to {ours} | CPU s/GB |",
         "| --- | --- | --- | --- |",
@@ -103,9 +101,8 @@ def _table(found: Found) -> list[str]:
     ]
     if failed:
         lines += ["", f"Failed: {'; '.join(failed)}."]
-    table = "results.md" if not found.question.name.startswith("packing_") else "packing.json"
-    target = f"../benchmarks/results/{file.as_posix()}/{table}"
-    if table == "results.md":
+    if found.file is not None and found.file.name == "results.json":
+        target = f"../benchmarks/results/{found.file.parent.name}/results.md"
         lines += ["", f"[All rows, memory, threads, requests]({target})."]
     return lines
 
@@ -154,52 +151,43 @@ def others(everything: All) -> str:
 def readme(everything: All) -> str:
     """The one table against the peers: medians, for each library the best of its ways."""
     columns = families.COLUMNS
-    cells: dict[str, list[str]] = {label: [] for label in families.LABELS}
-    ratio = []
-    for column in columns:
-        found = everything[column.question]
-        taken = _medians(column, found)
-        for label in families.LABELS:
-            cells[label].append(number(taken[label]) if label in taken else "")
-        best = _best(taken, found)
-        ratio.append(best)
+    taken = [_medians(column, everything[column.question]) for column in columns]
+    more = sorted({label for each in taken for label in each} - {*families.LABELS, families.FLOOR})
     lines = [f"| | {' | '.join(column.title for column in columns)} |", "| --- |" + " --- |" * len(columns)]
-    lines += [f"| {label} | {' | '.join(row)} |" for label, row in cells.items() if any(row)]
-    lines.append(f"| best of ours / best of the others | {' | '.join(ratio)} |")
-    facts = [found for found in (everything[c.question] for c in columns) if found.answer is not None]
+    for label in (*families.LABELS, *more, families.FLOOR):
+        if any(label in each for each in taken):
+            cells = [number(each[label]) if label in each else "" for each in taken]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    ratios = [_best(each, everything[column.question]) for each, column in zip(taken, columns, strict=True)]
+    lines.append(f"| best of ours / best of the others | {' | '.join(ratios)} |")
     text = "\n".join(lines) + "\n"
+    facts = [found for column in columns if (found := everything[column.question]).answer is not None]
     missing = [f"`{column.question}`" for column in columns if everything[column.question].answer is None]
     if missing:
         text += f"\nNot measured: {', '.join(missing)}.\n"
-    harness = [found for found in facts if "suite" in found.facts]
-    machines = sorted({str(found.facts["machine"]).split(", Linux")[0] for found in harness})
-    versions = families.versions(facts)
-    return text + f"\n{'; '.join(machines)}. {versions}.\n"
+    machines = sorted({str(f.facts["machine"]).split(", Linux")[0] for f in facts if "suite" in f.facts})
+    return text + f"\n{'; '.join(machines)}. {families.versions(facts)}.\n"
 
 
 def _medians(column: families.Column, found: Found) -> dict[str, float]:
-    """Of each label the best median."""
+    """Of each library the best median, and of the first floor that has results its median."""
     if found.answer is None:
         return {}
-    rows = found.answer["contenders"]
     rate = found.answer["measure"] in report.RATES
-    taken: dict[str, float] = {}
-    for name, row in rows.items():
-        label = column.ours.get(name) or (
-            families.FLOOR if name in column.floors[:1] else families.family(name)
-        )
-        if row["role"] == "ours" and name not in column.ours:
-            continue
-        if label is None or not row["rounds"]:
-            continue
-        middle = statistics.median(report.values(found.answer, row)) * (1.0 if rate else 1e3)
-        better = max if rate else min
-        taken[label] = better(middle, taken[label]) if label in taken else middle
-    if families.FLOOR not in taken:
-        for name in column.floors:
-            if name in rows and rows[name]["rounds"]:
-                taken[families.FLOOR] = statistics.median(report.values(found.answer, rows[name]))
-                break
+    middles = {
+        name: statistics.median(report.values(found.answer, row)) * (1.0 if rate else 1e3)
+        for name, row in found.answer["contenders"].items()
+        if row["rounds"]
+    }
+    floors = [middles[name] for name in column.floors if name in middles]
+    taken = {families.FLOOR: floors[0]} if floors else {}
+    for name, middle in middles.items():
+        role = found.answer["contenders"][name]["role"]
+        label = column.ours.get(name) if role == "ours" else families.family(name)
+        if label is None and role == "peer":
+            label = name.partition(",")[0]
+        if label is not None:
+            taken[label] = (max if rate else min)(middle, taken.get(label, middle))
     return taken
 
 

@@ -19,7 +19,8 @@ def command(name: str, found: Found) -> str:
     """What repeats a question."""
     if name.startswith("packing_"):
         short = name.removeprefix("packing_")
-        return f"python -m benchmarks.packing --only {short} --text FILE.jsonl --peers PYTHON"
+        more = {"tokens": " --tokenizer FILE.json", "writer-jpeg": " --images DIR"}.get(short, "")
+        return f"python -m benchmarks.packing --only {short} --text FILE.jsonl{more} --peers PYTHON"
     suite = found.facts.get("suite", "full")
     return f"python -m benchmarks run --suite {suite} --only {name} --out DIR --peers PYTHON"
 

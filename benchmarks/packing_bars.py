@@ -73,7 +73,9 @@ def answers(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 for seconds, cpu in rounds
             ]
             rows[contender] = {"role": role, "rounds": each}
-        corpus = {"count": facts.get("corpus_samples"), "bytes": size}
+        # The number of samples is that of the text; images are others.
+        count = None if name == "writer-jpeg" else facts.get("corpus_samples")
+        corpus = {"count": count, "bytes": size}
         found[question.name] = {
             "title": question.title, "measure": "rate", "unit": "MB/s", "notes": "", "corpus": corpus,
             "contenders": rows,

@@ -4,6 +4,7 @@
 FROM python:3.11-slim AS build
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY tools/readme_hook.py tools/
 COPY shardstream shardstream
 RUN python -m venv /opt/shardstream \
     && /opt/shardstream/bin/pip install --no-cache-dir --constraint constraints.txt '.[s3,gcs,azure,fast,tokenize,images,audio,arrow,lz4]'

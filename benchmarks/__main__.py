@@ -1,4 +1,9 @@
-"""python -m benchmarks run --suite quick|full [--only NAME] --out DIR: see benchmarks/README.md."""
+"""python -m benchmarks run, renew and tables: see benchmarks/README.md.
+
+run --suite quick|full [--only NAME]... --out DIR   measures some questions
+renew [--only NAME]... [--peers PYTHON]             measures all that is committed, in order
+tables [--check]                                    writes the figures of the pages from what is committed
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,13 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure, report
+from benchmarks import measure, renew, report, tables
 from benchmarks.make_corpora import Maker
-from benchmarks.processes import ROOT
 from benchmarks.question import SIZES
 from benchmarks.questions import all_questions
 
@@ -46,7 +49,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and write results.json, results.md and a PNG per question; each question as it is done."""
+    """Measure, and write results.json and results.md; each question as it is done."""
     data, out = options.data.resolve(), options.out
     maker = Maker(data, options.corpus_text, options.corpus_images)
     setting = measure.Setting.of(data, maker, SIZES[options.suite], options.peers)
@@ -75,37 +78,53 @@ def run(options: argparse.Namespace) -> None:
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         (out / "results.md").write_text(report.document(questions, results))
         print(report.section(question, answer), flush=True)
-    _plots(out, options.peers)
-
-
-def _plots(out: Path, peers: str | None) -> None:
-    """By the peers' Python, which has matplotlib; without it there are no plots, and we say so."""
-    command = [peers or sys.executable, "-m", "benchmarks.plots", str(out / "results.json"), str(out)]
-    done = subprocess.run(
-        command, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
-    )
-    if done.returncode:
-        print(f"no plots: {done.stderr.decode().strip().splitlines()[-1]}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    command = parser.add_subparsers(required=True).add_parser("run")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, dest="command")
+    _run_options(commands.add_parser("run", help="measure some questions"))
+    command = commands.add_parser(
+        "renew", help="measure all that is committed, and write the figures of the pages"
+    )
+    command.add_argument("--suite", choices=["quick", "full"], default="full")
+    command.add_argument("--only", action="append", default=[], metavar="NAME", help="a step; repeatable")
+    command.add_argument("--start", metavar="NAME", help="begin with this step")
+    command.add_argument(
+        "--list", action="store_true", help="say the steps with their minutes, and measure nothing"
+    )
+    command.add_argument("--prepare", action="store_true", help="make corpora and datasets, measure nothing")
+    _common(command)
+    command = commands.add_parser("tables", help="write the figures of the pages")
+    command.add_argument("--check", action="store_true", help="only say which files differ from the results")
+    options = parser.parse_args(arguments)
+    if options.command == "tables":
+        sys.exit(tables.main(options.check))
+    # A link in a virtual environment's bin is what tells Python which environment it is.
+    options.peers = options.peers and os.path.abspath(options.peers)
+    if options.command == "renew":
+        sys.exit(renew.main(options))
+    options.out = options.out.resolve()
+    run(options)
+
+
+def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--suite", choices=[name for name in SIZES if name != "tiny"], default="quick")
     command.add_argument("--only", action="append", default=[], metavar="NAME", help="a question; repeatable")
     command.add_argument("--row", action="append", default=[], metavar="NAME", help="a contender; repeatable")
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--peers", metavar="PYTHON", help="of an environment with requirements-peers.txt")
     command.add_argument("--corpus-text", help="JSONL with a text in each line, instead of Linux's C files")
     command.add_argument("--corpus-images", help="a folder of photographs")
     command.add_argument("--prepare", action="store_true", help="make corpora and datasets, measure nothing")
+    _common(command)
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--peers", metavar="PYTHON", help="of an environment with requirements-peers.txt")
     command.add_argument("--data", type=Path, default=Path("~/.cache/shardstream-bench").expanduser())
-    options = parser.parse_args(arguments)
-    # A link in a virtual environment's bin is what tells Python which environment it is.
-    options.peers = options.peers and os.path.abspath(options.peers)
-    options.out = options.out.resolve()
-    run(options)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "order_scale")
     options = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
     for number in range(options.runs + 1):

@@ -287,7 +287,11 @@ def write(options: argparse.Namespace, taken: dict[str, Any], tables: list[str])
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         facts = {
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "corpus_bytes": _bytes(options.text),
+            "bytes": {
+                name: _bytes(options.images if name == "writer-jpeg" else options.text) for name in taken
+            },
             "corpus_samples": _count(options.text),
             "workers": options.workers,
             "python": platform.python_version(),

@@ -43,6 +43,8 @@ def ratios(answer: Row, over: str, under: Sequence[str]) -> list[float]:
 
 def judged(bar: Bar, answer: Row) -> tuple[str, str]:
     """What was reached, and whether that meets the bar: "yes", "no" or "not measured"."""
+    if not answer["contenders"].get(bar.ours, {}).get("rounds"):
+        return "-", "not measured"
     if bar.of:
         found = _costs(bar, answer)
         met = bool(found) and statistics.median(found) <= bar.factor
@@ -70,8 +72,8 @@ def _costs(bar: Bar, answer: Row) -> list[float]:
         each = [[r["cpu"] / r.get("cpu_bytes", 1) for r in rows[name]["rounds"]] for name in names]
         return [own / min(others) for own, *others in zip(*each, strict=True)]
     if bar.of == "requests":
-        return [r["wire"]["requests"] for r in rows[bar.ours]["rounds"]]
-    return [r[bar.of] for r in rows[bar.ours]["rounds"]]
+        return [r["wire"]["requests"] for r in rows[bar.ours]["rounds"] if "wire" in r]
+    return [r[bar.of] for r in rows[bar.ours]["rounds"] if bar.of in r]
 
 
 def section(question: Question, answer: Row) -> str:

@@ -74,6 +74,17 @@ def test_wheel_has_the_package_and_nothing_else(packages: tuple[Path, Path]) -> 
     assert len(licences) == 1
 
 
+def test_description_leads_nowhere_that_is_not_there(packages: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(packages[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        told = wheel.read(name).decode()
+    assert "# shardstream" in told
+    assert "## Limits" in told
+    # PyPI has no files of the repository, and shows no picture of them.
+    assert re.findall(r"!?\[[^\]]*\]\((?!https?://)[^)]*\)", told) == []
+    assert "<!--" not in told
+
+
 def test_sdist_has_what_the_checks_need(packages: tuple[Path, Path]) -> None:
     with tarfile.open(packages[1]) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "benchmarks/README.md": "benchmarks/index.md",
+    "benchmarks/README.md": "benchmarks/made.md",
 }
 # A fenced block, a link, or code within a line: whichever begins first.
 _PARTS = re.compile(
@@ -91,10 +91,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Put the drawings of docs/images/concepts into the page, so that they have the colours of the theme."""
+    """Put drawings and bars into the page, so that they have the colours of the theme."""
 
     def drawn(match: re.Match[str]) -> str:
-        svg = (ROOT / "docs" / "images" / "concepts" / match.group(1)).read_text(encoding="utf-8")
+        svg = (ROOT / "docs" / "images" / match.group(1)).read_text(encoding="utf-8")
         return re.sub(r"<style>.*?</style>\n", "", svg, flags=re.DOTALL)
 
-    return re.sub(r'<img[^>]*src="[^"]*images/concepts/(\w+\.svg)"[^>]*>', drawn, html)
+    return re.sub(r'<img[^>]*src="[^"]*images/((?:concepts|benchmarks)/[\w-]+\.svg)"[^>]*>', drawn, html)

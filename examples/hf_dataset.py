@@ -3,7 +3,7 @@
     python examples/hf_dataset.py
 
 A `datasets.Dataset` is saved by `save_to_disk`, packed from there, and a small classifier of texts trains on
-it. A part is held out by a column of the index, without packing twice. It prints the loss of each epoch, and
+it. Every fifth row is held out, without packing twice. It prints the loss of each epoch, and
 how many of the texts that were held out are classified right. Nothing is downloaded.
 
 With `--dataset FOLDER` it takes what your `save_to_disk` has written; `--text` and `--label` name the columns.
@@ -43,13 +43,12 @@ def save_reviews(folder: str) -> None:
         label = chance.randint(0, 1)
         said = [chance.choice(words[label]) for _ in range(2)]
         text = f"the {chance.choice(things)} is {said[0]} and the {chance.choice(things)} is {said[1]}"
-        rows.append({"id": f"review-{number:03d}", "text": text, "label": label, "fold": number % 5})
+        rows.append({"id": f"review-{number:03d}", "text": text, "label": label})
     features = datasets.Features(
         {
             "id": datasets.Value("string"),
             "text": datasets.Value("string"),
             "label": datasets.ClassLabel(names=["bad", "good"]),
-            "fold": datasets.Value("int64"),
         }
     )
     datasets.disable_progress_bars()
@@ -111,7 +110,7 @@ def main() -> None:
         everything = ss.StreamingDataset(
             os.path.join(folder, "packed"), shuffle=ss.Shuffle(seed=0), transform=word_ids
         )
-        # Every fifth row is held out. A predicate over columns would do it, too: where=lambda c: c["lang"] == "en".
+        # Columns that `keep` names at pack time can decide, too: where=lambda columns: columns["lang"] == "en".
         train = everything.subset(where=lambda columns: columns.number % 5 != 0)
         test = everything.subset(where=lambda columns: columns.number % 5 == 0)
 

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--data", help="a packed dataset of yours; drawings are made without it")
     parser.add_argument("--image", default="jpg", help="the field of the image")
     parser.add_argument("--text", default="txt", help="the field of the caption")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
 

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="bytes", help="bytes, or a tokenizer.json")
     parser.add_argument("--vocab", type=int, default=257, help="token ids; 257: bytes and the end token")
     parser.add_argument("--eos", type=int, default=256, help="the id of the end token")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8, help="blocks of a batch of one rank")
     parser.add_argument("--seq-len", type=int, default=64)
     options = parser.parse_args()

@@ -29,7 +29,7 @@ FEATURES, CLASSES = 8, 4
 
 
 def make(url: str) -> None:
-    """Samples to try it on: features, and the class that a linear rule gives them, now and then a wrong one."""
+    """Samples to try it on: features, and the class that a linear rule gives them; some classes are wrong."""
     random = np.random.default_rng(0)
     features = random.normal(size=(1003, FEATURES)).astype(np.float32)
     right = (features @ rule()).argmax(1)
@@ -70,14 +70,18 @@ def evaluate(url: str, batch_size: int) -> tuple[int, int, float]:
         seen = [key for one in everyone for key in one]
         print(f"samples of each rank: {[len(one) for one in everyone]}")
         if len(seen) != dataset.total or len(set(seen)) != len(seen):
-            raise SystemExit(f"{len(seen)} samples counted, {len(set(seen))} different ones of {dataset.total}")
+            raise SystemExit(
+                f"{len(seen)} samples counted, {len(set(seen))} different ones of {dataset.total}"
+            )
         print(f"each of {dataset.total} samples counted once")
     return int(sums[0]), int(sums[1]), float(sums[2])
 
 
 def main() -> None:
     """Evaluate on all ranks; rank 0 says what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="a packed dataset of yours; a small one is made without it")
     parser.add_argument("--batch-size", type=int, default=16, help="samples of a batch of one rank")
     options = parser.parse_args()

@@ -7,7 +7,7 @@ a chat into token ids and labels, and only what the assistant says has a label. 
 mask needs no new packing. `collate` puts several chats into each row of `--seq-len` tokens; a chat does not
 see the others of its row. It prints the share of tokens with a label and of padding, and the loss.
 
-With `--chats FILE` it trains on your own JSONL, one {"messages": [{"role": ..., "content": ...}, ...]} a line.
+With `--chats FILE` it trains on your own JSONL; a line is {"messages": [{"role": ..., "content": ...}, ...]}.
 """
 
 from __future__ import annotations
@@ -107,7 +107,12 @@ class Rows:
                 labels[row, begin:end] = torch.tensor(chat["labels"][: end - begin])
                 number[row, begin:end] = count
                 begin = end
-        return {"tokens": tokens, "labels": labels, "chat": number, "__key__": [one["__key__"] for one in chats]}
+        return {
+            "tokens": tokens,
+            "labels": labels,
+            "chat": number,
+            "__key__": [one["__key__"] for one in chats],
+        }
 
 
 class Model(nn.Module):
@@ -118,7 +123,9 @@ class Model(nn.Module):
         self.heads = heads
         self.embed = nn.Embedding(VOCAB, width)
         self.position = nn.Embedding(length, width)
-        self.block = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, batch_first=True, norm_first=True)
+        self.block = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, batch_first=True, norm_first=True
+        )
         self.head = nn.Linear(width, VOCAB)
 
     def forward(self, tokens: Tensor, chat: Tensor) -> Tensor:
@@ -134,7 +141,9 @@ class Model(nn.Module):
 
 def main() -> None:
     """Pack chats as messages, and train on what the assistant says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chats", help="a JSONL file of yours; a small one is made without it")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16, help="chats of a batch")
@@ -171,8 +180,8 @@ def main() -> None:
                 real, held = real + int((batch["chat"] > 0).sum()), held + batch["tokens"].numel()
                 keys += batch["__key__"]
             print(
-                f"epoch {epoch}  loss {total / count:.3f}, {len(keys)} chats, {count} of {real} tokens have a "
-                f"label, padding {1 - real / held:.1%}",
+                f"epoch {epoch}  loss {total / count:.3f}, {len(keys)} chats, {count} of {real} tokens have "
+                f"a label, padding {1 - real / held:.1%}",
                 flush=True,
             )
 

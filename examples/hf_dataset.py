@@ -6,7 +6,7 @@ A `datasets.Dataset` is saved by `save_to_disk`, packed from there, and a small 
 it. Every fifth row is held out, without packing twice. It prints the loss of each epoch, and
 how many of the texts that were held out are classified right. Nothing is downloaded.
 
-With `--dataset FOLDER` it takes what your `save_to_disk` has written; `--text` and `--label` name the columns.
+With `--dataset FOLDER` it takes what your `save_to_disk` has written. `--text` and `--label` name columns.
 A dataset that does not fit on the disk twice is packed without saving: `ss.pack` takes any iterable of dicts.
 """
 
@@ -82,7 +82,9 @@ class Classifier(nn.Module):
 
 def main() -> None:
     """Save, pack, train, and test."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", help="a folder of save_to_disk; a small one is made without it")
     parser.add_argument("--text", default="text", help="the column of the text")
     parser.add_argument("--label", default="label", help="the column of the class, a number from 0")
@@ -110,7 +112,7 @@ def main() -> None:
         everything = ss.StreamingDataset(
             os.path.join(folder, "packed"), shuffle=ss.Shuffle(seed=0), transform=word_ids
         )
-        # Columns that `keep` names at pack time can decide, too: where=lambda columns: columns["lang"] == "en".
+        # Columns that `keep` names at pack time can decide, too: where=lambda c: c["lang"] == "en".
         train = everything.subset(where=lambda columns: columns.number % 5 != 0)
         test = everything.subset(where=lambda columns: columns.number % 5 == 0)
 

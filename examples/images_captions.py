@@ -1,4 +1,4 @@
-"""Images with captions: pictures and texts are packed together, and a small CLIP learns which belong together.
+"""Images with captions: both are packed together, and a small CLIP learns which belong to each other.
 
     python examples/images_captions.py
 
@@ -89,7 +89,7 @@ def clip_loss(scores: Tensor, captions: list[str]) -> Tensor:
 
 
 def found(model: Clip, url: str, options: argparse.Namespace) -> tuple[int, int]:
-    """How many pictures are nearest to their own caption, of all captions of the dataset; and how many there are."""
+    """How many pictures are nearest to their own caption, of all captions; and how many pictures there are."""
     decode = images.Evaluate(32, fields=(options.image,))  # the middle, not a random crop
     dataset = ss.StreamingDataset(url, fields=[options.image, options.text], decode=decode)
     batches = list(ss.StreamingLoader(dataset, batch_size=64, last="short"))
@@ -104,7 +104,9 @@ def found(model: Clip, url: str, options: argparse.Namespace) -> tuple[int, int]
 
 def main() -> None:
     """Pack drawings, train on them, and look for the captions of others."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="a packed dataset of yours; drawings are made without it")
     parser.add_argument("--image", default="jpg", help="the field of the image")
     parser.add_argument("--text", default="txt", help="the field of the caption")

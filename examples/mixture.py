@@ -52,7 +52,9 @@ def drawn(loader: ss.StreamingLoader, steps: int | None = None) -> tuple[list[st
 
 def main() -> None:
     """Mix, stop, resume, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs=2, metavar=("A", "B"), help="two packed datasets with the field txt")
     parser.add_argument("--weights", nargs=2, type=float, default=[0.7, 0.3], metavar=("A", "B"))
     parser.add_argument("--batch-size", type=int, default=20)

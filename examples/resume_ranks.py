@@ -3,9 +3,9 @@
     torchrun --standalone --nproc-per-node 2 examples/resume_ranks.py --out run --stop-at 10
     python examples/resume_ranks.py --out run
 
-The first command trains on two ranks, saves in the background every few steps, and leaves after step 10 of 20.
-The second one finds the newest checkpoint in `run`, and goes on from it as one rank; `torchrun
---nproc-per-node 4` would be four. The size of the global batch stays: each rank takes its part of it.
+The first command trains on two ranks, saves in the background every few steps, and leaves after step 10 of
+20. The second one finds the newest checkpoint in `run`, and goes on from it as one rank;
+`torchrun --nproc-per-node 4` would be four. The size of the global batch stays: each rank takes its part.
 
 At the end the samples of all steps, which both runs wrote to run/steps.jsonl, are compared with those that a
 single rank reads without a stop. They are equal, step by step. Losses are equal as far as sums of numbers in
@@ -147,12 +147,16 @@ def compare(options: argparse.Namespace) -> None:
     ranks = [row["ranks"] for row in log]
     shown = ", ".join(f"{ranks.count(each)} on {each}" for each in dict.fromkeys(ranks))
     print(f"loss {log[0]['loss']:.4f} -> {log[-1]['loss']:.4f}")
-    print(f"steps by ranks: {shown}; the samples of all {len(log)} steps are those of one rank without a stop")
+    print(
+        f"steps by ranks: {shown}; the samples of all {len(log)} steps are those of one rank without a stop"
+    )
 
 
 def main() -> None:
     """Make the data if it is not there, train, and compare if all steps are done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, help="the folder of this run: data, checkpoints, steps.jsonl")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps in all")
     parser.add_argument("--stop-at", type=int, help="save and leave after this step")

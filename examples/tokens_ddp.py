@@ -7,8 +7,8 @@ streams its own part of each global batch. It prints the loss of some steps, how
 trained on, and for how much of the time the loop waited for data. Any number of ranks works; so does
 `python examples/tokens_ddp.py`, which is one rank.
 
-With `--corpus FILE` it trains on your own JSONL, one {"text": ...} a line; `--tokenizer tokenizer.json --vocab N`
-takes your own tokens.
+With `--corpus FILE` it trains on your own JSONL, one {"text": ...} a line. `--tokenizer tokenizer.json`
+with `--vocab` and `--eos` takes the tokens of your model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def write_corpus(path: str) -> None:
     what = ["a frame", "some bytes", "the index", "every sample", "its tokens"]
     with open(path, "w", encoding="utf-8") as file:
         for number in range(400):
-            text = " ".join(f"{words.choice(who)} {words.choice(does)} {words.choice(what)}." for _ in range(12))
+            text = " ".join(
+                f"{words.choice(who)} {words.choice(does)} {words.choice(what)}." for _ in range(12)
+            )
             file.write(json.dumps({"id": number, "text": text}) + "\n")
 
 
@@ -99,7 +101,9 @@ def train(options: argparse.Namespace, url: str) -> None:
 
 def main() -> None:
     """Pack on rank 0, then train on all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", help="a JSONL file of yours; a small one is made without it")
     parser.add_argument("--tokenizer", default="bytes", help="bytes, or a tokenizer.json")
     parser.add_argument("--vocab", type=int, default=257, help="token ids; 257: bytes and the end token")
@@ -126,7 +130,9 @@ def main() -> None:
                 packed = ss.pack(
                     corpus, place[0], format="jsonl", tokenizer=options.tokenizer, eos=options.eos, workers=1
                 )
-                print(f"{packed.tokens:,} tokens of {packed.samples:,} documents, {packed.bytes:,} bytes packed")
+                print(
+                    f"{packed.tokens:,} tokens of {packed.samples:,} documents, {packed.bytes:,} bytes packed"
+                )
             # The other ranks wait here until the data is there, and learn where it is.
             dist.broadcast_object_list(place)
             train(options, place[0])

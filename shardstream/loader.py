@@ -390,7 +390,9 @@ class StreamingLoader(Generic[B]):
 
     def _repr_html_(self) -> str:
         done = self._stats
-        given = f"{counted(done.samples, 'sample')} in {done.batches:,} batches, waited {done.wait_seconds:.2f} s"
+        given = (
+            f"{counted(done.samples, 'sample')} in {done.batches:,} batches, waited {done.wait_seconds:.2f} s"
+        )
         return table(
             type(self).__name__, {"dataset": repr(self._ds)} | self._described() | {"delivered": given}
         )

@@ -28,7 +28,11 @@ PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torc
 def command(line: str, *more: str) -> list[str]:
     """A command of the README, as it is run here: from any folder, by this Python."""
     program, *words = line.split()
-    return [*PROGRAMS[program], *(str(ROOT / word) if word.startswith("examples/") else word for word in words), *more]
+    return [
+        *PROGRAMS[program],
+        *(str(ROOT / word) if word.startswith("examples/") else word for word in words),
+        *more,
+    ]
 
 
 def environment(tmp: Path) -> dict[str, str]:
@@ -42,7 +46,13 @@ def environment(tmp: Path) -> dict[str, str]:
 def run(line: str, tmp: Path, *more: str) -> str:
     """What a command prints; it must succeed, and leave nothing in the temporary folder."""
     done = subprocess.run(
-        command(line, *more), cwd=tmp, env=environment(tmp), capture_output=True, text=True, timeout=250, check=False
+        command(line, *more),
+        cwd=tmp,
+        env=environment(tmp),
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     assert left_in(tmp) == []
@@ -99,7 +109,13 @@ def test_images_find_their_captions(tmp_path: Path) -> None:
 def test_masks_leave_out_all_but_the_answers(tmp_path: Path) -> None:
     """The README's chats are made by a generator that is copied here: what has a label is counted anew."""
     chats = tmp_path / "chats.jsonl"
-    told = [("user", "Hi?"), ("assistant", "Hello."), ("user", "And?"), ("assistant", "Bye."), ("user", "x" * 9)]
+    told = [
+        ("user", "Hi?"),
+        ("assistant", "Hello."),
+        ("user", "And?"),
+        ("assistant", "Bye."),
+        ("user", "x" * 9),
+    ]
     rows = [
         {"id": f"c{n}", "messages": [{"role": r, "content": c * (n % 4 + 1)} for r, c in told[: 2 + n % 4]]}
         for n in range(37)
@@ -158,7 +174,9 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
 def test_ranks_may_be_four_and_then_three(tmp_path: Path) -> None:
     line = "torchrun --standalone --nproc-per-node {} examples/resume_ranks.py --out run"
     run(line.format(4), tmp_path, "--stop-at", "7")
-    assert "7 on 4, 13 on 3; the samples of all 20 steps are those of one rank" in run(line.format(3), tmp_path)
+    assert "7 on 4, 13 on 3; the samples of all 20 steps are those of one rank" in run(
+        line.format(3), tmp_path
+    )
     rows = steps(tmp_path)
     run("python examples/resume_ranks.py --out run", tmp_path, "--out", "alone")
     alone = [json.loads(text) for text in (tmp_path / "alone" / "steps.jsonl").read_text().splitlines()]
@@ -168,7 +186,9 @@ def test_ranks_may_be_four_and_then_three(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("line", ["python examples/tokens_ddp.py", "torchrun --nproc-per-node 2 examples/tokens_ddp.py"])
+@pytest.mark.parametrize(
+    "line", ["python examples/tokens_ddp.py", "torchrun --nproc-per-node 2 examples/tokens_ddp.py"]
+)
 def test_an_example_that_is_stopped_leaves_nothing(tmp_path: Path, line: str, number: signal.Signals) -> None:
     process = subprocess.Popen(
         command(line, "--steps", "100000"), cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE,

@@ -96,10 +96,12 @@ def _first(contents: SelectedContents[Any], manifest: Manifest) -> Iterator[Tile
 
 def _samples(tiles: list[Tile]) -> str:
     """A table of samples: key, class, picture and text."""
-    left = " style='text-align: left'"
+    left = "style='text-align: left'"
     cells = "".join(
-        f"<tr><th{left}>{html.escape(_cut(each.key, 80))}</th><td{left}>{html.escape(_cut(each.label, 80))}</td>"
-        f"<td>{_picture(each.image)}</td><td{left}>{html.escape(_cut(each.text, _TEXT))}</td></tr>"
+        f"<tr><th {left}>{html.escape(_cut(each.key, 80))}</th>"
+        f"<td {left}>{html.escape(_cut(each.label, 80))}</td>"
+        f"<td>{_picture(each.image)}</td>"
+        f"<td {left}>{html.escape(_cut(each.text, _TEXT))}</td></tr>"
         for each in tiles
     )
     return f"<table><caption>first samples</caption>{cells}</table>" if tiles else ""

@@ -56,9 +56,7 @@ def spread(samples: int, count: int, seed: int | None) -> list[int]:
     return sorted(random.Random(seed).sample(range(samples), count))
 
 
-def tile(
-    manifest: Manifest, key: str, fields: Mapping[str, bytes], tokenizer: Tokens | None = None
-) -> Tile:
+def tile(manifest: Manifest, key: str, fields: Mapping[str, bytes], tokenizer: Tokens | None = None) -> Tile:
     """What is shown of a sample.
 
     Args:

@@ -64,8 +64,8 @@ def contact_sheet(
         contents = contents_of(dataset) if isinstance(dataset, ChoosableDataset) else None
         if not isinstance(contents, SelectedContents):
             raise OptionError(
-                f"contact_sheet draws a StreamingDataset, a TokenDataset or a URL, not a {type(dataset).__name__}"
-                "; of a mixture, draw one of its datasets: mixture.datasets[0]"
+                f"contact_sheet draws a StreamingDataset, a TokenDataset or a URL, not a "
+                f"{type(dataset).__name__}; of a mixture, draw one of its datasets: mixture.datasets[0]"
             )
         reader, places, total = contents.reader, contents.place_of_sample, contents.chosen_samples
     known = tokenizer_of(reader.manifest, tokenizer, "tokenizer=")

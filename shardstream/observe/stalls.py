@@ -21,8 +21,8 @@ _MOST = 20_000  # lines of a plot: the longest waits are drawn
 def plot_stalls(found: StreamingLoader[Any] | Mapping[str, Any] | Trace) -> Any:
     """Draw how long a loop waited for its data.
 
-    Of a loader, or its `stats()`: the shares of waiting and of steps, and how long the stages took. Of a trace
-    that has stopped: each wait at its time.
+    Of a loader, or of its `stats()`, it is the shares of waiting and of steps, and how long the stages took.
+    Of a trace that has stopped, it is each wait at its time.
 
     Args:
         found: A loader, what its `stats()` gave, or what `trace` gave.
@@ -72,7 +72,9 @@ def _shares(figure: Any, stages: Mapping[str, Mapping[str, float]]) -> None:
     wait, step = (stages[name]["seconds"] for name in ("wait", "step"))
     for name, seconds, below, colour in (("step", step, 0.0, _STEP), ("wait", wait, step, _WAIT)):
         share = seconds / max(wait + step, 1e-9)
-        bar.bar(0, seconds, bottom=below, color=colour, width=0.6, label=f"{name}: {seconds:.3g} s, {share:.1%}")
+        bar.bar(
+            0, seconds, bottom=below, color=colour, width=0.6, label=f"{name}: {seconds:.3g} s, {share:.1%}"
+        )
     bar.set_xlim(-0.5, 1.8)
     bar.set_xticks([])
     bar.set_ylabel("seconds of the loop", fontsize=8)

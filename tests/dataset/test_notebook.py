@@ -69,7 +69,10 @@ def test_images_are_thumbnails(tmp_path: Path) -> None:
     pixels = np.zeros((300, 400, 3), np.uint8)
     pixels[:] = (250, 10, 10)
     samples = [{"__key__": f"p{n}", "jpg": pixels} for n in range(9)]
-    ss.pack([*samples[:2], {"__key__": "damaged", "jpg": b"\xff\xd8 no image"}, *samples[2:]], str(tmp_path / "out"))
+    ss.pack(
+        [*samples[:2], {"__key__": "damaged", "jpg": b"\xff\xd8 no image"}, *samples[2:]],
+        str(tmp_path / "out"),
+    )
     shown = page(ss.StreamingDataset(tmp_path / "out"))
     assert len(shown.sources) == 3
     assert any("cannot be decoded" in text for text in shown.texts)
@@ -142,7 +145,9 @@ def test_a_store_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: p
 
 
 def test_a_loader_says_what_it_delivered(tmp_path: Path) -> None:
-    loader = ss.StreamingLoader(ss.StreamingDataset(pack_rows(tmp_path, [{"text": f"{n}"} for n in range(10)])), 3)
+    loader = ss.StreamingLoader(
+        ss.StreamingDataset(pack_rows(tmp_path, [{"text": f"{n}"} for n in range(10)])), 3
+    )
     assert "0 samples in 0 batches" in loader._repr_html_()
     list(loader)
     assert "9 samples in 3 batches, waited " in loader._repr_html_()

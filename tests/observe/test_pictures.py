@@ -22,7 +22,9 @@ def near(page: Any, colour: tuple[int, int, int]) -> int:
 def images(tmp_path: Path) -> str:
     """Six red pictures, then six blue ones."""
     colours = [(250, 10, 10)] * 6 + [(10, 10, 250)] * 6
-    samples = [{"__key__": f"p{n:02d}", "png": np.full((40, 60, 3), c, np.uint8)} for n, c in enumerate(colours)]
+    samples = [
+        {"__key__": f"p{n:02d}", "png": np.full((40, 60, 3), c, np.uint8)} for n, c in enumerate(colours)
+    ]
     ss.pack(samples, str(tmp_path / "images"))
     return str(tmp_path / "images")
 
@@ -41,12 +43,19 @@ def test_a_sheet_shows_samples_of_a_dataset_a_subset_or_a_url(images: str) -> No
 def test_a_sheet_of_tokens_is_text(tmp_path: Path) -> None:
     packed = pack_rows(tmp_path, [{"text": "some words " * 20}] * 6, tokenizer="bytes", eos=256)
     tokens = ss.TokenDataset(packed, 8)
-    assert ss.observe.contact_sheet(tokens, 2).tobytes() == ss.observe.contact_sheet(tokens, 2, tokenizer="bytes").tobytes()
+    assert (
+        ss.observe.contact_sheet(tokens, 2).tobytes()
+        == ss.observe.contact_sheet(tokens, 2, tokenizer="bytes").tobytes()
+    )
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
-    [({"n": 0}, "n=0"), ({"n": 401}, "n=401"), ({"tokenizer": "bytes"}, "tokenizer=bytes: the dataset holds no tokens")],
+    [
+        ({"n": 0}, "n=0"),
+        ({"n": 401}, "n=401"),
+        ({"tokenizer": "bytes"}, "tokenizer=bytes: the dataset holds no tokens"),
+    ],
 )
 def test_what_a_sheet_cannot_draw_is_an_error(images: str, more: Any, told: str) -> None:
     with pytest.raises(ss.OptionError, match=told):
@@ -68,7 +77,9 @@ def loader(tmp_path: Path) -> ss.StreamingLoader:
     return ss.StreamingLoader(ss.StreamingDataset(packed, transform=slow), 4, threads=1)
 
 
-def test_waits_are_drawn_of_a_loader_its_stats_and_a_trace(loader: ss.StreamingLoader, tmp_path: Path) -> None:
+def test_waits_are_drawn_of_a_loader_its_stats_and_a_trace(
+    loader: ss.StreamingLoader, tmp_path: Path
+) -> None:
     with ss.observe.trace(tmp_path / "run.pftrace") as trace:
         for _ in loader:
             time.sleep(0.002)
@@ -91,7 +102,10 @@ def test_a_plot_of_nothing_is_an_error(loader: ss.StreamingLoader, tmp_path: Pat
         ss.observe.plot_stalls(loader)
     with pytest.raises(ss.OptionError, match="a loader, its stats"):
         ss.observe.plot_stalls({})
-    with ss.observe.trace(tmp_path / "run.pftrace") as trace, pytest.raises(ss.OptionError, match="still running"):
+    with (
+        ss.observe.trace(tmp_path / "run.pftrace") as trace,
+        pytest.raises(ss.OptionError, match="still running"),
+    ):
         ss.observe.plot_stalls(trace)
     with pytest.raises(ss.OptionError, match="no step of a loop"):
         ss.observe.plot_stalls(trace)

@@ -89,7 +89,7 @@ def clip_loss(scores: Tensor, captions: list[str]) -> Tensor:
 
 
 def found(model: Clip, url: str, options: argparse.Namespace) -> tuple[int, int]:
-    """How many pictures are nearest to their own caption, of all captions, and how many pictures there are."""
+    """How many pictures are nearest to their own caption, of all captions, and how many there are."""
     decode = images.Evaluate(32, fields=(options.image,))  # the middle, not a random crop
     dataset = ss.StreamingDataset(url, fields=[options.image, options.text], decode=decode)
     batches = list(ss.StreamingLoader(dataset, batch_size=64, last="short"))

@@ -66,7 +66,7 @@ def train(options: argparse.Namespace) -> None:
     # The loader's place is in the checkpoint, of the same step as the weights.
     state = {"model": model, "optim": optimizer, "data": loader}
     step = saves.load(state) or 0
-    last = min(options.stop_at or options.steps, options.steps)
+    last = max(step, min(options.stop_at or options.steps, options.steps))
     log = StepLog(os.path.join(options.out, "steps.jsonl"), step) if rank == 0 else None
     if rank == 0:
         print(f"{world} ranks, from step {step} to step {last} of {options.steps}", flush=True)

@@ -81,17 +81,21 @@ def _first(contents: SelectedContents[Any], manifest: Manifest) -> Iterator[Tile
     frame = index.frame_of(sample)
     if (size := int(index.frame_raw_size[frame])) > _FRAME:
         raise ValueError(f"the first frame has {human_size(size)}")
-    tokenizer = None
     told = manifest.provenance.get("tokenizer")
-    if manifest.kind == "tokens" and isinstance(told, dict) and told.get("name") == "bytes":
-        from shardstream.packing.tokenize import load_tokenizer
-
-        tokenizer = load_tokenizer("bytes")
+    tokenizer = _Bytes() if isinstance(told, dict) and told.get("name") == "bytes" else None
     for number in range(min(_SAMPLES, contents.chosen_samples)):
         place = contents.place_of_sample(number)
         if place[0] != shard or index.frame_of(place[1]) != frame:
             return
         yield tile(manifest, *reader.sample(*place), tokenizer)
+
+
+class _Bytes:
+    """Reads what the tokenizer "bytes" has made."""
+
+    def decode(self, ids: list[int], /) -> str:
+        """The text of these ids, without end tokens."""
+        return bytes(one for one in ids if one < 256).decode("utf-8", "replace")
 
 
 def _samples(tiles: list[Tile]) -> str:

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,14 +42,6 @@ def write_chats(path: str) -> None:
                 messages.append({"role": "user", "content": f"What is {one} plus {two}?"})
                 messages.append({"role": "assistant", "content": f"{one} plus {two} is {one + two}."})
             file.write(json.dumps({"id": f"chat-{number:03d}", "messages": messages}) + "\n")
-
-
-def samples_of(path: str) -> Iterator[dict[str, Any]]:
-    """The samples of a JSONL file of chats: messages, and nothing that depends on a model."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            chat = json.loads(line)
-            yield {"__key__": str(chat.get("id", number)), "json": {"messages": chat["messages"]}}
 
 
 def labelled(sample: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +147,8 @@ def main() -> None:
         chats = options.chats or os.path.join(folder, "chats.jsonl")
         if not options.chats:
             write_chats(chats)
-        ss.pack(samples_of(chats), os.path.join(folder, "chats"))
+        # A line without a text is one field, json. `id` is the key.
+        ss.pack(chats, os.path.join(folder, "chats"), format="jsonl", workers=1)
 
         dataset = ss.StreamingDataset(
             os.path.join(folder, "chats"), shuffle=ss.Shuffle(seed=0), transform=labelled

@@ -22,7 +22,7 @@ from shardstream.dataset.wrappers import refuse_wrappers
 from shardstream.decode.picture_batch import DAMAGED
 from shardstream.distributed import Topology
 from shardstream.errors import OptionError
-from shardstream.format.shown import one_line, table
+from shardstream.format.shown import counted, one_line, table
 from shardstream.format.sizes import parse_size
 from shardstream.order.cursor import Cursor, Run
 from shardstream.read.engine.stats import Stats
@@ -389,7 +389,13 @@ class StreamingLoader(Generic[B]):
         return one_line(type(self).__name__, [repr(self._ds), *self._described().values()])
 
     def _repr_html_(self) -> str:
-        return table(type(self).__name__, {"dataset": repr(self._ds)} | self._described())
+        done = self._stats
+        given = (
+            f"{counted(done.samples, 'sample')} in {done.batches:,} batches, waited {done.wait_seconds:.2f} s"
+        )
+        return table(
+            type(self).__name__, {"dataset": repr(self._ds)} | self._described() | {"delivered": given}
+        )
 
 
 def _group(ds: OrderedDataset[Any], broadcast: str | ProcessGroup) -> ProcessGroup:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # Read, but not run.
-OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md"]
 # Their examples run in the environments of the frameworks: tests/frameworks/contract.py.
 GUIDES = ROOT / "docs" / "frameworks"
 # Those of these pages, but for the two whose library is here, run in an environment of theirs:

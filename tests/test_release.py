@@ -89,7 +89,8 @@ def test_sdist_has_what_the_checks_need(packages: tuple[Path, Path]) -> None:
     with tarfile.open(packages[1]) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     wanted = [
-        "tests/conftest.py", "docs/index.md", "benchmarks/README.md", "tools/test", "tools/quickstart",
+        "tests/conftest.py", "docs/index.md", "benchmarks/README.md", "examples/README.md",
+        "examples/notebook.ipynb", "examples/tokens_ddp.py", "tools/test", "tools/quickstart",
         "constraints.txt", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md",
         "CITATION.cff", "mkdocs.yml",
     ]  # fmt: skip

@@ -12,11 +12,12 @@ from shardstream.dataset.collating import by_default_collate, in_data_loader
 from shardstream.dataset.contents import Contents
 from shardstream.dataset.item_reader import ItemReader
 from shardstream.dataset.iteration import Iteration
+from shardstream.dataset.notebook import as_html
 from shardstream.dataset.states import accept, state_at
 from shardstream.dataset.worker_cursor import WorkerCursor
 from shardstream.dataset.wrappers import refuse_wrappers
 from shardstream.errors import StateError
-from shardstream.format.shown import one_line, table
+from shardstream.format.shown import one_line
 from shardstream.order.cursor import Run
 from shardstream.order.shuffle import Shuffle
 from shardstream.order.topology import Topology as Ranks
@@ -160,7 +161,7 @@ class OrderedDataset(_Iterable[T_co]):
         return one_line(type(self).__name__, [repr(self.url), *self._contents.described().values()])
 
     def _repr_html_(self) -> str:
-        return table(type(self).__name__, {"url": self.url} | self._contents.described())
+        return as_html(type(self).__name__, self._contents)
 
 
 def contents_of(ds: OrderedDataset[Any]) -> Contents[Any]:

@@ -74,7 +74,7 @@ class SampleContents(SelectedContents[SampleSource]):
     @property
     def total(self) -> int:
         """The samples of all ranks."""
-        return self.manifest.samples if self._selection is None else self._selection.total
+        return self.chosen_samples
 
     @property
     def planned_at_once(self) -> int:
@@ -142,7 +142,7 @@ class SampleContents(SelectedContents[SampleSource]):
         """Sample `number` in the natural order, of all ranks' samples: decoded and transformed."""
         if self._maker.views and in_data_loader(sys._getframe()):  # noqa: SLF001 - it gives no other sign
             return self.without_views().item(number)
-        shard, sample = self._place(number)
+        shard, sample = self.place_of_sample(number)
         key, stored = self.reader.sample(shard, sample)
         columns: dict[str, list[memoryview | None]] = {
             name: [memoryview(data)]
@@ -155,13 +155,6 @@ class SampleContents(SelectedContents[SampleSource]):
         generators = self.transform.generators(0, 0, numbers, items=True)
         raw = RawBatch([key], columns, (), np.array([shard], np.int64), random, generators)
         return self._maker.listed(raw)[0]
-
-    def _place(self, number: int) -> tuple[int, int]:
-        if self._selection is None:
-            return self.reader.locate(number)
-        shards, samples = self._selection.locate(np.array([number], np.int64))
-        chosen = self._selection.chosen(int(shards[0]))
-        return int(shards[0]), int(samples[0] if chosen is None else chosen[samples[0]])
 
     def described(self) -> dict[str, str]:
         """What a person wants to know of it."""

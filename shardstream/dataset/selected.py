@@ -74,6 +74,19 @@ class SelectedContents(StoredContents[S]):
         return select(self.reader, selection, choice), tuple(sorted(asked))
 
     @property
+    def chosen_samples(self) -> int:
+        """How many samples or documents take part."""
+        return self.manifest.samples if self._selection is None else self._selection.total
+
+    def place_of_sample(self, number: int) -> tuple[int, int]:
+        """(shard, number in the shard) of a sample or document, by its number among those that take part."""
+        if self._selection is None:
+            return self.reader.locate(number)
+        shards, samples = self._selection.locate(np.array([number], np.int64))
+        chosen = self._selection.chosen(int(shards[0]))
+        return int(shards[0]), int(samples[0] if chosen is None else chosen[samples[0]])
+
+    @property
     def consulted(self) -> Iterable[int]:
         """The shards whose indexes are read to find the samples of a subset."""
         return self._consulted

@@ -1,4 +1,4 @@
-"""Watching a job: traces of its threads, and an endpoint that tells what its processes count."""
+"""Watching a job: traces of its threads, an endpoint that tells what its processes count, and pictures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shardstream.observe.contact import contact_sheet as contact_sheet
     from shardstream.observe.instruments import otel as otel
     from shardstream.observe.serving import Endpoint as Endpoint
     from shardstream.observe.serving import serve as serve
+    from shardstream.observe.stalls import plot_stalls as plot_stalls
     from shardstream.observe.tracing import Trace as Trace
     from shardstream.observe.tracing import trace as trace
 
@@ -16,12 +18,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Endpoint": "shardstream.observe.serving",
     "Trace": "shardstream.observe.tracing",
+    "contact_sheet": "shardstream.observe.contact",
     "otel": "shardstream.observe.instruments",
+    "plot_stalls": "shardstream.observe.stalls",
     "serve": "shardstream.observe.serving",
     "trace": "shardstream.observe.tracing",
 }
 
-__all__ = ["Endpoint", "Trace", "otel", "serve", "trace"]
+__all__ = ["Endpoint", "Trace", "contact_sheet", "otel", "plot_stalls", "serve", "trace"]
 
 if not TYPE_CHECKING:
 

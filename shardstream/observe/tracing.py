@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from shardstream.counters.layout import STAGES
+from shardstream.counters.layout import STAGES, stage
 from shardstream.counters.recorder import Link, listen
 from shardstream.errors import OptionError, StateError
 from shardstream.observe.trace_file import Clocks, Lane, Slice, encoded
@@ -52,10 +52,15 @@ class Trace:
     Attributes:
         path: Of the file.
         dropped: How many events were dropped, since there were too many. Known when it has stopped.
+        waits, steps: (begin, end) of each wait of a loop for its batch, and of each step with one; steps
+            shorter than 1 ms are one. In seconds since the trace began, rising. Known when it has stopped.
     """
 
     def __init__(self, path: str, seconds: float | None) -> None:
         self.path, self.dropped = path, 0
+        self.waits: list[tuple[float, float]] = []
+        self.steps: list[tuple[float, float]] = []
+        self._began = time.monotonic()
         self._rings: list[_Ring] = []
         self._own = threading.local()
         self._lock, self._taking = threading.Lock(), threading.Lock()
@@ -71,13 +76,13 @@ class Trace:
         if self._timer is not None:
             self._timer.start()
 
-    def _note(self, stage: int, started: float, ended: float, count: int, link: Link | None) -> None:
+    def _note(self, number: int, started: float, ended: float, count: int, link: Link | None) -> None:
         ring: _Ring | None = getattr(self._own, "ring", None)
         if ring is None:
             ring = self._own.ring = _Ring()
             self._take(ring)
         ring.seen += 1
-        ring.events.append((stage, started, ended, count, link))
+        ring.events.append((number, started, ended, count, link))
 
     def _take(self, ring: _Ring) -> None:
         """Take the ring of a thread that is new, and drop the oldest ones of those that have ended."""
@@ -124,6 +129,7 @@ class Trace:
             seen = ring.seen
             copies.append((ring, events := ring.copy()))
             self.dropped += max(0, seen - len(events))
+        self.waits, self.steps = (self._spans(copies, name) for name in ("wait", "step"))
         lanes = _lanes(copies, clocks.realtime - clocks.monotonic)
         program = os.path.basename(sys.argv[0]) if sys.argv else "python"
         temporary = f"{self.path}.tmp-{os.getpid()}"
@@ -135,6 +141,16 @@ class Trace:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+
+    def _spans(self, rings: Sequence[tuple[_Ring, list[_Event]]], name: str) -> list[tuple[float, float]]:
+        """(begin, end) of all events of a stage."""
+        number = stage(name)
+        return sorted(
+            (event[1] - self._began, event[2] - self._began)
+            for _, events in rings
+            for event in events
+            if event[0] == number
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -207,9 +223,9 @@ def _lanes(rings: Sequence[tuple[_Ring, list[_Event]]], offset: int) -> list[Lan
     there = [(min(event[1] for event in events), ring, events) for ring, events in rings if events]
     for _, ring, events in sorted(there, key=lambda each: each[0]):
         slices = []
-        for stage, started, ended, count, link in events:
+        for number, started, ended, count, link in events:
             begin, end = int(started * 1e9) + offset, int(ended * 1e9) + offset
-            slices.append(made := Slice(STAGES[stage].name, begin, max(begin, end), count))
+            slices.append(made := Slice(STAGES[number].name, begin, max(begin, end), count))
             takers += [(key, made) for key in (link[0] if link is not None else ())]
             for key in link[1] if link is not None else ():
                 givers[key].append((end, made))

@@ -13,8 +13,9 @@ from PIL import Image
 
 import shardstream as ss
 from shardstream.cli.app import run
-from shardstream.cli.sheet import INK, Tile, sheet
-from shardstream.cli.views import joined, open_image, open_mask, open_sound, views
+from shardstream.decode.tiles import Tile
+from shardstream.decode.views import joined, open_image, open_mask, open_sound, views
+from shardstream.observe.sheet import INK, sheet
 
 
 @pytest.fixture

@@ -165,7 +165,8 @@ class Cells(HTMLParser):
 def table(shown: Any) -> dict[str, str]:
     """The rows of what a notebook shows of an object."""
     found = Cells()
-    found.feed(shown._repr_html_())
+    first, end, _ = shown._repr_html_().partition("</table>")  # the first samples have a table of their own
+    found.feed(first + end)
     return dict(zip(found.cells[::2], found.cells[1::2], strict=True))
 
 

@@ -20,6 +20,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks/made.md",
+    "examples/README.md": "examples.md",
 }
 # A fenced block, a link, or code within a line: whichever begins first.
 _PARTS = re.compile(
@@ -50,6 +51,16 @@ def command_line() -> str:
     # The list of the commands is cut short, and stands beside the page anyhow.
     head = head.partition("**Commands**")[0].replace("# `shardstream`", "# Command line", 1)
     return f"{head}## {commands}"
+
+
+def programs() -> str:
+    """The programs of examples/, each folded up, for readers without the repository."""
+    found = []
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        code = path.read_text(encoding="utf-8").rstrip()
+        lines = "\n".join(f"    {line}".rstrip() for line in ["```python", *code.split("\n"), "```"])
+        found.append(f'??? example "{path.name}"\n\n{lines}\n')
+    return "\n## The programs\n\n" + "\n".join(found)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -86,6 +97,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         way = os.path.relpath(place, os.path.dirname(page.file.src_uri) or ".")
         return f"{picture}[{text}]({way}{anchor or ''})"
 
+    if here == "examples/README.md":
+        markdown += programs()
     # What marks a block for the tests says nothing to readers.
     return _PARTS.sub(led, markdown).replace("```bash\n# run\n", "```bash\n")
 

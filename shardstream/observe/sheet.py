@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from shardstream.decode.tiles import Tile
 from shardstream.errors import require
 
-__all__ = ["Tile", "sheet"]
+__all__ = ["sheet"]
 
 WIDTH = 1280  # of a page, in pixels
 MARGIN = 24
@@ -21,25 +21,6 @@ FONTS = {
     "plain": ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"),
     "code": ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf"),
 }
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One sample.
-
-    Args:
-        key: Its key.
-        image: A PIL image; None if the sample has no image; a str that says why it cannot be decoded.
-        label: The name of its class, or "".
-        text: Its text, or "".
-        code: Whether the text needs a font whose letters have equal widths.
-    """
-
-    key: str
-    image: Any = None
-    label: str = ""
-    text: str = ""
-    code: bool = False
 
 
 def sheet(title: str, tiles: Sequence[Tile]) -> Any:

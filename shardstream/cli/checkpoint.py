@@ -8,6 +8,7 @@ import typer
 
 from shardstream.cli import options
 from shardstream.errors import OptionError, StateError
+from shardstream.progress import shown
 
 if TYPE_CHECKING:
     from shardstream.checkpoint.retention import Run
@@ -100,7 +101,7 @@ def _list(run: Run, json: bool) -> None:
 
 def _show(run: Run, step: int | None, json: bool) -> None:
     from shardstream.checkpoint.inspection import described, manifest_at
-    from shardstream.checkpoint.values import shown
+    from shardstream.checkpoint.values import shown as shortened
     from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
 
@@ -121,10 +122,10 @@ def _show(run: Run, step: int | None, json: bool) -> None:
         told = ", ".join(
             f"{key} {place[key]}" for key in ("epoch", "position", "fingerprint") if key in place
         )
-        print(f"  {name}: {told or shown(place)}")
+        print(f"  {name}: {told or shortened(place)}")
     for name, value in found["values"].items():
         if name not in found["data"]:
-            text = shown(value)
+            text = shortened(value)
             print(f"  {name}: {text if len(text) <= 100 else text[:97] + '...'}")
 
 
@@ -138,7 +139,10 @@ def _verify(run: Run, step: int | None, everything: bool, json: bool) -> None:
     )
     if not steps:
         raise StateError(f"{run.open().url}: no checkpoint is committed here")
-    found = {each: problems(run, each) for each in steps}
+    found = {}
+    for each in steps:
+        with shown(f"verifying step {each}", quiet=json) as progress:
+            found[each] = problems(run, each, progress)
     damaged = [text for texts in found.values() for text in texts]
     if json:
         options.print_json({"sound": not damaged, "steps": found})
@@ -163,7 +167,8 @@ def _export(run: Run, step: int | None, dest: str, module: str, file_size: str, 
     manifest = manifest_at(run, step)
     files = Files(run.open(step_folder(manifest.step)), manifest)
     target = Store.open(dest, run.options)
-    done = export(files, target, module, parse_size(file_size, "--file-size"))
+    with shown("exporting", quiet=json) as progress:
+        done = export(files, target, module, parse_size(file_size, "--file-size"), progress)
     if json:
         options.print_json({"step": manifest.step, **done._asdict()})
         return

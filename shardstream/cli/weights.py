@@ -8,6 +8,7 @@ import typer
 
 from shardstream.cli import options
 from shardstream.errors import OptionError
+from shardstream.progress import shown
 
 if TYPE_CHECKING:
     from shardstream.weights.check import Summary, Verified
@@ -42,13 +43,15 @@ def weights(
     if action == "fetch":
         from shardstream.weights.fetch import fetch_weights
 
-        path = fetch_weights(url, cache or "", storage_options=store)
+        with shown("fetching", quiet=json) as progress:
+            path = fetch_weights(url, cache or "", storage_options=store, progress=progress)
         options.print_json({"path": path}) if json else print(path)
         return
     from shardstream.weights.check import summary, verify_weights
 
     if action == "verify":
-        checked = verify_weights(url, store, record)
+        with shown("verifying", quiet=json) as progress:
+            checked = verify_weights(url, store, record, progress)
         options.print_json(checked) if json else _print_check(checked, record)
         return
     found = summary(url, store)

@@ -16,6 +16,7 @@ from shardstream.cli import (
     cache,
     checkpoint,
     export,
+    info,
     inspect,
     pack,
     probe,
@@ -46,7 +47,7 @@ app = typer.Typer(
 for _command in (
     pack.pack,
     adopt.index,
-    inspect.info,
+    info.info,
     inspect.ls,
     inspect.cat,
     verify.verify,

@@ -117,6 +117,9 @@ def print_json(value: object) -> None:
     """Print a value on stdout, as one line of JSON in UTF-8, whatever the terminal's encoding is."""
     import msgspec
 
+    if sys.stdout.isatty():
+        print(screen.clean(msgspec.json.encode(value).decode()))
+        return
     sys.stdout.flush()
     sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
     sys.stdout.buffer.flush()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardstream.cli import options
-from shardstream.errors import OptionError
+from shardstream.cli.screen import clean, say
+from shardstream.cli.values import TEXTS, bounded, described, numbers, text_width
+from shardstream.errors import MissingExtraError, OptionError
 from shardstream.format.kinds import PIXELS, SOUNDS, extension
 from shardstream.format.shown import counted
 
@@ -21,9 +24,10 @@ if TYPE_CHECKING:
     from shardstream.packing.tokenize import Tokenizer
 
 _SHOWN = {*PIXELS, *SOUNDS}
-_TEXTS = ("txt", "text", "caption", "json")
 _READ = 6000  # characters of a text that a page could show
-_BLOCKS = 34  # columns of an image in the terminal
+_OTHERS = 12  # fields of a sample that are named, beside pictures and its text
+_EDGE = 4  # columns of a line that numbers leave free, since they are not broken
+_IDS = 600  # letters of token ids on a page
 
 
 def show(
@@ -40,22 +44,35 @@ def show(
     tokenizer: Annotated[
         str | None, typer.Option(help="bytes, a .json or .tiktoken file, or a name, to read tokens by.")
     ] = None,
+    lines: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="Lines of the text of a sample in the terminal; 8, or 3 below images."
+        ),
+    ] = None,
     storage_option: options.StorageOptions = None,
 ) -> None:
-    """Show some samples: images, masks and waveforms with captions and labels, or texts."""
+    """Show some samples: images, masks and waveforms with captions and labels, texts or tokens.
+
+    Long values are shown by their beginning and their size. `shardstream cat` writes the whole of one sample.
+    """
     from shardstream.read.reader import DatasetReader
 
     reader = DatasetReader.open(url, options.storage_options(storage_option))
     manifest = reader.manifest
     known = _tokenizer(manifest, tokenizer)
     count = limit or (24 if out else 6)
+    pictures = any(extension(info.codec or info.name) in _SHOWN for info in manifest.fields)
+    most = lines or (3 if pictures else 8)
     tiles = [
-        _tile(manifest, *reader.sample(*reader.locate(number)), known)
+        _tile(manifest, *reader.sample(*reader.locate(number)), known, most if out is None else None)
         for number in _chosen(manifest.samples, count, seed)
     ]
-    title = f"{reader.url}: {len(tiles):,} of {counted(manifest.samples, 'sample')}"
+    title = f"{clean(reader.url)}: {len(tiles):,} of {counted(manifest.samples, 'sample')}"
     if out is None:
-        _in_terminal(title, tiles)
+        from shardstream.cli.cards import print_cards
+
+        print_cards(title, tiles)
         return
     from shardstream.cli.sheet import sheet
 
@@ -64,7 +81,7 @@ def show(
         page.save(out)
     except (OSError, ValueError) as error:  # no such directory; no such kind of picture
         raise OptionError(f"--out {out}: no picture can be written there ({error})") from error
-    print(f"{counted(len(tiles), 'sample')} on {out}, {page.width} x {page.height} pixels")
+    say(f"{counted(len(tiles), 'sample')} on {out}, {page.width} x {page.height} pixels")
 
 
 def _chosen(samples: int, count: int, seed: int | None) -> list[int]:
@@ -90,28 +107,51 @@ def _tokenizer(manifest: Manifest, asked: str | None) -> Tokenizer | None:
             raise OptionError(f"--tokenizer {asked}: the dataset holds no tokens, but {manifest.kind}")
         return None
     name = told.get("name") if isinstance(told, dict) else None
-    if asked is None and name != "bytes":
+    # Without being asked nothing is fetched: a file of that name may lie here, and its content is compared.
+    if asked is None and not (name == "bytes" or (isinstance(name, str) and os.path.isfile(name))):
         return None
     from shardstream.packing.tokenize import load_tokenizer
 
-    found = load_tokenizer(asked or "bytes")
+    try:
+        found = load_tokenizer(asked or str(name))
+    except (OptionError, MissingExtraError):
+        if asked is None:
+            return None
+        raise
     if isinstance(told, dict) and told.get("fingerprint") != found.fingerprint:
+        if asked is None:
+            return None
         raise OptionError(f"--tokenizer {asked!r} is not {name!r}, which the dataset was packed with")
     return found
 
 
-def _tile(manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tokenizer | None) -> Tile:
+def _tile(
+    manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tokenizer | None, lines: int | None
+) -> Tile:
+    """A sample.
+
+    Args:
+        manifest: Of the dataset.
+        key: The key, as it is stored.
+        fields: The bytes of its fields.
+        tokenizer: For tokens, if it is known.
+        lines: The lines that a text may take in the terminal; None for a picture.
+    """
     from shardstream.cli.sheet import Tile
     from shardstream.format.names import unescape_key
 
-    key = _clean(unescape_key(key))
+    key = clean(unescape_key(key))
     if manifest.kind == "tokens":
         import numpy as np
 
         tokens = np.frombuffer(fields["tokens"], np.dtype(manifest.fields[0].dtype))
-        some = tokens[:_READ].tolist()
-        text = " ".join(map(str, some)) if tokenizer is None else tokenizer.decode(some)
-        return Tile(key, None, f"{len(tokens):,} tokens", _clean(text), tokenizer is not None)
+        label = f"{counted(len(tokens), 'token')}, {tokens.dtype}"
+        if tokenizer is not None:
+            width = text_width(False)
+            text = tokenizer.decode(tokens[: max(_READ, (lines or 1) * width)].tolist())
+            shown = clean(text, lines=True) if lines is None else bounded(text, lines, width, "...")
+            return Tile(key, None, label, shown, True)
+        return Tile(key, None, label, numbers(tokens, lines * (text_width(False) - _EDGE) if lines else _IDS))
     kinds = {info.name: extension(info.codec or info.name) for info in manifest.fields}
     image, told = None, ""
     if any(kinds[name] in _SHOWN for name in fields):
@@ -120,18 +160,38 @@ def _tile(manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tok
         found = views(fields, kinds)
         image, told = joined(found), _told(found)
     texts = {
-        name: _clean(data[: 4 * _READ].decode("utf-8", "replace"))
+        name: clean(data[: 4 * _READ].decode("utf-8", "replace"), lines=True)
         for name, data in fields.items()
-        if kinds[name] in _TEXTS
+        if kinds[name] in TEXTS
     }
     label = next((_label(manifest, data) for name, data in fields.items() if kinds[name] == "cls"), "")
     shown = next((text for name, text in texts.items() if kinds[name] != "json"), None)
     if shown is None:
         shown = next(iter(texts.values()), "")
+    if lines is not None:
+        return _in_lines(Tile(key, image, label, told), fields, kinds, lines)
     if image is None and not texts:
-        shown = "\n".join(f"{name}  {len(data):,} bytes" for name, data in fields.items())
+        shown = "\n".join(f"{name}  {counted(len(data), 'byte')}" for name, data in fields.items())
     code = image is None and _is_code(shown)
     return Tile(key, image, label, "\n".join(part for part in (told, shown[:_READ]) if part), code)
+
+
+def _in_lines(tile: Tile, fields: dict[str, bytes], kinds: dict[str, str], lines: int) -> Tile:
+    """The same with its fields in few lines: its text as it is, and the others with their names."""
+    width = text_width(tile.image is not None)
+    rest = [name for name in fields if kinds[name] not in _SHOWN and kinds[name] != "cls"]
+    texts = sorted((name for name in rest if kinds[name] in TEXTS), key=lambda name: kinds[name] == "json")
+    parts = [tile.text] if tile.text else []
+    if texts:
+        parts.append(described(kinds[texts[0]], fields[texts[0]], lines, width))
+        rest.remove(texts[0])
+    few = max(1, lines // 4)
+    for name in rest[:_OTHERS]:
+        shown = described(kinds[name], fields[name], few, max(16, width - len(name) - 2))
+        parts.append(f"{clean(name)}: {shown}")
+    if len(rest) > _OTHERS:
+        parts.append(f"and {counted(len(rest) - _OTHERS, 'more field', 'more fields')}")
+    return replace(tile, text="\n".join(parts))
 
 
 def _told(found: Sequence[View]) -> str:
@@ -159,53 +219,3 @@ def _is_code(text: str) -> bool:
     lines = [line for line in text[:_READ].splitlines() if line.strip()]
     indented = sum(line[0] in " \t" for line in lines)
     return len(lines) > 3 and (indented > len(lines) / 5 or max(map(len, lines)) < 100)
-
-
-def _clean(text: str) -> str:
-    """The text without characters that control a terminal."""
-    return "".join(
-        letter if letter in "\n\t" or letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
-
-
-def _in_terminal(title: str, tiles: list[Tile]) -> None:
-    from rich.columns import Columns
-    from rich.console import Console, Group
-    from rich.panel import Panel
-    from rich.text import Text
-
-    console = Console(file=sys.stdout)
-    print(title)
-    pictures = any(tile.image is not None for tile in tiles)
-    cards: list[Any] = []
-    for tile in tiles:
-        parts: list[Any] = []
-        if isinstance(tile.image, str):
-            parts.append(Text(tile.image))
-        elif tile.image is not None:
-            size = f"{tile.image.width} x {tile.image.height}"
-            # A picture of half blocks needs colours.
-            parts.append(_blocks(tile.image) if console.color_system else Text(f"image, {size}"))
-        lines = tile.text.splitlines()[: 3 if pictures else 12]
-        if lines:
-            parts.append(Text("\n".join(lines), no_wrap=tile.code, overflow="ellipsis"))
-        width = _BLOCKS + 4 if pictures else None
-        named, label = Text(tile.key), Text(tile.label) if tile.label else None
-        cards.append(Panel(Group(*parts), title=named, title_align="left", subtitle=label, width=width))
-    console.print(Columns(cards) if pictures else Group(*cards))
-
-
-def _blocks(image: Any) -> Any:
-    """An image as text. Each character shows two pixels, one above the other."""
-    from rich.text import Text
-
-    height = max(2, min(2 * _BLOCKS, round(_BLOCKS * image.height / image.width))) // 2 * 2
-    pixels = image.resize((_BLOCKS, height)).load()
-    text = Text(no_wrap=True)
-    for y in range(0, height, 2):
-        for x in range(_BLOCKS):
-            (r, g, b), (s, h, c) = pixels[x, y], pixels[x, y + 1]
-            text.append("▀", f"rgb({r},{g},{b}) on rgb({s},{h},{c})")
-        if y + 2 < height:
-            text.append("\n")
-    return text

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say, table
 from shardstream.errors import OptionError, StateError
 from shardstream.progress import shown
 
@@ -89,14 +90,13 @@ def _list(run: Run, json: bool) -> None:
     if json:
         options.print_json([each._asdict() for each in found])
         return
+    rows = []
     for each in found:
-        what = (
-            each.damage
-            or f"{each.created}  {human_size(each.bytes)}, {counted(each.tensors, 'tensor')}, "
-            f"{counted(each.world, 'rank')}  {each.folder}"
-        )
-        print(f"step {each.step:>10}  {what}")
-    print(counted(len(found), "checkpoint"))
+        numbers = (each.created, human_size(each.bytes), f"{each.tensors:,}", f"{each.world:,}", each.folder)
+        rows.append((str(each.step), *(("", "", "", "", each.damage) if each.damage else numbers)))
+    if found:
+        table(("step", "created", "bytes", "tensors", "ranks", "folder"), rows, "><>>><")
+    say(counted(len(found), "checkpoint"))
 
 
 def _show(run: Run, step: int | None, json: bool) -> None:
@@ -110,23 +110,23 @@ def _show(run: Run, step: int | None, json: bool) -> None:
         options.print_json(found)
         return
     ranks = counted(found["world"], "rank")
-    print(f"step {found['step']}, committed {found['created']} by {found['tool']}, {ranks}")
-    print(f"  {human_size(found['bytes'])} in {counted(found['files'], 'file')}, attempt {found['attempt']}")
+    say(f"step {found['step']}, committed {found['created']} by {found['tool']}, {ranks}")
+    say(f"  {human_size(found['bytes'])} in {counted(found['files'], 'file')}, attempt {found['attempt']}")
     for name, counts in found["tensors"].items():
         rest = {key: value for key, value in counts.items() if key not in ("tensors", "bytes", "sharded")}
         kinds = ", ".join(f"{value:,} {key}" for key, value in rest.items())
         sharded = f", {counts['sharded']:,} of them sharded" if counts["sharded"] else ""
         what = f"{counted(counts['tensors'], 'tensor')}, {human_size(counts['bytes'])}"
-        print(f"  {name}: {what} ({kinds}){sharded}")
+        say(f"  {name}: {what} ({kinds}){sharded}")
     for name, place in found["data"].items():
         told = ", ".join(
             f"{key} {place[key]}" for key in ("epoch", "position", "fingerprint") if key in place
         )
-        print(f"  {name}: {told or shortened(place)}")
+        say(f"  {name}: {told or shortened(place)}")
     for name, value in found["values"].items():
         if name not in found["data"]:
             text = shortened(value)
-            print(f"  {name}: {text if len(text) <= 100 else text[:97] + '...'}")
+            say(f"  {name}: {text if len(text) <= 100 else text[:97] + '...'}")
 
 
 def _verify(run: Run, step: int | None, everything: bool, json: bool) -> None:
@@ -148,9 +148,9 @@ def _verify(run: Run, step: int | None, everything: bool, json: bool) -> None:
         options.print_json({"sound": not damaged, "steps": found})
     else:
         for text in damaged:
-            print(text)
+            say(text)
         for each, texts in found.items():
-            print(f"step {each}: {counted(len(texts), 'problem') if texts else 'sound'}")
+            say(f"step {each}: {counted(len(texts), 'problem') if texts else 'sound'}")
     if damaged:
         raise typer.Exit(1)
 
@@ -175,7 +175,7 @@ def _export(run: Run, step: int | None, dest: str, module: str, file_size: str, 
     what = (
         f"{counted(done.tensors, 'tensor')}, {human_size(done.bytes)}, in {counted(len(done.files), 'file')}"
     )
-    print(f"step {manifest.step}: {what} at {target.url}")
+    say(f"step {manifest.step}: {what} at {target.url}")
 
 
 def _prune(run: Run, keep: int, json: bool) -> None:
@@ -188,9 +188,9 @@ def _prune(run: Run, keep: int, json: bool) -> None:
     if json:
         options.print_json(found)
         return
-    print(f"deleted {counted(len(found['steps']), 'checkpoint')} {found['steps'] or ''}".rstrip())
+    say(f"deleted {counted(len(found['steps']), 'checkpoint')} {found['steps'] or ''}".rstrip())
     for attempt in found["attempts"]:
-        print(f"deleted {attempt}, which was never committed")
+        say(f"deleted {attempt}, which was never committed")
 
 
 def _upload(run: Run, local: str, json: bool) -> None:
@@ -206,8 +206,8 @@ def _upload(run: Run, local: str, json: bool) -> None:
         options.print_json([each._asdict() for each in found])
     else:
         for each in found:
-            print(f"step {each.step}{' is committed' if each.committed else f': {each.reason}'}")
+            say(f"step {each.step}{' is committed' if each.committed else f': {each.reason}'}")
         if not found:
-            print("nothing is left to upload")
+            say("nothing is left to upload")
     if not all(each.committed for each in found):
         raise typer.Exit(1)

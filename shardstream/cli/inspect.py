@@ -16,7 +16,7 @@ from shardstream.format.sizes import human_size
 if TYPE_CHECKING:
     from shardstream.read.reader import DatasetReader
 
-_MOST = 1 << 14  # bytes of a field, or letters of its numbers, that a terminal gets
+_MOST = 1 << 13  # bytes of a field, or letters of its numbers, that a terminal gets
 Url = Annotated[str, typer.Argument(help="Directory or URL of the dataset.")]
 
 

@@ -67,20 +67,22 @@ def wrapped(text: str, width: int | None, later: str = "  ", first: str = "") ->
 
 
 def say(text: str = "", later: str = "  ") -> None:
-    """Print a line on standard output.
+    """Print a line on standard output, without characters that would steer the terminal.
 
     Args:
-        text: The line.
+        text: The line, or several.
         later: What a second line begins with, if the terminal is too narrow for one.
     """
-    print("\n".join(wrapped(text, room(), later)))
+    for line in text.split("\n"):
+        print("\n".join(wrapped(clean(line), room(), later)))
 
 
 def warn(text: str) -> None:
     """Print a line on standard error. That nobody reads it is no reason to fail."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print("\n".join(wrapped(text, room(sys.stderr))), file=sys.stderr, flush=True)
+            lines = [row for line in text.split("\n") for row in wrapped(clean(line), room(sys.stderr))]
+            print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def facts(rows: Iterable[tuple[str, str]], indent: str = "  ") -> None:

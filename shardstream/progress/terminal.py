@@ -38,11 +38,12 @@ class _Rows(Bars):
     """The rows, as the terminal has room for them now."""
 
     def __init__(self) -> None:
+        self._terminal = Console(stderr=True)
         # What the program prints on stdout stays there if that is a file or a pipe.
-        super().__init__(console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+        super().__init__(console=self._terminal, redirect_stdout=sys.stdout.isatty())
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        width = self.console.width
+        width = self._terminal.width
         name, long = TextColumn("{task.description}", markup=False), 40 if width >= _WIDE else 20
         if width < _NARROW:
             self.columns = (name, _Words(lambda title: width - len(title) - 1))

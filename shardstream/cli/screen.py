@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,8 @@ __all__ = ["clean", "cut", "facts", "room", "say", "table", "takes", "warn", "wr
 
 _LEAST = 20  # columns, with which nothing but the first words of a line has room
 _GAP = "  "
+# A number and its unit are one word.
+_WORD = re.compile(r"\(?\d[\d,.]* (?:[KMGTP]i)?(?:B|s|ms|min|h|d|%)(?![\w])\S*|\S+")
 
 
 def room(stream: TextIO | None = None) -> int | None:
@@ -54,7 +57,7 @@ def wrapped(text: str, width: int | None, later: str = "  ", first: str = "") ->
     """
     if width is None or cells(first + text) <= width:
         return [first + text]
-    words = text.split()
+    words = _WORD.findall(text)
     begin = first + text[: len(text) - len(text.lstrip())]
     lines, line = [], begin + words[0] if words else begin
     for word in words[1:]:

@@ -239,4 +239,4 @@ def _coarse(seconds: float) -> str:
     """A time to wait, which changes each second: no finer than is of use, such as "12 s" or "3 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
-    return duration(seconds).partition(" min ")[0] + " min" if seconds < 3600 else duration(seconds)
+    return f"{seconds // 60:.0f} min" if seconds < 3600 else duration(seconds)

@@ -97,6 +97,8 @@ def _lines(title: str) -> Iterator[Show]:
             if moment - last < (_EVERY if moment - started < _RARELY else max(_EVERY, _RARELY)):
                 return
             last = moment
+            if sys.stderr is None:  # as in a program without a console
+                return
             with suppress(OSError, ValueError):  # nobody reads stderr any more: no reason to stop the work
                 sys.stderr.write(f"{title}: {in_words(now)}\n")
                 sys.stderr.flush()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from shardstream.format.shown import duration
 from shardstream.progress.numbers import Progress
 from shardstream.progress.text import amount, in_words
 
@@ -31,7 +32,12 @@ class _Words(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         now: Progress | None = task.fields["now"]
-        return Text(in_words(now, self._room(task.description)) if now else "", no_wrap=True)
+        room = self._room(task.description)
+        parts = [in_words(now, room)] if now else []
+        if not task.total and task.elapsed:  # nobody knows how long it takes
+            parts.append(duration(task.elapsed))
+        text = ", ".join(filter(None, parts))
+        return Text(text if len(text) <= room else parts[0], no_wrap=True)
 
 
 class _Rows(Bars):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import NamedTuple
 
 from shardstream.checkpoint.files import Files
@@ -11,6 +10,7 @@ from shardstream.checkpoint.layout import FilePlan, Item
 from shardstream.checkpoint.manifest import Manifest, TensorInfo
 from shardstream.checkpoint.reading import Request, read, requests_of
 from shardstream.errors import OptionError, StorageError
+from shardstream.progress import Bytes, Report
 from shardstream.storage.store import Store
 
 __all__ = ["Exported", "export"]
@@ -35,7 +35,7 @@ class Exported(NamedTuple):
 
 def export(
     files: Files, dest: Store, module: str = "model", most: int = 2 << 30,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Report = None,
 ) -> Exported:  # fmt: skip
     """Write a module's tensors, each of them whole, with their plain names and an index.
 
@@ -46,7 +46,7 @@ def export(
         dest: Where to; there must be no such index yet.
         module: The name that the module has in the state.
         most: Bytes of a file, and of the memory that is used, unless a tensor is larger.
-        progress: Called with the bytes of each file that was written.
+        progress: Called with a Progress after each file, or None.
 
     Raises:
         OptionError: There is no such module, or the destination has one already.
@@ -56,6 +56,8 @@ def export(
     if dest.exists(INDEX):
         raise OptionError(f"{dest.where(INDEX)} is there already: export to another folder")
     groups = _groups(tensors, most)
+    size = sum(item.size for group in groups for item in group)
+    done = Bytes(progress, size)
     table: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
@@ -70,8 +72,7 @@ def export(
             table[placed.item.name] = name
         read(files, requests)
         dest.write(name, memory)
-        progress(plan.size)
-    size = sum(item.size for group in groups for item in group)
+        done.add(plan.size - len(plan.header))
     for copied in _COPIED:
         _copy(files, dest, copied)
     content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(table.items()))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shardstream.checkpoint.commit import committed_steps, read_manifest
@@ -13,6 +12,7 @@ from shardstream.checkpoint.manifest import Manifest
 from shardstream.checkpoint.retention import Run
 from shardstream.checkpoint.threads import in_threads
 from shardstream.errors import CorruptionError, StateError, StorageError
+from shardstream.progress import Bytes, Report
 
 __all__ = ["Listed", "described", "listed", "manifest_at", "problems"]
 
@@ -97,13 +97,13 @@ def described(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def problems(run: Run, step: int, progress: Callable[[int], None] = lambda _: None) -> list[str]:
+def problems(run: Run, step: int, progress: Report = None) -> list[str]:
     """Read and verify all files of a step.
 
     Args:
         run: The checkpoints.
         step: The step.
-        progress: Called with the bytes of each file that was read.
+        progress: Called with a Progress after each file, or None.
 
     Returns:
         What is damaged: each names the file and the tensors. Empty: nothing is.
@@ -114,6 +114,7 @@ def problems(run: Run, step: int, progress: Callable[[int], None] = lambda _: No
     except CorruptionError as error:
         return [str(error)]
     files = Files(folder, manifest)
+    done = Bytes(progress, sum(file.bytes for file in manifest.files))
 
     def check(number: int) -> str:
         try:
@@ -124,7 +125,7 @@ def problems(run: Run, step: int, progress: Callable[[int], None] = lambda _: No
             if isinstance(error.__cause__, FileNotFoundError):
                 return str(error)
             raise
-        progress(manifest.files[number].bytes)
+        done.add(manifest.files[number].bytes)
         return ""
 
     return [found for found in in_threads(check, range(len(manifest.files)), 4) if found]

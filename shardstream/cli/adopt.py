@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say
 from shardstream.progress import shown
 
 
@@ -63,7 +64,7 @@ def index(
         )
     else:
         archives = counted(len(done.shards), "archive")
-        print(f"{counted(done.samples, 'sample')} in {archives}, {human_size(done.bytes)}")
+        say(f"{counted(done.samples, 'sample')} in {archives}, {human_size(done.bytes)}")
         if rejected := done.provenance.get("rejected", 0):
-            print(f"{rejected:,} rejected: see {redact(dest).rstrip('/')}/{REJECTS}")
+            say(f"{rejected:,} rejected: see {redact(dest).rstrip('/')}/{REJECTS}")
         print_skipped(done.provenance, dest)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardstream.cli import options
 from shardstream.cli.probe import Batch, Decode, ImageSize, Lanes, Natural, Seed, SeqLen, Window
+from shardstream.cli.screen import room, say, wrapped
+
+if TYPE_CHECKING:
+    from shardstream.observe.advise_lines import Line
+
+_NAME, _VALUE, _ORIGIN = 44, 18, 9  # columns of the names of lines, of their values, and of their origins
+_HOW = 40  # columns at least for the arithmetic beside them
 
 
 def advise(
@@ -80,13 +88,22 @@ def advise(
     if json:
         options.print_json(found.as_dict())
         return
-    print(found.verdict)
-    topic = ""
-    for line in found.lines:
-        if line.topic != topic:
-            topic = line.topic
-            print(f"\n{topic}")
-        print(f"  {line.name:<44}{line.shown:>18}  {line.origin:<9} {line.how}")
-    print("\nsettings (nothing was changed)")
+    say(found.verdict)
+    for topic, lines in groupby(found.lines, key=lambda line: line.topic):
+        say(f"\n{topic}")
+        _show(list(lines))
+    say("\nsettings (nothing was changed)")
     for name, value in found.settings.items():
-        print(f"  {name} = {value}")
+        say(f"  {name} = {value}", "      ")
+
+
+def _show(lines: list[Line]) -> None:
+    """The lines of a topic: in columns, or with the arithmetic below if it has no room beside them."""
+    width = room()
+    for line in lines:
+        columns = f"  {line.name:<{_NAME}}{line.shown:>{_VALUE}}  {line.origin:<{_ORIGIN}} "
+        if width is None or width - len(columns) >= _HOW:
+            print("\n".join(wrapped(line.how, width, " " * len(columns), columns)))
+            continue
+        say(f"  {line.name}: {line.shown} ({line.origin})", "    ")
+        say(f"      {line.how}", "      ")

@@ -16,6 +16,7 @@ from shardstream.cli import (
     cache,
     checkpoint,
     export,
+    info,
     inspect,
     pack,
     probe,
@@ -26,6 +27,8 @@ from shardstream.cli import (
     warm,
     weights,
 )
+from shardstream.cli.help import Command, Group
+from shardstream.cli.screen import warn
 from shardstream.errors import OptionError, ShardstreamError
 from shardstream.version import __version__
 
@@ -36,27 +39,31 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     name="shardstream",
+    cls=Group,
     help="Pack a corpus once into compressed, checksummed tar shards; stream it into training ever after.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command()(pack.pack)
-app.command()(adopt.index)
-app.command()(inspect.info)
-app.command()(inspect.ls)
-app.command()(inspect.cat)
-app.command()(verify.verify)
-app.command()(export.export)
-app.command()(rebuild.rebuild)
-app.command()(warm.warm)
-app.command()(cache.cache)
-app.command()(checkpoint.checkpoint)
-app.command()(show.show)
-app.command()(weights.weights)
-app.command()(probe.probe)
-app.command()(bench.bench)
-app.command()(advise.advise)
-app.command()(top.top)
+for _command in (
+    pack.pack,
+    adopt.index,
+    info.info,
+    inspect.ls,
+    inspect.cat,
+    verify.verify,
+    export.export,
+    rebuild.rebuild,
+    warm.warm,
+    cache.cache,
+    checkpoint.checkpoint,
+    show.show,
+    weights.weights,
+    probe.probe,
+    bench.bench,
+    advise.advise,
+    top.top,
+):
+    app.command(cls=Command)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -79,6 +86,10 @@ def _root(
 def main() -> None:
     """Run the command line and exit with its code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files and keys have any characters, and the terminal may only have ASCII.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
 
 
@@ -96,17 +107,12 @@ def _open_standard_streams() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # stderr is full, or its reader has ended: the exit code remains
-        print(text, file=sys.stderr, flush=True)
-
-
 def _say_interrupted(arguments: list[str]) -> None:
     again = "the same command"
     if not any(argument.startswith(("--part", "--commit", "--resume")) for argument in arguments):
         again += " with --resume"
     hint = f"; {again} continues" if arguments[:1] == ["pack"] else ""
-    _say(f"interrupted{hint}")
+    warn(f"interrupted{hint}")
 
 
 def run(arguments: list[str]) -> int:
@@ -133,7 +139,7 @@ def run(arguments: list[str]) -> int:
         message = error.format_message() if isinstance(error, _UsageError) else str(error)
         if isinstance(error, _UsageError) and (context := getattr(error, "ctx", None)) is not None:
             message += f" ('{context.command_path} --help' shows the options)"
-        _say(f"error: {message}")
+        warn(f"error: {message}")
         return 2 if isinstance(error, (OptionError, _UsageError)) else 1
     except (KeyboardInterrupt, typer.Abort):
         _say_interrupted(arguments)
@@ -145,5 +151,5 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        _say(f"error: {type(error).__name__}: {error} (--debug shows where)")
+        warn(f"error: {type(error).__name__}: {error} (--debug shows where)")
         return 1

@@ -8,6 +8,7 @@ import typer
 
 from shardstream.cli import options
 from shardstream.cli.probe import Decode, ImageSize, SeqLen
+from shardstream.cli.screen import say, table
 
 if TYPE_CHECKING:
     from shardstream.observe.bench import Bench
@@ -73,18 +74,23 @@ def bench(
 def _show(found: Bench) -> None:
     from shardstream.format.sizes import human_size
 
-    print(f"{found.url}: ranks {', '.join(map(str, found.ranks))} of {found.world}, batches of {found.batch}")
-    print("phase         samples/s   first batch   waiting   CPU s   from the store")
-    for phase in (found.replayed, found.cached, found.cold):
-        print(
-            f"{phase.name:<10}{phase.per_second:>13,.0f}{phase.first_batch_seconds:>12.2f} s"
-            f"{phase.wait_share:>10.1%}{phase.cpu_seconds:>8.1f}{human_size(phase.store_bytes):>17}"
-        )
+    say(f"{found.url}: ranks {', '.join(map(str, found.ranks))} of {found.world}, batches of {found.batch}")
+    table(
+        ("phase", "samples/s", "first batch", "waiting", "CPU s", "from the store"),
+        (
+            (
+                phase.name, f"{phase.per_second:,.0f}", f"{phase.first_batch_seconds:.2f} s",
+                f"{phase.wait_share:.1%}", f"{phase.cpu_seconds:.1f}", human_size(phase.store_bytes),
+            )
+            for phase in (found.replayed, found.cached, found.cold)
+        ),
+        "<>>>>>",
+    )  # fmt: skip
     preparation = found.preparation_stall
     if preparation is None:
-        print("preparation costs: give --step-ms; without a step there is no ceiling")
+        say("preparation costs: give --step-ms; without a step there is no ceiling")
     else:
-        print(f"preparation costs {preparation:.1%} of the time (1 - cached / replayed)")
+        say(f"preparation costs {preparation:.1%} of the time (1 - cached / replayed)")
         rate = found.replayed.per_second / max(found.cold.per_second, 1e-9)
-        print(f"with free data the job would be {rate:.2f} times as fast as with an empty cache (Amdahl)")
-    print(f"the store costs {found.fetch_stall:.1%} of the time while the cache is empty (1 - cold / cached)")
+        say(f"with free data the job would be {rate:.2f} times as fast as with an empty cache (Amdahl)")
+    say(f"the store costs {found.fetch_stall:.1%} of the time while the cache is empty (1 - cold / cached)")

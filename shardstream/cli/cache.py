@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say
 from shardstream.errors import StorageError
 
 
@@ -20,6 +21,7 @@ def cache(
 
     Exit code of verify: 0 sound, 1 damaged blocks, named. They are fetched anew when they are read.
     """
+    from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
     from shardstream.storage.cache.disk import DiskTier
 
@@ -31,14 +33,16 @@ def cache(
         options.print_json(found)
     else:
         for name in found.damaged:
-            print(f"{name}: damaged")
+            say(f"{name}: damaged")
         verb = "deleted" if action == "clear" else "holds"
         size = human_size(found.bytes)
-        print(f"{found.path}: {verb} {found.blocks:,} blocks of {found.groups:,} shards, {size}")
+        blocks, shards = counted(found.blocks, "block"), counted(found.groups, "shard")
+        say(f"{found.path}: {verb} {blocks} of {shards}, {size}")
         if action == "info":
-            print(
-                f"  {found.raw_blocks:,} decompressed; {found.processes:,} other processes use it; "
-                f"{found.foreign:,} files are not of the cache"
+            say(
+                f"  {found.raw_blocks:,} decompressed; used by "
+                f"{counted(found.processes, 'other process', 'other processes')}; "
+                f"{counted(found.foreign, 'file')} not of the cache"
             )
     if found.damaged:
         raise typer.Exit(1)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say, table
 from shardstream.errors import OptionError, StateError
+from shardstream.progress import shown
 
 if TYPE_CHECKING:
     from shardstream.checkpoint.retention import Run
@@ -88,19 +90,18 @@ def _list(run: Run, json: bool) -> None:
     if json:
         options.print_json([each._asdict() for each in found])
         return
+    rows = []
     for each in found:
-        what = (
-            each.damage
-            or f"{each.created}  {human_size(each.bytes)}, {counted(each.tensors, 'tensor')}, "
-            f"{counted(each.world, 'rank')}  {each.folder}"
-        )
-        print(f"step {each.step:>10}  {what}")
-    print(counted(len(found), "checkpoint"))
+        numbers = (each.created, human_size(each.bytes), f"{each.tensors:,}", f"{each.world:,}", each.folder)
+        rows.append((str(each.step), *(("", "", "", "", each.damage) if each.damage else numbers)))
+    if found:
+        table(("step", "created", "bytes", "tensors", "ranks", "folder"), rows, "><>>><")
+    say(counted(len(found), "checkpoint"))
 
 
 def _show(run: Run, step: int | None, json: bool) -> None:
     from shardstream.checkpoint.inspection import described, manifest_at
-    from shardstream.checkpoint.values import shown
+    from shardstream.checkpoint.values import shown as shortened
     from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
 
@@ -109,23 +110,23 @@ def _show(run: Run, step: int | None, json: bool) -> None:
         options.print_json(found)
         return
     ranks = counted(found["world"], "rank")
-    print(f"step {found['step']}, committed {found['created']} by {found['tool']}, {ranks}")
-    print(f"  {human_size(found['bytes'])} in {counted(found['files'], 'file')}, attempt {found['attempt']}")
+    say(f"step {found['step']}, committed {found['created']} by {found['tool']}, {ranks}")
+    say(f"  {human_size(found['bytes'])} in {counted(found['files'], 'file')}, attempt {found['attempt']}")
     for name, counts in found["tensors"].items():
         rest = {key: value for key, value in counts.items() if key not in ("tensors", "bytes", "sharded")}
         kinds = ", ".join(f"{value:,} {key}" for key, value in rest.items())
         sharded = f", {counts['sharded']:,} of them sharded" if counts["sharded"] else ""
         what = f"{counted(counts['tensors'], 'tensor')}, {human_size(counts['bytes'])}"
-        print(f"  {name}: {what} ({kinds}){sharded}")
+        say(f"  {name}: {what} ({kinds}){sharded}")
     for name, place in found["data"].items():
         told = ", ".join(
             f"{key} {place[key]}" for key in ("epoch", "position", "fingerprint") if key in place
         )
-        print(f"  {name}: {told or shown(place)}")
+        say(f"  {name}: {told or shortened(place)}")
     for name, value in found["values"].items():
         if name not in found["data"]:
-            text = shown(value)
-            print(f"  {name}: {text if len(text) <= 100 else text[:97] + '...'}")
+            text = shortened(value)
+            say(f"  {name}: {text if len(text) <= 100 else text[:97] + '...'}")
 
 
 def _verify(run: Run, step: int | None, everything: bool, json: bool) -> None:
@@ -138,15 +139,18 @@ def _verify(run: Run, step: int | None, everything: bool, json: bool) -> None:
     )
     if not steps:
         raise StateError(f"{run.open().url}: no checkpoint is committed here")
-    found = {each: problems(run, each) for each in steps}
+    found = {}
+    for each in steps:
+        with shown(f"verifying step {each}", quiet=json) as progress:
+            found[each] = problems(run, each, progress)
     damaged = [text for texts in found.values() for text in texts]
     if json:
         options.print_json({"sound": not damaged, "steps": found})
     else:
         for text in damaged:
-            print(text)
+            say(text)
         for each, texts in found.items():
-            print(f"step {each}: {counted(len(texts), 'problem') if texts else 'sound'}")
+            say(f"step {each}: {counted(len(texts), 'problem') if texts else 'sound'}")
     if damaged:
         raise typer.Exit(1)
 
@@ -163,14 +167,15 @@ def _export(run: Run, step: int | None, dest: str, module: str, file_size: str, 
     manifest = manifest_at(run, step)
     files = Files(run.open(step_folder(manifest.step)), manifest)
     target = Store.open(dest, run.options)
-    done = export(files, target, module, parse_size(file_size, "--file-size"))
+    with shown("exporting", quiet=json) as progress:
+        done = export(files, target, module, parse_size(file_size, "--file-size"), progress)
     if json:
         options.print_json({"step": manifest.step, **done._asdict()})
         return
     what = (
         f"{counted(done.tensors, 'tensor')}, {human_size(done.bytes)}, in {counted(len(done.files), 'file')}"
     )
-    print(f"step {manifest.step}: {what} at {target.url}")
+    say(f"step {manifest.step}: {what} at {target.url}")
 
 
 def _prune(run: Run, keep: int, json: bool) -> None:
@@ -183,9 +188,9 @@ def _prune(run: Run, keep: int, json: bool) -> None:
     if json:
         options.print_json(found)
         return
-    print(f"deleted {counted(len(found['steps']), 'checkpoint')} {found['steps'] or ''}".rstrip())
+    say(f"deleted {counted(len(found['steps']), 'checkpoint')} {found['steps'] or ''}".rstrip())
     for attempt in found["attempts"]:
-        print(f"deleted {attempt}, which was never committed")
+        say(f"deleted {attempt}, which was never committed")
 
 
 def _upload(run: Run, local: str, json: bool) -> None:
@@ -201,8 +206,8 @@ def _upload(run: Run, local: str, json: bool) -> None:
         options.print_json([each._asdict() for each in found])
     else:
         for each in found:
-            print(f"step {each.step}{' is committed' if each.committed else f': {each.reason}'}")
+            say(f"step {each.step}{' is committed' if each.committed else f': {each.reason}'}")
         if not found:
-            print("nothing is left to upload")
+            say("nothing is left to upload")
     if not all(each.committed for each in found):
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say
 from shardstream.format.shown import counted
 from shardstream.progress import shown
 
@@ -36,7 +37,7 @@ def export(
         if json:
             options.print_json({"files": written})
         else:
-            print(f"{len(written):,} indexes written to {redact(dest)}")
+            say(f"{counted(len(written), 'index', 'indexes')} written to {redact(dest)}")
         return
     with shown("exporting", quiet=json) as progress:
         count = run(
@@ -50,4 +51,4 @@ def export(
     if json:
         options.print_json({"samples": count})
     else:
-        print(f"{counted(count, 'sample')} written to {redact(dest)}")
+        say(f"{counted(count, 'sample')} written to {redact(dest)}")

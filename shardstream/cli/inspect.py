@@ -1,20 +1,22 @@
-"""shardstream info, ls and cat: look into a dataset."""
+"""shardstream ls and cat: look at the samples of a dataset."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardstream.cli import options
-from shardstream.cli.image_lines import image_lines
+from shardstream.cli.screen import clean, warn
 from shardstream.errors import OptionError
+from shardstream.format.shown import counted
+from shardstream.format.sizes import human_size
 
 if TYPE_CHECKING:
-    from shardstream.format.manifest import Manifest
     from shardstream.read.reader import DatasetReader
 
+_MOST = 1 << 13  # bytes of a field, or letters of its numbers, that a terminal gets
 Url = Annotated[str, typer.Argument(help="Directory or URL of the dataset.")]
 
 
@@ -22,99 +24,6 @@ def _open(url: str, pairs: list[str] | None) -> DatasetReader:
     from shardstream.read.reader import DatasetReader
 
     return DatasetReader.open(url, options.storage_options(pairs))
-
-
-def info(url: Url, storage_option: options.StorageOptions = None, json: options.Json = False) -> None:
-    """Show what is in a dataset: totals, fields, sizes, ratios, provenance."""
-    reader = _open(url, storage_option)
-    facts = _facts(reader.manifest)
-    if json:
-        options.print_json({"url": reader.url, **facts})
-        return
-    from shardstream.format.sizes import human_size
-
-    print(f"{reader.url}: {facts['kind']}, format version {facts['version']}")
-    print(f"  samples      {facts['samples']:,}")
-    if facts["tokens"]:
-        print(f"  tokens       {facts['tokens']:,}")
-    low, mean, high = (human_size(facts["shard_bytes"][name]) for name in ("min", "mean", "max"))
-    print(f"  shards       {facts['shards']:,} ({low} to {high}, mean {mean})")
-    print(f"  frames       {facts['frames']:,}")
-    print(f"  stored       {human_size(facts['bytes'])}, {human_size(facts['raw_bytes'])} as plain tar")
-    if facts["ratio"] is not None:
-        print(f"  ratio        {facts['ratio']:.2f} ({human_size(facts['sample_bytes'])} in samples)")
-    print(f"  codecs       {', '.join(facts['codecs'])}")
-    print("  fields")
-    for field in facts["fields"]:
-        dtype = f", {field['dtype']}" if field["dtype"] else ""
-        print(f"    {field['name']:<10} {field['codec']}{dtype}")
-    if facts["columns"]:
-        print("  columns")
-    for column in facts["columns"]:
-        missing = f", {column['missing']:,} missing" if column["missing"] else ""
-        print(f"    {column['name']:<10} {column['dtype']}{missing}")
-    if "resized" in (images := facts.get("images", {})):
-        print(
-            f"  images       {images['resized']:,} of {images['images']:,} made smaller: "
-            f"{human_size(images['bytes_before'])} -> {human_size(images['bytes'])} "
-            f"(ratio {images['ratio']:.2f}), {images['pixel_ratio']:.2f} x fewer pixels to decode"
-        )
-    for line in image_lines(facts["provenance"]):
-        print(f"  {line}")
-    print(f"  fingerprint  {facts['fingerprint']}")
-    import msgspec
-
-    print("  provenance   " + msgspec.json.format(msgspec.json.encode(facts["provenance"])).decode())
-
-
-def _images(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The counts of images, of all packs that made the dataset; empty if nothing was counted."""
-    counts: dict[str, Any] = {}
-    for record in (provenance, *provenance.get("appended", [])):
-        for name, count in record.get("images", {}).items():
-            counts[name] = counts.get(name, 0) + count
-    if not counts:
-        return {}
-    if "resized" not in counts:
-        return {"images": counts}
-    counts["ratio"] = round(counts["bytes_before"] / max(1, counts["bytes"]), 4)
-    counts["pixel_ratio"] = round(counts["pixels_before"] / max(1, counts["pixels"]), 4)
-    return {"images": counts}
-
-
-def _facts(manifest: Manifest) -> dict[str, Any]:
-    import msgspec
-
-    sizes = [shard.bytes for shard in manifest.shards]
-    held = manifest.sample_bytes
-    return {
-        "version": manifest.version,
-        "kind": manifest.kind,
-        "samples": manifest.samples,
-        "tokens": manifest.tokens,
-        "shards": len(sizes),
-        "frames": sum(shard.frames for shard in manifest.shards),
-        "bytes": manifest.bytes,
-        "raw_bytes": manifest.raw_bytes,
-        "sample_bytes": held,
-        # Of what the samples hold. Version 0.1 compared with the tar, whose padding compresses well.
-        "ratio": None if held is None else round(held / max(1, manifest.bytes), 4),
-        "shard_bytes": {
-            "min": min(sizes, default=0),
-            "mean": sum(sizes) // max(1, len(sizes)),
-            "max": max(sizes, default=0),
-        },
-        "codecs": sorted({shard.codec for shard in manifest.shards}),
-        "fields": msgspec.to_builtins(manifest.fields),
-        "columns": [
-            {"name": column.name, "dtype": column.dtype, "missing": column.missing}
-            for column in manifest.columns
-        ],
-        "external": manifest.external,
-        "fingerprint": manifest.fingerprint,
-        **_images(manifest.provenance),
-        "provenance": manifest.provenance,
-    }
 
 
 def ls(
@@ -146,7 +55,7 @@ def ls(
                 options.print_json(row)
             else:
                 listed = " ".join(f"{name}={size}" for name, size in fields.items())
-                print(f"{number}\t{key}\t{listed}\t{shard_info.url}:{frame}")
+                print(f"{number}\t{clean(key)}\t{listed}\t{clean(shard_info.url)}:{frame}")
             number += 1
 
 
@@ -154,28 +63,69 @@ def cat(
     url: Url,
     sample: Annotated[str, typer.Argument(metavar="KEY|NUMBER", help="A key, or a sample's number from 0.")],
     field: Annotated[str | None, typer.Option(help="The field to write, as raw bytes.")] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Write all bytes as they are to a terminal, too."),
+    ] = False,
     storage_option: options.StorageOptions = None,
 ) -> None:
     """Write one sample: the raw bytes of a field; or all fields as JSON, if there are several.
 
-    Digits are a number, unless no sample has that number; anything else is a key.
+    Digits are a number, unless no sample has that number; anything else is a key. A terminal gets the
+    beginning of what is long, without characters that would steer it; a file or a pipe gets every byte.
     """
     reader = _open(url, storage_option)
     key, fields = reader.sample(*_place(reader, sample))
     if field is not None:
         if field not in fields:
             raise OptionError(f"sample {key!r} has no field {field!r}; it has {', '.join(fields)}")
-        sys.stdout.buffer.write(fields[field])
-    elif reader.manifest.kind == "tokens":
+        fields = {field: fields[field]}
+    careful = sys.stdout.isatty() and not raw
+    if field is None and reader.manifest.kind == "tokens":
         import numpy as np
 
+        from shardstream.cli.values import numbers
+
         tokens = np.frombuffer(fields["tokens"], np.dtype(reader.manifest.fields[0].dtype))
-        print(" ".join(map(str, tokens.tolist())))
+        shown = numbers(tokens, _MOST) if careful else " ".join(map(str, tokens.tolist()))
+        print(shown)
+        if careful and " ... " in shown:
+            warn(f"{counted(len(tokens), 'token')}; --raw or a pipe gets all of them")
     elif len(fields) == 1:
-        sys.stdout.buffer.write(next(iter(fields.values())))
+        data = next(iter(fields.values()))
+        if careful:
+            _print_safely(data)
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
     else:
-        options.print_json({"__key__": key, **{name: _shown(data) for name, data in fields.items()}})
+        options.print_json(
+            {"__key__": key, **{name: _shown(data, not careful) for name, data in fields.items()}}
+        )
     sys.stdout.flush()
+
+
+def _print_safely(data: bytes) -> None:
+    """Print what a field holds, as far as a person reads it."""
+    text = _beginning(data)
+    if text is None:
+        warn(f"{counted(len(data), 'byte')} that are no text; --raw writes them here, > FILE to a file")
+        return
+    print(clean(text, lines=True), end="" if text.endswith("\n") else "\n")
+    if len(data) > _MOST:
+        warn(f"the first {human_size(_MOST)} of {human_size(len(data))}; --raw or a pipe gets all")
+
+
+def _beginning(data: bytes) -> str | None:
+    """The text of the first bytes; None if they are no text."""
+    begin = data[:_MOST]
+    try:
+        text = begin.decode()
+    except UnicodeDecodeError as error:
+        if len(begin) == len(data) or error.start < len(begin) - 3:
+            return None
+        text = begin[: error.start].decode()  # the end is within a letter
+    return None if "\0" in text else text
 
 
 def _place(reader: DatasetReader, sample: str) -> tuple[int, int]:
@@ -191,9 +141,12 @@ def _place(reader: DatasetReader, sample: str) -> tuple[int, int]:
     return found
 
 
-def _shown(data: bytes) -> object:
+def _shown(data: bytes, whole: bool) -> object:
+    """A field as a value of JSON; of what is too long, the beginning as text, unless it must be whole."""
     import msgspec
 
+    if not whole and len(data) > _MOST and (text := _beginning(data)) is not None:
+        return f"{text}... ({human_size(len(data))})"
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -201,4 +154,4 @@ def _shown(data: bytes) -> object:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        return f"<{len(data)} bytes>"
+        return f"<{counted(len(data), 'byte')}>"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shardstream.cli import screen
 from shardstream.errors import OptionError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
@@ -103,9 +104,8 @@ def warnings_shown() -> Iterator[None]:
 
 
 def warn(text: str) -> None:
-    """Print a warning on stderr. That nobody reads it is no reason to fail."""
-    with contextlib.suppress(OSError):
-        print(f"warning: {text}", file=sys.stderr)
+    """Print a warning on stderr."""
+    screen.warn(f"warning: {text}")
 
 
 def unchecked(choice: str | None) -> Any:
@@ -114,7 +114,12 @@ def unchecked(choice: str | None) -> Any:
 
 
 def print_json(value: object) -> None:
-    """Print a value on stdout, as one line of JSON."""
+    """Print a value on stdout, as one line of JSON in UTF-8, whatever the terminal's encoding is."""
     import msgspec
 
-    print(msgspec.json.encode(value).decode())
+    if sys.stdout.isatty():
+        print(screen.clean(msgspec.json.encode(value).decode()))
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say, table
 
 if TYPE_CHECKING:
-    from shardstream.observe.probe_profile import Profile, Sweep
+    from collections.abc import Iterable
+
+    from shardstream.observe.probe_profile import Latency, Profile, Sweep
+
+_MANY = 100  # requests, from which on a p99 means something
 
 Batch = Annotated[int, typer.Option(min=1, help="Samples of a batch of a rank.")]
 SeqLen = Annotated[int | None, typer.Option(min=1, help="Of a dataset of tokens; 2048 by default.")]
@@ -73,52 +78,42 @@ def _show(profile: Profile) -> None:
     from shardstream.format.sizes import human_size
 
     store, rates, disk = profile.store, profile.rates, profile.disk
-    print(f"{profile.url}: {store.objects:,} objects, {human_size(store.object_bytes)}, by {store.backend}")
-    print(
+    say(f"{profile.url}: {store.objects:,} objects, {human_size(store.object_bytes)}, by {store.backend}")
+    say(
         f"{profile.seconds:.0f} s, {human_size(profile.read_bytes)} read; "
         f"{profile.cores} cores, of which {profile.free_cores:.1f} were free; while all are busy, each does "
         f"{profile.shared_work:.0%} of what one does alone"
     )
-    print("\none request at a time                p50        p95        p99")
-    for one in store.latencies:
-        few = "" if one.requests >= 100 else f"   of {one.requests} requests"
-        times = "".join(f"{value:>8.2f} ms" for value in (one.p50_ms, one.p95_ms, one.p99_ms))
-        print(f"  {human_size(one.bytes):<22}{times}{few}")
-    print(f"  without bytes {store.base_ms:.2f} ms, then {human_size(store.stream_bytes_per_second)}/s")
+    say("\none request at a time")
+    _show_latencies(store.latencies)
+    say(f"  without bytes {store.base_ms:.2f} ms, then {human_size(store.stream_bytes_per_second)}/s")
     _show_sweep(store.throughput)
     _show_sweep(store.small)
     for loop in store.open_loops:
-        print(
+        say(
             f"\nopen loop, {loop.per_second:,.0f} arrivals/s ({loop.share:.0%} of the knee), "
             f"{human_size(loop.bytes)}: p50 {loop.p50_ms:.2f} ms, p95 {loop.p95_ms:.2f} ms, "
             f"p99 {loop.p99_ms:.2f} ms"
         )
     if disk is not None:
-        print(
+        say(
             f"\ndisk of the cache: writes {human_size(disk.write_bytes_per_second)}/s with fsync; cold reads:"
         )
-        for one in disk.latencies:
-            print(
-                f"  {human_size(one.bytes):<22}{one.p50_ms:>8.2f} ms{one.p95_ms:>8.2f} ms"
-                f"{one.p99_ms:>8.2f} ms"
-            )
+        _show_latencies(disk.latencies)
         _show_sweep(disk.throughput)
     if rates is not None:
-        unit = (
-            f"{rates.decompress_bytes_per_second / 1e6:,.0f} MB/s"
-            if rates.decompress_bytes_per_second
-            else "-"
-        )
-        print(
+        rate = rates.decompress_bytes_per_second
+        unit = f"{human_size(rate)}/s" if rate else "-"
+        say(
             f"\none core: decompresses {unit} ({rates.codec}); "
             f"makes {1 / rates.seconds_per_sample:,.0f} samples/s"
         )
-        print(
+        say(
             f"  from memory, {1 / rates.cold_seconds_per_sample:,.0f} from the store; one process at most "
             f"{1 / rates.serial_seconds_per_sample:,.0f}; a request has {human_size(rates.range_bytes)}"
         )
     for text in profile.cut:
-        print(f"cut: {text}")
+        say(f"cut: {text}")
 
 
 def _show_sweep(sweep: Sweep | None) -> None:
@@ -126,11 +121,29 @@ def _show_sweep(sweep: Sweep | None) -> None:
 
     if sweep is None:
         return
-    print(f"\nclosed loop, {human_size(sweep.bytes)}: concurrency {sweep.knee} is the knee")
-    for level in sweep.levels:
-        mark = "  <" if level.concurrency == sweep.knee else ""
-        print(
-            f"  {level.concurrency:>4}  {level.per_second:>10,.0f} requests/s"
-            f"  {human_size(level.bytes_per_second):>11}/s"
-            f"  p50 {level.p50_ms:>8.2f} ms  p99 {level.p99_ms:>8.2f} ms{mark}"
+    say(f"\nclosed loop, {human_size(sweep.bytes)}: concurrency {sweep.knee} is the knee")
+    rows = (
+        (
+            f"{level.concurrency}{' <' if level.concurrency == sweep.knee else '  '}",
+            f"{level.per_second:,.0f}",
+            f"{human_size(level.bytes_per_second)}/s",
+            f"{level.p50_ms:.2f} ms",
+            f"{level.p99_ms:.2f} ms",
         )
+        for level in sweep.levels
+    )
+    table(("at a time  ", "requests/s", "bytes", "p50", "p99"), rows, ">>>>>", indent="  ")
+
+
+def _show_latencies(latencies: Iterable[Latency]) -> None:
+    from shardstream.format.sizes import human_size
+
+    rows = (
+        (
+            human_size(one.bytes),
+            *(f"{value:,.2f} ms" for value in (one.p50_ms, one.p95_ms, one.p99_ms)),
+            "" if one.requests >= _MANY else f"{one.requests}",
+        )
+        for one in latencies
+    )
+    table(("bytes", "p50", "p95", "p99", "of few"), rows, "<>>>>", indent="  ")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say
 from shardstream.format.shown import counted
 from shardstream.progress import shown
 
@@ -37,7 +38,7 @@ def rebuild(
             {"samples": manifest.samples, "shards": len(manifest.shards), "fingerprint": manifest.fingerprint}
         )
     else:
-        print(
+        say(
             f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}; "
             "the provenance could not be rebuilt"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardstream.cli import options
 from shardstream.cli.image_lines import image_lines
+from shardstream.cli.screen import say
 from shardstream.format.shown import counted
 from shardstream.format.sizes import human_size
 
@@ -23,13 +24,13 @@ def print_plan(plan: Plan, json: bool) -> None:
     if json:
         options.print_json(plan)
         return
-    print(
+    say(
         f"{plan.format}: {counted(plan.files, 'file')}, {human_size(plan.input_bytes)}, "
         f"in {counted(plan.tasks, 'task')}, shards of {human_size(plan.shard_size)}, compression "
         f"{plan.compression}; nothing was written"
     )
     if plan.keys:
-        print(f"keys: {plan.keys}")
+        say(f"keys: {plan.keys}")
 
 
 def print_part(done: PackedPart, seconds: float, json: bool) -> None:
@@ -39,17 +40,17 @@ def print_part(done: PackedPart, seconds: float, json: bool) -> None:
         return
     name = f"part {done.part}/{done.parts}"
     if done.committed:
-        print(f"{name}: nothing to do, the dataset is committed")
+        say(f"{name}: nothing to do, the dataset is committed")
         return
     rejected = f"; {counted(done.rejected, 'sample')} rejected" if done.rejected else ""
     if done.waits:
-        print(
+        say(
             f"{name} has read its input: {counted(done.tasks, 'task')}, "
             f"{counted(done.samples, 'sample')}{rejected}. "
             "When all parts have, run each once more; or --commit alone puts the samples in order"
         )
         return
-    print(
+    say(
         f"{name} is done: {counted(done.tasks, 'task')}, {counted(done.samples, 'sample')}, "
         f"{counted(done.shards, 'shard')}, {human_size(done.bytes)}{rejected}. "
         "When all parts are done: --commit"
@@ -104,28 +105,28 @@ def print_packed(
     # With a limit only a part of the sources was read, so that a rate would be wrong.
     rate = "" if limited else f", {human_size(round(read / max(seconds, 1e-6)))}/s"
     samples = "" if held is None else f"{human_size(held)} in samples -> "
-    print(
+    say(
         f"{counted(manifest.samples, 'sample')}{tokens} in {counted(len(manifest.shards), 'shard')}: "
         f"{human_size(read)} {'in the sources' if limited else 'read'}, "
         f"{samples}{human_size(manifest.bytes)} stored"
         f"{'' if ratio is None else f' (ratio {ratio:.2f})'}, {seconds:.1f} s{rate}"
     )
     if keys := described(record):
-        print(f"keys: {keys}")
+        say(f"keys: {keys}")
     for line in image_lines(record):
-        print(line)
+        say(line)
     if manifest.columns:
         told = (
             f"{c.name} {c.dtype}{f' ({c.missing:,} missing)' if c.missing else ''}" for c in manifest.columns
         )
-        print(f"columns: {', '.join(told)}")
+        say(f"columns: {', '.join(told)}")
     print_skipped(record, dest)
     if rejected:
-        print(f"{rejected:,} rejected: see {listed_at}")
+        say(f"{rejected:,} rejected: see {listed_at}")
         for row in first:
-            print(f"  {row['where']}: {row['reason']}")
+            say(f"  {row['where']}: {row['reason']}")
         if rejected > len(first):
-            print(f"  and {rejected - len(first):,} more")
+            say(f"  and {rejected - len(first):,} more")
 
 
 def print_skipped(record: dict[str, Any], dest: str) -> None:
@@ -141,4 +142,4 @@ def print_skipped(record: dict[str, Any], dest: str) -> None:
     skipped = record.get("skipped", {})
     if skipped:
         each = "; ".join(f"{count:,}: {why}" for why, count in skipped.items())
-        print(f"{sum(skipped.values()):,} skipped ({each}): see {redact(dest).rstrip('/')}/{REJECTS}")
+        say(f"{sum(skipped.values()):,} skipped ({each}): see {redact(dest).rstrip('/')}/{REJECTS}")

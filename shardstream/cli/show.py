@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import clean, say
+from shardstream.cli.values import bounded, described, text_width
+from shardstream.decode.tiles import SHOWN, TEXTS, kinds_of, pictured, spread, tile, token_tile
 from shardstream.errors import OptionError
 from shardstream.format.shown import counted
 
 if TYPE_CHECKING:
     from shardstream.decode.tiles import Tile
+    from shardstream.format.manifest import Manifest
+    from shardstream.packing.tokenize import Tokenizer
 
-_BLOCKS = 34  # columns of an image in the terminal
+_OTHERS = 12  # fields of a sample that are named, beside pictures and its text
+_EDGE = 4  # columns of a line that numbers leave free, since they are not broken
 
 
 def show(
@@ -31,10 +37,18 @@ def show(
     tokenizer: Annotated[
         str | None, typer.Option(help="bytes, a .json or .tiktoken file, or a name, to read tokens by.")
     ] = None,
+    lines: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="Lines of the text of a sample in the terminal; 8, or 3 below images."
+        ),
+    ] = None,
     storage_option: options.StorageOptions = None,
 ) -> None:
-    """Show some samples: images, masks and waveforms with captions and labels, or texts."""
-    from shardstream.decode.tiles import spread, tile
+    """Show some samples: images, masks and waveforms with captions and labels, texts or tokens.
+
+    Long values are shown by their beginning and their size. `shardstream cat` writes the whole of one sample.
+    """
     from shardstream.observe.contact import tokenizer_of
     from shardstream.read.reader import DatasetReader
 
@@ -42,13 +56,18 @@ def show(
     manifest = reader.manifest
     known = tokenizer_of(manifest, tokenizer, "--tokenizer ")
     count = limit or (24 if out else 6)
-    tiles = [
-        tile(manifest, *reader.sample(*reader.locate(number)), known)
-        for number in spread(manifest.samples, count, seed)
-    ]
-    title = f"{reader.url}: {len(tiles):,} of {counted(manifest.samples, 'sample')}"
+    pictures = any(kind in SHOWN for kind in kinds_of(manifest).values())
+    most = lines or (3 if pictures else 8)
+    samples = (reader.sample(*reader.locate(number)) for number in spread(manifest.samples, count, seed))
     if out is None:
-        _in_terminal(title, tiles)
+        tiles = [_card(manifest, *sample, known, most) for sample in samples]
+    else:
+        tiles = [tile(manifest, *sample, known) for sample in samples]
+    title = f"{clean(reader.url)}: {len(tiles):,} of {counted(manifest.samples, 'sample')}"
+    if out is None:
+        from shardstream.cli.cards import print_cards
+
+        print_cards(title, tiles)
         return
     from shardstream.observe.sheet import sheet
 
@@ -57,47 +76,33 @@ def show(
         page.save(out)
     except (OSError, ValueError) as error:  # no such directory; no such kind of picture
         raise OptionError(f"--out {out}: no picture can be written there ({error})") from error
-    print(f"{counted(len(tiles), 'sample')} on {out}, {page.width} x {page.height} pixels")
+    say(f"{counted(len(tiles), 'sample')} on {out}, {page.width} x {page.height} pixels")
 
 
-def _in_terminal(title: str, tiles: list[Tile]) -> None:
-    from rich.columns import Columns
-    from rich.console import Console, Group
-    from rich.panel import Panel
-    from rich.text import Text
-
-    console = Console(file=sys.stdout)
-    print(title)
-    pictures = any(tile.image is not None for tile in tiles)
-    cards: list[Any] = []
-    for tile in tiles:
-        parts: list[Any] = []
-        if isinstance(tile.image, str):
-            parts.append(Text(tile.image))
-        elif tile.image is not None:
-            size = f"{tile.image.width} x {tile.image.height}"
-            # A picture of half blocks needs colours.
-            parts.append(_blocks(tile.image) if console.color_system else Text(f"image, {size}"))
-        lines = tile.text.splitlines()[: 3 if pictures else 12]
-        if lines:
-            parts.append(Text("\n".join(lines), no_wrap=tile.code, overflow="ellipsis"))
-        width = _BLOCKS + 4 if pictures else None
-        named, label = Text(tile.key), Text(tile.label) if tile.label else None
-        cards.append(Panel(Group(*parts), title=named, title_align="left", subtitle=label, width=width))
-    console.print(Columns(cards) if pictures else Group(*cards))
+def _card(
+    manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tokenizer | None, lines: int
+) -> Tile:
+    """A sample in the terminal, whose text has so many lines at most."""
+    if manifest.kind != "tokens":
+        return _in_lines(pictured(manifest, key, fields), fields, kinds_of(manifest), lines)
+    width = text_width(False)
+    found = token_tile(manifest, key, fields["tokens"], tokenizer, lines * (width - _EDGE), lines * width + 1)
+    return found if tokenizer is None else replace(found, text=bounded(found.text, lines, width, "..."))
 
 
-def _blocks(image: Any) -> Any:
-    """An image as text. Each character shows two pixels, one above the other."""
-    from rich.text import Text
-
-    height = max(2, min(2 * _BLOCKS, round(_BLOCKS * image.height / image.width))) // 2 * 2
-    pixels = image.resize((_BLOCKS, height)).load()
-    text = Text(no_wrap=True)
-    for y in range(0, height, 2):
-        for x in range(_BLOCKS):
-            (r, g, b), (s, h, c) = pixels[x, y], pixels[x, y + 1]
-            text.append("▀", f"rgb({r},{g},{b}) on rgb({s},{h},{c})")
-        if y + 2 < height:
-            text.append("\n")
-    return text
+def _in_lines(tile: Tile, fields: dict[str, bytes], kinds: dict[str, str], lines: int) -> Tile:
+    """The same with its fields in few lines: its text as it is, and the others with their names."""
+    width = text_width(tile.image is not None)
+    rest = [name for name in fields if kinds[name] not in SHOWN and kinds[name] != "cls"]
+    texts = sorted((name for name in rest if kinds[name] in TEXTS), key=lambda name: kinds[name] == "json")
+    parts = [tile.text] if tile.text else []
+    if texts:
+        parts.append(described(kinds[texts[0]], fields[texts[0]], lines, width))
+        rest.remove(texts[0])
+    few = max(1, lines // 4)
+    for name in rest[:_OTHERS]:
+        shown = described(kinds[name], fields[name], few, max(16, width - len(name) - 2))
+        parts.append(f"{clean(name)}: {shown}")
+    if len(rest) > _OTHERS:
+        parts.append(f"and {counted(len(rest) - _OTHERS, 'more field', 'more fields')}")
+    return replace(tile, text="\n".join(parts))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import warn
 
 
 def top(
@@ -54,5 +55,5 @@ def top(
         if live:
             view.watch(console, every, sort, endpoint.url)
         else:
-            print(f"metrics for Prometheus: {endpoint.url}", file=sys.stderr, flush=True)
+            warn(f"metrics for Prometheus: {endpoint.url}")
             endpoint.wait()

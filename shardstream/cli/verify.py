@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say, warn
 from shardstream.errors import StorageError
 from shardstream.progress import shown
 
@@ -30,16 +30,16 @@ def verify(
         with shown("verifying", quiet=json) as progress:
             report = run(url, deep, options.storage_options(storage_option), progress)
     except StorageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         raise typer.Exit(2) from error
     if json:
         options.print_json({"sound": report.sound, **vars(report)})
     else:
         for problem in report.problems:
-            print(_line(problem))
+            say(_line(problem))
         verdict = "sound" if report.sound else f"damaged, {len(report.problems):,} found"
         frames = f", {counted(report.frames_checked, 'frame')}" if deep else ""
-        print(
+        say(
             f"{verdict}: {counted(report.shards, 'shard')}, {counted(report.samples, 'sample')}{frames}, "
             f"{human_size(report.bytes_checked)} read"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say, warn
 from shardstream.errors import OptionError
 
 
@@ -44,13 +44,14 @@ def warm(
     Exit code 0: all that was asked for is there; 1: something is missing, damaged or failed, or the cache
     is too small for it; 2: usage. What lies beyond --limit was not asked for.
     """
+    from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
     from shardstream.maintain.warm import warm as run
     from shardstream.order.shuffle import Shuffle
     from shardstream.progress import shown
     from shardstream.storage.cache.options import Cache
 
-    with shown("warm", json or check) as progress:
+    with shown("warming", json or check) as progress:
         report = run(
             url,
             Cache(cache, disk=disk, disk_format=options.unchecked(disk_format), always=always),
@@ -70,11 +71,11 @@ def warm(
         options.print_json({"complete": report.complete, **vars(report)})
     else:
         for name in report.corrupt:
-            print(f"{name}: damaged in the cache; it is fetched anew when it is read")
+            say(f"{name}: damaged in the cache; it is fetched anew when it is read")
         for message in report.failed:
-            print(f"error: {message}", file=sys.stderr)
-        print(
-            f"{'complete' if report.complete else 'incomplete'}: {report.wanted:,} blocks wanted, "
+            warn(f"error: {message}")
+        say(
+            f"{'complete' if report.complete else 'incomplete'}: {counted(report.wanted, 'block')} wanted, "
             f"{human_size(report.wanted_bytes)}; {report.present:,} were there, {report.fetched:,} fetched, "
             f"{report.missing:,} missing{', more beyond the limit' if report.left_out else ''}"
         )

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shardstream.cli import options
+from shardstream.cli.screen import say, table
 from shardstream.errors import OptionError
+from shardstream.progress import shown
 
 if TYPE_CHECKING:
     from shardstream.weights.check import Summary, Verified
@@ -42,13 +44,15 @@ def weights(
     if action == "fetch":
         from shardstream.weights.fetch import fetch_weights
 
-        path = fetch_weights(url, cache or "", storage_options=store)
-        options.print_json({"path": path}) if json else print(path)
+        with shown("fetching", quiet=json) as progress:
+            path = fetch_weights(url, cache or "", storage_options=store, progress=progress)
+        options.print_json({"path": path}) if json else say(path)
         return
     from shardstream.weights.check import summary, verify_weights
 
     if action == "verify":
-        checked = verify_weights(url, store, record)
+        with shown("verifying", quiet=json) as progress:
+            checked = verify_weights(url, store, record, progress)
         options.print_json(checked) if json else _print_check(checked, record)
         return
     found = summary(url, store)
@@ -56,26 +60,31 @@ def weights(
 
 
 def _print_check(checked: Verified, record: bool) -> None:
+    from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
 
     for file in checked.unchecked:
-        print(f"{file}: read; its header is sound; there are no checksums of its tensors")
+        say(f"{file}: read; its header is sound; there are no checksums of its tensors")
     total = len(checked.checked) + len(checked.unchecked)
-    said = f"{len(checked.checked):,} of {total:,} files have their checksums"
-    print(f"{checked.url}: {human_size(checked.bytes)} read; {said}")
+    said = f"{len(checked.checked):,} of {counted(total, 'file')} verified by checksums"
+    say(f"{checked.url}: {human_size(checked.bytes)} read; {said}")
     if record:
-        print("checksums recorded")
+        say("checksums recorded")
 
 
 def _print_summary(found: Summary, tensors: bool) -> None:
+    from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
 
-    print(f"{found.url}: {len(found.tensors):,} tensors, {human_size(found.bytes)}")
+    say(f"{found.url}: {counted(len(found.tensors), 'tensor')}, {human_size(found.bytes)}")
     for name, size in sorted(found.dtypes.items(), key=lambda pair: -pair[1]):
-        print(f"  {name}: {human_size(size)}")
+        say(f"  {name}: {human_size(size)}")
     for file in found.files:
         sums = "with checksums" if file.checksums else "without checksums"
-        print(f"  {file.file}: {file.tensors:,} tensors, {human_size(file.bytes)}, {sums}")
+        say(f"  {file.file}: {counted(file.tensors, 'tensor')}, {human_size(file.bytes)}, {sums}")
     if tensors:
-        for tensor in found.tensors:
-            print(f"  {tensor.name}  {tensor.dtype}  {tensor.shape}")
+        rows = (
+            (each.name, each.dtype, " x ".join(map(str, each.shape)) or "one number", human_size(each.bytes))
+            for each in found.tensors
+        )
+        table(("tensor", "dtype", "shape", "bytes"), rows, "<<<>", indent="  ")

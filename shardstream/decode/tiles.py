@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardstream.format.kinds import PIXELS, SOUNDS, extension
 from shardstream.format.names import unescape_key
+from shardstream.format.shown import clean, counted, numbers
 
 if TYPE_CHECKING:
     from shardstream.decode.views import View
     from shardstream.format.manifest import Manifest
 
-__all__ = ["Tile", "spread", "tile"]
+__all__ = ["SHOWN", "TEXTS", "Tile", "kinds_of", "pictured", "spread", "tile", "token_tile"]
 
-_SHOWN = {*PIXELS, *SOUNDS}
-_TEXTS = ("txt", "text", "caption", "json")
+SHOWN = {*PIXELS, *SOUNDS}  # kinds of fields that have a picture
+TEXTS = ("txt", "text", "caption", "json", "jsonl", "md", "html", "csv", "xml", "yaml")  # that are text
 _READ = 6000  # characters of a text that a page could show
+_IDS = 600  # letters of token ids on a page
 
 
 class Tokens(Protocol):
@@ -65,34 +67,67 @@ def tile(manifest: Manifest, key: str, fields: Mapping[str, bytes], tokenizer: T
         fields: The bytes of its fields.
         tokenizer: Reads tokens; None: they are shown as numbers.
     """
-    key = _clean(unescape_key(key))
     if manifest.kind == "tokens":
-        import numpy as np
+        return token_tile(manifest, key, fields["tokens"], tokenizer)
+    found, kinds = pictured(manifest, key, fields), kinds_of(manifest)
+    texts = {
+        name: clean(data[: 4 * _READ].decode("utf-8", "replace"), lines=True)
+        for name, data in fields.items()
+        if kinds[name] in TEXTS
+    }
+    shown = next((text for name, text in texts.items() if kinds[name] != "json"), None)
+    if shown is None:
+        shown = next(iter(texts.values()), "")
+    if found.image is None and not texts:
+        shown = "\n".join(f"{name}  {counted(len(data), 'byte')}" for name, data in fields.items())
+    code = found.image is None and _is_code(shown)
+    return replace(found, text="\n".join(part for part in (found.text, shown[:_READ]) if part), code=code)
 
-        tokens = np.frombuffer(fields["tokens"], np.dtype(manifest.fields[0].dtype))
-        some = tokens[:_READ].tolist()
-        text = " ".join(map(str, some)) if tokenizer is None else tokenizer.decode(some)
-        return Tile(key, None, f"{len(tokens):,} tokens", _clean(text), tokenizer is not None)
-    kinds = {info.name: extension(info.codec or info.name) for info in manifest.fields}
+
+def token_tile(
+    manifest: Manifest,
+    key: str,
+    data: bytes,
+    tokenizer: Tokens | None = None,
+    ids: int = _IDS,
+    letters: int = _READ,
+) -> Tile:
+    """What is shown of a document of tokens.
+
+    Args:
+        manifest: Of its dataset.
+        key: Its key, as it is stored.
+        data: The tokens, as they are stored.
+        tokenizer: Reads them; None: they are shown as numbers.
+        ids: How many letters numbers may take.
+        letters: How many tokens are read, at most.
+    """
+    import numpy as np
+
+    tokens = np.frombuffer(data, np.dtype(manifest.fields[0].dtype))
+    label = f"{counted(len(tokens), 'token')}, {tokens.dtype}"
+    key = clean(unescape_key(key))
+    if tokenizer is None:
+        return Tile(key, None, label, numbers(tokens, ids))
+    return Tile(key, None, label, clean(tokenizer.decode(tokens[:letters].tolist()), lines=True), True)
+
+
+def pictured(manifest: Manifest, key: str, fields: Mapping[str, bytes]) -> Tile:
+    """The key, the picture and the label of a sample; its text says only what the picture does not."""
+    kinds = kinds_of(manifest)
     image, told = None, ""
-    if any(kinds[name] in _SHOWN for name in fields):
+    if any(kinds[name] in SHOWN for name in fields):
         from shardstream.decode.views import joined, views
 
         found = views(dict(fields), kinds)
         image, told = joined(found), _told(found)
-    texts = {
-        name: _clean(data[: 4 * _READ].decode("utf-8", "replace"))
-        for name, data in fields.items()
-        if kinds[name] in _TEXTS
-    }
     label = next((_label(manifest, data) for name, data in fields.items() if kinds[name] == "cls"), "")
-    shown = next((text for name, text in texts.items() if kinds[name] != "json"), None)
-    if shown is None:
-        shown = next(iter(texts.values()), "")
-    if image is None and not texts:
-        shown = "\n".join(f"{name}  {len(data):,} bytes" for name, data in fields.items())
-    code = image is None and _is_code(shown)
-    return Tile(key, image, label, "\n".join(part for part in (told, shown[:_READ]) if part), code)
+    return Tile(clean(unescape_key(key)), image, label, told)
+
+
+def kinds_of(manifest: Manifest) -> dict[str, str]:
+    """By field: the extension of its codec, which says what it holds."""
+    return {info.name: extension(info.codec or info.name) for info in manifest.fields}
 
 
 def _told(found: Sequence[View]) -> str:
@@ -120,10 +155,3 @@ def _is_code(text: str) -> bool:
     lines = [line for line in text[:_READ].splitlines() if line.strip()]
     indented = sum(line[0] in " \t" for line in lines)
     return len(lines) > 3 and (indented > len(lines) / 5 or max(map(len, lines)) < 100)
-
-
-def _clean(text: str) -> str:
-    """The text without characters that control a terminal."""
-    return "".join(
-        letter if letter in "\n\t" or letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )

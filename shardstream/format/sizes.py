@@ -42,8 +42,8 @@ def parse_size(value: str | int, name: str = "size") -> int:
 
 def human_size(size: float) -> str:
     """`size` bytes as text for people, in units of 1024: "1.5 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 1), ("GiB", 1), ("TiB", 1)):
+        if abs(round(size, digits)) < 1024:  # else 1023.99 would be shown as "1024.0"
+            return f"{size:.{digits}f} {unit}"
         size /= 1024
     return f"{size:.1f} PiB"

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shardstream.decode.tiles import spread, tile
-from shardstream.errors import OptionError
+from shardstream.errors import MissingExtraError, OptionError
 from shardstream.format.numbers import whole_number
 from shardstream.format.shown import counted
 
@@ -37,8 +37,8 @@ def contact_sheet(
         n: How many samples, 1 to 400. Each may need a frame of its own, so a remote dataset reads up to `n`
             frames.
         seed: Draws the samples at random. None: they are spread evenly.
-        tokenizer: "bytes", a .json or .tiktoken file, or a name, to read tokens by. None: tokens that "bytes"
-            made are read, others are shown as numbers.
+        tokenizer: "bytes", a .json or .tiktoken file, or a name, to read tokens by. None: that of
+            the dataset, if it is "bytes" or a file that is here; else tokens are shown as numbers.
 
     Returns:
         A picture of Pillow. A notebook shows it; `.save("sheet.png")` writes it.
@@ -91,11 +91,19 @@ def tokenizer_of(manifest: Manifest, asked: str | None, option: str) -> Tokenize
             raise OptionError(f"{option}{asked}: the dataset holds no tokens, but {manifest.kind}")
         return None
     name = told.get("name") if isinstance(told, dict) else None
-    if asked is None and name != "bytes":
+    # Without being asked nothing is fetched: a file of that name may lie here, and its content is compared.
+    if asked is None and not (name == "bytes" or (isinstance(name, str) and os.path.isfile(name))):
         return None
     from shardstream.packing.tokenize import load_tokenizer
 
-    found = load_tokenizer(asked or "bytes")
+    try:
+        found = load_tokenizer(asked or str(name))
+    except (OptionError, MissingExtraError):
+        if asked is None:
+            return None
+        raise
     if isinstance(told, dict) and told.get("fingerprint") != found.fingerprint:
+        if asked is None:
+            return None
         raise OptionError(f"{option}{asked!r} is not {name!r}, which the dataset was packed with")
     return found

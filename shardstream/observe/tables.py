@@ -9,7 +9,7 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
-from shardstream.format.shown import counted
+from shardstream.format.shown import counted, duration
 from shardstream.format.sizes import human_size
 from shardstream.observe.rows import Row, Work, shown_time, sort_rows
 
@@ -17,6 +17,8 @@ __all__ = ["load_table", "plain_text", "work_table"]
 
 _GAP = 2  # columns of the terminal between two columns of a table
 _NAME = 20  # the least width of the first column
+_NARROW, _SHORT_NAME = 70, 10  # columns of a terminal below which it is shorter, and as short as this
+_MIB = 1 << 20
 _STATE = 26  # "stopped, no progress 100 s"
 _NO_STATE = 5
 _SOME, _MUCH = 0.05, 0.20  # shares of waiting from which it is worth a look, and costs a lot
@@ -60,9 +62,9 @@ _COLUMNS = (
     _Column("wait", 6, 0, lambda row: _percent(row.wait), _wait_style),
     _Column("p50 wait", 8, 7, lambda row: _time(row.p50)),
     _Column("p99 wait", 8, 1, lambda row: _time(row.p99)),
-    _Column("store MB/s", 10, 2, lambda row: _number(row.store, ",.1f", 1e6)),
-    _Column("disk MB/s", 9, 5, lambda row: _number(row.disk, ",.1f", 1e6)),
-    _Column("ram MB/s", 8, 6, lambda row: _number(row.ram, ",.1f", 1e6)),
+    _Column("store MiB/s", 11, 2, lambda row: _number(row.store, ",.1f", _MIB)),
+    _Column("disk MiB/s", 10, 5, lambda row: _number(row.disk, ",.1f", _MIB)),
+    _Column("ram MiB/s", 9, 6, lambda row: _number(row.ram, ",.1f", _MIB)),
     _Column("hits", 5, 4, lambda row: _percent(row.hits)),
     _Column("held up by", 10, 3, lambda row: row.held_up),
     _Column("queue", 5, 6, lambda row: _number(row.queue)),
@@ -88,14 +90,17 @@ def load_table(rows: Iterable[Row], width: int, by: str, lines: int | None = Non
         skip: How many ranks of each job are left out at its beginning.
     """
     rows = list(rows)
-    state = _STATE if any(row.state for row in rows) else _NO_STATE
-    shown = _fitting(width - state)
+    narrow, trouble = width < _NARROW, any(row.state for row in rows)
+    state = _STATE if trouble else 0 if narrow else _NO_STATE
+    least = _SHORT_NAME if narrow else _NAME
+    shown = _fitting(width - state - (_GAP if state else 0) - least - _GAP, 0 if narrow else 2)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), expand=False, header_style="bold cyan")
     fixed = sum(column.width + _GAP for column in shown)
-    table.add_column("job", no_wrap=True, width=max(_NAME, min(56, width - fixed - state - _GAP)))
+    table.add_column("job", no_wrap=True, width=max(least, min(56, width - fixed - state - _GAP)))
     for column in shown:
         table.add_column(column.title, no_wrap=True, justify="right", width=column.width)
-    table.add_column("state", no_wrap=True, width=state)
+    if state:
+        table.add_column("state", no_wrap=True, width=state)
     jobs = [list(found) for _, found in groupby(sorted(rows, key=lambda row: row.job), lambda row: row.job)]
     rooms = _shared([len(job) + (len(job) > 1) for job in jobs], lines)
     for job, room in zip(jobs, rooms, strict=True):
@@ -125,19 +130,20 @@ def _shared(wanted: list[int], lines: int | None) -> list[int]:
     return given
 
 
-def _fitting(room: int) -> list[_Column]:
+def _fitting(room: int, least: int) -> list[_Column]:
+    """The columns that have room, at least so many."""
     shown = list(_COLUMNS)
-    room -= _NAME + 2 * _GAP
-    while sum(column.width + _GAP for column in shown) > room and len(shown) > 2:
+    while sum(column.width + _GAP for column in shown) > room and len(shown) > least:
         shown.remove(max(shown, key=lambda column: column.weight))
     return shown
 
 
 def _add(table: Table, shown: Sequence[_Column], name: str, row: Row, style: str) -> None:
+    state = Text(row.state, style="bold red" if row.state else "", overflow="ellipsis")
     table.add_row(
         Text(name, style=style, overflow="ellipsis"),
         *(Text(column.text(row), style=f"{style} {column.style(row)}".strip()) for column in shown),
-        Text(row.state, style="bold red" if row.state else "", overflow="ellipsis"),
+        *([state] if len(table.columns) > len(shown) + 1 else []),
         style="dim" if row.state == "ended" else None,
     )
 
@@ -194,12 +200,16 @@ def work_table(works: Iterable[Work], width: int) -> Table:
     """Packs, warm-ups, checkpoints, weights and logs."""
     wide = width >= 120
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), expand=False, header_style="bold cyan")
+    narrow = width < _NARROW
     table.add_column("work", no_wrap=True, width=10)
-    table.add_column("job", no_wrap=True, width=44 if wide else _NAME)
+    # A narrow terminal has what else there is to say below the name.
+    name_width = max(_SHORT_NAME, width - 10 - 6 - 2 * _GAP) if narrow else 44 if wide else _NAME
+    table.add_column("job", no_wrap=not narrow, overflow="fold", width=name_width)
     table.add_column("done", no_wrap=True, justify="right", width=6)
-    table.add_column("MB/s", no_wrap=True, justify="right", width=8)
-    table.add_column("left", no_wrap=True, justify="right", width=8)
-    table.add_column("", overflow="fold")
+    if not narrow:
+        table.add_column("MiB/s", no_wrap=True, justify="right", width=8)
+        table.add_column("left", no_wrap=True, justify="right", width=9)
+        table.add_column("", overflow="fold")
     for work in works:
         many = f" ({work.processes})" if work.processes > 1 else ""
         name = (
@@ -209,24 +219,24 @@ def work_table(works: Iterable[Work], width: int) -> Table:
         for text in (work.trouble, work.state):
             if text:
                 said.append(", " if said.plain else "").append(text, style="bold red")
-        table.add_row(
+        kind, done = (
             Text(work.kind, style="bold"),
-            Text(plain_text(name), overflow="ellipsis"),
-            Text(_percent(work.progress) if work.progress is not None else ""),
-            Text(_number(work.rate, ",.1f", 1e6) if work.rate else ""),
-            Text(_left(work.left)),
-            said,
+            _percent(work.progress) if work.progress is not None else "",
         )
+        rate = _number(work.rate, ",.1f", _MIB) if work.rate else ""
+        left = "" if work.left is None else _coarse(work.left)
+        if narrow:
+            more = [f"{rate} MiB/s" if rate else "", f"{left} left" if left else ""]
+            below = Text("\n").join([Text(plain_text(name)), *map(Text, filter(None, more)), said])
+            table.add_row(kind, below, Text(done))
+        else:
+            job = Text(plain_text(name), overflow="ellipsis")
+            table.add_row(kind, job, Text(done), Text(rate), Text(left), said)
     return table
 
 
-def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.0f} h"
-    )
+def _coarse(seconds: float) -> str:
+    """A time to wait, which changes each second: no finer than is of use, such as "12 s" or "3 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds // 60:.0f} min" if seconds < 3600 else duration(seconds)

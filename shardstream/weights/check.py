@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 
 from shardstream.errors import OptionError
+from shardstream.progress import Bytes, Report
 from shardstream.storage.options import Options
 from shardstream.weights import digests
 from shardstream.weights.catalog import open_catalog
@@ -93,7 +94,9 @@ def summary(url: str, options: Options = None) -> Summary:
     )
 
 
-def verify_weights(url: str, options: Options = None, record: bool = False) -> Verified:
+def verify_weights(
+    url: str, options: Options = None, record: bool = False, progress: Report = None
+) -> Verified:
     """Read all bytes, and compare them with the checksums that are known.
 
     Args:
@@ -101,6 +104,7 @@ def verify_weights(url: str, options: Options = None, record: bool = False) -> V
         options: For the store.
         record: Whether to write the checksums of all files beside them, for later checks. Those that were
             recorded before are replaced; they are not compared.
+        progress: Called with a Progress after each block, or None.
 
     Raises:
         CorruptionError: Bytes differ from their checksum, or a header is damaged.
@@ -111,7 +115,10 @@ def verify_weights(url: str, options: Options = None, record: bool = False) -> V
     if record and list(catalog.files) == [""]:
         raise OptionError(f"{store.url}: checksums are recorded of a folder: give its URL")
     files = [(file, header.bytes, catalog.digests.get(file)) for file, header in catalog.files.items()]
-    found: dict[str, Digests] = dict(read_blocks(store, files, lambda *_: None, catalog.where, catalog.anew))
+    done = Bytes(progress, sum(size for _, size, _ in files))
+    found: dict[str, Digests] = dict(
+        read_blocks(store, files, lambda *_: None, catalog.where, catalog.anew, done.add)
+    )
     if record:
         store.write(digests.NAME, digests.encode({file: found[file] for file in catalog.files}))
     return Verified(

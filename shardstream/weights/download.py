@@ -17,6 +17,7 @@ from shardstream.counters.layout import slot
 from shardstream.counters.page import begin
 from shardstream.counters.recorder import add
 from shardstream.errors import CorruptionError
+from shardstream.progress import Bytes, Report
 from shardstream.storage.fetch.ranges import RangeReader
 from shardstream.storage.local.writes import reserve, sync_folder
 from shardstream.storage.local_store import LocalStore
@@ -77,6 +78,7 @@ def read_blocks(
     use: Callable[[str, int, memoryview], None],
     where: Callable[[str], str],
     anew: str = "",
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[str, Digests]]:
     """Read files by blocks, with many threads, and check them.
 
@@ -86,6 +88,7 @@ def read_blocks(
         use: Called with a path, where a block begins, and its bytes, in the thread that has read it.
         where: Names a file for messages.
         anew: What messages add if checksums differ.
+        progress: Called with the bytes of each block that was used, in the thread that has read it.
 
     Yields:
         (path, checksums) of each file, when all its blocks were used.
@@ -118,6 +121,7 @@ def read_blocks(
             use(path, start, room)
             add(_BYTES, len(room))
             blocks[path][number] = digest
+            progress(len(room))
 
     def read_whole(path: str, size: int, known: Digests | None) -> None:
         # The server would send the whole file for each block. One such file at a time is in memory.
@@ -194,9 +198,16 @@ class _Open:
 
 
 def download(
-    place: Place, wanted: Sequence[RemoteFile], local: LocalStore, anew: str = ""
+    place: Place, wanted: Sequence[RemoteFile], local: LocalStore, anew: str = "", progress: Report = None
 ) -> Iterator[tuple[str, Digests]]:
     """Fetch files into a folder. A file is at its name when it is whole and on the disk.
+
+    Args:
+        place: Where they are.
+        wanted: The files.
+        local: The folder.
+        anew: What messages add if checksums differ.
+        progress: Called with a Progress after each block, or None.
 
     Yields:
         The name of each file then, and its checksums.
@@ -218,7 +229,8 @@ def download(
 
     try:
         files = [(file.path, file.bytes, file.digests) for file in wanted]
-        for path, digests in read_blocks(place.store, files, use, place.where, anew):
+        done = Bytes(progress, sum(file.bytes for file in wanted))
+        for path, digests in read_blocks(place.store, files, use, place.where, anew, done.add):
             each = opened[path]
             with named(f"writing {local.where(each.wanted.name)}"):
                 each.write(0, memoryview(b""))  # an empty file has no block

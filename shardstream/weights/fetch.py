@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shardstream.errors import CorruptionError, OptionError, ShardstreamError, StorageError
+from shardstream.progress import Report, with_bar
 from shardstream.storage.cache.locks import FetchLocks
 from shardstream.storage.cache.options import Cache
 from shardstream.storage.local_store import LocalStore
@@ -77,11 +78,13 @@ class _State(msgspec.Struct, frozen=True):
     listing: list[str] | None = None
 
 
+@with_bar("fetching")
 def fetch_weights(
     url: str | os.PathLike[str],
     cache: Cache | str | os.PathLike[str],
     *,
     storage_options: Options = None,
+    progress: Report = None,
 ) -> str:
     """A local folder with the weights at a URL, and the small files beside them, for any loader there is.
 
@@ -97,6 +100,7 @@ def fetch_weights(
         url: See `load_weights`.
         cache: A folder on a local disk, or a `Cache` with one.
         storage_options: For the store.
+        progress: True shows a bar while files are fetched. A function is called with a Progress now and then.
 
     Returns:
         The path of the folder.
@@ -112,7 +116,7 @@ def fetch_weights(
     with named(f"making {folder}"):
         os.makedirs(folder, mode=0o700, exist_ok=True)
     with _lock(root, name):
-        _fetch(url, folder, storage_options)
+        _fetch(url, folder, storage_options, progress)
     return folder
 
 
@@ -142,7 +146,7 @@ def _lock(root: str, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _fetch(url: str, folder: str, options: Options) -> None:
+def _fetch(url: str, folder: str, options: Options, progress: Report) -> None:
     local = LocalStore(folder)
     state = _read_state(local, url)
     try:
@@ -158,7 +162,7 @@ def _fetch(url: str, folder: str, options: Options) -> None:
         local.clear_temporary()  # of a download that was killed
         catalog = open_catalog(url, options)
         wanted = _wanted(catalog, url)
-        fetched = _download(catalog, wanted, local, state or _State(redact(url), {}))
+        fetched = _download(catalog, wanted, local, state or _State(redact(url), {}), progress)
     except StorageError as error:
         if state is None or not state.whole or not is_unreachable(error) or _changed(local, state):
             raise
@@ -256,7 +260,7 @@ def _is_file(place: Place, name: str) -> bool:
 
 
 def _download(
-    catalog: Catalog, wanted: Sequence[RemoteFile], local: LocalStore, state: _State
+    catalog: Catalog, wanted: Sequence[RemoteFile], local: LocalStore, state: _State, progress: Report
 ) -> dict[str, _Fetched]:
     """Fetch the files that are not here as they are in the store. What is finished is noted at once."""
     place = catalog.place
@@ -270,7 +274,7 @@ def _download(
         del fetched[name]
     fetched = {name: _as_now(local, name, file) for name, file in fetched.items()}
     fresh = {file.name: file for file in wanted if file.name not in fetched}
-    for name, found in download(place, list(fresh.values()), local, catalog.anew):
+    for name, found in download(place, list(fresh.values()), local, catalog.anew, progress):
         file = fresh[name]
         if file.sha256 is not None and _sha256(local, name) != file.sha256:
             local.delete(name)

@@ -46,7 +46,7 @@ def test_list_and_show(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["values"] == {"lr": 0.5}
     assert shown["tensors"]["model"]["BF16"] == 1
     assert run(["checkpoint", url]) == 0
-    assert "step         30" in capsys.readouterr().out
+    assert "  30  " in capsys.readouterr().out
     assert run(["checkpoint", url, "show"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("step 30, committed")

@@ -48,8 +48,8 @@ def test_fetch(model: Path, tmp_path: Path, run: Run) -> None:
 def test_verify(model: Path, run: Run) -> None:
     code, out, _ = run("weights", model, "verify", "--record")
     assert code == 0
-    assert "0 of 1 files have their checksums" in out
-    assert run("weights", model, "verify")[1].count("1 of 1 files have their checksums") == 1
+    assert "0 of 1 file verified by checksums" in out
+    assert run("weights", model, "verify")[1].count("1 of 1 file verified by checksums") == 1
     facts = json.loads(run("weights", model, "verify", "--json")[1])
     assert (len(facts["checked"]), facts["unchecked"]) == (1, [])
     data = bytearray((model / "model.safetensors").read_bytes())

@@ -54,7 +54,7 @@ def test_it_fits_any_terminal(width: int, lines: int, ranks: list[int]) -> None:
 def test_what_matters_most_is_in_80_columns() -> None:
     rows = some(4)
     well, *_ = drawn(load_table(rows, 80, "wait"), 80)
-    assert well.split() == ["job", "samples/s", "wait", "p99", "wait", "store", "MB/s", "state"]
+    assert well.split() == ["job", "samples/s", "wait", "p99", "wait", "store", "MiB/s", "state"]
     rows[3] = replace(rows[3], state="stopped, no progress 12 s")
     head, job, first, *_ = drawn(load_table(rows, 80, "wait"), 80)
     assert head.split() == ["job", "samples/s", "wait", "p99", "wait", "state"]

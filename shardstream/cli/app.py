@@ -127,7 +127,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="shardstream", standalone_mode=False)
         # Flush here: at exit, a closed pipe or a full disk could no longer become an exit code.
         sys.stdout.flush()
         if code == _INTERRUPTED:  # some releases of typer turn the interrupt into a quiet exit

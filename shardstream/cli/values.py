@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shardstream.cli.screen import cells, clean, cut, room
 from shardstream.format.kinds import PIXELS, SOUNDS
@@ -12,7 +12,7 @@ from shardstream.format.shown import counted
 from shardstream.format.sizes import human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 __all__ = ["BLOCKS", "FRAME", "TEXTS", "bounded", "described", "numbers", "text_width"]
 
@@ -70,7 +70,7 @@ def _folded(line: str, width: int) -> list[str]:
     return [row.rstrip() for row in rows]
 
 
-def numbers(values: Sequence[Any], letters: int) -> str:
+def numbers(values: Any, letters: int) -> str:
     """Numbers as text: all of them, or the first and the last ones.
 
     Args:
@@ -87,7 +87,7 @@ def numbers(values: Sequence[Any], letters: int) -> str:
     return " ".join([*first, "...", *last])
 
 
-def _some(values: Sequence[Any], letters: int) -> list[Any]:
+def _some(values: Any, letters: int) -> list[Any]:
     """The numbers that might be shown, as those of Python."""
     most = letters // 2 + _LAST
     if len(values) > most:

@@ -11,9 +11,6 @@ from shardstream.format.kinds import PIXELS, SOUNDS
 from shardstream.format.shown import counted
 from shardstream.format.sizes import human_size
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["BLOCKS", "FRAME", "TEXTS", "bounded", "described", "numbers", "text_width"]
 
 TEXTS = ("txt", "text", "caption", "json", "jsonl", "md", "html", "csv", "xml", "yaml")

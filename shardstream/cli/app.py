@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import Annotated, Any
@@ -88,8 +87,8 @@ def main() -> None:
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         # Names of files and keys have any characters, and the terminal may only have ASCII.
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -127,7 +126,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="shardstream", standalone_mode=False)
         # Flush here: at exit, a closed pipe or a full disk could no longer become an exit code.
         sys.stdout.flush()
         if code == _INTERRUPTED:  # some releases of typer turn the interrupt into a quiet exit

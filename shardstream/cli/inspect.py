@@ -84,7 +84,7 @@ def cat(
     if field is None and reader.manifest.kind == "tokens":
         import numpy as np
 
-        from shardstream.cli.values import numbers
+        from shardstream.format.shown import numbers
 
         tokens = np.frombuffer(fields["tokens"], np.dtype(reader.manifest.fields[0].dtype))
         shown = numbers(tokens, _MOST) if careful else " ".join(map(str, tokens.tolist()))

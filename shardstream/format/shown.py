@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["clean", "counted", "duration", "numbers", "one_line", "table"]
@@ -49,7 +49,7 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def numbers(values: Sequence[Any], letters: int) -> str:
+def numbers(values: Any, letters: int) -> str:
     """Numbers as text: all of them, or the first and the last ones.
 
     Args:
@@ -66,7 +66,7 @@ def numbers(values: Sequence[Any], letters: int) -> str:
     return " ".join([*first, "...", *last])
 
 
-def _some(values: Sequence[Any], letters: int) -> list[Any]:
+def _some(values: Any, letters: int) -> list[Any]:
     """The numbers that might be shown, as those of Python."""
     most = letters // 2 + _LAST
     if len(values) > most:

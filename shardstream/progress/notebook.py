@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,10 +48,10 @@ class _Picture:
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[Progress], None]]:
     """A bar below the cell that runs, while an operation runs. It stays there as it was at the end."""
-    from IPython.display import display
-
-    handle: Any = display(_Picture(title, None), display_id=True)
-    lock, latest = threading.Lock(), None
+    # Its package is there, since the notebook runs; types are checked where it is not.
+    handle: Any = importlib.import_module("IPython.display").display(_Picture(title, None), display_id=True)
+    lock = threading.Lock()
+    latest: Progress | None = None
     shown_at = 0.0
 
     def show(now: Progress) -> None:

@@ -8,6 +8,8 @@ from shardstream.progress.numbers import Progress
 
 __all__ = ["amount", "in_words", "percent"]
 
+_SPARE = 5  # the number of the parts that go before bytes become a share
+
 
 def amount(now: Progress) -> tuple[int, int]:
     """What measures the work best: done, and of how much; the latter is 0 if nobody knows."""
@@ -30,12 +32,21 @@ def in_words(now: Progress, room: int | None = None) -> str:
         room: How many letters there is room for; None: any number.
     """
     parts = [(number, text) for number, text in _parts(now) if text]
-    if room is not None and len(_joined(parts)) > room and percent(now):
+    if room is None:
+        return _joined(parts)
+    parts = _fitting(parts, room, _SPARE)
+    if len(_joined(parts)) > room and percent(now):
         # A share is shorter than the bytes that it is made of.
         parts = [(0, percent(now)), *(part for part in parts if part[0] > 0)]
-    while room is not None and len(parts) > 1 and len(_joined(parts)) > room:
-        parts.remove(max(parts, key=lambda part: part[0]))
-    return _joined(parts)
+    return _joined(_fitting(parts, room, 1))
+
+
+def _fitting(parts: list[tuple[int, str]], room: int, least: int) -> list[tuple[int, str]]:
+    """The parts that have room, with all whose numbers are below `least`."""
+    kept = list(parts)
+    while len(_joined(kept)) > room and (spare := [part for part in kept if part[0] >= least]):
+        kept.remove(max(spare, key=lambda part: part[0]))
+    return kept
 
 
 def _joined(parts: list[tuple[int, str]]) -> str:

@@ -43,7 +43,6 @@ def said(shell: list[str], script: str, env: dict[str, str]) -> list[str]:
 
 def test_bash(home) -> None:
     bash = ["bash", "--norc"]
-    assert "checkpoint" in said(bash, ASK.format(words="''"), home)
     assert said(bash, ASK.format(words="pack --com"), home) == ["--compression", "--commit"]
     assert said(bash, ASK.format(words="checkpoint url v"), home) == ["verify"]
 

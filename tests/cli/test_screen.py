@@ -73,7 +73,7 @@ def test_bounded_text_has_no_more_lines(text: str, lines: int, width: int) -> No
 
 
 def test_long_values_tell_their_size() -> None:
-    assert bounded("word " * 100, 2, 30) == "word word word word word word\nword ... (500 characters)"
+    assert bounded("word " * 100, 2, 30) == "word word word word word word\nword word ... (500 characters)"
     assert bounded("short\n", 2, 30) == "short\n"
     assert numbers(range(10**6), 40) == "0 1 2 3 4 5 6 7 8 9 10 11 ... 999999"
     assert numbers([1, 2, 3], 40) == "1 2 3"

@@ -8,14 +8,17 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import shardstream as ss
 from tests.watch import ended
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +93,7 @@ def test_every_example_is_in_the_readme_and_says_how_it_is_run() -> None:
 
 
 def test_tokens_train_on_two_ranks(tmp_path: Path) -> None:
-    said = run(the("tokens_ddp.py"), tmp_path)
+    said = run(the("tokens_ddp.py"), tmp_path, "--steps", "12")
     assert printed("tokens_ddp.py")[0] in said  # tokens, documents, bytes
     first, *_, last = losses(said)
     assert last < first / 2
@@ -136,10 +139,26 @@ def test_a_mixture_has_its_proportions_and_resumes(tmp_path: Path) -> None:
     assert run(the("mixture.py"), tmp_path).splitlines() == printed("mixture.py")
 
 
-def test_an_evaluation_is_the_same_on_one_and_on_three_ranks(tmp_path: Path) -> None:
-    three = run(the("evaluate.py"), tmp_path).splitlines()
-    assert three == printed("evaluate.py")
-    assert run(the("evaluate.py", 1), tmp_path).splitlines()[1:] == three[1:]
+def test_an_evaluation_on_three_ranks_is_that_of_all_samples(tmp_path: Path) -> None:
+    assert run(the("evaluate.py"), tmp_path).splitlines() == printed("evaluate.py")
+    # The same metric by numpy, in one go and without batches.
+    example = runpy.run_path(str(EXAMPLES / "evaluate.py"))
+    example["make"](str(tmp_path / "data"))
+    samples = [*ss.StreamingDataset(tmp_path / "data")]
+    classes = np.array([sample["cls"] for sample in samples])
+    logits = np.stack([sample["npy"] for sample in samples]).astype(np.float64) @ example["rule"]()
+    right = int((logits.argmax(1) == classes).sum())
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(classes)), classes]
+    metric = f"accuracy {right / 1003:.6f} ({right} of 1003), loss {losses.mean():.6f}"
+    assert metric == printed("evaluate.py")[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2, 4, 7])
+def test_an_evaluation_is_the_same_on_any_number_of_ranks(tmp_path: Path, ranks: int) -> None:
+    line = f"torchrun --standalone --nproc-per-node {ranks} examples/evaluate.py"
+    for each in (the("evaluate.py", 1), line):
+        assert run(each, tmp_path).splitlines()[1:] == printed("evaluate.py")[1:]
 
 
 def test_from_a_dataset_of_hugging_face_to_a_model(tmp_path: Path) -> None:
@@ -165,8 +184,15 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert [row["ranks"] for row in rows] == [2] * 10 + [1] * 10
     epoch = [key for row in rows[:12] for key in row["keys"]]
     assert len(set(epoch)) == 12 * 24  # of 300 samples, each at most once in an epoch
-    # A second run finds everything done, and changes nothing.
-    assert "from step 20 to step 20" in run(second, tmp_path)
+
+
+@pytest.mark.long
+def test_a_run_that_is_done_is_left_alone(tmp_path: Path) -> None:
+    line = the("resume_ranks.py", 1)
+    run(line, tmp_path)
+    rows = steps(tmp_path)
+    assert "from step 20 to step 20" in run(line, tmp_path)
+    assert "from step 20 to step 20" in run(line, tmp_path, "--stop-at", "3")
     assert steps(tmp_path) == rows
 
 

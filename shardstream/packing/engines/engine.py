@@ -100,6 +100,9 @@ class Engine(Protocol):
         Args:
             needs: What the pack needs.
 
+        Returns:
+            A context whose value is the workers.
+
         Raises:
             OptionError: A machine cannot do the job.
             StorageError: Workers cannot be started.

@@ -41,8 +41,8 @@ class Topology(topology.Topology):
         The first of these sources that is present counts:
 
         1. The parallel state of Megatron, if the program has initialised it: its data-parallel rank.
-        2. torch.distributed, if it is initialised. All its ranks count as data-parallel. With tensor, pipeline
-           or context parallelism use `from_mesh` or `from_sizes`.
+        2. torch.distributed, if it is initialised. All its ranks count as data-parallel. With tensor,
+           pipeline or context parallelism use `from_mesh` or `from_sizes`.
         3. Horovod, if it is initialised.
         4. The environment variables of torchrun (RANK, WORLD_SIZE), horovodrun, Open MPI or Slurm.
 

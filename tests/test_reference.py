@@ -19,8 +19,8 @@ PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 MODULES = (
     "shardstream", "shardstream.observe", "shardstream.testing", "shardstream.packing.engines",
     "shardstream.logs", "shardstream.checkpoint.dcp", "shardstream.decode.images",
-    "shardstream.integrations.lightning", "shardstream.integrations.tensorflow",
-    "shardstream.integrations.transformers",
+    "shardstream.integrations.lightning", "shardstream.integrations.position",
+    "shardstream.integrations.tensorflow", "shardstream.integrations.transformers",
 )  # fmt: skip
 # Constants, which have no docstring of their own.
 PLAIN = {"DAMAGED", "IMAGE"}

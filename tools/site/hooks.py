@@ -92,7 +92,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def _without_requests(html: str, place: str) -> str:
-    """Put our own script in the place of the theme's, which comes from the Internet; refuse any other request."""
+    """Put our script in the place of the theme's, which comes from the Internet; refuse any other request."""
     way = os.path.relpath("javascripts/search-in-a-folder.js", os.path.dirname(place) or ".")
     html = html.replace("https://unpkg.com/iframe-worker/shim", way)
     if found := re.search(r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"', html):
@@ -105,7 +105,11 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 
 def on_post_template(output_content: str, template_name: str, config: Any) -> str:
-    return _without_requests(output_content, template_name) if template_name.endswith(".html") else output_content
+    return (
+        _without_requests(output_content, template_name)
+        if template_name.endswith(".html")
+        else output_content
+    )
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+
+from tests.watch import ended
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = Path(sys.executable).parent
@@ -84,13 +87,16 @@ def test_the_dockerfile_is_sound() -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
+def slurm() -> Iterator[dict[str, str]]:
     """The environment of a Slurm of four nodes with 64 cores and 8 GPUs each, of which none is started."""
     missing = [name for name in ("munged", "slurmctld", "sbatch") if not which(name)]
     if missing:
         pytest.skip(f"no {', '.join(missing)}: apt-get install slurm-wlm")
     if os.getuid():
         pytest.skip("a controller of Slurm is started by root")
+    # Munge wants a folder that all users may enter, unlike those of pytest.
+    tmp_path = Path(tempfile.mkdtemp(prefix="slurm-"))
+    tmp_path.chmod(0o755)
     ports = [free_port(), free_port()]
     gpus = [tmp_path / f"gpu{number}" for number in range(8)]
     for path in (*gpus, tmp_path / "state" / "x", tmp_path / "spool" / "x"):
@@ -114,13 +120,12 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
         SuspendTime=60
         SuspendProgram=/bin/true
         ResumeProgram=/bin/true
-        NodeName=DEFAULT NodeAddr=127.0.0.1 CPUs=64 Sockets=2 CoresPerSocket=32 RealMemory=256000 Gres=gpu:8
-        NodeName=n[1-4] State=CLOUD
+        NodeName=DEFAULT CPUs=64 Sockets=2 CoresPerSocket=32 RealMemory=256000 Gres=gpu:8
+        NodeName=n[1-4] NodeAddr=127.0.0.1 State=CLOUD
         PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
     """)
     (tmp_path / "key").write_bytes(os.urandom(1024))
     (tmp_path / "key").chmod(0o600)
-    # Munge wants a folder that nobody else writes to above its files; that of the tests may not be one.
     munge = [
         which("munged"),
         "--foreground",
@@ -144,6 +149,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
         for program in programs:
             program.terminate()
             program.wait(30)
+        shutil.rmtree(tmp_path)
 
 
 def which(name: str) -> str:
@@ -171,9 +177,7 @@ def test_slurm_takes_the_scripts(slurm: dict[str, str], tmp_path: Path) -> None:
             command, env=slurm, capture_output=True, text=True, check=False, timeout=60
         ).stderr
 
-    from tests.watch import ended
-
-    assert ended(lambda: "to start at" in told("#!/bin/bash\n"))
+    assert ended(lambda: "to start at" in told("#!/bin/bash\n"), seconds=30), told("#!/bin/bash\n")
     for script in scripts():
         assert "to start at" in told(script)
     assert "unrecognized option" in told("#!/bin/bash\n#SBATCH --gpu-per-node=8\n")

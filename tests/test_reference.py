@@ -162,6 +162,28 @@ def test_docstrings_are_understood(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == []
 
 
+def texts(place: Any) -> Iterator[str]:
+    """What the site shows of a docstring as text, without the code in it."""
+    for section in place.docstring.parsed if place.docstring else []:
+        values = section.value if isinstance(section.value, list) else [section.value]
+        for value in values:
+            text = value if isinstance(value, str) else getattr(value, "description", "")
+            yield re.sub(r"``?[^`]*``?|^    .*$", "", text, flags=re.MULTILINE)
+
+
+def test_names_with_underscores_are_code() -> None:
+    # Markdown makes bold letters of __key__.
+    found_bold = [
+        f"{name}: {word}"
+        for name, place in public()
+        for one in (place, *place.members.values())
+        if not (one.is_alias or one.is_module)
+        for text in texts(one)
+        for word in re.findall(r"__\w+__", text)
+    ]
+    assert found_bold == []
+
+
 def test_the_modules_say_what_they_have() -> None:
     for module in MODULES[:3]:
         assert set(importlib.import_module(module).__all__) == set(exported(module))

@@ -52,7 +52,7 @@ class Images:
         fields: The names of fields that may hold the image. The first of them that a sample has is taken.
             None: all fields of images whose names have no dot.
         on_error: What happens to an image that is damaged or missing. "raise" raises SourceError. "mask" sets
-            its pixels to 0, its entry of batch["__damaged__"], bool [B], to True, and logs it.
+            its pixels to 0, its entry of `batch["__damaged__"]`, bool [B], to True, and logs it.
             `StreamingLoader.stats` counts such images.
         upright: Whether images are turned as their EXIF orientation says. False leaves them as stored.
         max_pixels: The most pixels that an image may have, from its header. One with more is damaged.
@@ -129,8 +129,8 @@ class Images:
                 for the tensor. None: from the system.
 
         Returns:
-            "image": a tensor [B, ...] of `dtype` and `layout`. "__damaged__", if on_error is "mask": a bool
-            tensor [B].
+            `"image"`: a tensor [B, ...] of `dtype` and `layout`. `"__damaged__"`, if on_error is "mask": a
+            bool tensor [B].
 
         Raises:
             SourceError: An image is damaged or missing, and on_error is "raise".

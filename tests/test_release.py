@@ -133,6 +133,13 @@ def test_version_is_said_once() -> None:
     assert f"\nversion: {__version__}\n" in cited
 
 
+def test_no_class_needs_a_newer_python() -> None:
+    # Before Python 3.11 a NamedTuple can have no other base.
+    both = re.compile(r"^class \w+\((NamedTuple, |[^)]*, NamedTuple\b)", re.MULTILINE)
+    paths = sorted((ROOT / "shardstream").rglob("*.py"))
+    assert [path.name for path in paths if both.search(path.read_text(encoding="utf-8"))] == []
+
+
 def use(folder: Path, path: str, **more: str) -> None:
     """Do what a user does without torch."""
     (folder / "in.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')

@@ -78,9 +78,9 @@ class StreamingLoader(Generic[B]):
         batch_size: B, the samples of a batch of one rank; at least 1.
         last: What becomes of the samples that do not fill a global batch. "drop" leaves them out, "pad"
             fills the batch with samples of the epoch's beginning, "short" gives a smaller batch. With
-            "pad" and "short", batch["__pad__"] is a bool tensor [B], True at samples that pad; a rank
+            "pad" and "short", `batch["__pad__"]` is a bool tensor [B], True at samples that pad; a rank
             that would have none in a short batch gets one. A `collate` of your own gets dict samples with
-            sample["__pad__"], True or False, and may give whatever it likes.
+            `sample["__pad__"]`, True or False, and may give whatever it likes.
         collate: From a list of samples to a batch. By default a `Batch`, a dict of tensors and lists; of a
             TokenDataset a dict of tensors. `list` leaves the samples a list.
         prefetch: Bytes of look-ahead, such as "256MiB".

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from shardstream.storage.transport.backends.fsspec import _EXTRAS as EXTRAS
 from shardstream.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,20 +99,57 @@ def test_sdist_has_what_the_checks_need(packages: tuple[Path, Path]) -> None:
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "build/"))]
 
 
-def test_licences_of_all_dependencies_are_listed() -> None:
-    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8").lower()
+def dependencies() -> dict[str, list[str]]:
+    """From an extra, "" for what is always installed, to the names of its packages."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    core = text[text.index("\ndependencies = [") : text.index("\ndev = [")]
-    named = {
-        re.split(r"[^\w\-]", found)[0].lower() for found in re.findall(r'"([\w\-]+(?:>=|==)[^"]*)"', core)
-    }
-    assert len(named) > 20
-    assert [name for name in sorted(named) if f"| {name} |" not in page] == []
+    text = text[text.index("\ndependencies = [") : text.index("\ndev = [")]
+    found = {}
+    for name, packages in re.findall(r"^(\w+) = \[(.*?)\](?:$|  #)", text, re.MULTILINE | re.DOTALL):
+        lines = re.sub(r"  # .*", "", packages)
+        found["" if name == "dependencies" else name] = re.findall(r'"([\w\-]+(?:\[[^\]]*\])?)[^"]*"', lines)
+    return found
+
+
+def test_licences_are_those_of_the_dependencies() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w\-]+) \|(?: `(\w+)`)? \|", page, re.MULTILINE)
+    wanted = dependencies()
+    del wanted["all"]
+    assert len(wanted) > 20
+    assert sorted(rows) == sorted((name, extra) for extra, names in wanted.items() for name in names)
+
+
+def test_every_extra_does_something() -> None:
+    extras = dependencies()
+    (everything,) = extras.pop("all")
+    assert set(everything[12:-1].split(",")) == extras.keys() - {""}
+    paths = sorted((ROOT / "shardstream").rglob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    # An import that an extra may be needed for says which.
+    said = re.findall(r"""require\([\w".]+, "(\w+)"\)|\(extra: (\w+)\)""", code)
+    named = {name for names in said for name in names if name} | set(EXTRAS.values())
+    assert named <= extras.keys()
+    # Two make faster what works without them. They are used if they are there.
+    assert "import obstore" in code
+    assert 'import_module("google_crc32c")' in code
+    assert extras.keys() - {"", *named} == {"fast", "tfrecord"}
+
+
+def test_readers_are_told_of_every_extra() -> None:
+    page = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    assert [name for name in dependencies() if f"| `{name}` |" not in page] == ["", "all"]
 
 
 def test_version_is_said_once() -> None:
     cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {__version__}\n" in cited
+
+
+def test_no_class_needs_a_newer_python() -> None:
+    # Before Python 3.11 a NamedTuple can have no other base.
+    both = re.compile(r"^class \w+\((NamedTuple, |[^)]*, NamedTuple\b)", re.MULTILINE)
+    paths = sorted((ROOT / "shardstream").rglob("*.py"))
+    assert [path.name for path in paths if both.search(path.read_text(encoding="utf-8"))] == []
 
 
 def use(folder: Path, path: str, **more: str) -> None:

@@ -18,7 +18,7 @@ prepare_venv() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "== install: shardstream[$extras]"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check \
-            -c "$root/constraints.txt" -e "$root[$extras]"
+            -c "$root/constraints.txt" -e "${root}[$extras]"
         printf '%s' "$wanted" >"$stamp"
     fi
     export PYTHON

@@ -182,6 +182,12 @@ class Checkpoints:
     def manifest(self, step: int) -> Manifest:
         """The manifest of a step.
 
+        Args:
+            step: The number of the step.
+
+        Returns:
+            What the step holds: its tensors, values and files.
+
         Raises:
             StateError: It is not committed.
             CorruptionError: It is damaged.
@@ -192,7 +198,18 @@ class Checkpoints:
         return found
 
     def folder(self, step: int) -> str:
-        """The folder with the files of a step, which transformers and vLLM load if nothing is sharded."""
+        """The folder with the files of a step, which transformers and vLLM load if nothing is sharded.
+
+        Args:
+            step: The number of the step.
+
+        Returns:
+            A path, or a URL.
+
+        Raises:
+            StateError: It is not committed.
+            CorruptionError: Its manifest is damaged.
+        """
         manifest = self.manifest(step)
         return self._run.open(step_folder(step)).where(manifest.attempt)
 

@@ -58,7 +58,7 @@ class DaliLoader:
         outputs: Names of the outputs of a `pipeline_def`, by default the fields that it takes.
         on_error: "raise" a SourceError that names the samples of which a field is missing or cannot be
             decoded. "mask" sets what DALI makes of them to 0, or to nothing where shapes differ, sets what
-            cannot be decoded beside it to None, and their entry of batch["__damaged__"], bool [B], to True.
+            cannot be decoded beside it to None, and their entry of `batch["__damaged__"]`, bool [B], to True.
             "skip" leaves them out, so that their batch is smaller. Both log and count them.
         checkpoint: Save the state of DALI's own random operators, too. `state_dict` is then this rank's own,
             for the same number of ranks and batch size.

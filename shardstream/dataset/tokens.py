@@ -62,9 +62,9 @@ class TokenDataset(ChoosableDataset[T]):
         shuffle: See `StreamingDataset`.
         cache: See `StreamingDataset`.
         topology: See `StreamingDataset`.
-        storage_options: See `StreamingDataset`.
         transform: Called with each dict of one block, in background threads, with `rng` as for
             StreamingDataset. Batches are then collated from what it returns.
+        storage_options: See `StreamingDataset`.
         boundaries: True describes the documents of the inputs, tokens[:, :-1], for attention that does not
             cross them. "position_ids", int64 [B, T], starts at 0 at each document and at each block.
             Batches of a loader also have "cu_seqlens", int32, the bounds of the same runs of

@@ -52,7 +52,7 @@ class Images:
         fields: The names of fields that may hold the image. The first of them that a sample has is taken.
             None: all fields of images whose names have no dot.
         on_error: What happens to an image that is damaged or missing. "raise" raises SourceError. "mask" sets
-            its pixels to 0, its entry of batch["__damaged__"], bool [B], to True, and logs it.
+            its pixels to 0, its entry of `batch["__damaged__"]`, bool [B], to True, and logs it.
             `StreamingLoader.stats` counts such images.
         upright: Whether images are turned as their EXIF orientation says. False leaves them as stored.
         max_pixels: The most pixels that an image may have, from its header. One with more is damaged.
@@ -129,8 +129,8 @@ class Images:
                 for the tensor. None: from the system.
 
         Returns:
-            "image": a tensor [B, ...] of `dtype` and `layout`. "__damaged__", if on_error is "mask": a bool
-            tensor [B].
+            `"image"`: a tensor [B, ...] of `dtype` and `layout`. `"__damaged__"`, if on_error is "mask": a
+            bool tensor [B].
 
         Raises:
             SourceError: An image is damaged or missing, and on_error is "raise".
@@ -208,7 +208,15 @@ class Train(Images):
     `flip` are equal: they are cut as the first of them is.
 
     Args:
-        size, dtype, layout, mean, std, fields, on_error, upright, max_pixels: See `Images`.
+        size: Of the result, in pixels; see `Images`.
+        dtype: Of the result; see `Images`.
+        layout: Of the result; see `Images`.
+        mean: Of the channels; see `Images`.
+        std: Of the channels; see `Images`.
+        fields: The fields that are images; see `Images`.
+        on_error: What becomes of damaged images; see `Images`.
+        upright: Whether images are turned as their EXIF says; see `Images`.
+        max_pixels: Of an image; see `Images`.
         area: The least and the largest part of the image's pixels that a crop takes, 0 < least <= most <= 1.
         ratio: The least and the largest width of a crop, divided by its height, before it is resized.
         flip: The share of images that are mirrored, 0 to 1.
@@ -234,7 +242,15 @@ class Train(Images):
             raise OptionError(f"flip={self.flip!r} must be from 0 to 1")
 
     def random(self, epoch: int, positions: Ints) -> Random:
-        """Random numbers in [0, 1), float32 [B, RANDOM]. They depend only on seed, epoch and positions."""
+        """The random numbers of crops and flips, by seed, epoch and position alone.
+
+        Args:
+            epoch: The number of the epoch.
+            positions: Of the samples in the order of this epoch, int64 [B].
+
+        Returns:
+            Numbers in [0, 1), float32 [B, RANDOM].
+        """
         return uniforms(positions, RANDOM, self.seed % 2**64, epoch)
 
     def draws_like(self, other: Images) -> bool:
@@ -253,7 +269,15 @@ class Evaluate(Images):
     """Resize and centre crop, for evaluation.
 
     Args:
-        size, dtype, layout, mean, std, fields, on_error, upright, max_pixels: See `Images`.
+        size: Of the result, in pixels; see `Images`.
+        dtype: Of the result; see `Images`.
+        layout: Of the result; see `Images`.
+        mean: Of the channels; see `Images`.
+        std: Of the channels; see `Images`.
+        fields: The fields that are images; see `Images`.
+        on_error: What becomes of damaged images; see `Images`.
+        upright: Whether images are turned as their EXIF says; see `Images`.
+        max_pixels: Of an image; see `Images`.
         resize: Pixels of the shorter side after the resize, at least the larger number of `size`. None: the
             image covers `size` / 0.875. For the size 224 its shorter side has then 256 pixels.
 

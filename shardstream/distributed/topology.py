@@ -42,12 +42,14 @@ class Topology(topology.Topology):
 
         1. The parallel state of Megatron, if the program has initialised it: its data-parallel rank.
         2. torch.distributed, if it is initialised. All its ranks count as data-parallel. With tensor,
-        pipeline
-           or context parallelism use `from_mesh` or `from_sizes`.
+           pipeline or context parallelism use `from_mesh` or `from_sizes`.
         3. Horovod, if it is initialised.
         4. The environment variables of torchrun (RANK, WORLD_SIZE), horovodrun, Open MPI or Slurm.
 
         Nothing is imported for this.
+
+        Returns:
+            The place of this process.
 
         Raises:
             OptionError: Two sources contradict each other. With a wrong place, several ranks could get the
@@ -78,6 +80,9 @@ class Topology(topology.Topology):
             mesh: A mesh whose dimensions have names.
             data: The names of the dimensions that split the data; the first varies slowest. Along all other
                 dimensions, ranks get the same data.
+
+        Returns:
+            The place of this process, which remembers the mesh.
 
         Raises:
             OptionError: The mesh has no such dimension, or a dimension is named twice.
@@ -120,6 +125,9 @@ class Topology(topology.Topology):
             order: The `order` of Megatron's `initialize_model_parallel` (megatron/core/parallel_state.py).
                 The first dimension varies fastest, and "ep" is ignored.
 
+        Returns:
+            The place of the process of that rank.
+
         Raises:
             OptionError: The sizes do not fit together.
         """
@@ -146,6 +154,9 @@ class Topology(topology.Topology):
 
         Args:
             name: The name of the dimension.
+
+        Returns:
+            A ProcessGroup of torch.distributed.
 
         Raises:
             OptionError: There is no mesh, or no such dimension, or the dimension splits the data.

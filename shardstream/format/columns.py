@@ -83,7 +83,9 @@ def merge(shards: Iterable[tuple[int, Sequence[ColumnInfo]]]) -> tuple[ColumnInf
         for column in columns:
             dtypes.setdefault(column.name, set()).add(column.dtype)
             present[column.name] = present.get(column.name, 0) + samples - column.missing
-    return tuple(ColumnInfo(name, common(kinds), total - present[name]) for name, kinds in dtypes.items())
+    # From a list: msgspec leaves out a default only if it is the very same object, and before Python 3.11 the
+    # empty tuple of a generator is another one than `()`. The fingerprint would not be that of the file.
+    return tuple([ColumnInfo(name, common(kinds), total - present[name]) for name, kinds in dtypes.items()])
 
 
 def is_exact(number: int) -> bool:

@@ -110,6 +110,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             shards: As in the class.
             provenance: As in the class.
             external: As in the class.
+
+        Returns:
+            The manifest, of the oldest version that can hold it.
         """
         columns = merge((shard.samples, shard.columns) for shard in shards)
         manifest = cls(
@@ -171,6 +174,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         Args:
             data: The content of the file.
             where: Its name, for messages.
+
+        Returns:
+            The manifest.
 
         Raises:
             CorruptionError: The file is no manifest, is damaged, or has another format version.

@@ -40,7 +40,15 @@ class TrainLoader:
         return {**state, _BATCHES: delivered(self.loader, state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, saved with any number of ranks and the same global batch."""
+        """Go on from a state.
+
+        Args:
+            state: What `state_dict` gave, with any number of ranks and the same global batch.
+
+        Raises:
+            OptionError: The global batch was another one.
+            StateError: The state belongs to another dataset or to other options.
+        """
         state = dict(state)
         counted = state.pop(_BATCHES, None)
         here = delivered(self.loader, state)

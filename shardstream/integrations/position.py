@@ -46,6 +46,13 @@ def after(loader: StreamingLoader, state: Mapping[str, Any], steps: int) -> dict
 def delivered(loader: StreamingLoader, state: Mapping[str, Any]) -> int:
     """How many of the loader's batches of the epoch lie before a state.
 
+    Args:
+        loader: The loader.
+        state: What its `state_dict` gave.
+
+    Returns:
+        The number of batches, at least 0.
+
     Raises:
         OptionError: It is no whole number. The framework that counts the batches would lose samples.
     """

@@ -74,9 +74,10 @@ class StreamingTrainer(Trainer):
     it does nothing to what `get_train_dataloader` returns.
 
     Args:
-        args, options: Of the Trainer. `ignore_data_skip=True` is needed, since the loader goes to its place
-            by itself.
+        args: Of the Trainer.
         train_loader: A StreamingLoader.
+        options: Of the Trainer. `ignore_data_skip=True` is needed, since the loader goes to its place by
+            itself.
 
     Raises:
         OptionError: `ignore_data_skip` is False, or an epoch does not divide by the accumulation steps.

@@ -234,7 +234,9 @@ class Wandb:
 
     def __init__(self, run: Any) -> None:
         if not callable(getattr(run, "log", None)) or not callable(getattr(run, "finish", None)):
-            raise OptionError(f"Wandb: run={run!r} is no run; give it what wandb.init() returns")
+            raise OptionError(
+                f"Wandb: run={run!r} is no run; give it what wandb.init() returns (extra: wandb)"
+            )
         self._run = run
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -60,10 +60,10 @@ def warm(
         check: change nothing and fetch no frame, report what is missing or damaged.
         shuffle: as the job's.
         seq_len: as the job's, for a TokenDataset.
-        pack: as the job's, for a TokenDataset.
-        tail: as the job's, for a TokenDataset.
         storage_options: for fsspec.
         progress: True shows a bar on stderr; a function is called with a Progress as blocks arrive.
+        pack: as the job's, for a TokenDataset.
+        tail: as the job's, for a TokenDataset.
 
     Returns:
         The counts of wanted, present, fetched and missing blocks. If it is `complete`, the job that was

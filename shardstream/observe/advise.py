@@ -112,6 +112,9 @@ def advise(
         dataset_bytes: What if the dataset had so many bytes in the store, of such samples.
         storage_options: Of the store.
 
+    Returns:
+        The verdict, the prediction, settings, and each number with how it was found.
+
     Raises:
         OptionError: An argument cannot be, or the profile is of another way to read.
         StorageError: The store does not answer, or there is no dataset or profile.

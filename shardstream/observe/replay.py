@@ -142,7 +142,11 @@ class Replay(Generic[B]):
         self._of_loader("load_state_dict")(state)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the loader's next one, if it has such a method; the batches that were taken stay."""
+        """Make `epoch` the loader's next one, if it has such a method; the batches that were taken stay.
+
+        Args:
+            epoch: The number of the epoch, from 0.
+        """
         method = getattr(self._loader, "set_epoch", None)
         if method is not None:
             method(epoch)

@@ -72,7 +72,14 @@ class Shuffle:
             raise OptionError(f"scope={self.scope!r} must be 'epoch' or 'lane'")
 
     def lanes_for(self, dp_size: int) -> int:
-        """The number of lanes: `lanes`, or the default for `dp_size` ranks if `lanes` is None."""
+        """The number of lanes: `lanes`, or the default if `lanes` is None.
+
+        Args:
+            dp_size: How many data-parallel ranks there are.
+
+        Returns:
+            The number of lanes; by default the smallest multiple of `dp_size` that is at least 64.
+        """
         if self.lanes is not None:
             return self.lanes
         return dp_size * -(-64 // dp_size)

@@ -8,6 +8,7 @@ tar_survey.py, says which runs belong together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
 from shardstream.errors import SourceError
@@ -23,7 +24,8 @@ HIDDEN = "a hidden file"
 BARE = "a name without an extension"
 
 
-class Piece(NamedTuple, Generic[Payload]):
+@dataclass(frozen=True)
+class Piece(Generic[Payload]):
     """A member of a sample.
 
     Args:
@@ -39,7 +41,8 @@ class Piece(NamedTuple, Generic[Payload]):
     problem: str
 
 
-class Found(NamedTuple, Generic[Payload]):
+@dataclass(frozen=True)
+class Found(Generic[Payload]):
     """A sample, or why it is none.
 
     Args:

@@ -105,7 +105,7 @@ def frames() -> Drawing:
         d.box(x, 154, 120, 28, GREEN, f"{key}.txt", size=11, strong=0.4 if number == 1 else 0.14)
         d.box(x + 120, 154, 80, 28, BLUE, ".json", size=11)
     d.text(20, 226, "shard-000007.index", bold=True)
-    d.text(190, 226, "read once, mapped, shared by all processes of a machine", quiet=True)
+    d.text(190, 226, "read once, mapped, shared by processes", quiet=True)
     d.box(20, 240, 270, 66, AMBER, "of each frame", "offset, size, checksum", "first sample", size=12)
     d.box(315, 240, 270, 66, GREEN, "of each field of each sample", "offset in its frame, size", size=12)
     d.box(610, 240, 270, 66, VIOLET, "of each sample", "key, kept columns", size=12)

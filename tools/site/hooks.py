@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -101,6 +102,27 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         markdown += programs()
     # What marks a block for the tests says nothing to readers.
     return _PARTS.sub(led, markdown).replace("```bash\n# run\n", "```bash\n")
+
+
+def _without_requests(html: str, place: str) -> str:
+    """Put our script in the place of the theme's, which comes from the Internet; refuse any other request."""
+    way = os.path.relpath("javascripts/search-in-a-folder.js", os.path.dirname(place) or ".")
+    html = html.replace("https://unpkg.com/iframe-worker/shim", way)
+    if found := re.search(r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"', html):
+        raise PluginError(f"{place} asks another machine: {found.group()}")
+    return html
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    return _without_requests(output, page.file.dest_uri)
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    return (
+        _without_requests(output_content, template_name)
+        if template_name.endswith(".html")
+        else output_content
+    )
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:

@@ -75,6 +75,9 @@ class Workers(Protocol):
             tasks: The second argument of each call.
             inherited: File descriptors that workers inherit, if they are children of this process.
 
+        Yields:
+            What the function returned for each task.
+
         Raises:
             OptionError: An argument cannot be sent, or a worker's machine cannot do the job.
             StorageError: Workers died, or a store failed, and trying again did not help.
@@ -99,6 +102,9 @@ class Engine(Protocol):
 
         Args:
             needs: What the pack needs.
+
+        Returns:
+            A context whose value is the workers.
 
         Raises:
             OptionError: A machine cannot do the job.

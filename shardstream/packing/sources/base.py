@@ -166,7 +166,17 @@ class Source(Protocol):
 
     @classmethod
     def make(cls, options: SourceOptions) -> Self:
-        """The source with these options. Raises OptionError if one is wrong."""
+        """The source with these options.
+
+        Args:
+            options: Those of `pack`. Only those in `takes` are set.
+
+        Returns:
+            The source.
+
+        Raises:
+            OptionError: An option is wrong.
+        """
         ...
 
     @property
@@ -179,11 +189,26 @@ class Source(Protocol):
         ...
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
-        """Cut the files into tasks of about `target` bytes each."""
+        """Cut the files into tasks.
+
+        Args:
+            files: The files with their sizes, in the order in which they are packed.
+            target: About how many bytes of input a task should have.
+
+        Returns:
+            The tasks, in the order of their samples.
+        """
         ...
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
-        """The samples of one task in a fixed order. The memory must not grow with the input."""
+        """The samples of one task in a fixed order. The memory must not grow with the input.
+
+        Args:
+            task: One of the tasks of `plan`.
+
+        Yields:
+            Samples, and a `Reject` in the place of each that cannot be packed.
+        """
         ...
 
 

@@ -36,7 +36,8 @@ class Need(NamedTuple):
     reads: int
 
 
-class Held(NamedTuple, Generic[B]):
+@dataclass(frozen=True)
+class Held(Generic[B]):
     """A frame that one stream leaves to the next: its buffer, its bytes, how many samples it holds."""
 
     task: Task[B]
@@ -85,8 +86,8 @@ class FramesInMemory(Generic[B]):
         self._held_bytes = 0
         self._lingering = False
         self.in_use = 0
-        for frame, (task, size, holds) in (known or {}).items():
-            self._entries[frame] = _Entry(task, size, holds, holds)
+        for frame, held in (known or {}).items():
+            self._entries[frame] = _Entry(held.task, held.size, held.holds, held.holds)
         self.idle = self.peak = sum(entry.size for entry in self._entries.values())
         self.fetched = 0
         self.fetched_bytes = 0

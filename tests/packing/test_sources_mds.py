@@ -52,10 +52,22 @@ def test_a_folder_is_recognised_and_packed_by_what_its_columns_hold(tmp_path: Pa
 def test_pickles_and_unknown_encodings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"index.json: column 'any' holds pickles, which may run any code"):
         read(FOREIGN / "mds-pickle")
-    for encoding in ("list[jpeg]", "jpeg_array", "ndarray:int7", "ndarray:int8:a", "int:4", "new"):
+    for encoding in ("list[jpeg]", "ndarray:int7", "ndarray:int8:a", "int:4", "new"):
         index = changed(tmp_path / encoding, functools.partial(_rename, encoding=encoding))
         with pytest.raises(SourceError, match=r"index.json: column 'text' has the encoding .* not known"):
             read(index)
+
+
+def test_a_column_that_nobody_reads_may_hold_pickles(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"To leave it out, say with --keep which columns field json is to"):
+        read(FOREIGN / "mds-pickle")
+    (index,) = json.loads((FOREIGN / "mds-pickle" / "index.json").read_text())["shards"]
+    others = [name for name in index["column_names"] if name != "any"]
+    found = read(FOREIGN / "mds-pickle", column=(("txt", others[0]),), keep=())
+    assert len(found) == index["samples"]
+    assert all(isinstance(one, Sample) and set(one.fields) == {"txt"} for one in found)
+    with pytest.raises(SourceError, match="column 'any' holds pickles"):
+        read(FOREIGN / "mds-pickle", column=(("txt", others[0]),), keep=("any",))
 
 
 def _rename(index: dict, encoding: str) -> None:  # type: ignore[type-arg]

@@ -89,7 +89,7 @@ def _samples(
 
 
 def _undecoded(dataset: Any) -> tuple[Any, dict[str, Kind]]:
-    """The dataset with media as bytes and all else as plain values of Python; and the kinds of its columns."""
+    """The dataset with media as bytes and all else as values of Python; and the kinds of its columns."""
     features = getattr(dataset, "features", None) or {}
     kinds: dict[str, Kind] = {}
     dataset = dataset.with_format(None)

@@ -24,8 +24,8 @@ from shardstream.packing.from_python import (
     pack_samples,
     samples_or_calls,
 )
-from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.hf_rows import is_hf_dataset
+from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.keys import described, key_rule
 from shardstream.packing.layout import AUTO, Codec, Layout, fitting_shard_size
 from shardstream.packing.pack_options import PackOptions, Sources
@@ -128,6 +128,9 @@ def pack(
     progress: Report = None,
 ) -> Manifest | Plan | PackedPart:
     """Pack sources into a dataset at `dest`.
+
+    A Dataset or IterableDataset of Hugging Face is taken as it is: `text_key`, `column`, `key` and `keep` are
+    as for tables.
 
     Samples of Python are dicts with `__key__` and the values of fields, as `Writer.write` takes them. They
     are given as an iterable, which is read here while threads compress; or as a list of functions without

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face in memory, by stand-ins of their classes: the package itself is in test_moving.py."""
+"""Datasets of Hugging Face in memory, by stand-ins of their classes; test_moving.py has the package."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ for stand_in in (Dataset, DatasetDict):
 
 FEATURES = {"id": Value("string"), "text": Value("string"), "label": ClassLabel("int64"), "picture": Image()}
 ROWS = [
-    {"id": f"a.{n}", "text": f"text {n}", "label": n, "picture": {"bytes": JPEG, "path": None}} for n in range(4)
+    {"id": f"a.{n}", "text": f"text {n}", "label": n, "picture": {"bytes": JPEG, "path": None}}
+    for n in range(4)
 ]
 
 
@@ -69,7 +70,9 @@ def test_rows_become_what_a_saved_folder_would_give(tmp_path: Path, features: di
 
 def test_options_of_rows(tmp_path: Path) -> None:
     data = Dataset(ROWS, FEATURES)
-    ss.pack(data, tmp_path / "out", column={"txt": "text", "cls": "label"}, key="none", keep=["label"], workers=1)
+    ss.pack(
+        data, tmp_path / "out", column={"txt": "text", "cls": "label"}, key="none", keep=["label"], workers=1
+    )
     chosen = ss.StreamingDataset(tmp_path / "out").subset(where=lambda c: c["label"] > 1)
     assert [(sample["txt"], sample["cls"]) for sample in chosen] == [("text 2", 2), ("text 3", 3)]
     ss.pack(data, tmp_path / "tokens", tokenizer="bytes", eos=256, workers=1)
@@ -82,7 +85,7 @@ def test_options_of_rows(tmp_path: Path) -> None:
 
 def test_bad_rows_are_left_out(tmp_path: Path) -> None:
     rows = [ROWS[0], {**ROWS[1], "picture": None}, ROWS[2]]
-    with pytest.raises(SourceError, match="row 1: field 'picture.*has no value|row 1: field"):
+    with pytest.raises(SourceError, match=r"row 1: field .* has no value"):
         ss.pack(Dataset(rows, FEATURES), tmp_path / "raise", workers=1)
     assert ss.pack(Dataset(rows, FEATURES), tmp_path / "skip", on_error="skip", workers=1).samples == 2
 

@@ -74,7 +74,7 @@ class LitdataSource(RowSource):
     """
 
     dtype: TokenDtype | None = None
-    token_dtype: TokenDtype | None = None  # type: ignore[assignment]  # noqa: S105 - tokens of text
+    token_dtype: TokenDtype | None = None  # type: ignore[assignment]
     name: str = "litdata"
     streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = ()  # .bin has many meanings

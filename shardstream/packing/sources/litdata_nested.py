@@ -1,13 +1,12 @@
 """Lists and objects as LitData stores them in a column of the format `json`: JSON, or a form of its own.
 
-The form has a byte that says the kind of each value, and little-endian numbers. Records are objects of the same
-names, whose names come once. Source: `_nested_loads` of litdata 0.2.76.
+The form has a byte that says the kind of each value, and little-endian numbers. Records are objects of the
+same names, which come once. Source: `_nested_loads` of litdata 0.2.76.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ __all__ = ["nested"]
 
 _JSON_BEGINS = 0x21  # smaller first bytes are kinds
 _DEEPEST = 200  # of lists and objects in one another
+_NUMBERS = {2: "q", 3: "d", 4: "?"}  # lists of them, by their kind
 
 
 def nested(data: bytes) -> Any:
@@ -31,7 +31,11 @@ def nested(data: bytes) -> Any:
             return msgspec.json.decode(data)
         reader = _Reader(data)
         value = reader.value(0)
-    except (struct.error, ValueError, RecursionError) as error:  # those of msgspec and Unicode are ValueErrors
+    except (
+        struct.error,
+        ValueError,
+        RecursionError,
+    ) as error:  # those of msgspec and Unicode are ValueErrors
         raise SourceError(f"a nested value is damaged ({error})") from error
     if reader.at != len(data):
         raise SourceError(f"a nested value has {len(data) - reader.at} bytes too many")
@@ -48,13 +52,21 @@ class _Reader:
         """The value that begins here."""
         if depth > _DEEPEST:
             raise ValueError(f"more than {_DEEPEST} lists and objects in one another")
-        kind = self._bytes(1)[0]
-        if kind == _OBJECT:
-            return {self._text(): self.value(depth + 1) for _ in range(self._count())}
-        read = _KINDS.get(kind)
-        if read is None:
-            raise ValueError(f"the kind {kind} is not known")
-        return read(self)
+        match self._bytes(1)[0]:
+            case 0:
+                return msgspec.json.decode(self._bytes(self._count()))
+            case 1:
+                return self._texts()
+            case 2 | 3 | 4 as kind:
+                return self._numbers(_NUMBERS[kind])
+            case 5:
+                return {self._text(): self.value(depth + 1) for _ in range(self._count())}
+            case 6:
+                return self._records()
+            case 7 | 8 | 9 | 10 | 11 as kind:
+                return self._plain(kind - 7)
+            case kind:
+                raise ValueError(f"the kind {kind} is not known")
 
     def _bytes(self, size: int) -> bytes:
         found = self._data[self.at : self.at + size]
@@ -72,9 +84,6 @@ class _Reader:
     def _text(self) -> str:
         return self._bytes(self._count()).decode()
 
-    def _json(self) -> Any:
-        return msgspec.json.decode(self._bytes(self._count()))
-
     def _texts(self) -> list[str]:
         return [self._text() for _ in range(self._count())]
 
@@ -90,29 +99,12 @@ class _Reader:
 
     def _cell(self) -> Any:
         kind = self._bytes(1)[0]
-        if kind not in _CELLS:
+        if not 0x10 <= kind <= 0x14:
             raise ValueError(f"the kind {kind} of a value in a record is not known")
-        return _CELLS[kind](self)
+        return self._plain((kind - 0x11) % 5)
 
-
-_OBJECT = 5
-_KINDS: dict[int, Callable[[_Reader], Any]] = {
-    0: _Reader._json,
-    1: _Reader._texts,
-    2: lambda reader: reader._numbers("q"),
-    3: lambda reader: reader._numbers("d"),
-    4: lambda reader: reader._numbers("?"),
-    6: _Reader._records,
-    7: _Reader._text,
-    8: lambda reader: reader._one("<q"),
-    9: lambda reader: reader._one("<d"),
-    10: lambda reader: reader._one("<?"),
-    11: lambda reader: None,
-}
-_CELLS: dict[int, Callable[[_Reader], Any]] = {
-    0x10: lambda reader: None,
-    0x11: _Reader._text,
-    0x12: lambda reader: reader._one("<q"),
-    0x13: lambda reader: reader._one("<d"),
-    0x14: lambda reader: reader._one("<?"),
-}
+    def _plain(self, kind: int) -> Any:
+        """A text, a whole number, a number, a bool or None: 0 to 4."""
+        if kind == 0:
+            return self._text()
+        return None if kind == 4 else self._one(f"<{'qd?'[kind - 1]}")

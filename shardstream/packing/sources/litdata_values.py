@@ -28,7 +28,9 @@ def unknown(form: str) -> str:
     base, _, more = form.partition(":")
     if base == "pickle":
         return "holds pickles, which may run any code; none is read"
-    known = base in {"str", "text", "numpy", "tensor", "json", *_MEDIA, *_PLAIN} and (not more or base == "image")
+    known = base in {"str", "text", "numpy", "tensor", "json", *_MEDIA, *_PLAIN} and (
+        not more or base == "image"
+    )
     if base.startswith("no_header_"):
         known = bare_dtype(form) is not None
     return "" if known else f"has the format {form!r}, which is not known"

@@ -57,7 +57,7 @@ def test_walk(shell: dict[str, str], tmp_path: Path) -> None:
     page = examples(TITLED.sub(lambda match: "\n" * match[0].count("\n"), text))
     at = next(number for number, block in enumerate(page) if "--nproc-per-node 2" in block.code)
     packed = follow(page[:at], shell, tmp_path)
-    assert "400 samples" in packed
+    assert "300 samples" in packed
     assert "sound" in packed
 
     with (tmp_path / "job.log").open("wb") as log:

@@ -52,7 +52,7 @@ def test_a_folder_is_recognised_and_packed_by_what_its_columns_hold(tmp_path: Pa
 def test_pickles_and_unknown_encodings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"index.json: column 'any' holds pickles, which may run any code"):
         read(FOREIGN / "mds-pickle")
-    for encoding in ("list[jpeg]", "ndarray:int7", "ndarray:int8:a", "int:4", "new"):
+    for encoding in ("list[jpeg]", "jpeg_array", "ndarray:int7", "ndarray:int8:a", "int:4", "new"):
         index = changed(tmp_path / encoding, functools.partial(_rename, encoding=encoding))
         with pytest.raises(SourceError, match=r"index.json: column 'text' has the encoding .* not known"):
             read(index)

@@ -21,7 +21,7 @@ _ARRAYS = {
     64: "uint64", 65: "int64", 66: "float64",
 }  # fmt: skip
 _TEXTS = ("str", "str_int", "str_float", "str_decimal")
-_BYTES = ("bytes", "jpeg", "jpeg_array", "jpegarray", "png", "pil")
+_BYTES = ("bytes", "jpeg", "png", "pil")
 
 
 class Config(msgspec.Struct):

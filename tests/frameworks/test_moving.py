@@ -73,7 +73,7 @@ def test_datasets_of_hugging_face_in_memory(tmp_path: Path) -> None:
     table = table.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
     ways = {
         "table": table, "iterable": table.to_iterable_dataset(num_shards=3),
-        "mapped": table.to_iterable_dataset().map(lambda row: {"more": 1}),
+        "mapped": table.to_iterable_dataset().map(lambda row: {"text": row["text"]}, features=table.features),
         "arrays": table.with_format("numpy"),
     }  # fmt: skip
     for name, given in ways.items():

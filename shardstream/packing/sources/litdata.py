@@ -74,7 +74,7 @@ class LitdataSource(RowSource):
     """
 
     dtype: TokenDtype | None = None
-    token_dtype: TokenDtype | None = None  # type: ignore[assignment]
+    token_dtype: TokenDtype | None = None
     name: str = "litdata"
     streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = ()  # .bin has many meanings

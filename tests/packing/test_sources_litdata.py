@@ -169,7 +169,7 @@ def test_chunks_of_tokens_are_documents(
 ) -> None:
     documents = [list(range(70)), [5], list(range(40, 90))]
     folder = tokens(tmp_path / "in", form, dtype, documents)
-    manifest = ss.pack(folder, tmp_path / "out", format="litdata", eos="none", workers=1, **options)  # type: ignore[call-overload]
+    manifest = ss.pack(folder, tmp_path / "out", format="litdata", workers=1, **options)  # type: ignore[call-overload]
     assert (manifest.kind, manifest.samples, manifest.tokens) == ("tokens", 3, 121)
     assert manifest.fields[0].dtype == stored
     blocks = ss.TokenDataset(tmp_path / "out", seq_len=40)

@@ -258,6 +258,8 @@ def _items(file: BinaryIO, span: FileSpan, config: Config, where: str) -> Iterat
     bounds = struct.unpack(f"<{count + 1}I", take(stream, 4 * (count + 1), where))
     if bounds[0] != 4 * (count + 2):
         raise SourceError(f"{where}: its samples do not begin behind their places; is it damaged?")
+    if count and bounds[-1] == bounds[0]:  # as of rows in Arrow's format, which are not behind it
+        raise SourceError(f"{where}: its samples have no bytes; is it cut off?")
     for size in _sizes(bounds, where):
         data = take(stream, size, where)
         yield _unzstd(data, where) if level == "sample" else data

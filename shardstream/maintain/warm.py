@@ -53,7 +53,7 @@ def warm(
             where it is; or the URL of a dataset, which the other arguments are for.
         cache: the cache to fill; it needs a dir.
         ranks: the ranks of this machine. By default the rank of the dataset; of a URL, all data.
-        dp_size: the number of data-parallel ranks of the job.
+        dp_size: the number of data-parallel ranks of the job. A dataset has it in its topology.
         seed: of the order, or give `shuffle` as the job does.
         epochs: the first so many; of an endless mixture, until each dataset has been read so many times.
         limit: stop before more than so many bytes of the cache are used; 0 fetches nothing.
@@ -84,7 +84,10 @@ def warm(
         if any(option is not None for option in given[0]) or given[1]:
             raise OptionError("a dataset has its own cache, order and options: leave them out, or give a URL")
         if dp_size not in (None, url.topology.dp_size):
-            raise OptionError(f"dp_size={dp_size}: the dataset's topology has {url.topology.dp_size} ranks")
+            raise OptionError(
+                f"dp_size={dp_size}: the dataset's topology has {url.topology.dp_size} ranks; open it, and "
+                f"each part of a mixture, with topology=ss.Topology(0, {dp_size})"
+            )
         contents, now = _copied(contents_of(url), check), place_of(url)
         chosen = [contents.topology.dp_rank] if chosen is None else chosen
     else:

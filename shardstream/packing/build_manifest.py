@@ -176,8 +176,9 @@ def check_append(job: Job, old: Manifest, where: str, record: dict[str, Any]) ->
         OptionError: The kind, the classes or the tokens differ.
     """
     if old.kind != job.kind:
+        hint = "give the tokenizer and eos of its pack, or " if old.kind == "tokens" else ""
         raise OptionError(
-            f"{where} holds {old.kind}; {job.kind} cannot be appended to it; choose another target"
+            f"{where} holds {old.kind}; {job.kind} cannot be appended to it; {hint}choose another target"
         )
     # The manifests of earlier versions do not list the classes.
     before, classes = old.provenance.get("classes"), record.get("classes")

@@ -13,8 +13,10 @@ from shardstream.format.manifest import Manifest
 from shardstream.format.numbers import whole_number
 from shardstream.packing.end_of_text import Eos
 from shardstream.packing.engines.choice import EngineOption
+from shardstream.packing.hf_rows import refuse_hf_dict, rows_of
 from shardstream.packing.layout import Codec
 from shardstream.packing.samples_writer import Writer
+from shardstream.packing.sources.base import Reject
 from shardstream.packing.sources.calls import Calls
 from shardstream.progress import Report
 from shardstream.storage.store import Options
@@ -22,6 +24,7 @@ from shardstream.storage.store import Options
 __all__ = ["PythonOptions", "check_options", "pack_samples", "samples_or_calls"]
 
 _END = object()
+_ROW_OPTIONS = ("text_key", "column", "key")  # of a dataset in memory
 
 
 class PythonOptions(TypedDict, total=False):
@@ -61,6 +64,7 @@ def samples_or_calls(sources: object) -> list[str] | Calls | Iterable[object]:
     """
     if isinstance(sources, (str, os.PathLike)):
         return [os.fspath(sources)]
+    refuse_hf_dict(sources)
     try:
         if isinstance(sources, Mapping):  # one sample, most likely
             raise TypeError
@@ -93,18 +97,21 @@ def _kind(item: object) -> str:
     return "functions" if callable(item) and not isinstance(item, Mapping) else "samples"
 
 
-def check_options(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(
+    function: Callable[..., Any], arguments: Mapping[str, Any], also: Sequence[str] = ()
+) -> dict[str, Any]:
     """The options of a pack of samples or functions.
 
     Args:
         function: `pack`.
         arguments: All its arguments by name.
+        also: Options of files that these samples have, too.
 
     Raises:
         OptionError: An option was given that only files have.
     """
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in ("sources", "dest", "part") or name in PythonOptions.__annotations__:
+        if name in ("sources", "dest", "part", *also) or name in PythonOptions.__annotations__:
             continue
         if arguments[name] != parameter.default:
             raise OptionError(f"{name} is for files, not for samples or functions of Python")
@@ -136,8 +143,34 @@ def pack_samples(
     return writer.manifest
 
 
+def pack_rows(
+    function: Callable[..., Any], dataset: object, dest: str | os.PathLike[str], arguments: Mapping[str, Any]
+) -> Manifest:
+    """Pack a dataset of Hugging Face that is in memory. See `pack`.
+
+    Args:
+        function: `pack`.
+        dataset: The dataset.
+        dest: Where the packed dataset is written.
+        arguments: All arguments of `pack` by name.
+
+    Raises:
+        SourceError: A column that was asked for is not there, or no column can be a field.
+        OptionError: An option is wrong.
+    """
+    told = {name: arguments[name] for name in _ROW_OPTIONS}
+    options = check_options(function, arguments, also=_ROW_OPTIONS)
+    return pack_samples(rows_of(dataset, **told, keep=arguments["keep"]), dest, options)
+
+
 class _PackWriter(Writer):
     """The Writer of one `pack`."""
+
+    def _add(self, sample: Any, number: int) -> None:
+        if isinstance(sample, Reject):
+            self._reject(sample)
+        else:
+            super()._add(sample, number)
 
     def write_all(self, samples: Iterable[object], limit: int | None, most: float) -> None:
         """Write samples until there are no more, or the limit is reached.

@@ -20,9 +20,11 @@ from shardstream.packing.engines.choice import EngineOption, check_engine, engin
 from shardstream.packing.from_python import (
     PythonOptions,
     check_options,
+    pack_rows,
     pack_samples,
     samples_or_calls,
 )
+from shardstream.packing.hf_rows import is_hf_dataset
 from shardstream.packing.job import Job, input_bytes
 from shardstream.packing.keys import described, key_rule
 from shardstream.packing.layout import AUTO, Codec, Layout, fitting_shard_size
@@ -127,6 +129,9 @@ def pack(
 ) -> Manifest | Plan | PackedPart:
     """Pack sources into a dataset at `dest`.
 
+    A Dataset or IterableDataset of Hugging Face is taken as it is: `text_key`, `column`, `key` and `keep` are
+    as for tables.
+
     Samples of Python are dicts with `__key__` and the values of fields, as `Writer.write` takes them. They
     are given as an iterable, which is read here while threads compress; or as a list of functions without
     arguments, each of which returns or yields samples in a worker process. Such samples take only the options
@@ -226,6 +231,8 @@ def pack(
         raise OptionError(f"max_rejects={max_rejects!r} must be a share of the samples, from 0 to 1")
     part = checked_pack_part(part, commit, limit, engine)
     where = engine_of(engine)
+    if is_hf_dataset(sources):
+        return pack_rows(pack, sources, dest, arguments)
     given = samples_or_calls(sources)
     unread: list[tuple[str, str]] = []  # what on_error="skip" leaves out before there are tasks
     beside: list[tuple[str, str]] = []  # what is harmless to leave out

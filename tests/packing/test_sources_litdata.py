@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shardstream as ss
 from shardstream.errors import ShardstreamError, SourceError
-from shardstream.packing.sources import Reject, make_source
+from shardstream.packing.sources import Reject, Sample, SourceOptions, make_source
+from shardstream.packing.sources.litdata_nested import nested
 from shardstream.storage.inputs import expand
 from shardstream.testing.sources import read_source
 from tests.data.foreign import make
@@ -21,8 +25,8 @@ LITDATA = Path(make.__file__).parent / "litdata"
 ARROW = Path(make.__file__).parent / "litdata-arrow"
 
 
-def read(folder: Path):  # type: ignore[no-untyped-def]
-    return read_source(make_source("litdata"), expand([str(folder)]), 1 << 30)
+def read(folder: Path, **options):  # type: ignore[no-untyped-def]
+    return read_source(make_source("litdata", SourceOptions(**options)), expand([str(folder)]), 1 << 30)
 
 
 def changed(folder: Path, **config: object) -> Path:
@@ -47,10 +51,11 @@ def test_a_folder_is_packed_with_what_its_columns_hold(tmp_path: Path) -> None:
     ("config", "said"),
     [
         ({"encryption": {"level": "chunk"}}, "its chunks are encrypted"),
-        ({"item_loader": "TokensLoader"}, "its chunks are for TokensLoader"),
+        ({"item_loader": "TokensLoader"}, "chunks of tokens in the format "),
+        ({"item_loader": "ParquetLoader"}, "its chunks are for ParquetLoader.* ss.pack"),
         ({"compression": "lz4"}, "its compression 'lz4' is not known"),
         ({"data_format": ["pickle"] * 14}, "column 'id' holds pickles, which may run any code"),
-        ({"data_format": ["json", "image"] * 7}, "column 'id' has the format 'json', which is not known"),
+        ({"data_format": ["graph", "image"] * 7}, "column 'id' has the format 'graph', which is not known"),
         ({"data_format": ["no_header_tensor:10"] * 14}, "no_header_tensor:10', which is not known"),
         ({"data_format": ["str"]}, "14 columns and 1 formats"),
         ({"data_spec": "[2, {}]"}, "its data_spec is not known"),
@@ -137,3 +142,92 @@ def test_changed_rows_in_arrows_format_give_typed_errors_or_samples(
     except ShardstreamError as error:
         found = [error]
     assert len(found) == 7 or path.name in str(found[0])
+
+
+def tokens(folder: Path, form: str, dtype: str, documents: list[list[int]]) -> Path:
+    """A folder as litdata 0.2.76 writes it with `optimize(..., item_loader=TokensLoader())`."""
+    folder.mkdir()
+    items = [np.array(ids, dtype).tobytes() for ids in documents]
+    bounds = np.cumsum([4 * (len(items) + 2), *map(len, items)]).astype("<u4")
+    (folder / "chunk-0-0.bin").write_bytes(struct.pack("<I", len(items)) + bounds.tobytes() + b"".join(items))
+    chunk = {"filename": "chunk-0-0.bin", "chunk_size": len(items), "dim": sum(map(len, documents))}
+    config = {"data_format": [form], "data_spec": None, "item_loader": "TokensLoader"}
+    (folder / "index.json").write_text(json.dumps({"chunks": [chunk], "config": config}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "options", "stored"),
+    [
+        ("no_header_tensor:18", "<i8", {}, "uint32"),
+        ("no_header_tensor:18", "<i8", {"dtype": "uint16"}, "uint16"),
+        ("no_header_numpy:5", "<u2", {}, "uint16"),
+    ],
+)
+def test_chunks_of_tokens_are_documents(
+    tmp_path: Path, form: str, dtype: str, options: dict[str, str], stored: str
+) -> None:
+    documents = [list(range(70)), [5], list(range(40, 90))]
+    folder = tokens(tmp_path / "in", form, dtype, documents)
+    manifest = ss.pack(folder, tmp_path / "out", format="litdata", workers=1, **options)  # type: ignore[call-overload]
+    assert (manifest.kind, manifest.samples, manifest.tokens) == ("tokens", 3, 121)
+    assert manifest.fields[0].dtype == stored
+    blocks = ss.TokenDataset(tmp_path / "out", seq_len=40)
+    flat = np.concatenate(documents)
+    assert [block["tokens"].tolist() for block in blocks] == [
+        flat[at : at + 41].tolist() for at in (0, 40, 80)
+    ]
+
+
+def test_ids_that_do_not_fit_are_rejects(tmp_path: Path) -> None:
+    folder = tokens(tmp_path / "in", "no_header_tensor:18", "<i8", [[1, 2], [70_000], [-1]])
+    with pytest.raises(SourceError, match="document 1: ids from 70000 to 70000 do not fit uint16"):
+        ss.pack(folder, tmp_path / "out", format="litdata", dtype="uint16", workers=1)
+    with pytest.raises(SourceError, match="document 2: ids from -1 to -1 do not fit uint32"):
+        ss.pack(folder, tmp_path / "out", format="litdata", workers=1)
+
+
+# As `JsonSerializer` of litdata 0.2.76 writes them.
+NESTED = {
+    "0b": None, "0a01": True, "0702000000c3a4": "\xe4", "080500000000000000": 5, "09000000000000f8bf": -1.5,
+    "0100000000": [], "010200000001000000610100000062": ["a", "b"], "0301000000000000000000f83f": [1.5],
+    "020200000001000000000000000200000000000000": [1, 2], "04020000000100": [True, False],
+    "0602000000020000000100000061010000006212010000000000000010110100000078130000000000000440":
+        [{"a": 1, "b": None}, {"a": "x", "b": 2.5}],
+    "0502000000010000007805010000000100000079000c0000005b312c6e756c6c2c227a225d010000007a0100000000":
+        {"x": {"y": [1, None, "z"]}, "z": []},
+}  # fmt: skip
+
+
+def test_nested_values() -> None:
+    for data, value in NESTED.items():
+        assert nested(bytes.fromhex(data)) == value
+    assert nested(b'{"a": [1, null]}') == {"a": [1, None]}  # of older releases
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x0c", b"\x06" + bytes(8), b"\x0b\x0b", b"\x05\1\0\0\0\0\0\0\0" * 300]
+)
+def test_nested_values_that_are_damaged(data: bytes) -> None:
+    with pytest.raises(SourceError, match="a nested value"):
+        nested(data)
+
+
+@given(
+    data=st.binary(max_size=60)
+    | st.tuples(st.sampled_from([*NESTED]), st.integers(0, 60)).map(
+        lambda cut: bytes.fromhex(cut[0])[: cut[1]]
+    )
+)
+def test_any_bytes_are_a_value_or_a_typed_error(data: bytes) -> None:
+    with contextlib.suppress(SourceError):
+        nested(data)
+
+
+def test_a_column_that_nobody_reads_may_hold_pickles(tmp_path: Path) -> None:
+    index = json.loads((LITDATA / "plain" / "index.json").read_text())
+    formats = [("pickle" if form == "float" else form) for form in index["config"]["data_format"]]
+    assert "pickle" in formats
+    found = read(changed(tmp_path, data_format=formats), keep=("n",))
+    assert len(found) == 7
+    assert all(isinstance(one, Sample) for one in found)

@@ -58,6 +58,18 @@ def test_pickles_and_unknown_encodings_are_refused_by_name(tmp_path: Path) -> No
             read(index)
 
 
+def test_a_column_that_nobody_reads_may_hold_pickles(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"To leave it out, say with --keep which columns field json is to"):
+        read(FOREIGN / "mds-pickle")
+    (index,) = json.loads((FOREIGN / "mds-pickle" / "index.json").read_text())["shards"]
+    others = [name for name in index["column_names"] if name != "any"]
+    found = read(FOREIGN / "mds-pickle", column=(("txt", others[0]),), keep=())
+    assert len(found) == index["samples"]
+    assert all(isinstance(one, Sample) and set(one.fields) == {"txt"} for one in found)
+    with pytest.raises(SourceError, match="column 'any' holds pickles"):
+        read(FOREIGN / "mds-pickle", column=(("txt", others[0]),), keep=("any",))
+
+
 def _rename(index: dict, encoding: str) -> None:  # type: ignore[type-arg]
     for shard in index["shards"]:
         shard["column_encodings"] = [

@@ -109,3 +109,13 @@ def test_they_can_be_sent_to_another_process_and_compared() -> None:
     for one in (ss.Retry(attempts=2), ss.Timeouts(read=1, slowest="1k")):
         again = pickle.loads(pickle.dumps(one))
         assert (again, hash(again)) == (one, hash(one))
+
+
+def test_an_endpoint_without_a_scheme_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        OptionError, match=r"^endpoint_url in storage_options is 'host:9000': it has to begin"
+    ):
+        Store.open("s3://bucket/a", {"endpoint_url": "user:secret@host:9000", "key": "a", "secret": "b"})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(OptionError, match=r"^AWS_ENDPOINT_URL is '127.0.0.1:9000'.* http://127.0.0.1:9000$"):
+        Store.open("s3://bucket/a", {"config_kwargs": {}})

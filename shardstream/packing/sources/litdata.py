@@ -6,19 +6,32 @@ import io
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, ClassVar
 
 import msgspec
 import zstandard
 
-from shardstream.errors import SourceError
-from shardstream.packing.sources.base import FileSpan, Reject, Sample, Task, group, read_whole, relative
+from shardstream.errors import OptionError, SourceError
+from shardstream.packing.sources.base import (
+    FileSpan,
+    Reject,
+    Sample,
+    SourceOptions,
+    Task,
+    TokenDtype,
+    group,
+    read_whole,
+    relative,
+)
 from shardstream.packing.sources.file_keys import unique_keys
 from shardstream.packing.sources.litdata_arrow import arrow_rows, arrow_samples
-from shardstream.packing.sources.litdata_values import check, kind, value
+from shardstream.packing.sources.litdata_tokens import TOKENS_LOADER, Config, stored_tokens, token_samples
+from shardstream.packing.sources.litdata_values import kind, unknown, value
 from shardstream.packing.sources.mds import take
+from shardstream.packing.sources.mds_values import without
 from shardstream.packing.sources.row_source import RowSource
+from shardstream.packing.sources.rows import Rows
 from shardstream.packing.sources.streams import zstd_stream
 from shardstream.storage.inputs import FileInfo, open_input, read_slice, size_of
 from shardstream.storage.store import redact
@@ -36,17 +49,8 @@ class _Chunk(msgspec.Struct):
     chunk_size: int
 
 
-class _Config(msgspec.Struct):
-    data_format: list[str] | None = None
-    data_spec: str | None = None
-    compression: str | None = None
-    compression_level: str | None = None
-    encryption: Any = None
-    item_loader: str | None = None
-
-
 class _Head(msgspec.Struct):
-    config: _Config
+    config: Config
 
 
 class _Index(_Head):
@@ -58,15 +62,42 @@ class LitdataSource(RowSource):
     """Samples of LitData folders as rows. Images stay the files they are; arrays and tensors become .npy.
 
     A nested value is a column such as `more.image`. Chunks of the default loader are read, plain or
-    compressed by zstd in each of the three ways, and rows in Arrow's format behind a chunk. What else there
-    is, is refused by its name: pickles, JSON, encryption, and chunks of tokens.
+    compressed by zstd in each of the three ways, and rows in Arrow's format behind a chunk. Chunks of its
+    TokensLoader give a document for each item that was written. What else there is, is refused by its name:
+    encryption, other loaders, and pickles, unless `keep` leaves their column out.
 
-    See `RowSource` for its arguments.
+    See `RowSource` for its other arguments.
+
+    Args:
+        dtype: How the ids of chunks of tokens are stored, if not as they are there.
+        token_dtype: None: the chunks hold samples. `prepare` finds it.
     """
 
+    dtype: TokenDtype | None = None
+    token_dtype: TokenDtype | None = None
     name: str = "litdata"
     streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = ()  # .bin has many meanings
+    takes: ClassVar[frozenset[str]] = RowSource.takes | {"dtype"}
+
+    @classmethod
+    def make(cls, options: SourceOptions) -> LitdataSource:
+        if options.dtype not in (None, "uint16", "uint32"):
+            raise OptionError(f"dtype={options.dtype!r} must be 'uint16' or 'uint32'")
+        return cls(Rows.make(options), options.storage_options, options.dtype)
+
+    def prepare(self, files: Sequence[FileInfo]) -> LitdataSource:
+        """The source for these files: their indexes say whether they hold samples or tokens.
+
+        Raises:
+            SourceError: An index.json is damaged, or some chunks hold tokens and others do not.
+        """
+        indexes = [info for info in files if info.url.endswith(f"/{_INDEX}")]
+        found = {stored_tokens(self._index(info).config, redact(info.url)) for info in indexes}
+        if len(found) > 1 and None in found:
+            raise SourceError("some of these chunks hold tokens, and others samples: pack each by itself")
+        widest = max(found - {None}, default=None, key=str)
+        return replace(self, token_dtype=None if widest is None else self.dtype or widest)
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         """Tasks of whole chunks, of about `target` bytes.
@@ -83,15 +114,20 @@ class LitdataSource(RowSource):
             bundles.append([FileSpan(info.url, 0, info.size, info.size, "", "?")])
         return group(bundles, target)
 
+    def _index(self, index: FileInfo) -> _Index:
+        span = FileSpan(index.url, 0, index.size, index.size, "", "index")
+        found: _Index = _decode(read_whole(span, self.storage_options), _Index, redact(index.url))
+        return found
+
     def _folder(self, index: FileInfo, listed: dict[str, FileInfo]) -> Iterator[list[FileSpan]]:
         where, folder = redact(index.url), index.url[: -len(_INDEX)]
         span = FileSpan(index.url, 0, index.size, index.size, "", "index")
-        found = _decode(read_whole(span, self.storage_options), _Index, where)
+        found = self._index(index)
         _check(found.config, where)
         # Rows with JSON, and nothing that is a file, are in Arrow's format, which says its columns itself.
         formats = set(found.config.data_format or [])
-        if not {"json"} <= formats <= _IN_ARROW:
-            _columns(found.config, where)
+        if self.token_dtype is None and not {"json"} <= formats <= _IN_ARROW:
+            _columns(found.config, self.rows, where)
         chunks = []
         for chunk in found.chunks:
             info = listed.pop(folder + chunk.filename, None)
@@ -107,7 +143,7 @@ class LitdataSource(RowSource):
             yield more
 
     def read(self, task: Task) -> Iterator[Sample | Reject]:
-        configs: dict[str, _Config] = {}
+        configs: dict[str, Config] = {}
         for span in task.files:
             if span.label == "?":
                 yield Reject(redact(span.url), f"no {_INDEX} beside it names this file as a chunk")
@@ -117,22 +153,25 @@ class LitdataSource(RowSource):
                     configs[folder] = self._config(span.url, f"{folder}/{_INDEX}")
                 yield from self._chunk(span, configs[folder])
 
-    def _config(self, chunk: str, url: str) -> _Config:
+    def _config(self, chunk: str, url: str) -> Config:
         with open_input(chunk, self.storage_options):
             pass  # a folder that is gone is told by the name of the chunk
         data = read_slice(url, 0, size_of(url, self.storage_options), self.storage_options)
-        found: _Config = _decode(bytes(data), _Head, redact(url)).config
+        found: Config = _decode(bytes(data), _Head, redact(url)).config
         return found
 
-    def _chunk(self, span: FileSpan, config: _Config) -> Iterator[Sample | Reject]:
+    def _chunk(self, span: FileSpan, config: Config) -> Iterator[Sample | Reject]:
         where = redact(span.url)
         _check(config, where)
         with open_input(span.url, self.storage_options) as file:
+            if self.token_dtype is not None:
+                yield from token_samples(_items(file, span, config, where), config, self.token_dtype, span)
+                return
             found = arrow_rows(file, span, where)
             if found is not None:
                 yield from arrow_samples(self.rows, found, span, where)
                 return
-            columns = _columns(config, where)
+            columns = _columns(config, self.rows, where)
             rows = self.rows.of_table({name: kind(form) for name, form in columns}, where)
             for number, data in enumerate(_items(file, span, config, where)):
                 place = f"{where}, sample {number}"
@@ -151,18 +190,21 @@ def _decode(data: bytes, type_: type[Any], where: str) -> Any:
         raise SourceError(f"{where}: not the index of a LitData folder ({error})") from error
 
 
-def _check(config: _Config, where: str) -> None:
+def _check(config: Config, where: str) -> None:
     """Raise SourceError if something of the chunks is not known."""
     if config.encryption is not None:
         raise SourceError(f"{where}: its chunks are encrypted; decrypt them first")
-    if config.item_loader not in (None, "PyTreeLoader"):
-        raise SourceError(f"{where}: its chunks are for {config.item_loader}, which is not known")
+    if config.item_loader not in (None, "PyTreeLoader", TOKENS_LOADER):
+        raise SourceError(
+            f"{where}: its chunks are for {config.item_loader}, which is not known; pack what its own reader "
+            "gives: ss.pack(litdata.StreamingDataset(...), DEST)"
+        )
     if config.compression is not None and not config.compression.startswith("zstd"):
         raise SourceError(f"{where}: its compression {config.compression!r} is not known")
 
 
-def _columns(config: _Config, where: str) -> list[tuple[str, str]]:
-    """The name and the format of each column.
+def _columns(config: Config, rows: Rows, where: str) -> list[tuple[str, str]]:
+    """The name and the format of each column; the format is "" if the column is not read.
 
     Raises:
         SourceError: Something of the index is not known.
@@ -177,9 +219,14 @@ def _columns(config: _Config, where: str) -> list[tuple[str, str]]:
     formats = config.data_format or []
     if len(names) != len(formats):
         raise SourceError(f"{where}: it names {len(names)} columns and {len(formats)} formats")
+    plain = [name for name, form in zip(names, formats, strict=True) if kind(form) == "other"]
+    read: list[str] = []
     for name, form in zip(names, formats, strict=True):
-        check(name, form, where)
-    return list(zip(names, formats, strict=True))
+        reason = unknown(form)
+        if reason and rows.reads(name):
+            raise SourceError(f"{where}: column {name!r} {reason}. {without(plain)}")
+        read.append("" if reason else form)
+    return list(zip(names, read, strict=True))
 
 
 def _names(spec: dict[str, Any], path: str) -> Iterator[str]:
@@ -199,7 +246,7 @@ def _names(spec: dict[str, Any], path: str) -> Iterator[str]:
         yield from _names(child, f"{path}.{name}" if path else name)
 
 
-def _items(file: BinaryIO, span: FileSpan, config: _Config, where: str) -> Iterator[bytes]:
+def _items(file: BinaryIO, span: FileSpan, config: Config, where: str) -> Iterator[bytes]:
     """The bytes of each sample of a chunk."""
     level = config.compression_level or "chunk" if config.compression else None
     if level == "batch":
@@ -211,6 +258,8 @@ def _items(file: BinaryIO, span: FileSpan, config: _Config, where: str) -> Itera
     bounds = struct.unpack(f"<{count + 1}I", take(stream, 4 * (count + 1), where))
     if bounds[0] != 4 * (count + 2):
         raise SourceError(f"{where}: its samples do not begin behind their places; is it damaged?")
+    if count and bounds[-1] == bounds[0]:  # as of rows in Arrow's format, which are not behind it
+        raise SourceError(f"{where}: its samples have no bytes; is it cut off?")
     for size in _sizes(bounds, where):
         data = take(stream, size, where)
         yield _unzstd(data, where) if level == "sample" else data

@@ -7,6 +7,7 @@ from typing import Any
 
 from shardstream.errors import SourceError
 from shardstream.packing.sources.leaves import DTYPES, npy, png_of_pil
+from shardstream.packing.sources.litdata_nested import nested
 from shardstream.packing.sources.rows import Kind
 
 _ARRAYS = (
@@ -22,16 +23,23 @@ _MEDIA = ("bytes", "jpeg", "image", "pil")
 _PLAIN = {"int": "<q", "float": "<d", "bool": "<?"}
 
 
-def check(name: str, form: str, where: str) -> None:
-    """Raise SourceError for a format that is not known, or that is refused."""
+def unknown(form: str) -> str:
+    """Why a column of this format cannot be read; empty if it can."""
     base, _, more = form.partition(":")
     if base == "pickle":
-        raise SourceError(f"{where}: column {name!r} holds pickles, which may run any code; none is read")
-    known = base in {"str", "text", "numpy", "tensor", *_MEDIA, *_PLAIN} and (not more or base == "image")
+        return "holds pickles, which may run any code; none is read"
+    known = base in {"str", "text", "numpy", "tensor", "json", *_MEDIA, *_PLAIN} and (
+        not more or base == "image"
+    )
     if base.startswith("no_header_"):
-        known = more.isdecimal() and _dtype(base, int(more)) is not None
-    if not known:
-        raise SourceError(f"{where}: column {name!r} has the format {form!r}, which is not known")
+        known = bare_dtype(form) is not None
+    return "" if known else f"has the format {form!r}, which is not known"
+
+
+def bare_dtype(form: str) -> str | None:
+    """The dtype of arrays or tensors that are stored as their values alone; None of another format."""
+    base, _, more = form.partition(":")
+    return _dtype(base, int(more)) if base.startswith("no_header_") and more.isdecimal() else None
 
 
 def kind(form: str) -> Kind:
@@ -39,7 +47,7 @@ def kind(form: str) -> Kind:
     base = form.partition(":")[0]
     if base in ("str", "text"):
         return "text"
-    return "other" if base in _PLAIN else "bytes"
+    return "other" if base in _PLAIN or base in ("", "json") else "bytes"
 
 
 def value(form: str, data: bytes) -> Any:
@@ -49,10 +57,14 @@ def value(form: str, data: bytes) -> Any:
         SourceError: It is damaged, or no file can hold it.
     """
     base, _, more = form.partition(":")
+    if not form:
+        return None  # nobody reads it
     if base in ("str", "text"):
         return data.decode()
     if base in _PLAIN:
         return struct.unpack(_PLAIN[base], data)[0]
+    if base == "json":
+        return nested(data)
     if base == "pil":
         return png_of_pil(data)
     if base in ("numpy", "tensor"):

@@ -51,7 +51,8 @@ class _Index(msgspec.Struct):
 class MdsSource(RowSource):
     """Samples of MDS folders as rows. Images stay the files they are; arrays become .npy, raw images PNG.
 
-    A shard belongs to the index.json in its folder. Pickles are refused, since to read one may run any code.
+    A shard belongs to the index.json in its folder. Pickles are refused, since to read one may run any code,
+    unless `keep` leaves their column out.
 
     See `RowSource` for its arguments.
     """
@@ -93,7 +94,7 @@ class MdsSource(RowSource):
                 raise SourceError(
                     f"{where}: {shard.format} of version {shard.version} is not MDS of version 2"
                 )
-            check(shard.column_names, shard.column_encodings, where)
+            check(shard.column_names, shard.column_encodings, self.rows, where)
             names = [one.basename for one in (shard.raw_data, shard.zip_data) if one is not None]
             there = [listed.pop(folder + name) for name in names if folder + name in listed]
             if not there:
@@ -154,7 +155,7 @@ class MdsSource(RowSource):
             raise SourceError(f"{where}: its header is no MDS ({error})") from error
         if len({len(config.column_names), len(config.column_encodings), len(config.column_sizes)}) != 1:
             raise SourceError(f"{where}: its header names columns without an encoding or a size")
-        check(config.column_names, config.column_encodings, where)
+        check(config.column_names, config.column_encodings, self.rows, where)
         return config
 
     @contextmanager

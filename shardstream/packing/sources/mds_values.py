@@ -10,7 +10,7 @@ import msgspec
 
 from shardstream.errors import SourceError
 from shardstream.packing.sources.leaves import npy, png_of_pil
-from shardstream.packing.sources.rows import Kind
+from shardstream.packing.sources.rows import Kind, Rows
 
 _NUMBERS = {
     "int": "<q", "uint8": "<B", "uint16": "<H", "uint32": "<I", "uint64": "<Q", "int8": "<b", "int16": "<h",
@@ -32,17 +32,39 @@ class Config(msgspec.Struct):
     column_sizes: list[int | None]
 
 
-def check(names: Sequence[str], encodings: Sequence[str], where: str) -> None:
-    """Raise SourceError for an encoding that is not known, or that is refused."""
+def check(names: Sequence[str], encodings: Sequence[str], rows: Rows, where: str) -> None:
+    """Raise SourceError for an encoding that is not known, or that is refused, in a column that is read."""
     for name, encoding in zip(names, encodings, strict=False):
-        base, _, more = encoding.partition(":")
+        if _is_known(encoding) or not rows.reads(name):
+            continue
+        what = f"has the encoding {encoding!r}, which is not known"
+        if encoding == "pkl":
+            what = "holds pickles, which may run any code; none is read"
+        plain = [name for name, kind in zip(names, encodings, strict=False) if _is_plain(kind)]
+        raise SourceError(f"{where}: column {name!r} {what}. {without(plain)}")
+
+
+def without(others: Sequence[str]) -> str:
+    """What to do about a column that cannot be read.
+
+    Args:
+        others: The columns beside it that field json can hold.
+    """
+    such = f", such as --keep {','.join(others)}" if others else ""
+    return f"To leave it out, say with --keep which columns field json is to have{such}"
+
+
+def _is_plain(encoding: str) -> bool:
+    return encoding in {*_NUMBERS, "json", *_TEXTS[1:]}
+
+
+def _is_known(encoding: str) -> bool:
+    base, _, more = encoding.partition(":")
+    if base == "ndarray":
         dtype, _, shape = more.partition(":")
-        array = base == "ndarray" and (not dtype or dtype in _ARRAYS.values())
-        array = array and (not shape or all(part.isdecimal() for part in shape.split(",")))
-        if base == "pkl":
-            raise SourceError(f"{where}: column {name!r} holds pickles, which may run any code; none is read")
-        if not array and (more or base not in {*_TEXTS, *_BYTES, *_NUMBERS, "json"}):
-            raise SourceError(f"{where}: column {name!r} has the encoding {encoding!r}, which is not known")
+        known = not dtype or dtype in _ARRAYS.values()
+        return known and (not shape or all(part.isdecimal() for part in shape.split(",")))
+    return not more and base in {*_TEXTS, *_BYTES, *_NUMBERS, "json"}
 
 
 def kinds(config: Config) -> dict[str, Kind]:
@@ -75,6 +97,8 @@ def read_row(data: bytes, config: Config) -> dict[str, Any]:
 
 def _value(encoding: str, data: bytes) -> Any:
     base, _, more = encoding.partition(":")
+    if not _is_known(encoding):
+        return None  # `check` has seen that nobody reads it
     if base in _NUMBERS:
         return struct.unpack(_NUMBERS[base], data)[0]
     if base == "str_int":

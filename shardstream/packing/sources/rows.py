@@ -114,6 +114,11 @@ class Rows:
         keys = KEYS if self.key is None else () if self.key == "none" else (self.key,)
         return {*self.keep, *keys, *(column for _, column in self.column or ())}
 
+    def reads(self, column: str) -> bool:
+        """Whether samples are made of this column: of all of them, unless `keep` says which."""
+        needed = self.needed()
+        return needed is None or any(name == column or name.startswith(f"{column}.") for name in needed)
+
     def texts(self) -> set[str]:
         """The columns that only become fields, so that their text may come as bytes of UTF-8."""
         keys = {*KEYS} if self.key is None else {self.key}

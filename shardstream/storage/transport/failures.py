@@ -206,7 +206,11 @@ def _of_text(text: str) -> Failure | None:
     if re.search(r"timed ?out", text, re.IGNORECASE):
         return Failure("no answer in time", transient=True, kind=TimeoutError)
     if re.search(r"connect|reset|closed|hyper|body|decod|IncompleteMessage", text, re.IGNORECASE):
-        return Failure("the connection was lost, or none was possible", transient=True, kind=ConnectionError)
+        refused = re.search(r"connection refused|os error 111", text, re.IGNORECASE)
+        reason = "the connection was lost, or none was possible"
+        if refused:
+            reason = "the connection was refused: check the endpoint"
+        return Failure(reason, transient=True, kind=ConnectionError)
     return None
 
 
@@ -227,7 +231,7 @@ def _of_type(error: BaseException) -> Failure | None:
         return Failure(_words(error), kind=type(error) if type(error).__module__ == "builtins" else OSError)
     if names & _LOST or (isinstance(error, OSError) and error.errno in _ERRNOS):
         refused = getattr(error, "errno", 0) == errno.ECONNREFUSED
-        text = "refused" if refused else "lost"
+        text = "refused: check the endpoint" if refused else "lost"
         return Failure(
             f"the connection was {text} ({type(error).__name__})", transient=True, kind=ConnectionError
         )

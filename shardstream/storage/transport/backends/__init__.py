@@ -21,6 +21,7 @@ from shardstream.storage.transport.backends.fsspec import SCHEME, Fsspec, opened
 from shardstream.storage.transport.backends.google import Google
 from shardstream.storage.transport.backends.http import Http
 from shardstream.storage.transport.backends.obstore import forked, obstore_requests, open_obstore
+from shardstream.storage.transport.backends.obstore_config import check_endpoint
 from shardstream.storage.transport.backends.s3 import S3
 
 __all__ = [
@@ -32,6 +33,7 @@ _BY_SCHEME: dict[str, type[Fsspec]] = {
     "http": Http, "https": Http, "s3": S3, "s3a": S3, "gs": Google, "gcs": Google,
     "az": Azure, "abfs": Azure, "abfss": Azure, "adl": Azure,
 }  # fmt: skip
+_S3 = ("s3://", "s3a://")
 # A user may have registered another file system for a scheme.
 _BY_FILE_SYSTEM: dict[str, type[Fsspec]] = {
     "HTTPFileSystem": Http, "S3FileSystem": S3, "GCSFileSystem": Google, "AzureBlobFileSystem": Azure,
@@ -41,6 +43,8 @@ _BY_FILE_SYSTEM: dict[str, type[Fsspec]] = {
 def connect(url: str, options: Mapping[str, Any], timeouts: Timeouts) -> tuple[Backend, str]:
     """(backend, path) of a URL: obstore's if it can, else fsspec's. `options` are for the store's package."""
     guard_logs(url, options)
+    if url.lower().startswith(_S3):
+        check_endpoint(options)
     fast = open_obstore(url, options, timeouts)
     if fast is not None:
         return fast
@@ -58,6 +62,8 @@ def by_fsspec(url: str, options: Mapping[str, Any], timeouts: Timeouts) -> tuple
     guard_logs(url, options)
     match = SCHEME.match(url)
     scheme = match[1].lower() if match else "file"
+    if url.lower().startswith(_S3):
+        check_endpoint(options)
     if scheme == "pipe":
         raise OptionError("pipe: URLs run commands and are refused")
     kind = _BY_SCHEME.get(scheme, Fsspec)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from shardstream.errors import OptionError
 from shardstream.storage.transport.credentials import (
     AwsCredentials,
     AwsSettings,
@@ -15,9 +16,10 @@ from shardstream.storage.transport.credentials import (
     has_aws_config,
 )
 
-__all__ = ["translated"]
+__all__ = ["check_endpoint", "translated"]
 
 Config = dict[str, Any]
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def translated(kind: str, options: Mapping[str, Any]) -> tuple[Config, AwsCredentials | None] | None:
@@ -29,6 +31,23 @@ def translated(kind: str, options: Mapping[str, Any]) -> tuple[Config, AwsCreden
     return None if config is None else (config, None)
 
 
+def check_endpoint(options: Mapping[str, Any]) -> None:
+    """Refuse an endpoint of S3 without a scheme: obstore would panic, and botocore not say where it is from.
+
+    Raises:
+        OptionError: It does not begin with http:// or https://.
+    """
+    client = options.get("client_kwargs") or {}
+    told = {"endpoint_url in storage_options": options.get("endpoint_url") or client.get("endpoint_url")}
+    told |= {name: os.environ.get(name) for name in _ENDPOINTS}
+    name, endpoint = next(((name, value) for name, value in told.items() if value), ("", ""))
+    if isinstance(endpoint, str) and endpoint and not endpoint.lower().startswith(("http://", "https://")):
+        shown = endpoint.rpartition("@")[2]  # a password may stand before it
+        raise OptionError(
+            f"{name} is {shown!r}: it has to begin with https:// or http://, such as http://{shown}"
+        )
+
+
 def _first(*names: str) -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
@@ -38,7 +57,7 @@ def _s3(options: dict[str, Any]) -> tuple[Config, AwsCredentials | None] | None:
     client = dict(options.pop("client_kwargs", {}))
     profile = options.pop("profile", None)
     endpoint = options.pop("endpoint_url", None) or client.pop("endpoint_url", None)
-    endpoint = endpoint or _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    endpoint = endpoint or _first(*_ENDPOINTS)
     region = client.pop("region_name", None) or _first("AWS_REGION", "AWS_DEFAULT_REGION")
     anonymous = options.pop("anon", False)
     key, secret = options.pop("key", None), options.pop("secret", None)

@@ -1,4 +1,8 @@
-"""Decompresses frames into buffers, with one zstd context for each thread."""
+"""Decompresses frames into buffers, with one zstd context for each thread.
+
+Whole frames are decompressed by the library of the system, if it has a good one. Beginnings of frames, and all
+frames on other systems, are decompressed by `zstandard`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from shardstream.counters.layout import stage
 from shardstream.errors import CorruptionError
 from shardstream.format.frames import WINDOW_LOG_MAX, check_size, damaged
 from shardstream.read.buffers import Buffer, BufferPool
+from shardstream.read.system_zstd import SystemZstd, ZstdFailure, library
 from shardstream.storage.cancellation import current
 
 __all__ = ["Decompressor"]
@@ -44,11 +49,24 @@ class Decompressor:
         check_size(stored, raw_size, where)
         buffer = self._pool.take(raw_size + room)
         try:
-            self.start_of(stored, buffer[:raw_size].data, where)
+            self._whole(stored, buffer[:raw_size].data, where)
         except BaseException:
             self._pool.give_back(buffer)
             raise
         return buffer
+
+    def _whole(self, stored: bytes | memoryview, into: memoryview, where: str) -> None:
+        """Fill `into` with the content of zstd frames."""
+        context = self._system() if len(into) else None
+        if context is None:
+            self.start_of(stored, into, where)
+            return
+        started = time.monotonic()
+        try:
+            filled = context.fill(stored, into)
+        except ZstdFailure as error:
+            raise CorruptionError(damaged(where, "zstd frame", error)) from error
+        self._end(started, filled, len(into), where)
 
     def start_of(self, stored: bytes | memoryview, into: memoryview, where: str) -> None:
         """Fill `into` with the first bytes of a zstd frame. The rest is not decompressed.
@@ -65,9 +83,22 @@ class Decompressor:
             )
         except zstandard.ZstdError as error:
             raise CorruptionError(damaged(where, "zstd frame", error)) from error
+        self._end(started, filled, len(into), where)
+
+    def _end(self, started: float, filled: int, expected: int, where: str) -> None:
         current().recorder.span(_DECOMPRESS, started, time.monotonic())
-        if filled != len(into):
-            raise CorruptionError(f"{where}: {filled} bytes decompressed, {len(into)} expected")
+        if filled != expected:
+            raise CorruptionError(f"{where}: {filled} bytes decompressed, {expected} expected")
+
+    def _system(self) -> SystemZstd | None:
+        """This thread's context of the system's library; None if there is no such library."""
+        found = library()
+        if found is None:
+            return None
+        context: SystemZstd | None = getattr(self._local, "system", None)
+        if context is None:
+            context = self._local.system = SystemZstd(found)
+        return context
 
     def _context(self) -> zstandard.ZstdDecompressor:
         # An instance must not be shared between threads.

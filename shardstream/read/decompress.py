@@ -1,7 +1,7 @@
 """Decompresses frames into buffers, with one zstd context for each thread.
 
-Whole frames are decompressed by the library of the system, if it has a good one. Beginnings of frames, and all
-frames on other systems, are decompressed by `zstandard`.
+Whole frames are decompressed by the zstd library of the system, if it has a good one. `zstandard`
+decompresses the beginnings of frames, and all frames on other systems.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shardstream.counters.layout import stage
 from shardstream.errors import CorruptionError
 from shardstream.format.frames import WINDOW_LOG_MAX, check_size, damaged
 from shardstream.read.buffers import Buffer, BufferPool
-from shardstream.read.system_zstd import SystemZstd, ZstdFailure, library
+from shardstream.read.system_zstd import SystemZstd, library
 from shardstream.storage.cancellation import current
 
 __all__ = ["Decompressor"]
@@ -49,24 +49,11 @@ class Decompressor:
         check_size(stored, raw_size, where)
         buffer = self._pool.take(raw_size + room)
         try:
-            self._whole(stored, buffer[:raw_size].data, where)
+            self._fill(stored, buffer[:raw_size].data, where, self._system())
         except BaseException:
             self._pool.give_back(buffer)
             raise
         return buffer
-
-    def _whole(self, stored: bytes | memoryview, into: memoryview, where: str) -> None:
-        """Fill `into` with the content of zstd frames."""
-        context = self._system() if len(into) else None
-        if context is None:
-            self.start_of(stored, into, where)
-            return
-        started = time.monotonic()
-        try:
-            filled = context.fill(stored, into)
-        except ZstdFailure as error:
-            raise CorruptionError(damaged(where, "zstd frame", error)) from error
-        self._end(started, filled, len(into), where)
 
     def start_of(self, stored: bytes | memoryview, into: memoryview, where: str) -> None:
         """Fill `into` with the first bytes of a zstd frame. The rest is not decompressed.
@@ -74,21 +61,25 @@ class Decompressor:
         Raises:
             CorruptionError: The frame is damaged, or has fewer bytes.
         """
-        started = time.monotonic()
+        self._fill(stored, into, where, None)
+
+    def _fill(
+        self, stored: bytes | memoryview, into: memoryview, where: str, system: SystemZstd | None
+    ) -> None:
+        """Fill `into`; by the library of the system, if it is given, with all that is stored."""
+        started, filled = time.monotonic(), 0
         try:
-            filled = (
-                self._context().stream_reader(stored, read_across_frames=True).readinto(into)
-                if len(into)
-                else 0
-            )
+            if not len(into):
+                pass
+            elif system is not None:
+                filled = system.fill(stored, into)
+            else:
+                filled = self._context().stream_reader(stored, read_across_frames=True).readinto(into)
         except zstandard.ZstdError as error:
             raise CorruptionError(damaged(where, "zstd frame", error)) from error
-        self._end(started, filled, len(into), where)
-
-    def _end(self, started: float, filled: int, expected: int, where: str) -> None:
         current().recorder.span(_DECOMPRESS, started, time.monotonic())
-        if filled != expected:
-            raise CorruptionError(f"{where}: {filled} bytes decompressed, {expected} expected")
+        if filled != len(into):
+            raise CorruptionError(f"{where}: {filled} bytes decompressed, {len(into)} expected")
 
     def _system(self) -> SystemZstd | None:
         """This thread's context of the system's library; None if there is no such library."""

@@ -1,8 +1,8 @@
 """The zstd library of the system, if there is a good one: it decompresses faster than that of `zstandard`.
 
-zstd reads Huffman codes by assembler code, from version 1.5.2 on. Wheels of `zstandard` are compiled without
-this code, so that they take an eighth more processor time to decompress text and tokens. The results are the
-same bytes, with the same checks: the formats are zstd's own (RFC 8878).
+From version 1.5.2 on, zstd has assembler code for Huffman codes. Wheels of `zstandard` are compiled without
+it, and take an eighth more processor time to decompress text or tokens. The bytes and the checks are the
+same, as RFC 8878 says.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import ctypes
 import functools
 
 import numpy as np
+import zstandard
 
 from shardstream.memory import when_dropped
 
-__all__ = ["SystemZstd", "ZstdFailure", "library"]
+__all__ = ["SystemZstd", "library"]
 
 _NAME = "libzstd.so.1"  # found by the dynamic linker, as for any program that uses it
 _OLDEST = 1_05_02  # the first version with the assembler code, as zstd counts versions
-
-
-class ZstdFailure(Exception):
-    """Why zstd did not decompress."""
 
 
 @functools.cache
@@ -71,7 +68,7 @@ class SystemZstd:
             How many bytes the content has.
 
         Raises:
-            ZstdFailure: The frames are damaged, or there is too little room.
+            zstandard.ZstdError: The frames are damaged, or there is too little room.
         """
         source, target = np.frombuffer(stored, np.uint8), np.frombuffer(into, np.uint8)
         size: int = self._library.ZSTD_decompressDCtx(
@@ -80,5 +77,5 @@ class SystemZstd:
             source.__array_interface__["data"][0], len(source),
         )  # fmt: skip
         if self._library.ZSTD_isError(size):
-            raise ZstdFailure(self._library.ZSTD_getErrorName(size).decode())
+            raise zstandard.ZstdError(self._library.ZSTD_getErrorName(size).decode())
         return size

@@ -58,19 +58,21 @@ def test_a_changed_byte_of_the_content_is_found():
         frame(bytes(stored), 5000)
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_random_damage_never_gives_other_bytes(which, seed):
+def test_random_damage_never_gives_other_bytes(which):
     if which == "zstandard":
         pytest.skip("its streams may end before the checksum; but stored bytes are verified before")
-    rng, stored = random.Random(seed), bytearray(compressor("zstd")(TEXT[:50_000]))
-    for _ in range(rng.randint(1, 4)):
-        stored[rng.randrange(len(stored))] = rng.randrange(256)
-    damaged = bytes(stored[: rng.choice((len(stored), rng.randrange(20, len(stored))))])
-    try:
-        found = frame(damaged, 50_000)[:50_000].tobytes()
-    except CorruptionError:
-        return
-    assert found == TEXT[:50_000]
+    raw, passed = TEXT[:50_000], 0
+    for seed in range(200):
+        rng, stored = random.Random(seed), bytearray(compressor("zstd")(raw))
+        for _ in range(rng.randint(1, 4)):
+            stored[rng.randrange(len(stored))] = rng.randrange(256)
+        damaged = bytes(stored[: rng.choice((len(stored), rng.randrange(20, len(stored))))])
+        try:
+            assert frame(damaged, len(raw))[: len(raw)].tobytes() == raw
+            passed += 1
+        except CorruptionError:
+            pass
+    assert passed < 20  # those in which a byte was written over by the same byte
 
 
 @pytest.mark.parametrize("size", [len(TEXT) - 1, len(TEXT) + 1])
@@ -99,9 +101,8 @@ def test_many_threads():
     decompressor, stored, wrong = Decompressor(BufferPool()), compressor("zstd")(TEXT), []
 
     def work():
-        for _ in range(10):
-            if decompressor.frame(stored, len(TEXT), "it")[: len(TEXT)].tobytes() != TEXT:
-                wrong.append(threading.get_ident())
+        found = [decompressor.frame(stored, len(TEXT), "it")[: len(TEXT)].tobytes() for _ in range(10)]
+        wrong.extend(each for each in found if each != TEXT)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -2,13 +2,15 @@
 
     python -m benchmarks.growth_rates [--most 10000000] [--rounds 3] [--seconds 1.5] [--data DIR] [--out DIR]
 
-Blocks of 65 tokens, documents of 60 bytes as dict samples, and JPEGs of 16 x 16 as bytes, so small that 10^7 of them
-are a few GB: what is measured is the cost of a sample, not that of its bytes. They are read shuffled, from local files
-that are in the page cache. Shards have up to 100,000 samples and are copies of one shard.
+Blocks of 65 tokens, documents of 60 bytes as dict samples, and JPEGs of 16 x 16 as bytes, so small that
+10^7 of them are a few GB: what is measured is the cost of a sample, not that of its bytes. They are read
+shuffled, from local files that are in the page cache. Shards have up to 100,000 samples and are copies of
+one shard.
 
-One process reads 10^3 to 10^7 samples; 1, 2, 4 and 8 processes read 10^6 samples, each as a rank of its own. Each cell
-is forked anew, reads for half a second, and is then measured; an epoch that ends is followed by the next one, whose
-start counts. Rounds go through all cells in turn. Takes 5 minutes and 5 GB. JSON, Markdown and a picture in DIR.
+One process reads 10^3 to 10^7 samples; 1, 2, 4 and 8 processes read 10^6 samples, each as a rank of its
+own. Each cell is forked anew, reads for half a second, and is then measured; an epoch that ends is followed
+by the next one, whose start counts. Rounds go through all cells in turn. Takes 5 minutes and 5 GB. JSON,
+Markdown and a picture in DIR.
 """
 
 from __future__ import annotations
@@ -93,19 +95,20 @@ def prepare(place: Path, kind: str, samples: int) -> Path:
         for name, source in zip(names, (shard.url, shard.index_url), strict=True):
             shutil.copyfile(packed / source, folder / name)
         checksum = xxhash.xxh3_128_hexdigest(f"{number}".encode())  # so that none is taken for another
-        shards.append(
-            msgspec.structs.replace(shard, url=names[0], index_url=names[1], checksum=checksum)
-        )
+        shards.append(msgspec.structs.replace(shard, url=names[0], index_url=names[1], checksum=checksum))
     whole = Manifest.build(manifest.kind, manifest.fields, tuple(shards), {})
     (folder / "manifest.json").write_bytes(whole.to_bytes())
     return folder
 
 
 def _loader(url: str, kind: str, rank: int, ranks: int) -> ss.StreamingLoader:
-    options: dict[str, Any] = {"shuffle": ss.Shuffle(seed=1), "topology": ss.Topology(dp_rank=rank, dp_size=ranks)}
+    options: dict[str, Any] = {
+        "shuffle": ss.Shuffle(seed=1),
+        "topology": ss.Topology(dp_rank=rank, dp_size=ranks),
+    }
     if kind == "tokens":
         return ss.StreamingLoader(ss.TokenDataset(url, SEQ, **options), BATCHES[kind], last="short")
-    ds = ss.StreamingDataset(url, decode=False if kind == "JPEG bytes" else True, **options)
+    ds = ss.StreamingDataset(url, decode=kind != "JPEG bytes", **options)
     collate = list if kind == "documents" else None
     return ss.StreamingLoader(ds, BATCHES[kind], last="short", collate=collate)
 
@@ -178,7 +181,7 @@ def cells(most: int) -> list[Cell]:
 
 
 def summary(rows: list[Cell]) -> dict[str, dict[str, float]]:
-    """By kind: how rate, CPU time and memory grow with samples, and the rate of more processes to that of one."""
+    """By kind: how costs grow with samples, and the rate of more processes to that of one."""
     found = {}
     for kind in KINDS:
         mine = [row for row in rows if row["kind"] == kind]
@@ -214,7 +217,11 @@ def markdown(result: dict[str, Any]) -> str:
             f"({min(rates):,.0f} to {max(rates):,.0f}) | {middle(row, 'CPU us/sample'):.2f} "
             f"| {middle(row, 'MB'):.0f} |"
         )
-    lines += ["", f"Exponents are over samples, from {FLAT_FROM:,} on: 0 is no growth, 1 is in proportion.", ""]
+    lines += [
+        "",
+        f"Exponents are over samples, from {FLAT_FROM:,} on: 0 is no growth, 1 is in proportion.",
+        "",
+    ]
     for kind, each in result["summary"].items():
         lines.append(f"- {kind}: " + ", ".join(f"{name} {value:.2f}" for name, value in each.items()))
     return "\n".join(lines) + "\n"
@@ -242,7 +249,9 @@ def main() -> None:
             return
         for number in range(chosen.rounds):
             for row in rows:
-                row["rounds"].append(once(str(prepare(place, row["kind"], row["samples"])), row, chosen.seconds))
+                row["rounds"].append(
+                    once(str(prepare(place, row["kind"], row["samples"])), row, chosen.seconds)
+                )
             print(f"round {number + 1} of {chosen.rounds}", flush=True)
     result = {
         "what": " ".join((__doc__ or "").split("\n\n")[2].split()),

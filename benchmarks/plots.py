@@ -130,9 +130,7 @@ def rates(rows: list[dict[str, Any]], path: str) -> None:
                 for row in kept if row["kind"] == kind
             )  # fmt: skip
             at = [size for size, _ in found]
-            axis.plot(
-                at, [statistics.median(one) for _, one in found], f"{mark}-", color=colour, label=kind
-            )
+            axis.plot(at, [statistics.median(one) for _, one in found], f"{mark}-", color=colour, label=kind)
             axis.vlines(at, [min(one) for _, one in found], [max(one) for _, one in found], color=colour)
             axis.set_xscale("log", base=10 if name == "samples" else 2)
             axis.set_xlabel(f"{name}, {'one process' if name == 'samples' else f'{several:,} samples'}")

@@ -1,6 +1,7 @@
 """Are rates the same for 10^3 and 10^7 samples, and what do more processes of one machine give?
 
-    python -m benchmarks.growth_rates [--most 10000000] [--rounds 3] [--seconds 1.5] [--data DIR] [--out DIR]
+    python -m benchmarks.growth_rates [--most 10000000] [--rounds 3] [--seconds 1.5] [--data DIR]
+        [--plots PYTHON] [--out DIR]
 
 Blocks of 65 tokens, documents of 60 bytes as dict samples, and JPEGs of 16 x 16 as bytes, so small that
 10^7 of them are a few GB: what is measured is the cost of a sample, not that of its bytes. They are read
@@ -22,6 +23,8 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -36,6 +39,7 @@ import xxhash
 import shardstream as ss
 from benchmarks.forked import memory
 from benchmarks.growth import exponent
+from benchmarks.processes import ROOT
 from shardstream.format.manifest import Manifest
 
 SEQ = 64
@@ -237,8 +241,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="of a measurement")
     parser.add_argument("--data", type=Path, help="where datasets are made, and stay; else they go")
     parser.add_argument("--prepare", action="store_true", help="make the datasets in --data, measure nothing")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "growth")
+    parser.add_argument("--plots", metavar="PYTHON", default=sys.executable, help="that has matplotlib")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "growth")
     chosen = parser.parse_args()
+    chosen.out = chosen.out.resolve()
     with tempfile.TemporaryDirectory(prefix="shardstream-growth-") as temporary:
         place = chosen.data or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
@@ -265,9 +271,9 @@ def main() -> None:
     (chosen.out / "rates.json").write_text(json.dumps(result, indent=1) + "\n")
     (chosen.out / "rates.md").write_text(markdown(result))
     print(markdown(result))
-    from benchmarks import plots  # needs matplotlib, and the figures are written by now
-
-    plots.rates(rows, str(chosen.out / "rates.png"))
+    command = [chosen.plots, "-m", "benchmarks.plots", str(chosen.out / "rates.json"), str(chosen.out)]
+    if subprocess.run(command, check=False, stderr=subprocess.DEVNULL, cwd=ROOT).returncode:
+        print(f"no picture: {chosen.plots} has no matplotlib", file=sys.stderr)
 
 
 def _in_a_fork(place: Path, rows: list[Cell]) -> None:

@@ -131,7 +131,12 @@ def read(case: str, where: dict[str, str], ram: int, prefetch: int, epochs: int)
                 for name, held in memory.items():
                     now = sum(size for what, size in held.items() if what != "limit")
                     most[name] = max(most.get(name, 0), now)
-    found = {"batches": batches, "seconds": time.monotonic() - begin, "told": most}
+    found = {
+        "batches": batches,
+        "seconds": time.monotonic() - begin,
+        "cpu": time.process_time(),
+        "told": most,
+    }
     print(json.dumps(found | {"memory": loader.stats()["memory"]}), flush=True)
     sys.stdin.readline()
 

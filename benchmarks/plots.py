@@ -144,9 +144,13 @@ def rates(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def main(results: str, out: str) -> None:
-    """All questions of a results file."""
+    """All questions of a results file, or the picture of `growth_rates`."""
     mpl.use("Agg")
-    for name, answer in json.loads(Path(results).read_text())["questions"].items():
+    found = json.loads(Path(results).read_text())
+    if "questions" not in found:
+        rates(found["cells"], str(Path(out) / "rates.png"))
+        return
+    for name, answer in found["questions"].items():
         plot(name, answer, Path(out) / f"{name}.png")
 
 

@@ -7,6 +7,9 @@ which counts the instructions that each epoch takes, in all threads. The count d
 the machine does. A tenth of what "eleven" takes more than "on" is what the counters take; on - off says the
 same, and has the disturbance ten times.
 
+What is shorter than some milliseconds is counted together with what follows. Under callgrind all takes about
+a hundred times as long, so these limits are made as much longer.
+
 Instructions are not time: one that waits for memory takes longer. Those of counters write to a page that is
 in the cache of the processor.
 """
@@ -30,6 +33,7 @@ from benchmarks.processes import ROOT
 __all__ = ["BAR", "COPIES", "child", "measure", "summary", "table"]
 
 COPIES = {"off": 0, "on": 1, "eleven": 11}
+SLOWER = 100  # about so many times slower is a program under callgrind
 BAR = 0.3  # percent
 
 
@@ -42,6 +46,7 @@ def child(kinds: list[str], folder: str, compiled: str, rounds: int) -> None:
     for name, times in COPIES.items():
         copies[name] = Copy(times, Path(compiled))
         copies[name].enter()
+        _adapt()
         for kind in kinds:
             loaders[kind, name] = loader_of(copies[name].package, kind, str(Path(folder) / kind))
             epoch(loaders[kind, name])  # so that everything is imported, and adapted to its types
@@ -53,6 +58,17 @@ def child(kinds: list[str], folder: str, compiled: str, rounds: int) -> None:
             batches = epoch(loader)
             copies[name].leave()
             _say({"batches": batches})
+
+
+def _adapt() -> None:
+    """Let the package that is there count slow batches as seldom as it counts quick ones elsewhere.
+
+    Batches and steps below some milliseconds are counted together.
+    """
+    from shardstream.read.engine import pipeline, timing
+
+    timing._TELL *= SLOWER
+    pipeline.QUICK *= SLOWER  # type: ignore[misc]
 
 
 def _say(row: dict[str, Any]) -> None:

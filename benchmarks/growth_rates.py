@@ -146,7 +146,7 @@ def _read(url: str, cell: Cell, rank: int, seconds: float, go: int) -> dict[str,
 def once(url: str, cell: Cell, seconds: float) -> dict[str, float]:
     """One round of a cell: the sum of the rates of its processes, CPU time a sample, memory of a process."""
     (go, let_go), (told, tell) = os.pipe(), os.pipe()
-    children = []
+    children, began = [], time.perf_counter()
     for rank in range(cell["processes"]):
         child = os.fork()
         if not child:
@@ -173,6 +173,7 @@ def once(url: str, cell: Cell, seconds: float) -> dict[str, float]:
         "samples/s": sum(row["samples/s"] for row in rows),
         "CPU us/sample": statistics.mean(row["CPU us/sample"] for row in rows),
         "MB": max(row["MB"] for row in rows),
+        "took seconds": time.perf_counter() - began,
     }
 
 
@@ -255,14 +256,22 @@ def main() -> None:
             return
         for number in range(chosen.rounds):
             for row in rows:
-                row["rounds"].append(
-                    once(str(prepare(place, row["kind"], row["samples"])), row, chosen.seconds)
-                )
+                url = str(prepare(place, row["kind"], row["samples"]))
+                row["rounds"].append(once(url, row, chosen.seconds))
+            _write(rows, number + 1, chosen)
             print(f"round {number + 1} of {chosen.rounds}", flush=True)
+    print((chosen.out / "rates.md").read_text())
+    command = [chosen.plots, "-m", "benchmarks.plots", str(chosen.out / "rates.json"), str(chosen.out)]
+    if subprocess.run(command, check=False, stderr=subprocess.DEVNULL, cwd=ROOT).returncode:
+        print(f"no picture: {chosen.plots} has no matplotlib", file=sys.stderr)
+
+
+def _write(rows: list[Cell], rounds: int, chosen: argparse.Namespace) -> None:
+    """Write what was measured so far."""
     result = {
         "what": " ".join((__doc__ or "").split("\n\n")[2].split()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
-        f"medians of {chosen.rounds} rounds of {chosen.seconds:g} s, with the least and the largest",
+        f"medians of {rounds} rounds of {chosen.seconds:g} s, with the least and the largest",
         "date": time.strftime("%Y-%m-%d"),
         "cells": rows,
         "summary": summary(rows),
@@ -270,10 +279,6 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "rates.json").write_text(json.dumps(result, indent=1) + "\n")
     (chosen.out / "rates.md").write_text(markdown(result))
-    print(markdown(result))
-    command = [chosen.plots, "-m", "benchmarks.plots", str(chosen.out / "rates.json"), str(chosen.out)]
-    if subprocess.run(command, check=False, stderr=subprocess.DEVNULL, cwd=ROOT).returncode:
-        print(f"no picture: {chosen.plots} has no matplotlib", file=sys.stderr)
 
 
 def _in_a_fork(place: Path, rows: list[Cell]) -> None:

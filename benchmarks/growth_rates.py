@@ -45,8 +45,7 @@ from shardstream.format.manifest import Manifest
 SEQ = 64
 PER_SHARD = 10**5
 BATCHES = {"tokens": 64, "documents": 256, "JPEG bytes": 256}
-KINDS = tuple(BATCHES)
-PROCESSES = (1, 2, 4, 8)
+KINDS, PROCESSES = tuple(BATCHES), (1, 2, 4, 8)
 OF_PROCESSES = 10**6  # samples that several processes read
 WARM = 0.5  # seconds before the measurement
 FLAT_FROM = 10**4  # fewer samples are hardly more than the start of an epoch
@@ -85,10 +84,9 @@ def prepare(place: Path, kind: str, samples: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     packed = place / f"{kind.replace(' ', '-')}-one-{min(samples, PER_SHARD)}"
     if not (packed / "manifest.json").exists():
-        options: dict[str, Any] = {"shard_size": "1GiB", "compression": "zstd", "level": 1}
-        if kind == "tokens":
-            options |= {"tokenizer": "bytes", "eos": 256, "compression": "none"}
-            del options["level"]
+        options: dict[str, Any] = {"shard_size": "1GiB"}
+        small: dict[str, Any] = {"compression": "zstd", "level": 1}
+        options |= {"tokenizer": "bytes", "eos": 256, "compression": "none"} if kind == "tokens" else small
         ss.pack(_rows(kind, min(samples, PER_SHARD)), packed, **options)
     manifest = Manifest.from_bytes((packed / "manifest.json").read_bytes())
     (shard,) = manifest.shards
@@ -241,7 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of a measurement")
     parser.add_argument("--data", type=Path, help="where datasets are made, and stay; else they go")
-    parser.add_argument("--prepare", action="store_true", help="make the datasets in --data, measure nothing")
+    parser.add_argument("--prepare", action="store_true", help="make the datasets, measure nothing")
     parser.add_argument("--plots", metavar="PYTHON", default=sys.executable, help="that has matplotlib")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "growth")
     chosen = parser.parse_args()

@@ -1,20 +1,17 @@
-"""A budget of memory that several holders share; values used last, whose bytes count in it; new memory."""
+"""A budget of memory that several holders share; and values used last, whose bytes count in a budget."""
 
 from __future__ import annotations
 
-import mmap
 import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Holder", "MemoryBudget", "RecentValues", "new_memory", "when_dropped"]
+__all__ = ["Holder", "MemoryBudget", "RecentValues", "when_dropped"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-_MAPPED = 1 << 16  # bytes from which on memory is a mapping of its own
 
 
 def when_dropped(owner: object, call: Callable[..., object], *arguments: Any) -> None:
@@ -28,21 +25,6 @@ def when_dropped(owner: object, call: Callable[..., object], *arguments: Any) ->
         arguments: Of the function.
     """
     weakref.finalize(owner, call, *arguments).atexit = False
-
-
-def new_memory(size: int) -> memoryview:
-    """`size` bytes that can be written.
-
-    Many bytes are a mapping of their own, which the system has back as soon as nobody uses it. The allocator
-    has an arena for each of several threads. What one thread has dropped would stay in its arena, while
-    another thread takes new memory.
-    """
-    if size >= _MAPPED:
-        try:
-            return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        except OSError:  # too many mappings
-            pass
-    return memoryview(bytearray(size))
 
 
 class MemoryBudget:

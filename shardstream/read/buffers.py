@@ -6,6 +6,7 @@ done.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from bisect import bisect_left, insort
 from collections import deque
@@ -15,13 +16,14 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.memory import new_memory, when_dropped
+from shardstream.memory import when_dropped
 
 __all__ = ["Buffer", "BufferPool", "FreeList", "lease", "rounded"]
 
 Buffer = NDArray[np.uint8]
 T = TypeVar("T")
 _PAGE = 1 << 12
+_MAPPED = 1 << 16  # bytes from which on a buffer is a mapping of its own
 _SLACK = 4  # a buffer fits if it is larger than needed by at most 1/4
 
 
@@ -114,6 +116,21 @@ def rounded(size: int) -> int:
     return max(1, -(-size // step)) * step
 
 
+def _fresh(capacity: int) -> Buffer:
+    """A new buffer, its content undefined.
+
+    A large one is a mapping of its own, which the system has back as soon as nobody uses it. The allocator
+    has an arena for each of several threads. A buffer that one thread has dropped would stay in its arena,
+    while another thread takes new memory for the next one.
+    """
+    if capacity >= _MAPPED:
+        try:
+            return np.frombuffer(mmap.mmap(-1, capacity, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        except OSError:  # too many mappings
+            pass
+    return np.empty(capacity, np.uint8)
+
+
 class BufferPool:
     """Buffers that are used again, for many threads.
 
@@ -131,7 +148,7 @@ class BufferPool:
         with self._lock:
             self._collect()
             found = self._free.take(size)
-        return np.frombuffer(new_memory(rounded(size)), np.uint8) if found is None else found
+        return _fresh(rounded(size)) if found is None else found
 
     def give_back(self, buffer: Buffer) -> None:
         """Let a buffer that `take` returned be used again. Nobody may use it any more."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from shardstream.memory import new_memory
 from shardstream.storage.options import Timeouts
 from shardstream.storage.transport.backends.answers import MOST_IGNORED, Answer, too_large, wrong_length
 from shardstream.storage.transport.backends.base import Content, Data
@@ -82,8 +81,10 @@ async def _read(stream: Any, length: int | None, most: int | None) -> Data:
     """A body of `length` bytes, or of unknown length if that is None."""
     if length is None or length > (MOST_IGNORED if most is None else most):
         return await _joined(stream, most)
+    import numpy as np  # here, because packers load no numpy
+
     # Each part goes to its place when it comes: parts that wait to be joined take the memory once more.
-    found, got = new_memory(length), 0
+    found, got = np.empty(length, np.uint8).data, 0
     async for part in stream.iter_any():
         if got + len(part) > length:
             raise wrong_length(got + len(part), length)

@@ -258,7 +258,6 @@ def main() -> None:
                 read(files_below(url))  # into the page cache
                 row["rounds"].append(once(url, row, chosen.seconds))
             _write(rows, number + 1, chosen)
-            print(f"round {number + 1} of {chosen.rounds}", flush=True)
     print((chosen.out / "rates.md").read_text())
     chosen.out = chosen.out.resolve()
     command = [chosen.plots, "-m", "benchmarks.plots", str(chosen.out / "rates.json"), str(chosen.out)]

@@ -236,7 +236,9 @@ def main() -> None:
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tries", type=int, default=2, help="of what other programs disturbed")
-    parser.add_argument("--seconds", type=float, default=60, help="of each probe; the default is the command's own")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of each probe; the default is the command's own"
+    )
     parser.add_argument(
         "--only", nargs="*", metavar="CELL", help='such as "jpeg-20" or "jpeg-grid"; by default all'
     )

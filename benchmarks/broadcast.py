@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import shardstream as ss
-from benchmarks.busy_python import forever
+from benchmarks.steps import forever
 
 CHUNK = 50  # batches between two looks at the clock, which all ranks take together
 

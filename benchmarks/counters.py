@@ -1,21 +1,23 @@
 """What counting costs: CPU seconds of epochs with counters, without them, and with a trace, in turn.
 
     python -m benchmarks.counters [--processes 6] [--rounds 80] [--only KIND...] [--out FOLDER]
+    python -m benchmarks.counters --instructions [--rounds 5] [--only KIND...] [--out FOLDER]
 
-Three loaders: tokens that are mapped (the shortest batches that there are), tokens that are decompressed, and
-JPEGs that are decoded. One process has copies of the package (`counters_copies`): "off" is compiled without
-the statements that count, and without looks at the clock that only they need; "on" is the package as it is;
-"eleven" has each of these statements eleven times. Short epochs of all of them take turns in a random order,
-and each round is compared with itself, so that a busy machine disturbs all alike.
+Three loaders: tokens that are mapped (the shortest batches that there are), tokens that are decompressed,
+and JPEGs that are decoded. One process has copies of the package (`counters_copies`): "off" is compiled
+without the statements that count, and without looks at the clock that only they need; "on" is the package
+as it is; "eleven" has each of these statements eleven times. Short epochs of all of them take turns in a
+random order, and each round is compared with itself, so that a busy machine disturbs all alike.
 
-Copies lie elsewhere in memory, which alone makes one a percent faster than another. So "on" beside "off" says
-little about a cost of a few thousandths, also in the mean of processes that load the copies in different
-orders. A tenth of what "eleven" takes more than "on" is the cost, too, and the disturbance is a tenth. (What
-is done again finds its memory in the cache of the processor; that is why "on" beside "off" is there, too.)
-What is said is the mean of the processes with two standard errors.
+Copies lie elsewhere in memory, which alone makes one a percent faster than another. So "on" beside "off"
+says little about a cost of a few thousandths, also in the mean of processes that load the copies in
+different orders. A tenth of what "eleven" takes more than "on" is the cost, too, and the disturbance is a
+tenth. (What is done again finds its memory in the cache of the processor; that is why "on" beside "off" is
+there, too.) What is said is the mean of the processes with two standard errors.
 
 The same is also computed: the calls of an epoch, each times what it takes in a loop, beside the CPU time of
-the epoch. The bars: counters at most 0.5 %, a trace at most 3 %.
+the epoch. The bars: counters at most 0.5 %, a trace at most 3 %. `--instructions` counts instead of timing:
+see `counters_instructions`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import counters_instructions
 from benchmarks.counters_copies import Copy
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +93,7 @@ def computed(loader: Any, file: str) -> list[float]:
         if event == "call" and frame.f_globals.get("__name__") == recorder.__name__:
             counted[frame.f_code.co_name] += 1
 
-    def epoch() -> None:
+    def watched() -> None:
         counted.clear()
         threading.setprofile(watch)
         sys.setprofile(watch)
@@ -104,11 +107,11 @@ def computed(loader: Any, file: str) -> list[float]:
         "span": each(lambda: mine.span(fetch, 1.0, 1.0003)), "add": each(lambda: recorder.add(place, 1)),
         "put": each(lambda: recorder.put(place, 1)), "listening": each(recorder.listening),
     }  # fmt: skip
-    epoch()
+    watched()
     on = sum(cost[name] * number for name, number in counted.items() if name in cost)
     with ss.observe.trace(file):
         noting = each(lambda: mine.span(fetch, 1.0, 1.0003)) - cost["span"]
-        epoch()
+        watched()
     spans = counted["span"]
     traced = sum(cost[name] * number for name, number in counted.items() if name in cost) + noting * spans
     return [on, traced]
@@ -122,8 +125,8 @@ def child(kind: str, folder: str, seed: int, rounds: int) -> None:
     for name in draw.sample([*COPIES], len(COPIES)):
         copies[name] = Copy(COPIES[name])
         copies[name].enter()
-        loaders[name] = _loader(copies[name].package, kind, str(Path(folder) / kind))
-        _epoch(loaders[name])
+        loaders[name] = loader_of(copies[name].package, kind, str(Path(folder) / kind))
+        epoch(loaders[name])
         copies[name].leave()
     file = str(Path(folder) / f"{os.getpid()}.pftrace")
     taken: dict[str, list[float]] = {variant: [] for variant in (*COPIES, "trace")}
@@ -135,7 +138,7 @@ def child(kind: str, folder: str, seed: int, rounds: int) -> None:
             trace = copies[name].package.observe.trace(file) if variant == "trace" else None
             gc.collect()
             began = time.process_time()
-            batches = _epoch(loaders[name])
+            batches = epoch(loaders[name])
             taken[variant].append(time.process_time() - began)
             if trace is not None:
                 trace.stop()  # to write the file is not a cost of the loop
@@ -145,13 +148,15 @@ def child(kind: str, folder: str, seed: int, rounds: int) -> None:
     print(json.dumps({"cpu seconds": taken, "batches": batches, "computed": cost}))
 
 
-def _loader(ss: Any, kind: str, url: str) -> Any:
+def loader_of(ss: Any, kind: str, url: str) -> Any:
+    """A loader of one kind, by a copy of the package."""
     if kind == "JPEG":
         return ss.StreamingLoader(ss.StreamingDataset(url), batch_size=32, threads=2)
     return ss.StreamingLoader(ss.TokenDataset(url, seq_len=2048), batch_size=8, threads=2)
 
 
-def _epoch(loader: Any) -> int:
+def epoch(loader: Any) -> int:
+    """Read an epoch; returns its batches."""
     return sum(1 for _ in loader)
 
 
@@ -220,8 +225,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--only", nargs="*", choices=KINDS, default=[*KINDS])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "counters")
+    parser.add_argument("--instructions", action="store_true", help="count instructions, by valgrind")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--counted", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.counted:
+        counters_instructions.child(*json.loads(given.counted))
+        return
     if given.child:
         kind, place, seed, rounds = given.child
         child(kind, place, int(seed), int(rounds))
@@ -229,6 +239,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
         given.out.mkdir(parents=True, exist_ok=True)
+        if given.instructions:
+            _instructions(Path(folder), given)
+            return
         file = given.out / "counters.json"
         before = json.loads(file.read_text()) if file.exists() else {}
         found = {kind: each for kind, each in before.items() if set(each["percent"]) == set(SHOWN)}
@@ -237,6 +250,17 @@ def main() -> None:
             file.write_text(json.dumps(found, indent=1) + "\n")
             (given.out / "counters.md").write_text(table(found))
     print(table(found))
+
+
+def _instructions(folder: Path, given: argparse.Namespace) -> None:
+    """The same in instructions; kinds that are not measured now keep their figures."""
+    file = given.out / "instructions.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    found |= counters_instructions.measure(folder, given.only, min(given.rounds, 5))
+    found = {kind: found[kind] for kind in KINDS if kind in found}
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    (given.out / "instructions.md").write_text(counters_instructions.table(found))
+    print(counters_instructions.table(found))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import marshal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -27,12 +29,13 @@ class Copy:
 
     Args:
         times: How often each statement that counts is there: 0 for not at all, 1 for the package as it is.
+        compiled: A folder of compiled modules, which is filled: under valgrind, to compile takes minutes.
     """
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, compiled: Path | None = None) -> None:
         for name in [name for name in sys.modules if _is_ours(name)]:
             del sys.modules[name]
-        finder = _Finder(times)
+        finder = _Finder(times, compiled)
         sys.meta_path.insert(0, finder)
         self._finder = finder
         self.package = importlib.import_module(PACKAGE)
@@ -58,26 +61,35 @@ def _is_ours(name: str) -> bool:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, times: int) -> None:
-        self._times = times
+    def __init__(self, times: int, compiled: Path | None) -> None:
+        self._times, self._compiled = times, compiled
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
         if not _is_ours(name):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            spec.loader = _Loader(spec.loader.name, spec.loader.path, self._times)
+            spec.loader = _Loader(spec.loader.name, spec.loader.path, self._times, self._compiled)
         return spec
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
     """Compiles all copies alike, from source, so that they differ in nothing else."""
 
-    def __init__(self, name: str, path: str, times: int) -> None:
+    def __init__(self, name: str, path: str, times: int, compiled: Path | None) -> None:
         super().__init__(name, path)
-        self._times = times
+        self._times, self._compiled = times, compiled
 
     def get_code(self, fullname: str) -> CodeType:
+        if self._compiled is None:
+            return self._compile(fullname)
+        file = self._compiled / f"{fullname}.{self._times}"
+        if not file.exists():
+            file.write_bytes(marshal.dumps(self._compile(fullname)))
+        code: CodeType = marshal.loads(file.read_bytes())
+        return code
+
+    def _compile(self, fullname: str) -> CodeType:
         tree = ast.parse(self.get_data(self.path))
         if not fullname.startswith(f"{PACKAGE}.counters"):
             tree = counting(tree, self._times)

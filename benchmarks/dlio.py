@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dlio_report import markdown
+from benchmarks.dlio_report import figure_of, markdown
 from benchmarks.processes import ROOT, tree
 
 OURS, THEIRS = "ours", "DLIO's PyTorch loader"
@@ -101,6 +101,10 @@ WORKLOADS = {
         "unet3d", 14_660_062, 209_715, 160, 4, 0.13604,
         "unet3d_v100: samples of a tenth of the bytes, steps of a tenth; resized to a tenth of its size",
     ),
+    "unet3d-no-step": Workload(
+        "unet3d", 14_660_062, 0, 160, 4, 0.0,
+        "unet3d: samples of a tenth of the bytes, steps take no time: the rate is the loader's",
+    ),
 }  # fmt: skip
 
 
@@ -150,8 +154,11 @@ def run(workload: Workload, folder: Path, ours: bool, cache: str) -> dict[str, A
 
 
 def tried(workload: Workload, folder: Path) -> dict[int, float]:
-    """The utilisation with DLIO's loader by its number of worker processes, in a warm epoch or two."""
-    return {count: max(run(replace(workload, threads=count), folder, False, "warm")["au"]) for count in TRIED}
+    """What DLIO's loader reaches by its number of worker processes, in a warm epoch or two."""
+    figure = figure_of(workload.step)
+    return {
+        count: max(run(replace(workload, threads=count), folder, False, "warm")[figure]) for count in TRIED
+    }
 
 
 def machine() -> str:
@@ -180,7 +187,7 @@ def main() -> None:
         if chosen.prepare:
             continue
         workers = tried(workload, folder)
-        print(f"{name}: AU by worker processes {workers}", flush=True)
+        print(f"{name}: {figure_of(workload.step)} by worker processes {workers}", flush=True)
         workload = replace(workload, threads=max(workers, key=lambda count: workers[count]))
         for cache in [chosen.cache] if chosen.cache else EPOCHS:
             rounds: dict[str, list[Any]] = {THEIRS: [], OURS: []}

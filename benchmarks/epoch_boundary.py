@@ -12,10 +12,6 @@ which begins with nothing, is given by itself.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from itertools import pairwise
@@ -25,7 +21,7 @@ from typing import Any
 import torch
 
 import shardstream as ss
-from benchmarks.busy_python import calibrated, matrix
+from benchmarks.steps import calibrated, matrix, opened, options_of, write
 
 TENTHS = 10
 
@@ -100,37 +96,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("dataset")
-    parser.add_argument("--tokens", type=int, help="read it as a TokenDataset of this seq_len")
+    """The command line."""
+    parser = options_of(__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--step", type=float, action="append", help="milliseconds")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows, dataset = [], Path(options.dataset).name
     for step in options.step or [0]:
-        ds: Any = ss.StreamingDataset(options.dataset, shuffle=ss.Shuffle(seed=0))
-        if options.tokens:
-            ds = ss.TokenDataset(options.dataset, options.tokens, shuffle=ss.Shuffle(seed=0))
         collate = None if options.tokens else list
-        loader = ss.StreamingLoader(ds, options.batch, collate=collate)
-        rows.append(row(loader, options.epochs, step) | {"dataset": Path(options.dataset).name})
-    print(table(rows))
-    if options.out:
-        facts = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "batch": options.batch,
-            "tokens": options.tokens,
-            "rows": rows,
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"epoch_boundary_{Path(options.dataset).name}"
-        (options.out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-        (options.out / f"{name}.md").write_text(table(rows))
+        loader = ss.StreamingLoader(opened(options.dataset, options.tokens), options.batch, collate=collate)
+        rows.append(row(loader, options.epochs, step) | {"dataset": dataset})
+    facts = {"batch": options.batch, "tokens": options.tokens, "rows": rows}
+    write(options.out, f"epoch_boundary_{dataset}", table(rows), facts)
 
 
 if __name__ == "__main__":

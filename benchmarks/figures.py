@@ -10,7 +10,7 @@ from benchmarks.bars import Row, drawn, number
 from benchmarks.committed import RESULTS, Found
 from benchmarks.elsewhere import OTHERS, verdicts
 from benchmarks.explained import WHY
-from benchmarks.steps import STEPS
+from benchmarks.renew_steps import STEPS
 
 All = Mapping[str, Found]
 

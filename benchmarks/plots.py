@@ -1,7 +1,8 @@
-"""Pictures of the quality of shuffles and of simulated jobs. Needs matplotlib; bars.py does not."""
+"""Pictures of shuffles, of simulated jobs and of growing rates. Needs matplotlib; bars.py does not."""
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import matplotlib as mpl
@@ -73,6 +74,37 @@ def jobs(rows: list[dict[str, Any]], scale: dict[str, Any], path: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=6)
     axes[2].set_xticks([8, 64, 512, 4096])
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def rates(rows: list[dict[str, Any]], path: str) -> None:
+    """Rates of each kind by samples of one process, and by processes, each with its spread."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), dpi=80, sharey=True)
+    several = max(row["samples"] for row in rows if row["processes"] > 1)
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    for (kind, colour), mark in zip(zip(kinds, COLOURS.values(), strict=True), "os^", strict=True):
+        for axis, name, kept in (
+            (axes[0], "samples", [row for row in rows if row["processes"] == 1]),
+            (axes[1], "processes", [row for row in rows if row["samples"] == several]),
+        ):
+            found = sorted(
+                (row[name], [one["samples/s"] for one in row["rounds"]])
+                for row in kept if row["kind"] == kind
+            )  # fmt: skip
+            at = [size for size, _ in found]
+            axis.plot(at, [statistics.median(one) for _, one in found], f"{mark}-", color=colour, label=kind)
+            axis.vlines(at, [min(one) for _, one in found], [max(one) for _, one in found], color=colour)
+            axis.set_xscale("log", base=10 if name == "samples" else 2)
+            axis.set_xlabel(f"{name}, {'one process' if name == 'samples' else f'{several:,} samples'}")
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("samples/s, all processes")
+    axes[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

@@ -18,7 +18,7 @@ from benchmarks import tables
 from benchmarks.committed import RESULTS
 from benchmarks.make_corpora import Maker
 from benchmarks.processes import ROOT
-from benchmarks.steps import STEPS, Step
+from benchmarks.renew_steps import STEPS, Step
 
 
 def _command(step: Step, options: argparse.Namespace) -> list[str]:

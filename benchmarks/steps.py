@@ -1,34 +1,89 @@
-"""The steps of a renewal of what is published, in their order."""
+"""What programs share that measure a loop beside a loader: steps, datasets, options and files of results."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import shardstream as ss
+
+__all__ = ["calibrated", "forever", "matrix", "opened", "options_of", "python", "write"]
 
 
-@dataclass(frozen=True)
-class Step:
-    """A question and about how many minutes it takes with all peers, on 2 quiet cores."""
+def python(count: int) -> int:
+    """Work that holds the GIL."""
+    total = 0
+    for number in range(count):
+        total += number * number
+    return total
 
-    name: str
-    minutes: float
+
+def matrix(count: int) -> None:
+    """Work that does not; one product takes some tenths of a millisecond."""
+    square = torch.ones(256, 256)
+    for _ in range(count):
+        square = square @ square * 1e-3
 
 
-# Datasets of the first steps serve later ones. Estimates count datasets as written: see --prepare.
-STEPS = (
-    Step("tokens32", 9),
-    Step("tokens16", 8),
-    Step("documents", 8),
-    Step("images40", 6),
-    Step("images110", 5),
-    Step("decode40", 6),
-    Step("decode110", 6),
-    Step("first_batch", 3),
-    Step("resume1", 2),
-    Step("resume50", 2),
-    Step("resume99", 2),
-    Step("remote_first100", 5),
-    Step("remote_epoch20", 12),
-    Step("remote_link150", 6),
-    Step("packing", 3),
-    Step("dali", 2),
-)
+def calibrated(work: Callable[[int], Any], milliseconds: float) -> int:
+    """How much of a work takes so long."""
+    count = 1
+    while True:
+        started = time.perf_counter()
+        work(count)
+        taken = time.perf_counter() - started
+        if taken > 0.05:
+            return max(1, int(count * milliseconds / 1e3 / taken))
+        count *= 2
+
+
+def opened(url: str, seq_len: int | None) -> Any:
+    """A shuffled dataset, of token blocks if there is a `seq_len`."""
+    shuffle = ss.Shuffle(seed=0)
+    if seq_len is None:
+        return ss.StreamingDataset(url, shuffle=shuffle)
+    return ss.TokenDataset(url, seq_len, shuffle=shuffle)
+
+
+def forever(loader: ss.StreamingLoader) -> Iterator[Any]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def options_of(about: str | None) -> argparse.ArgumentParser:
+    """A command line with the options that all have.
+
+    Args:
+        about: The docstring of the program, whose first line is shown.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--tokens", type=int, help="read it as a TokenDataset of this seq_len")
+    parser.add_argument("--out", type=Path)
+    return parser
+
+
+def write(out: Path | None, name: str, table: str, facts: dict[str, Any]) -> None:
+    """Print a table; with `out` write it there, and the facts beside those of the machine as JSON."""
+    print(table)
+    if out is None:
+        return
+    facts = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        **facts,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (out / f"{name}.md").write_text(table)

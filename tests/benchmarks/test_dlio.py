@@ -39,6 +39,14 @@ def test_a_bar_is_met_by_medians():
     assert not met(row("warm", [88, 89, 99], [90, 90, 10]), OURS, THEIRS)
 
 
+def test_without_steps_the_rate_counts():
+    found = row("warm", [0], [0]) | {"workload": vars(WORKLOADS["unet3d-no-step"])}
+    assert not met(found, OURS, THEIRS)
+    found["rounds"][OURS][0]["rate"] = [12.1]
+    assert met(found, OURS, THEIRS)
+    assert "| met, 1.21 x |" in markdown({"unet3d-no-step warm": found}, OURS, THEIRS, "two cores")
+
+
 def test_the_report_hides_nothing():
     rows = {"unet3d cold": row("cold", [50, 60, 70], [80, 81, 82])}
     text = markdown(rows, OURS, THEIRS, "two cores")

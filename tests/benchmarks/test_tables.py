@@ -17,7 +17,7 @@ from benchmarks.elsewhere import OTHERS, verdicts
 from benchmarks.explained import WHY
 from benchmarks.packing_bars import PACKING
 from benchmarks.questions import all_questions
-from benchmarks.steps import STEPS
+from benchmarks.renew_steps import STEPS
 
 
 def rounds(rate: float, bytes_: int = 1000) -> list[dict[str, Any]]:

@@ -246,8 +246,8 @@ def decoded(data: Data, kind: type[T], where: str) -> T:
     try:
         found = msgspec.json.decode(data, type=kind)
     except _UNREADABLE as error:
-        # Another format version is why, if it is one. Only now it is looked at: that takes as long as to check
-        # a manifest of many shards.
+        # Perhaps another format version is why. It is looked at only now, since that goes through the whole
+        # file.
         try:
             version = msgspec.json.decode(data, type=_Version).version
         except _UNREADABLE as first:

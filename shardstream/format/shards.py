@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
 from array import array
@@ -105,10 +106,9 @@ class Shards(Sequence[ShardInfo]):
         for name, digits in checksums.items():
             absent = name == "index_head_checksum" and not digits
             if not absent and not (set(map(len, found[name])) <= {DIGITS} and _HEX.match(digits)):
-                wrong = (at for at, one in enumerate(found[name]) if len(one) != DIGITS or not _HEX.match(one))
-                raise CorruptionError(
-                    f"shard {shorten(found['url'][next(wrong)])!r} has a checksum that is not 32 hex digits"
-                )
+                wrong = (len(one) != DIGITS or not _HEX.match(one) for one in found[name])
+                url = next(itertools.compress(found["url"], wrong))
+                raise CorruptionError(f"shard {shorten(url)!r} has a checksum that is not 32 hex digits")
         layouts: dict[tuple[Any, ...], int] = {}
         kinds = zip(*(found[name] for name in Layout.__struct_fields__), strict=True)
         layout = [layouts.setdefault(kind, len(layouts)) for kind in kinds]

@@ -104,7 +104,8 @@ def stream(
         singles: Whether a batch that cannot be built comes item by item, up to the item that fails.
         following: What follows; it begins when all units have begun.
         near: Whether planning does not wait for a store. Then the first batch has the processors to itself:
-            what is behind it is planned when its frames are there.
+            what is behind it is planned when its frames are there. Else it is planned when they are asked
+            for, so that the connections are theirs first.
 
     Raises:
         Exception: An error of any stage is raised in its place, when all batches before it were yielded.
@@ -129,8 +130,9 @@ class _Flow(Generic[T]):
     ) -> None:
         self._source, self._budget, self._stats = source, budget, stats
         self._following = following
-        # Whether the next plan ends behind its first unit; and whether no other plan has begun after that one.
-        self._first, self._held = near, False
+        self._near = near
+        # Whether the next plan ends behind its first unit; and whether no plan has begun after that one.
+        self._first, self._held = True, False
         self._scope, self._news = CancelScope(), News()
         self._scope.recorder = stats.recorder
         small = budget.prefetch // (4 * _DEPTH)
@@ -305,11 +307,14 @@ class _Flow(Generic[T]):
             self._pending.append(_Pending(unit, tasks, work, fetched, len(unit.sizes)))
 
     def _begun_first(self) -> bool:
-        """Whether the first unit needs the processors no more: a thread builds it, which has its frames."""
+        """Whether the first unit is served: what is planned behind it takes neither its place nor its time.
+
+        Its frames are asked for; if all is near, a thread has them and builds it.
+        """
         if not self._pending:
             return self._head is None and not self._planned
         head = self._pending[0]
-        return not head.unit.direct and all(task.done for task in head.frames.values())
+        return not self._near or (not head.unit.direct and all(task.done for task in head.frames.values()))
 
     def _plan_on(self) -> None:
         """Plan what is behind the first unit."""

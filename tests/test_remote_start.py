@@ -71,6 +71,24 @@ def test_a_web_server_is_asked_for_the_manifest_alone(proxy: Any) -> None:
     assert proxy.counts.connections == 1
 
 
+def test_a_first_batch_asks_for_the_manifest_its_indexes_and_its_frames(proxy: Any) -> None:
+    loader = read(proxy)
+    batches = iter(loader)
+    assert len(next(batches)["__key__"]) == 8
+    loader.close()
+    assert launch.ended(lambda: not proxy.counts.in_flight)
+    names = {path.rpartition("/")[2]: count for (_, path), count in proxy.counts.paths.items()}
+    assert {method for method, _ in proxy.counts.paths} == {"GET"}
+    assert names[NAME] == 1
+    # Each index once. Behind the manifest come those of the batch, and then frames: nothing that it does not
+    # need is in front of them.
+    assert {count for name, count in names.items() if name.endswith(".index")} == {1}
+    shards = set(loader._contents.order(0).shards(range(8)).tolist())
+    asked = [path.rpartition("/")[2] for path, _ in proxy.counts.ranges]
+    assert set(asked[: len(shards)]) == {f"shard-{shard:06d}.index" for shard in shards}
+    assert not asked[len(shards)].endswith(".index")
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_an_epoch_fetches_each_byte_once_and_neighbours_together(
     proxy: Any, packed: Path, tmp_path: Path, cached: bool

@@ -70,7 +70,7 @@ def stream(
     else:
         made = units(contents.order(epoch), requests)
         after = None if following is None else _after(contents, epoch + 1, *following, chosen)
-        built = pipeline.stream(source, made, finish, budget, stats, singles, after)
+        built = pipeline.stream(source, made, finish, budget, stats, singles, after, near=True)
     return attended(built, contents.maker.watching) if contents.maker.transforms else built
 
 

@@ -6,7 +6,7 @@ docs/format.md describes the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -23,7 +23,15 @@ __all__ = ["MAX_BYTES", "NAME", "VERSIONS", "FieldInfo", "Manifest", "ShardInfo"
 
 # The structs below have a field `bytes`, which hides the type inside them.
 Data = bytes
-T = TypeVar("T")
+
+
+class _Versioned(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+T = TypeVar("T", bound=_Versioned)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 NAME = "manifest.json"
 VERSIONS = (1, 2)  # 2: for columns of values, shards that are `grouped` or `sparse`, and very many shards
@@ -242,14 +250,27 @@ def decoded(data: Data, kind: type[T], where: str) -> T:
         CorruptionError: It is something else, or has another format version.
     """
     try:
-        version = msgspec.json.decode(data, type=_Version).version
-        if version not in VERSIONS:
-            raise CorruptionError(
-                f"{where}: format version {version}; this shardstream reads versions 1 and 2, upgrade it"
-            )
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptionError(f"{where}: {_what(data)}, not a manifest ({error})") from error
+        found = msgspec.json.decode(data, type=kind)
+    except _UNREADABLE as error:
+        # Perhaps another format version is why. It is looked at only now, since that goes through the whole
+        # file.
+        try:
+            version = msgspec.json.decode(data, type=_Version).version
+        except _UNREADABLE as first:
+            raise _no_manifest(data, where, first) from first
+        if version in VERSIONS:
+            raise _no_manifest(data, where, error) from error
+    else:
+        version = found.version
+    if version not in VERSIONS:
+        raise CorruptionError(
+            f"{where}: format version {version}; this shardstream reads versions 1 and 2, upgrade it"
+        )
+    return found
+
+
+def _no_manifest(data: Data, where: str, error: Exception) -> CorruptionError:
+    return CorruptionError(f"{where}: {_what(data)}, not a manifest ({error})")
 
 
 def _what(data: Data) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 from shardstream.format.names import shorten
-from shardstream.format.shard_info import index_of, is_inside
+from shardstream.format.shard_info import are_plain, index_of, is_inside
 from shardstream.format.shards import DIGITS, NO_HEAD, Shards
 
 __all__ = ["shards_problem"]
@@ -21,10 +22,9 @@ def shards_problem(shards: Shards, fields: Iterable[str], external: bool) -> str
             return f"shard {_named(shards, at)} has a size out of range"
     if sum(shards.values("samples")) >= _MOST:
         return "the shards have more samples than can be counted"
-    pairs = zip(shards.values("frames"), shards.values("samples"), strict=True)
-    for at, (frames, samples) in enumerate(pairs):
-        if frames > samples:
-            return f"shard {_named(shards, at)} has more frames than samples"
+    more = list(map(operator.gt, shards.values("frames"), shards.values("samples")))
+    if any(more):
+        return f"shard {_named(shards, more.index(True))} has more frames than samples"
     return _layout(shards, set(fields)) or _heads(shards) or _urls(shards, external)
 
 
@@ -56,7 +56,7 @@ def _heads(shards: Shards) -> str | None:
 
 
 def _urls(shards: Shards, external: bool) -> str | None:
-    for url in shards.urls:
+    for url in shards.urls if external or not are_plain(shards.urls) else ():
         if not (external or is_inside(url)):
             return f"{shorten(url)!r} leaves the dataset's root"
         if external and url.startswith(("pipe:", "-")):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from shardstream.format.columns import ColumnInfo
 
-__all__ = ["Codec", "ShardInfo", "index_of", "is_inside"]
+__all__ = ["Codec", "ShardInfo", "are_plain", "index_of", "is_inside"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")  # most names: certainly inside
+_PLAIN_LINES = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*\n)*\Z")
 
 Codec = Literal["zstd", "none", "gzip", "zstd-stream"]
 
@@ -72,6 +74,12 @@ def is_inside(url: str) -> bool:
             or any(part in ("", ".", "..") for part in url.split("/"))
         )
     )
+
+
+def are_plain(urls: Sequence[str]) -> bool:
+    """Whether all of many URLs are names of which `is_inside` needs no second look: one match for all."""
+    lines = "".join([f"{url}\n" for url in urls])
+    return lines.count("\n") == len(urls) and bool(_PLAIN_LINES.match(lines))
 
 
 def index_of(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
 from array import array
@@ -23,6 +24,8 @@ _HEX = re.compile(r"[0-9a-f]*\Z")
 _NUMBERS = ("bytes", "raw_bytes", "samples", "tokens", "frames", "index_bytes", "index_head")
 _CHECKSUMS = ("checksum", "index_checksum", "index_head_checksum")
 _MADE = 4096  # objects of shards that stay
+_MEMBERS = ShardInfo.__struct_fields__
+_members = operator.attrgetter(*_MEMBERS)
 
 
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -94,35 +97,28 @@ class Shards(Sequence[ShardInfo]):
         """
         if isinstance(shards, Shards):
             return shards
-        for info in shards:
-            head = info.index_head_checksum or NO_HEAD
-            for digits in (info.checksum, info.index_checksum, head):
-                if len(digits) != DIGITS or not _HEX.match(digits):
-                    raise CorruptionError(
-                        f"shard {shorten(info.url)!r} has a checksum that is not 32 hex digits"
-                    )
-        layouts: dict[Layout, int] = {}
-        layout = [
-            layouts.setdefault(
-                Layout(info.codec, info.fields, info.grouped, info.columns, info.sparse), len(layouts)
-            )
-            for info in shards
-        ]
-        index_urls = [info.index_url for info in shards]
-        same = all(index_of(info.url) == info.index_url for info in shards)
-        heads = any(info.index_head_checksum for info in shards)
+        # A list for each member: a call of Python for each shard and member would take most of the time.
+        members = list(zip(*map(_members, shards), strict=True)) or [()] * len(_MEMBERS)
+        found: dict[str, Any] = dict(zip(_MEMBERS, members, strict=True))
+        if any(found["index_head_checksum"]):
+            found["index_head_checksum"] = [head or NO_HEAD for head in found["index_head_checksum"]]
+        checksums = {name: "".join(found[name]) for name in _CHECKSUMS}
+        for name, digits in checksums.items():
+            absent = name == "index_head_checksum" and not digits
+            if not absent and not (set(map(len, found[name])) <= {DIGITS} and _HEX.match(digits)):
+                wrong = (len(one) != DIGITS or not _HEX.match(one) for one in found[name])
+                url = next(itertools.compress(found["url"], wrong))
+                raise CorruptionError(f"shard {shorten(url)!r} has a checksum that is not 32 hex digits")
+        layouts: dict[tuple[Any, ...], int] = {}
+        kinds = zip(*(found[name] for name in Layout.__struct_fields__), strict=True)
+        layout = [layouts.setdefault(kind, len(layouts)) for kind in kinds]
+        same = list(map(index_of, found["url"])) == list(found["index_url"])
         return cls(
-            [info.url for info in shards],
-            None if same else index_urls,
-            {name: _packed([getattr(info, name) for info in shards]) for name in _NUMBERS},
-            {
-                "checksum": "".join(info.checksum for info in shards),
-                "index_checksum": "".join(info.index_checksum for info in shards),
-                "index_head_checksum": "".join(info.index_head_checksum or NO_HEAD for info in shards)
-                if heads
-                else "",
-            },
-            list(layouts),
+            list(found["url"]),
+            None if same else list(found["index_url"]),
+            {name: _packed(found[name]) for name in _NUMBERS},
+            checksums,
+            [Layout(*kind) for kind in layouts],
             _packed(layout),
         )
 

@@ -22,7 +22,9 @@ from shardstream.storage.store import Store
 __all__ = ["Indexes"]
 
 _THREADS = 8
-_SOON = 0.001  # seconds to read an index, up to which threads are not worth it
+_SOON = 0.001  # seconds of waiting to read an index, up to which threads are not worth it
+_SLOW = 2  # so many indexes in turn that took longer are read by threads from then on
+_TURN = 0.03  # seconds in which what is planned is sent for
 _SHARE = 1 / 4, 8 << 20  # part of the budget, and the bytes that are allowed even if the budget is smaller
 
 
@@ -63,13 +65,19 @@ class Indexes:
     def load(self, shards: Sequence[int]) -> None:
         """Read the indexes of these shards that are not in memory, at the same time if one takes long."""
         missing = [shard for shard in shards if shard not in self._recent]
-        while self._near and missing:
-            # A small file in the page cache is read sooner than a thread starts; one of NFS is not.
-            begin = time.monotonic()
+        slow = 0
+        while self._near and missing and slow < _SLOW:
+            # A small file in the page cache is read sooner than a thread starts; one of NFS is not. What this
+            # thread computes does not count, and one wait may be one for the interpreter or a processor.
+            begin, computed = time.monotonic(), time.thread_time()
             self.get(missing.pop())
-            if time.monotonic() - begin > _SOON:
-                break
+            waited = time.monotonic() - begin - (time.thread_time() - computed)
+            slow = slow + 1 if waited > _SOON else 0
         if len(missing) > 1:
+            if not self._near:
+                # Threads that find an index not sent for yet ask for it at once, in front of what is planned:
+                # of the frames of the first batch.
+                self._blocks.fetcher.settle(_TURN)
             with ThreadPoolExecutor(_THREADS, "shardstream-index", work_for, (current(),)) as pool:
                 list(pool.map(self.get, missing))
 

@@ -16,6 +16,7 @@ from shardstream.errors import CorruptionError
 from shardstream.format.columns import ColumnInfo
 from shardstream.format.manifest import FieldInfo, Manifest, ShardInfo
 from shardstream.format.manifest_files import Stub, join, load, load_body, load_stub, make_body, make_stub
+from shardstream.format.shard_info import are_plain
 from shardstream.format.shards import Shards, shard_checksums, shard_values
 
 DIGITS = st.text("0123456789abcdef", min_size=32, max_size=32)
@@ -144,3 +145,30 @@ def test_a_count_that_no_column_bears_out_takes_no_memory(count: int) -> None:
 def test_checksums_of_columns_are_those_of_the_shards(shards: list[ShardInfo]) -> None:
     for name in ("checksum", "index_checksum"):
         assert shard_checksums(Shards.of(shards), name) == shard_checksums(shards, name)
+
+
+@pytest.mark.parametrize("member", ["checksum", "index_checksum", "index_head_checksum"])
+@pytest.mark.parametrize("wrong", ["", "a" * 31, "a" * 31 + "g", "a" * 33])
+@pytest.mark.parametrize("every", [False, True])
+def test_the_first_shard_with_a_wrong_checksum_is_named(member: str, wrong: str, every: bool) -> None:
+    good = ShardInfo(
+        "shard-000000.tar", "none", (), 1, 1, 1, 0, 1, "a" * 32, "shard-000000.index", 1, "b" * 32,
+        columns=(ColumnInfo("n", "int64"),), index_head=1, index_head_checksum="c" * 32,
+    )  # fmt: skip
+    changed = {"url": "shard-000001.tar", "index_url": "shard-000001.index", member: wrong}
+    bad = msgspec.structs.replace(good, **changed)
+    shards = (bad, bad) if every else (good, bad, good)
+    if member == "index_head_checksum" and not wrong:  # there may be none: `shards_problem` looks at these
+        assert Shards.of(shards)[:] == shards
+        return
+    with pytest.raises(CorruptionError, match=r"shard-000001\.tar.* not 32 hex digits"):
+        Shards.of(shards)
+
+
+@pytest.mark.parametrize("odd", ["", "a/b", "../a", ".a", "-a", "a b", "a\nb", "\n", "s3:a", "é"])
+def test_a_name_that_needs_a_second_look_is_found_among_plain_ones(odd: str) -> None:
+    plain = [f"shard-{number:06d}.tar.zst" for number in range(3)]
+    assert are_plain(plain)
+    assert are_plain([])
+    for names in ([odd, *plain], [*plain, odd], [*plain, odd, *plain]):
+        assert not are_plain(names)

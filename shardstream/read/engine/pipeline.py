@@ -91,6 +91,7 @@ def stream(
     stats: Stats | None = None,
     singles: bool = False,
     following: Following | None = None,
+    near: bool = False,
 ) -> Generator[T, None, None]:
     """The batches of all units, in order.
 
@@ -102,11 +103,15 @@ def stream(
         stats: The counters to add to.
         singles: Whether a batch that cannot be built comes item by item, up to the item that fails.
         following: What follows; it begins when all units have begun.
+        near: Whether planning does not wait for a store. Then the first batch has the processors to itself:
+            what is behind it is planned when its frames are there. Else it is planned when they are asked
+            for, so that the connections are theirs first.
 
     Raises:
         Exception: An error of any stage is raised in its place, when all batches before it were yielded.
     """
-    return _Flow(source, units, finish, budget or Budget(), stats or Stats(), singles, following).batches()
+    limits, counts = budget or Budget(), stats or Stats()
+    return _Flow(source, units, finish, limits, counts, singles, following, near).batches()
 
 
 class _Flow(Generic[T]):
@@ -121,9 +126,13 @@ class _Flow(Generic[T]):
         stats: Stats,
         singles: bool,
         following: Following | None,
+        near: bool = False,
     ) -> None:
         self._source, self._budget, self._stats = source, budget, stats
         self._following = following
+        self._near = near
+        # Whether the next plan ends behind its first unit; and whether no plan has begun after that one.
+        self._first, self._held = True, False
         self._scope, self._news = CancelScope(), News()
         self._scope.recorder = stats.recorder
         small = budget.prefetch // (4 * _DEPTH)
@@ -186,6 +195,8 @@ class _Flow(Generic[T]):
                     stats.samples += samples
                     count += 1
                     asked = now
+                    if self._held:
+                        self._plan_on()
                     if untimed:
                         untimed -= 1
                         yield batch
@@ -254,7 +265,7 @@ class _Flow(Generic[T]):
                     plan.over = True
                     break
                 plan.units += self._pieces(unit)
-                if time.monotonic() > until:
+                if self._first or time.monotonic() > until:
                     break
         except BaseException as error:  # noqa: BLE001 - raised in its place, behind these units
             plan.error, plan.over = error, True
@@ -268,11 +279,14 @@ class _Flow(Generic[T]):
     def _admit(self) -> None:
         """Begin the units that are planned, as far as there is room."""
         while True:
-            if self._planning and self._plan.done and not self._planned:
+            if self._held and self._begun_first():
+                self._plan_on()
+            if self._planning and not self._held and self._plan.done and not self._planned:
                 plan = self._plan.result()
                 self._planned += plan.units
                 self._planning = not plan.over
-                if self._planning:
+                self._held, self._first = self._first, False
+                if self._planning and not self._held:
                     self._plan = self._planner.submit(self._some)
             if not self._planned or not self._room(self._planned[0]):
                 if self._following is not None:
@@ -291,6 +305,22 @@ class _Flow(Generic[T]):
             fetched = self._frames.fetched_bytes - before
             self._fetched += fetched
             self._pending.append(_Pending(unit, tasks, work, fetched, len(unit.sizes)))
+
+    def _begun_first(self) -> bool:
+        """Whether the first unit is served: what is planned behind it takes neither its place nor its time.
+
+        Its frames are asked for; if all is near, a thread has them and builds it.
+        """
+        if not self._pending:
+            return self._head is None and not self._planned
+        head = self._pending[0]
+        return not self._near or (not head.unit.direct and all(task.done for task in head.frames.values()))
+
+    def _plan_on(self) -> None:
+        """Plan what is behind the first unit."""
+        self._held = False
+        if self._planning:
+            self._plan = self._planner.submit(self._some)
 
     def _room(self, unit: Unit) -> bool:
         """Whether there is room to begin a unit."""

@@ -109,6 +109,10 @@ class Fetcher:
         """
         self._planner.submit(requests, first, wait)
 
+    def settle(self, seconds: float) -> None:
+        """Wait until the blocks are sent for that were given to `ahead`, for at most so many seconds."""
+        self._planner.settle(seconds)
+
     @property
     def room(self) -> int:
         """The bytes of a range in which blocks may be fetched that are needed later; 0 for none."""

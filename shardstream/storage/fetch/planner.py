@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 
@@ -58,6 +59,12 @@ class Planner:
         """Send for blocks; see `Fetcher.ahead`."""
         self._arrivals.announce_plan()
         self._plans.submit(lambda: self._plan(requests, first, patience))
+
+    def settle(self, seconds: float) -> None:
+        """Wait until blocks are sent for whose plans were submitted, for at most so many seconds."""
+        settled = threading.Event()
+        self._plans.submit(settled.set)
+        settled.wait(seconds)
 
     def restart(self, total: float) -> None:
         """An epoch begins, of a dataset of `total` bytes."""

@@ -40,6 +40,7 @@ T = TypeVar("T")
 _REQUEST, _REQUEST_BYTES, _PUT = stage("request"), stage("request_bytes"), stage("put")
 _IN_FLIGHT, _REMOTE_BYTES, _PUT_BYTES = slot("in_flight"), slot("remote_bytes"), slot("put_bytes")
 _ERRORS, _CONCURRENCY = slot("errors"), slot("concurrency")
+_AFTER = 0.002  # seconds until the connections are opened that are for later
 _GRACE = 30.0  # seconds more than all tries may take, in case the machine stands still for a while
 
 
@@ -185,12 +186,16 @@ class Client:
         return bytes(self._read(self.where(path), lambda store: store.get(full, most), UNKNOWN_SIZE).data)
 
     def warm_up(self, path: str, connections: int) -> None:
-        """Open so many connections by asking for a byte of an object; returns at once, raises nothing."""
+        """Open so many connections by asking for a byte of an object; returns at once, raises nothing.
+
+        What is asked for right after this call is sent first.
+        """
         backend, full = self._connect().backend, self.path(path)
         if not backend.connects:
             return
 
         async def ask() -> None:
+            await asyncio.sleep(_AFTER)
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(backend.get_range(full, 0, 1), self.options.attempt_seconds(0))
 

@@ -292,3 +292,41 @@ def test_what_is_held_is_the_sum_of_all_loaders_and_goes_with_them() -> None:
     one.let_go()
     assert len(list(stream(Frames(), units(60), tuple, stats=one))) == 30
     assert [read_own().values[name] - before[name] for name in names] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
+def test_what_is_behind_the_first_unit_is_planned_when_that_is_served(near: bool, direct: bool) -> None:
+    asked: list[object] = []
+    let = threading.Event()
+
+    class Watched(Frames):
+        def fetch_ahead(self, frames: Sequence[FrameId]) -> None:
+            asked.append("frames")
+
+    def planned() -> Iterator[Numbers]:
+        for unit in units(18, direct):
+            asked.append("unit")
+            if asked.count("unit") > 1:
+                let.set()
+            yield unit
+
+    def finish(batch: list[int]) -> tuple[int, ...]:
+        finished.append(asked.count("unit"))
+        return tuple(batch)
+
+    # With a far store the second unit is planned while the frames of the first one are on their way.
+    frames, finished = Watched(wait=lambda number: near or number or let.wait(20)), list[int]()
+    built = stream(frames, planned(), finish, near=near)
+    assert next(built) == (0, 1)
+    assert asked[:2] == ["unit", "frames"]
+    if near and direct:
+        assert finished[0] == 1  # planning took nothing of the first batch
+    if not near:
+        assert let.is_set()
+    assert [number for batch in built for number in batch] == list(range(2, 18))
+
+
+def test_a_plan_without_units_ends_and_goes_on() -> None:
+    assert list(stream(Frames(), iter(()), tuple, near=True)) == []
+    assert list(stream(Frames(), units(12, True), tuple, near=True)) == [(n, n + 1) for n in range(0, 12, 2)]

@@ -45,6 +45,26 @@ def test_many_threads_that_want_a_block_fetch_it_once(store: SlowStore) -> None:
     assert store.times == {3: 1}
 
 
+def test_who_waits_for_plans_finds_their_blocks_sent_for(store: SlowStore) -> None:
+    fetcher, go, seen = Fetcher(store.load, Tiers()), threading.Event(), list[int]()
+
+    def slowly() -> Iterator[BlockRequest]:
+        for number in (3, 20):
+            assert go.wait(20)
+            seen.append(number)
+            yield store.request(number)
+
+    fetcher.ahead(slowly())
+    fetcher.settle(0.01)  # no longer than that
+    assert seen == []
+    go.set()
+    fetcher.settle(20)
+    assert seen == [3, 20]
+    # Both are on their way, or here: to ask for them sends nothing.
+    assert [fetcher.get(store.request(number)) for number in seen] == [store.part(3), store.part(20)]
+    assert store.times == {3: 1, 20: 1}
+
+
 def test_neighbours_come_in_one_range_and_nothing_twice(store: SlowStore) -> None:
     fetcher = Fetcher(store.load, Tiers())
     order = [5, 40, 6, 4, 41, 20]

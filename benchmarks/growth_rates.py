@@ -261,10 +261,9 @@ def main() -> None:
     print((chosen.out / "rates.md").read_text())
     chosen.out = chosen.out.resolve()
     results, picture = str(chosen.out / "rates.json"), str(chosen.out / "rates.png")
-    code = f"import json; from benchmarks.plots import rates; rates(json.load(open({results!r}))['cells'], {picture!r})"
-    if subprocess.run(
-        [chosen.plots, "-c", code], check=False, stderr=subprocess.DEVNULL, cwd=ROOT
-    ).returncode:
+    code = f"from benchmarks.plots import rates; rates({results!r}, {picture!r})"
+    done = subprocess.run([chosen.plots, "-c", code], check=False, stderr=subprocess.DEVNULL, cwd=ROOT)
+    if done.returncode:
         print(f"no picture: {chosen.plots} has no matplotlib", file=sys.stderr)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -79,8 +81,14 @@ def jobs(rows: list[dict[str, Any]], scale: dict[str, Any], path: str) -> None:
     plt.close(figure)
 
 
-def rates(rows: list[dict[str, Any]], path: str) -> None:
-    """Rates of each kind by samples of one process, and by processes, each with its spread."""
+def rates(results: str, path: str) -> None:
+    """Rates of each kind by samples of one process, and by processes, each with its spread.
+
+    Args:
+        results: The file of `growth_rates`.
+        path: Of the picture.
+    """
+    rows = json.loads(Path(results).read_text())["cells"]
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -124,7 +124,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: str = "", i
                 if text:
                     print("\n".join(wrapped(f"{indent}  {title}: {text}".rstrip(), width, f"{indent}    ")))
         return
-    for row in (head, *listed):
+    for row in ([*head], *listed):
         texts = []
         for text, wide, side in zip(row, widths, sides, strict=True):
             blank = " " * (wide - cells(text))

@@ -74,7 +74,8 @@ class Reporter:
     """Gives a callback the progress, with the seconds since this was made; None is no callback."""
 
     def __init__(self, callback: Report) -> None:
-        self._callback = callback if callable(checked(callback)) else None
+        given = checked(callback)
+        self._callback = None if given is None or isinstance(given, bool) else given
         self._started = time.monotonic()
 
     def __call__(self, **numbers: int) -> None:

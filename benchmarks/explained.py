@@ -50,8 +50,15 @@ _IMAGE_BARS = {
 _DECODE_BARS = {
     "at least 0.8 x libjpeg-turbo alone": (
         "The ceiling decodes and throws the pixels away. We also resize with an antialiased filter, "
-        "flip and normalise. A prototype in C that fuses the last two came nearer, not there; the "
-        f"resize would have to be compiled, too ({_SAMPLES})."
+        "flip and normalise. A prototype in C does all of it in one pass, reads only the lines of the crop, "
+        "and is faster than the ceiling ([compiled code](architecture.md#compiled-code)). It is not built in."
+    ),
+}
+
+_RESUME_BARS = {
+    "at most 50 ms": (
+        "Opening the manifest, the indexes of the shards that are open at that place, and their frames: all "
+        "of it counts here, also that of the dataset."
     ),
 }
 
@@ -73,6 +80,15 @@ WHY: dict[str, dict[str, str]] = {
     "images110": _IMAGE_BARS,
     "decode40": _DECODE_BARS,
     "decode110": _DECODE_BARS,
+    "first_batch": {
+        "at most 25 ms after construction": (
+            "A frame of each of the first shards is opened, with its index. Half of the time is Python that "
+            "reads indexes and plans, the other half are threads that start and wait for each other."
+        ),
+    },
+    "resume1": _RESUME_BARS,
+    "resume50": _RESUME_BARS,
+    "resume99": _RESUME_BARS,
     "remote_first100": {
         "at most 5 round trips of 100 ms, constructing and processor time included": (
             "Four requests wait for each other: a connection, the manifest, the indexes, the frames. "

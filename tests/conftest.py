@@ -20,6 +20,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# pytest-xdist tells its workers its own width. What commands print would be broken into lines by it.
+os.environ.pop("COLUMNS", None)
+
 pytest_plugins = ["tests.servers", "tests.postgres"]
 
 # Shared machines stall for seconds at times: a deadline per example would fail at random.

@@ -30,7 +30,7 @@ def print_cards(title: str, tiles: list[Tile]) -> None:
     pictures = any(tile.image is not None for tile in tiles)
     width = text_width(pictures) + FRAME
     console = Console(file=sys.stdout, width=max(width, screen.room() or 80), legacy_windows=False)
-    colours = console.color_system is not None and screen.takes(_HALF)
+    colours = console.color_system is not None and not console.no_color and screen.takes(_HALF)
     screen.say(title)
     cards = [_card(tile, width, colours) for tile in tiles]
     console.print(Columns(cards) if pictures else Group(*cards))

@@ -43,7 +43,7 @@ class _Formatter(_Context.formatter_class):  # type: ignore[misc]
 
     def write_dl(self, rows: Sequence[tuple[str, str]], *_: object, **__: object) -> None:
         indent = " " * self.current_indent
-        named = [(_term(term), " ".join(text.split())) for term, text in rows]
+        named = [(_term(term), _meaning(term, text)) for term, text in rows]
         below = indent + " " * 4
         if self.width >= _NARROW:
             below = indent + " " * (min(_TERM, max((len(term) for term, _ in named), default=0)) + 2)
@@ -63,6 +63,12 @@ def _term(term: str) -> str:
         return term
     name = re.sub(r" +<[^>]*>$", "", term)
     return name.upper() if name != term else name
+
+
+def _meaning(term: str, text: str) -> str:
+    """What it means, with the words that an argument may be."""
+    found = None if term.strip().startswith("-") else re.search(r" <([^>]*\|[^>]*)>$", term.strip())
+    return " ".join([*text.split(), *([f"One of: {found[1].replace('|', ', ')}."] if found else [])])
 
 
 class _ShownContext(_Context):  # type: ignore[misc]

@@ -78,7 +78,7 @@ def _summary(manifest: Manifest) -> Iterator[tuple[str, str]]:
         each = f", each {low}" if low == high else f", {low} to {high} each"
     frames = sum(shard.frames for shard in manifest.shards)
     yield "shards", f"{len(sizes):,}{each}; {counted(frames, 'frame')}"
-    options_of = record.get("options", {})
+    options_of = _dict(record.get("options"))
     level = options_of.get("level") if options_of.get("compression") == "zstd" else None
     codecs = ", ".join(sorted({shard.codec for shard in manifest.shards}))
     yield "compression", f"{codecs}{'' if level is None else f', level {level}'}"
@@ -87,11 +87,11 @@ def _summary(manifest: Manifest) -> Iterator[tuple[str, str]]:
     elif options_of:
         seed = options_of.get("shuffle")
         yield "order", "as in the sources" if seed is None else f"shuffled when it was packed, seed {seed}"
-    if tokenizer := record.get("tokenizer"):
+    if tokenizer := _dict(record.get("tokenizer")):
         eos = tokenizer.get("eos")
         yield "tokenizer", f"{clean(str(tokenizer.get('name')))}, {'no eos' if eos is None else f'eos {eos}'}"
-    sources = record.get("sources", {})
-    if sources.get("bytes"):
+    sources = _dict(record.get("sources"))
+    if isinstance(sources.get("bytes"), int):
         kind = options_of.get("format", "sources")
         files = counted(sources.get("files", 0), "file")
         yield "sources", f"{kind}: {files}, {human_size(sources['bytes'])}"
@@ -107,11 +107,23 @@ def _summary(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "fingerprint", manifest.fingerprint
 
 
+def _dict(value: Any) -> dict[str, Any]:
+    """A part of the provenance, which other programs may have written."""
+    return value if isinstance(value, dict) else {}
+
+
 def _fields(reader: DatasetReader) -> Iterator[tuple[str, str]]:
     """The fields with their codecs. The shape of arrays is that of the first sample."""
+    from shardstream.read.dataset_blocks import STREAMS
+
     arrays = [field for field in reader.manifest.fields if field.codec == "npy"]
     first: dict[str, bytes] = {}
-    if arrays and reader.manifest.samples:
+    # A shard that is one compressed stream would be read as a whole.
+    if (
+        arrays
+        and reader.manifest.samples
+        and reader.manifest.shards[reader.locate(0)[0]].codec not in STREAMS
+    ):
         # The manifest is what was asked for; `verify` says what is damaged.
         with contextlib.suppress(ShardstreamError):
             first = reader.sample(*reader.locate(0))[1]

@@ -55,7 +55,7 @@ def ls(
                 options.print_json(row)
             else:
                 listed = " ".join(f"{name}={size}" for name, size in fields.items())
-                print(f"{number}\t{clean(key)}\t{listed}\t{clean(shard_info.url)}:{frame}")
+                print(f"{number}\t{clean(key)}\t{clean(listed)}\t{clean(shard_info.url)}:{frame}")
             number += 1
 
 

@@ -92,7 +92,7 @@ def warn(text: str) -> None:
 
 def facts(rows: Iterable[tuple[str, str]], indent: str = "  ") -> None:
     """Print names with their values, one below the other; a value is wrapped beside its name."""
-    listed = [(clean(name), value) for name, value in rows]
+    listed = [(clean(name), clean(value)) for name, value in rows]
     width = room()
     wide = max((cells(name) for name, _ in listed), default=0)
     below = indent + " " * (wide + len(_GAP))

@@ -87,10 +87,11 @@ def _array(data: bytes, letters: int) -> str:
 
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
+        head = f"{array.dtype}, {' x '.join(map(str, array.shape)) or 'one number'}: "
     except Exception:  # noqa: BLE001 - damaged ones are shown as bytes
         return ""
-    head = f"{array.dtype}, {' x '.join(map(str, array.shape)) or 'one number'}: "
-    return head + (numbers(array.reshape(-1), max(30, letters - len(head))) if array.size else "empty")
+    most = max(30, letters - len(head))
+    return head + (cut(clean(numbers(array.reshape(-1), most)), most) if array.size else "empty")
 
 
 def _text(kind: str, data: bytes, lines: int, width: int) -> str:

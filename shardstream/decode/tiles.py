@@ -137,8 +137,8 @@ def _told(found: Sequence[View]) -> str:
         for view in found
     ]
     if len(parts) == 1:  # if it cannot be decoded, that is in its place
-        return found[0].about
-    return "; ".join(f"{name}: {about}" if about else name for name, about in parts)
+        return clean(found[0].about)
+    return clean("; ".join(f"{name}: {about}" if about else name for name, about in parts))
 
 
 def _label(manifest: Manifest, data: bytes) -> str:
@@ -146,8 +146,8 @@ def _label(manifest: Manifest, data: bytes) -> str:
     text = data[:80].decode("utf-8", "replace").strip()
     classes = manifest.provenance.get("classes")
     if isinstance(classes, list) and text.isdecimal() and int(text) < len(classes):
-        return str(classes[int(text)])
-    return f"class {text}"
+        return clean(str(classes[int(text)]))
+    return f"class {clean(text)}"
 
 
 def _is_code(text: str) -> bool:

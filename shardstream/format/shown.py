@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,12 +41,13 @@ def clean(text: str, lines: bool = False) -> str:
     if text.isprintable():
         return text
     keep = "\n\t" if lines else ""
+    text = text.replace("\r\n", "\n") if lines else text
     return "".join(each if each.isprintable() or each in keep else _escaped(each) for each in text)
 
 
 def _escaped(letter: str) -> str:
-    if letter in "\N{ZERO WIDTH JOINER}\N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}":
-        return letter  # harmless: within one emoji, and spaces
+    if letter in "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}" or unicodedata.category(letter) == "Zs":
+        return letter  # harmless: within one emoji or word, and spaces
     return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
@@ -60,9 +62,15 @@ def numbers(values: Any, letters: int) -> str:
     if len(shown) == len(values) and len(" ".join(shown)) <= letters:
         return " ".join(shown)
     many = _LAST if letters >= _ROOMY else 1
-    first, last = shown[:-_LAST], shown[-many:]
-    while first and len(" ".join([*first, "...", *last])) > letters:
-        first.pop()
+    last = shown[-many:]
+    while len(last) > 1 and len(" ".join(["...", *last])) > letters:
+        last.pop(0)
+    left, first = letters - len(" ".join(["...", *last])), []
+    for text in shown[: len(shown) - len(last)]:
+        left -= len(text) + 1
+        if left < 0:
+            break
+        first.append(text)
     return " ".join([*first, "...", *last])
 
 

@@ -53,10 +53,13 @@ def bar(title: str) -> Iterator[Callable[[Progress], None]]:
     lock = threading.Lock()
     latest: Progress | None = None
     shown_at = 0.0
+    closed = False
 
     def show(now: Progress) -> None:
         nonlocal latest, shown_at
         with lock:
+            if closed:  # a thread that reports late
+                return
             latest = now
             if time.monotonic() - shown_at >= _EVERY:
                 shown_at = time.monotonic()
@@ -67,4 +70,6 @@ def bar(title: str) -> Iterator[Callable[[Progress], None]]:
         yield show
         ended = _DONE
     finally:
-        handle.update(_Picture(title, latest, ended))
+        with lock:
+            closed = True
+            handle.update(_Picture(title, latest, ended))

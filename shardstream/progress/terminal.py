@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
@@ -40,13 +40,18 @@ class _Words(ProgressColumn):
         return Text(text if len(text) <= room else parts[0], no_wrap=True)
 
 
+def _is_terminal(stream: object) -> bool:
+    """Whether it is one; a program may have closed or replaced its stdout."""
+    return bool(getattr(stream, "isatty", bool)())
+
+
 class _Rows(Bars):
     """The rows, as the terminal has room for them now."""
 
     def __init__(self) -> None:
         self._terminal = Console(stderr=True)
         # What the program prints on stdout stays there if that is a file or a pipe.
-        super().__init__(console=self._terminal, redirect_stdout=sys.stdout.isatty())
+        super().__init__(console=self._terminal, redirect_stdout=_is_terminal(sys.stdout))
 
     def get_renderables(self) -> Iterable[RenderableType]:
         width = self._terminal.width
@@ -69,17 +74,21 @@ class _Screen:
     def add(self, title: str) -> tuple[_Rows, TaskID]:
         with self._lock:
             if self._rows is None:
-                self._rows = _Rows()
-                self._rows.start()
+                rows = _Rows()
+                rows.start()
+                self._rows = rows
             self._open += 1
             return self._rows, self._rows.add_task(title, total=None, now=None)
 
-    def end(self) -> None:
+    def end(self, rows: _Rows) -> None:
         with self._lock:
+            if rows is not self._rows:  # those of the process that this one was forked from
+                return
             self._open -= 1
-            if not self._open and self._rows is not None:
-                self._rows.stop()
+            if not self._open:
                 self._rows = None
+                with suppress(OSError, ValueError):  # the terminal may be gone, and the work is done
+                    rows.stop()
 
 
 _screen = _Screen()
@@ -100,4 +109,4 @@ def bar(title: str) -> Iterator[Callable[[Progress], None]]:
         yield show
     finally:
         rows.stop_task(row)
-        _screen.end()
+        _screen.end(rows)

@@ -75,8 +75,10 @@ def test_bounded_text_has_no_more_lines(text: str, lines: int, width: int) -> No
 def test_long_values_tell_their_size() -> None:
     assert bounded("word " * 100, 2, 30) == "word word word word word word\nword word ... (500 characters)"
     assert bounded("short\n", 2, 30) == "short\n"
-    assert numbers(range(10**6), 40) == "0 1 2 3 4 5 6 7 8 9 10 11 ... 999999"
+    assert numbers(range(10**6), 40) == "0 1 2 3 4 5 6 7 8 9 10 11 12 ... 999999"
     assert numbers([1, 2, 3], 40) == "1 2 3"
+    assert len(numbers([10**18] * 5, 90)) <= 90
+    assert numbers(["a" * 9] * 3, 20) == "... aaaaaaaaa"
     assert described("bin", bytes(range(256)) * 100, 1, 80) == (
         "25.0 KiB: 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f ..."
     )

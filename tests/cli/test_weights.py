@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
 def test_info(model: Path, run: Run) -> None:
     code, out, _ = run("weights", model, "--tensors")
     assert code == 0
-    for part in ("2 tensors, 52 B", "F32: 48 B", "without checksums", "w  F32  [3, 4]"):
+    for part in ("2 tensors, 52 B", "F32: 48 B", "without checksums", "w       F32    3 x 4"):
         assert part in out
     facts = json.loads(run("weights", model, "info", "--json")[1])
     assert (facts["bytes"], facts["metadata"], facts["index"]) == (52, {"format": "pt"}, None)

@@ -70,7 +70,7 @@ def test_a_mixture_has_no_sheet(images: str) -> None:
 @pytest.fixture
 def loader(tmp_path: Path) -> ss.StreamingLoader:
     def slow(sample: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.003)
+        time.sleep(0.01)
         return sample
 
     packed = pack_rows(tmp_path, [{"text": f"{n}"} for n in range(40)])
@@ -86,7 +86,7 @@ def test_waits_are_drawn_of_a_loader_its_stats_and_a_trace(
     stats = loader.stats()
     waits = [end - begin for begin, end in trace.waits]
     assert sum(waits) == pytest.approx(stats["stages"]["wait"]["seconds"], rel=0.05)
-    assert sum(waits) > 0.05  # 40 samples of 3 ms, and 10 steps of 2 ms meanwhile
+    assert sum(waits) > 0.05  # 40 samples of 10 ms, and 10 steps of 2 ms meanwhile
     assert all(0 <= begin <= end for begin, end in trace.waits)
     assert trace.waits == sorted(trace.waits)
     assert sum(end - begin for begin, end in trace.steps) > 0.01

@@ -99,6 +99,7 @@ class Screen:
 
 
 SCRIPT = """
+import sys
 import threading
 from shardstream.progress import Progress, shown
 
@@ -106,7 +107,7 @@ def work(name):
     with shown(name, quiet=False) as show:
         for done in range(3):
             show(Progress(done_bytes=done << 20, total_bytes=2 << 20, seconds=1.0))
-            print("data of", name)
+            sys.stdout.write(f"data of {name}\\n")
             both.wait()
 
 both = threading.Barrier(2)
@@ -131,18 +132,18 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
     assert (code, drawn) == (0, "")  # it was over before the first line was due
 
 
-def test_an_exception_ends_the_bar_and_goes_on() -> None:
+def test_an_exception_ends_the_bar_and_goes_on(tmp_path: Path) -> None:
     script = """
-import shardstream as ss, sys
+import shardstream as ss
 def rows():
     yield {"__key__": "a", "txt": "b"}
     raise KeyboardInterrupt
 try:
-    ss.pack(rows(), sys.argv[0] + "/nowhere", progress=True)
+    ss.pack(rows(), PLACE, progress=True)
 except BaseException as error:
     print(type(error).__name__)
 """
-    code, out, drawn = Screen(40).run(script.replace("sys.argv[0]", "'/tmp'"))
+    code, out, drawn = Screen(40).run(script.replace("PLACE", repr(str(tmp_path / "out"))))
     assert (code, out) == (0, "KeyboardInterrupt\n")
     assert "\x1b[?25h" in drawn
 

@@ -4,8 +4,9 @@
 
 1,003 samples do not divide among 3 ranks, nor among batches. With `last="short"` every rank gets the same
 number of batches, so that no rank waits for another at the end; where a rank has no sample left, one is given
-again, and `batch["__pad__"]` marks it. What is marked is left out of the sums. Any number of ranks prints the
-same metric; `python examples/evaluate.py` is one rank.
+again, and `batch["__pad__"]` marks it. What is marked is left out of the sums. Any number of ranks of
+one machine prints the same metric; the data lies in a temporary folder of rank 0.
+`python examples/evaluate.py` is one rank.
 
 With `--data DATASET` it evaluates a packed dataset of yours that has features in `npy` and classes in `cls`.
 """

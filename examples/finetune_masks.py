@@ -163,17 +163,20 @@ def main() -> None:
             for batch in loader:
                 logits = model(batch["tokens"], batch["chat"])[:, :-1]
                 labels = batch["labels"][:, 1:]
-                loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+                trained = int((labels != IGNORED).sum())
+                summed = F.cross_entropy(
+                    logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+                )
+                loss = summed / max(1, trained)  # the mean of a batch without labels would be NaN
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                trained = int((labels != IGNORED).sum())
-                total, count = total + loss.item() * trained, count + trained
+                total, count = total + summed.item(), count + trained
                 real, held = real + int((batch["chat"] > 0).sum()), held + batch["tokens"].numel()
                 keys += batch["__key__"]
             print(
-                f"epoch {epoch}  loss {total / count:.3f}, {len(keys)} chats, {count} of {real} tokens have "
-                f"a label, padding {1 - real / held:.1%}",
+                f"epoch {epoch}  loss {total / max(1, count):.3f}, {len(keys)} chats, "
+                f"{count} of {real} tokens have a label, padding {1 - real / held:.1%}",
                 flush=True,
             )
 

@@ -2,12 +2,11 @@
 
     python examples/hf_dataset.py
 
-A `datasets.Dataset` is saved by `save_to_disk`, packed from there, and a small classifier of texts trains on
-it. Every fifth row is held out, without packing twice. It prints the loss of each epoch, and
-how many of the texts that were held out are classified right. Nothing is downloaded.
+A `datasets.Dataset` is packed as it is, and a small classifier of texts trains on it. Every fifth row is held
+out, without packing twice. It prints the loss of each epoch, and how many of the texts that were held out are
+classified right. Nothing is downloaded.
 
 With `--dataset FOLDER` it takes what your `save_to_disk` has written. `--text` and `--label` name columns.
-A dataset that does not fit on the disk twice is packed without saving: `ss.pack` takes any iterable of dicts.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import tempfile
 import zlib
 from typing import Any
 
+import datasets
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,10 +28,8 @@ import shardstream as ss
 BUCKETS = 1024  # rows of the table of words
 
 
-def save_reviews(folder: str) -> None:
+def reviews() -> datasets.Dataset:
     """A dataset to try it on: short reviews, and whether they praise (1) or not (0)."""
-    import datasets
-
     chance = random.Random(0)
     words = (
         ["poor", "slow", "broken", "dull", "bad", "weak"],
@@ -51,8 +49,7 @@ def save_reviews(folder: str) -> None:
             "label": datasets.ClassLabel(names=["bad", "good"]),
         }
     )
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_list(rows, features=features).save_to_disk(folder)
+    return datasets.Dataset.from_list(rows, features=features)
 
 
 def word_ids(sample: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +78,7 @@ class Classifier(nn.Module):
 
 
 def main() -> None:
-    """Save, pack, train, and test."""
+    """Pack, train, and test."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,11 +94,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="shardstream-") as folder:
-        saved = options.dataset or os.path.join(folder, "saved")
-        if not options.dataset:
-            save_reviews(saved)
         packed = ss.pack(
-            saved,
+            datasets.load_from_disk(options.dataset) if options.dataset else reviews(),
             os.path.join(folder, "packed"),
             column={"txt": options.text, "cls": options.label},
             key=options.key,

@@ -6,7 +6,8 @@ Each sample has a JPEG in the field `jpg` and a caption in `txt`. The loader dec
 images in its threads, so a batch is a float tensor [B, 3, 32, 32] beside a list of B captions. It prints the
 loss, and how many pictures of a set of their own find the right caption among all captions.
 
-With `--data DATASET` it trains on a packed dataset of yours; `--image` and `--text` name its fields.
+With `--data DATASET --test DATASET` it takes packed datasets of yours; `--image` and `--text` name their
+fields.
 """
 
 from __future__ import annotations
@@ -107,17 +108,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", help="a packed dataset of yours; drawings are made without it")
+    parser.add_argument("--data", help="a packed dataset of yours to train on; drawings are made without it")
+    parser.add_argument("--test", help="another one, whose captions are looked for at the end")
     parser.add_argument("--image", default="jpg", help="the field of the image")
     parser.add_argument("--text", default="txt", help="the field of the caption")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
+    if bool(options.data) != bool(options.test):
+        parser.error("--data and --test go together: pictures of the training would tell too good a result")
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="shardstream-") as folder:
-        data = test = options.data
+        data, test = options.data, options.test
         if not data:
             data, test = os.path.join(folder, "train"), os.path.join(folder, "test")
             ss.pack(drawings(480, seed=0), data)

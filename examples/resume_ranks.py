@@ -5,7 +5,8 @@
 
 The first command trains on two ranks, saves in the background every few steps, and leaves after step 10 of
 20. The second one finds the newest checkpoint in `run`, and goes on from it as one rank;
-`torchrun --nproc-per-node 4` would be four. The size of the global batch stays: each rank takes its part.
+`torchrun --standalone --nproc-per-node 4` would be four. The size of the global batch stays: each rank takes
+its part.
 
 At the end the samples of all steps, which both runs wrote to run/steps.jsonl, are compared with those that a
 single rank reads without a stop. They are equal, step by step. Losses are equal as far as sums of numbers in

@@ -4,11 +4,11 @@
 
 Rank 0 packs a JSONL file with the tokenizer "bytes", which needs no file and no network. Then every rank
 streams its own part of each global batch. It prints the loss of some steps, how many tokens a second were
-trained on, and for how much of the time the loop waited for data. Any number of ranks works; so does
-`python examples/tokens_ddp.py`, which is one rank.
+trained on, and for how much of the time the loop waited for data. Any number of ranks of one machine works;
+the data lies in a temporary folder of rank 0. `python examples/tokens_ddp.py` is one rank.
 
 With `--corpus FILE` it trains on your own JSONL, one {"text": ...} a line. `--tokenizer tokenizer.json`
-with `--vocab` and `--eos` takes the tokens of your model.
+with `--vocab` and `--eos` takes the tokens of your model (extra: tokenize).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ The job is stopped where the page says so, in the middle of its first run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,17 +24,37 @@ PAGE = ROOT / "docs" / "walk.md"
 TITLED = re.compile(r'^```python title="([\w.]+)"\n(.*?)^```\s*$', re.MULTILINE | re.DOTALL)
 
 
+END = """
+import os
+
+import shardstream as ss
+from shardstream import logs
+
+bucket = os.environ["BUCKET"]
+steps = {row["step"] for row in logs.read(f"{bucket}/logs")}
+assert ss.Checkpoints(f"{bucket}/run").steps()[-1] == max(steps), steps
+"""
+
+
 @pytest.fixture
 def shell(weed: Weed, tmp_path: Path) -> dict[str, str]:
     """The environment that the page asks for, and the scripts that it has its reader save."""
     for name, code in TITLED.findall(PAGE.read_text("utf-8")):
-        (tmp_path / name).write_text(code, "utf-8")
+        (tmp_path / name).write_text(held(code), "utf-8")
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     return os.environ | {
         "PATH": path, "PYTHONPATH": str(ROOT), "BUCKET": weed.bucket().removesuffix("/root"),
         "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": weed.url,
         "SHARDSTREAM_COUNTERS": str(tmp_path),
     }  # fmt: skip
+
+
+def held(code: str) -> str:
+    """The page's script, whose job does not end before the test has looked at it."""
+    pause = "        time.sleep(0.05)  # a larger model takes longer\n"
+    assert code.count(pause) == 1
+    wait = '        while step > 20 and os.path.exists("hold") and not asked:\n            time.sleep(0.05)\n'
+    return code.replace(pause, wait)
 
 
 def follow(found: list[Example], shell: dict[str, str], folder: Path) -> str:
@@ -60,6 +81,7 @@ def test_walk(shell: dict[str, str], tmp_path: Path) -> None:
     assert "300 samples" in packed
     assert "sound" in packed
 
+    (tmp_path / "hold").touch()
     with (tmp_path / "job.log").open("wb") as log:
         job = subprocess.Popen(
             ["bash", "-c", f"exec {page[at].code.strip().splitlines()[-1]}"],
@@ -74,14 +96,21 @@ def test_walk(shell: dict[str, str], tmp_path: Path) -> None:
         job.send_signal(signal.SIGINT)
         job.wait(60)
     finally:
+        if job.poll() is None:  # torchrun ends its ranks at SIGTERM; a kill would leave them behind
+            job.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(60)
         job.kill()
+        (tmp_path / "hold").unlink()
     printed = (tmp_path / "job.log").read_text()
     stopped = re.findall(r"stopped behind step (\d+)", printed)
     assert len(stopped) == 2, printed
     assert len(set(stopped)) == 1
 
-    # The asserts of the page say that no sample came twice and none is missing.
-    rest = follow(page[at + 2 :], shell, tmp_path)
+    # The asserts of the page say that no sample came twice and none is missing. Its last block deletes all.
+    rest = follow(page[at + 2 : -1], shell, tmp_path)
+    follow([Example("python", END, 1)], shell, tmp_path)
+    follow(page[-1:], shell, tmp_path)
     assert f"rank 0 begins behind step {stopped[0]}" in rest
     assert "\n0 blocks fetched" in rest
     assert not (tmp_path / "cache").exists()

@@ -83,6 +83,7 @@ def checkpoint(
 
 def _list(run: Run, json: bool) -> None:
     from shardstream.checkpoint.inspection import listed
+    from shardstream.checkpoint.layout import MANIFEST
     from shardstream.format.shown import counted
     from shardstream.format.sizes import human_size
 
@@ -94,8 +95,10 @@ def _list(run: Run, json: bool) -> None:
     for each in found:
         numbers = (each.created, human_size(each.bytes), f"{each.tensors:,}", f"{each.world:,}", each.folder)
         rows.append((str(each.step), *(("", "", "", "", each.damage) if each.damage else numbers)))
-    if found:
-        table(("step", "created", "bytes", "tensors", "ranks", "folder"), rows, "><>>><")
+    if not found:
+        say(f"no checkpoint at {run.open().url}: a step-N/{MANIFEST} was looked for, which commits one")
+        return
+    table(("step", "created", "bytes", "tensors", "ranks", "folder"), rows, "><>>><")
     say(counted(len(found), "checkpoint"))
 
 

@@ -20,6 +20,9 @@ log = logging.getLogger("shardstream.logs")
 
 _SHIPPED = slot("log_shipped")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds between rounds that fail
+_COUNTED = (
+    1.0  # seconds after which new rows are counted for the process at the latest: `top` shows their rate
+)
 
 
 class Uploader:
@@ -86,7 +89,7 @@ class Uploader:
             if self._failures:
                 self._pause(ending)
             else:
-                self._wait(max(0.01, self._seconds - self._spool.age()))
+                self._wait(min(_COUNTED, max(0.01, self._seconds - self._spool.age())))
         if self._ending:
             self._spool.close()
 
@@ -106,7 +109,8 @@ class Uploader:
             left = (now + _SHORTEST_PAUSE if self._hurried else until) - time.monotonic()
             if left <= 0:
                 break
-            self._wait(left)
+            self._wait(min(_COUNTED, left))
+            self._spool.tell_process()
 
     def _round(self, ending: bool) -> bool:
         segment: Segment | None = None

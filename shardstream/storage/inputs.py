@@ -34,6 +34,7 @@ class FileInfo(NamedTuple):
     root: str
 
 
+_S3_QUERY = re.compile(r"s3a?://.*\?[\w.-]+=", re.IGNORECASE)  # else `?` stands for any character
 MARKER = "an empty object that marks a folder"
 # SQLAlchemy's own dialects, with or without a driver; and DuckDB.
 _DATABASES = re.compile(r"(sqlite|duckdb|postgres(ql)?|mysql|mariadb|oracle|mssql)(\+\w+)?://", re.IGNORECASE)
@@ -85,6 +86,11 @@ def _named(
                 yield from infos
                 some += len(infos)
             if not some:
+                if _S3_QUERY.match(name):
+                    raise OptionError(
+                        f"{redact(name)}: nothing there to read. A URL of S3 has no query: leave out the `?` "
+                        "and what follows it, and give options as storage_options"
+                    )
                 raise SourceError(f"{redact(name)}: nothing there to read")
 
 
@@ -138,7 +144,7 @@ def _below(url: str, options: Options, unread: Unread | None, markers: Unread | 
         yield FileInfo(url, Client(url, options).size(""), "")
         return
     after = itertools.chain(itertools.islice(listed, 1, None), [("", 0, False)])
-    for (name, size, is_file), (behind, *_) in zip(listed, after, strict=True):
+    for (name, size, is_file), (behind, *_) in zip(listed, after, strict=False):  # there may be none at all
         if not size and (name.endswith("/") or behind.startswith(f"{name}/") or name.rstrip("/") == root):
             if markers is not None:
                 markers.append((redact(f"{start}{name.lstrip(slash)}"), MARKER))

@@ -379,6 +379,8 @@ def test_the_place_in_the_data_is_of_the_same_step(
     assert saves.load({"data": other}) == 5
     again = iter(other)
     assert torch.equal(torch.cat([next(again)["tokens"] for _ in range(2)]), rest)
+    assert run(["checkpoint", f"{url}-other"]) == 0
+    assert f"no checkpoint at {url}-other: a step-N/manifest.json was looked" in capsys.readouterr().out
     assert run(["checkpoint", url, "show"]) == 0
     assert "data: epoch 0, position 20" in capsys.readouterr().out
 

@@ -10,6 +10,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.counters.snapshots import Snapshot, read_own
+from tests.watch import ended
 
 
 @pytest.fixture
@@ -67,3 +68,11 @@ def test_a_log(tmp_path: Path, since: Snapshot) -> None:
     assert (values["log_rows"], values["log_dropped"]) == (21, 1)
     assert values["log_shipped"] >= 20
     assert values["log_waiting_bytes"] == 0
+
+
+def test_rows_of_a_log_are_counted_before_they_are_uploaded(tmp_path: Path, since: Snapshot) -> None:
+    with ss.Log(str(tmp_path / "logs"), spool=tmp_path / "spool", seconds=1000) as log:
+        for number in range(20):
+            log.write(step=number)
+        assert ended(lambda: read_own().since(since).values["log_rows"] == 20)
+        assert read_own().since(since).values["log_shipped"] == 0

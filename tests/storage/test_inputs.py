@@ -67,6 +67,11 @@ def test_globs(root):
     assert {info.root for info in expand([f"{root}/*.txt"])} == {root}
 
 
+def test_a_glob_that_matches_nothing_is_named(root):
+    with pytest.raises(SourceError, match=r"in put/\*\.csv: nothing there to read"):
+        expand([f"{root}/*.csv"])
+
+
 def test_the_order_of_the_arguments_is_kept(root):
     wanted = ["b.txt", "sub/c.txt", "a.txt", "b.txt"]
     assert below(root, expand([f"{root}/{name}" for name in wanted])) == wanted
@@ -203,6 +208,16 @@ def test_a_bucket_is_listed_page_by_page(weed, monkeypatch):
     assert [url.removeprefix(f"{root}/") for url, _, _ in whole] == sorted(names)
     monkeypatch.setattr(S3, "find", Fsspec.find)  # as s3fs lists
     assert [*map(tuple, expand([f"{root}/in"], weed.options()))] == whole
+
+
+def test_a_query_behind_a_key_is_named(weed):
+    root = weed.bucket()
+    store = Store.open(root, weed.options())
+    store.write("in/a.txt", b"x")
+    with pytest.raises(OptionError, match=r"/in/a.txt: nothing there to read. A URL of S3 has no query"):
+        expand([f"{root}/in/a.txt?x=1"], weed.options())
+    store.write("in/page?x=1", b"x")  # `?` stands for itself, too
+    assert [info.size for info in expand([f"{root}/in/page?x=1"], weed.options())] == [1]
 
 
 def test_a_listing_that_names_no_next_page_is_an_error(weed, monkeypatch):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import shardstream as ss
 from shardstream.cli.options import storage_options
 from shardstream.errors import OptionError, StorageError
+from shardstream.storage.inputs import expand
 from shardstream.storage.options import RequestOptions, split_options
 from shardstream.storage.store import Store
 
@@ -119,3 +120,17 @@ def test_an_endpoint_without_a_scheme_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
     with pytest.raises(OptionError, match=r"^AWS_ENDPOINT_URL is '127.0.0.1:9000'.* http://127.0.0.1:9000$"):
         Store.open("s3://bucket/a", {"config_kwargs": {}})
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://KEY:hidden@bucket/a", "s3://KEY:hid/den@bucket/a", "s3a://KEY@bucket/a", "s3://bucket?x=hidden"],
+)
+def test_a_url_of_s3_has_the_bucket_alone_in_front(url: str) -> None:
+    for open_it in (Store.open, lambda each: expand([each])):
+        with pytest.raises(
+            OptionError, match=r"^s3a?://bucket(/a)?: .* the bucket alone.*environment"
+        ) as told:
+            open_it(url)
+        assert "hid" not in str(told.value)
+        assert "KEY" not in str(told.value)

@@ -21,7 +21,7 @@ from shardstream.storage.transport.backends.fsspec import SCHEME, Fsspec, opened
 from shardstream.storage.transport.backends.google import Google
 from shardstream.storage.transport.backends.http import Http
 from shardstream.storage.transport.backends.obstore import forked, obstore_requests, open_obstore
-from shardstream.storage.transport.backends.obstore_config import check_endpoint
+from shardstream.storage.transport.backends.obstore_config import check_bucket, check_endpoint
 from shardstream.storage.transport.backends.s3 import S3
 
 __all__ = [
@@ -44,6 +44,7 @@ def connect(url: str, options: Mapping[str, Any], timeouts: Timeouts) -> tuple[B
     """(backend, path) of a URL: obstore's if it can, else fsspec's. `options` are for the store's package."""
     guard_logs(url, options)
     if url.lower().startswith(_S3):
+        check_bucket(url)
         check_endpoint(options)
     fast = open_obstore(url, options, timeouts)
     if fast is not None:
@@ -63,6 +64,7 @@ def by_fsspec(url: str, options: Mapping[str, Any], timeouts: Timeouts) -> tuple
     match = SCHEME.match(url)
     scheme = match[1].lower() if match else "file"
     if url.lower().startswith(_S3):
+        check_bucket(url)
         check_endpoint(options)
     if scheme == "pipe":
         raise OptionError("pipe: URLs run commands and are refused")

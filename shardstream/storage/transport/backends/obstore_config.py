@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shardstream.errors import OptionError
+from shardstream.storage.secrets import redact
 from shardstream.storage.transport.credentials import (
     AwsCredentials,
     AwsSettings,
@@ -16,7 +17,7 @@ from shardstream.storage.transport.credentials import (
     has_aws_config,
 )
 
-__all__ = ["check_endpoint", "translated"]
+__all__ = ["check_bucket", "check_endpoint", "translated"]
 
 Config = dict[str, Any]
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -45,6 +46,21 @@ def check_endpoint(options: Mapping[str, Any]) -> None:
         shown = endpoint.rpartition("@")[2]  # a password may stand before it
         raise OptionError(
             f"{name} is {shown!r}: it has to begin with https:// or http://, such as http://{shown}"
+        )
+
+
+def check_bucket(url: str) -> None:
+    """Refuse a URL of S3 with credentials, a server or a query where the name of the bucket belongs.
+
+    Raises:
+        OptionError: It has one of them. The store's package would name the wrong parameter alone.
+    """
+    bucket = url.partition("://")[2].partition("/")[0]
+    if set(bucket) & set("@?#") or (":" in bucket and not bucket.startswith("arn:")):
+        raise OptionError(
+            f"{redact(url)}: a URL of S3 begins with the name of the bucket alone. Keys belong into the "
+            'environment, a profile, or storage_options={"key": ..., "secret": ...}, and the address of a '
+            "server into AWS_ENDPOINT_URL"
         )
 
 

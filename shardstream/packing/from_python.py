@@ -16,7 +16,7 @@ from shardstream.packing.engines.choice import EngineOption
 from shardstream.packing.hf_rows import refuse_hf_dict, rows_of
 from shardstream.packing.layout import Codec
 from shardstream.packing.samples_writer import Writer
-from shardstream.packing.sources.base import Reject
+from shardstream.packing.sources.base import TOKENS, Reject
 from shardstream.packing.sources.calls import Calls
 from shardstream.progress import Report
 from shardstream.storage.store import Options
@@ -160,6 +160,11 @@ def pack_rows(
     """
     told = {name: arguments[name] for name in _ROW_OPTIONS}
     options = check_options(function, arguments, also=_ROW_OPTIONS)
+    if TOKENS in (told["column"] or ()):
+        raise OptionError(
+            f"column makes field {TOKENS!r}, but token ids of a dataset in memory are written with "
+            "ss.Writer(dest, tokens=True), or packed from the folder of its save_to_disk"
+        )
     return pack_samples(rows_of(dataset, **told, keep=arguments["keep"]), dest, options)
 
 

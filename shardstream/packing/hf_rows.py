@@ -68,6 +68,12 @@ def rows_of(
     if not kinds:  # an iterable whose columns are not known before it is read
         found = iter(dataset)
         first = list(itertools.islice(found, 1))
+        unknown = [name for row in first for name, value in row.items() if value is None]
+        if unknown:
+            raise OptionError(
+                f"the dataset does not know its columns, and the first row has no value of {unknown[0]!r}: "
+                "give `features` to its map(), so that each column has one kind"
+            )
         kinds = {name: _kind_of_value(value) for row in first for name, value in row.items()}
         rows = itertools.chain(first, found)
     names = None if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)

@@ -101,3 +101,11 @@ def test_a_dict_of_splits_says_what_to_do(tmp_path: Path) -> None:
     splits = DatasetDict(train=Dataset(ROWS, FEATURES), test=Dataset(ROWS, FEATURES))
     with pytest.raises(OptionError, match=r"'train', 'test': pack each .* ss.pack\(splits\['train'\]"):
         ss.pack(splits, tmp_path / "out")  # type: ignore[call-overload]
+
+
+def test_token_ids_and_columns_that_nobody_knows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ss.OptionError, match=r"Writer\(dest, tokens=True\)"):
+        ss.pack(Dataset(ROWS, FEATURES), tmp_path / "a", column={"tokens": "ids"})  # type: ignore[call-overload]
+    rows = [{"text": "a", "image": None}, {"text": "b", "image": b"\x89PNG"}]
+    with pytest.raises(ss.OptionError, match="no value of 'image'"):
+        ss.pack(Dataset(rows, {}), tmp_path / "b")  # type: ignore[call-overload]

@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,3 +232,20 @@ def test_a_column_that_nobody_reads_may_hold_pickles(tmp_path: Path) -> None:
     found = read(changed(tmp_path, data_format=formats), keep=("n",))
     assert len(found) == 7
     assert all(isinstance(one, Sample) for one in found)
+
+
+def test_documents_of_tokens_get_their_end(tmp_path: Path) -> None:
+    folder = tokens(tmp_path / "in", "no_header_numpy:5", "<u2", [[1, 2], [3]])
+    manifest = ss.pack(folder, tmp_path / "out", format="litdata", eos=9, workers=1)
+    assert manifest.tokens == 5
+    (block,) = ss.TokenDataset(tmp_path / "out", seq_len=4)
+    assert block["tokens"].tolist() == [1, 2, 9, 3, 9]
+    with pytest.raises(SourceError, match="do not fit uint16"):
+        ss.pack(folder, tmp_path / "other", format="litdata", eos=70_000, workers=1)
+
+
+@pytest.mark.parametrize("option", [{"key": "n"}, {"column": {"txt": "n"}}, {"text_key": "n"}, {"keep": "n"}])
+def test_chunks_of_tokens_have_no_columns(tmp_path: Path, option: dict[str, Any]) -> None:
+    folder = tokens(tmp_path / "in", "no_header_numpy:5", "<u2", [[1, 2], [3]])
+    with pytest.raises(ss.OptionError, match=f"{next(iter(option))} is for columns"):
+        ss.pack(folder, tmp_path / "out", format="litdata", workers=1, **option)

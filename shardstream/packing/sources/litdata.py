@@ -70,7 +70,7 @@ class LitdataSource(RowSource):
 
     Args:
         dtype: How the ids of chunks of tokens are stored, if not as they are there.
-        token_dtype: None: the chunks hold samples. `prepare` finds it.
+        token_dtype: None: samples are no documents of tokens. `prepare` finds it.
     """
 
     dtype: TokenDtype | None = None
@@ -78,7 +78,7 @@ class LitdataSource(RowSource):
     name: str = "litdata"
     streams: ClassVar[bool] = True
     extensions: ClassVar[tuple[str, ...]] = ()  # .bin has many meanings
-    takes: ClassVar[frozenset[str]] = RowSource.takes | {"dtype"}
+    takes: ClassVar[frozenset[str]] = RowSource.takes | {"dtype", "eos"}
 
     @classmethod
     def make(cls, options: SourceOptions) -> LitdataSource:
@@ -91,13 +91,22 @@ class LitdataSource(RowSource):
 
         Raises:
             SourceError: An index.json is damaged, or some chunks hold tokens and others do not.
+            OptionError: Chunks of tokens have no columns, but one was asked for.
         """
         indexes = [info for info in files if info.url.endswith(f"/{_INDEX}")]
         found = {stored_tokens(self._index(info).config, redact(info.url)) for info in indexes}
         if len(found) > 1 and None in found:
             raise SourceError("some of these chunks hold tokens, and others samples: pack each by itself")
         widest = max(found - {None}, default=None, key=str)
-        return replace(self, token_dtype=None if widest is None else self.dtype or widest)
+        if widest is None:
+            return replace(self, token_dtype=self.rows.token_dtype)
+        rows = self.rows
+        given = [name for name in ("column", "key", "keep") if getattr(rows, name) is not None]
+        if rows.text_key != "text":
+            given.append("text_key")
+        if given:
+            raise OptionError(f"{given[0]} is for columns, and these chunks hold tokens alone")
+        return replace(self, token_dtype=self.dtype or widest)
 
     def plan(self, files: Sequence[FileInfo], target: int) -> list[Task]:
         """Tasks of whole chunks, of about `target` bytes.
@@ -126,7 +135,7 @@ class LitdataSource(RowSource):
         _check(found.config, where)
         # Rows with JSON, and nothing that is a file, are in Arrow's format, which says its columns itself.
         formats = set(found.config.data_format or [])
-        if self.token_dtype is None and not {"json"} <= formats <= _IN_ARROW:
+        if stored_tokens(found.config, where) is None and not {"json"} <= formats <= _IN_ARROW:
             _columns(found.config, self.rows, where)
         chunks = []
         for chunk in found.chunks:
@@ -164,8 +173,9 @@ class LitdataSource(RowSource):
         where = redact(span.url)
         _check(config, where)
         with open_input(span.url, self.storage_options) as file:
-            if self.token_dtype is not None:
-                yield from token_samples(_items(file, span, config, where), config, self.token_dtype, span)
+            if self.token_dtype is not None and stored_tokens(config, where) is not None:
+                items = _items(file, span, config, where)
+                yield from token_samples(items, config, self.token_dtype, self.rows.eos, span)
                 return
             found = arrow_rows(file, span, where)
             if found is not None:

@@ -54,7 +54,7 @@ def _dtype(config: Config, where: str) -> str:
 
 
 def token_samples(
-    items: Iterable[bytes], config: Config, stored: TokenDtype, span: FileSpan
+    items: Iterable[bytes], config: Config, stored: TokenDtype, eos: int | None, span: FileSpan
 ) -> Iterator[Sample | Reject]:
     """A document for each item of a chunk.
 
@@ -62,6 +62,7 @@ def token_samples(
         items: The bytes of the items.
         config: Of the index.
         stored: How ids are stored.
+        eos: The id behind each document, or None.
         span: The chunk.
     """
     import numpy as np
@@ -75,6 +76,8 @@ def token_samples(
             yield Reject(place, f"{len(data)} bytes are no whole ids of {dtype.name}")
             continue
         ids = np.frombuffer(data, dtype)
+        if eos is not None:
+            ids = np.append(ids, eos)
         if ids.size and (ids.min() < 0 or ids.max() > np.iinfo(wanted).max):
             yield Reject(place, f"ids from {ids.min()} to {ids.max()} do not fit {stored}")
             continue

@@ -117,6 +117,8 @@ class Rows:
     def reads(self, column: str) -> bool:
         """Whether samples are made of this column: of all of them, unless `keep` says which."""
         needed = self.needed()
+        if self.column is None and column == self.text_key:
+            return True
         return needed is None or any(name == column or name.startswith(f"{column}.") for name in needed)
 
     def texts(self) -> set[str]:
@@ -198,6 +200,8 @@ def _ids(value: Any, dtype: TokenDtype, eos: int | None) -> bytes:
         SourceError: It is no list of whole numbers, or one does not fit the dtype.
     """
     try:
+        if isinstance(value, (bytes, bytearray)):  # each byte of a file would be an id
+            raise TypeError(f"{len(value)} bytes")
         ids = [*value] if eos is None else [*value, eos]
         return array("H" if dtype == "uint16" else "I", ids).tobytes()
     except (TypeError, OverflowError) as error:

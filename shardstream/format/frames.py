@@ -182,9 +182,9 @@ def _sizes(stored: bytes | memoryview, where: str) -> tuple[int, int]:
             if not last or at > len(data):
                 raise CorruptionError(damaged(where, "zstd frame", f"the one at byte {begin} is cut off"))
             if header.content_size == zstandard.CONTENTSIZE_UNKNOWN:
-                # Not every library refuses it. A frame that names its size needs no window beside its content.
-                if header.window_size > 1 << WINDOW_LOG_MAX:
-                    raise CorruptionError(damaged(where, "zstd frame", f"a window of {header.window_size} bytes"))
+                # Not every library refuses it. A frame that names its size needs no window of its own.
+                if (window := header.window_size) > 1 << WINDOW_LOG_MAX:
+                    raise CorruptionError(damaged(where, "zstd frame", f"a window of {window} bytes"))
                 most += blocks << 17
             else:
                 named += header.content_size

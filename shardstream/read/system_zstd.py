@@ -81,9 +81,9 @@ class SystemZstd:
         if failed(size):
             # `zstandard` stops when the memory is full. It never looks at what lies behind.
             first = self._library.ZSTD_findFrameCompressedSize(_address(source), len(source))
-            if not failed(first) and first < len(source):
-                if self._decompress(source[:first], target) == len(target):
-                    return len(target)
+            more = not failed(first) and first < len(source)
+            if more and self._decompress(source[:first], target) == len(target):
+                return len(target)
             raise zstandard.ZstdError(self._library.ZSTD_getErrorName(size).decode())
         return size
 

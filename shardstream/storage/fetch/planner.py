@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future, TimeoutError, wait
+from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 
 from shardstream.errors import ShardstreamError
 from shardstream.storage.cache.tiers import Tiers
@@ -69,8 +70,13 @@ class Planner:
         if not self._begins:
             return
         sent = Future[None]()
-        self._plans.submit(lambda: sent.set_running_or_notify_cancel() and sent.set_result(None))
-        with contextlib.suppress(CancelledError, TimeoutError):
+
+        def tell() -> None:
+            if sent.set_running_or_notify_cancel():
+                sent.set_result(None)
+
+        self._plans.submit(tell)
+        with contextlib.suppress(CancelledError, FutureTimeout):
             current().result(sent, seconds)
 
     def restart(self, total: float) -> None:

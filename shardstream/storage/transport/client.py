@@ -192,8 +192,8 @@ class Client:
         wrong with them is not told.
 
         Raises:
-            OptionError: The options do not fit the store.
-            StorageError: There is no client for such a store.
+            OptionError: The options do not fit the store, or its package is missing.
+            StorageError: There is no client for the store, or the program is at its end.
         """
         backend, full = self._connect().backend, self.path(path)
         if not backend.connects:

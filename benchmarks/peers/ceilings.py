@@ -17,6 +17,7 @@ from benchmarks.corpora import Corpus, Digest
 from benchmarks.peers import ours
 from benchmarks.peers.common import Options, token_payloads
 from benchmarks.peers.common import expected as as_it_is
+from benchmarks.peers.decompressing import decompressing
 from shardstream.read.opening import open_manifest
 from shardstream.storage.store import Store
 
@@ -116,11 +117,9 @@ class _Zstd(_Pieces):
         return found
 
     def work(self, number: int, raw: int) -> int:
-        import zstandard
-
-        if not hasattr(self._local, "context"):
-            self._local.context = zstandard.ZstdDecompressor()
-        return int(self._local.context.stream_reader(self._frames[number]).readinto(self.buffer(raw)))
+        if not hasattr(self._local, "decompress"):
+            self._local.decompress = decompressing()
+        return int(self._local.decompress(self._frames[number], self.buffer(raw)))
 
 
 class _Copy(_Pieces):

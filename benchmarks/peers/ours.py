@@ -89,13 +89,15 @@ def between(loader: Any) -> None:
     """Let go of the frames that a loader keeps for its next epoch. Their memory is used again.
 
     The corpora are so small that all their frames would stay in memory, decompressed: no large one has
-    such a rate. Within the epoch of a large one the memory of frames is used again, too; new memory for most
-    frames of each epoch would cost page faults that only small corpora have.
+    such a rate. In a large one, each new frame takes the buffer of one that has left the window. So buffers
+    are given back by hand here: new memory for most frames of each epoch would cost page faults that only
+    small corpora have.
     """
     if isinstance(loader, ss.StreamingLoader):
         for source, frames in list(loader._batches.kept._kept):  # noqa: SLF001 - nobody else needs it
             for held in frames.values():
-                source.recycle(held.task.result())
+                if held.task.done and held.task.error is None:  # else a thread may still write to it
+                    source.recycle(held.task.result())
         loader.close()
 
 

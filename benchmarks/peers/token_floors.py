@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.corpora import Corpus, Digest
 from benchmarks.peers import ours
 from benchmarks.peers.common import Options, count, token_payloads
+from benchmarks.peers.decompressing import decompressing
 from shardstream.read.reader import DatasetReader
 from shardstream.read.tokens.layout import Layout
 
@@ -156,9 +157,7 @@ class _Zstd(_Slabs):
         return [(group, self.random.permutation(sum(self.frames[f][3] for f in group))) for group in groups]
 
     def worker(self) -> Any:
-        import zstandard
-
-        context = zstandard.ZstdDecompressor()
+        decompress = decompressing()
         block, stored = self.corpus.block, np.dtype(self.corpus.dtype)
         most = max(frame[1] for frame in self.frames)
         buffers = [np.empty(most, np.uint8) for _ in range(_FRAMES)]
@@ -171,7 +170,7 @@ class _Zstd(_Slabs):
             first, into = 0, slab if same else taken
             for number, buffer in zip(group, buffers, strict=False):
                 data, raw, at, count = self.frames[number]
-                context.stream_reader(data, read_across_frames=True).readinto(buffer[:raw])
+                decompress(data, buffer[:raw])
                 found = buffer[at : at + count * block * stored.itemsize].view(kind).reshape(count, block)
                 into[order[first : first + count]] = found
                 first += count

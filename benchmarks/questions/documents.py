@@ -64,6 +64,7 @@ QUESTIONS = (
         ),
         notes="MDS decompresses its zstd shards once, into a folder, and is timed reading that. The floor is "
         "two threads that decompress 4 frames at a time, cut them and make the same dicts, without an "
-        "order of the whole dataset and without checks. " + more_peers.NOTES,
+        "order of the whole dataset and without checks. It and zstd alone decompress with the library that "
+        "ours takes: the system's, if that is 1.5.2 or later. " + more_peers.NOTES,
     ),
 )

@@ -66,7 +66,8 @@ NOTES = (
     "All give int64 but the rows that say so, LitData, MDS and HF datasets, which give what is stored (int32 "
     "or uint16) and so copy less. A floor does the same copies with two threads and recycled memory, and has "
     "no order, no checks and no state. The floor of zstd mixes the rows of 4 frames, which stay in the CPU's "
-    "cache; ours mixes those of 256 frames. MDS decompresses its zstd shards once, into a folder, and is "
+    "cache; ours mixes those of 256 frames. It and zstd alone decompress with the library that ours takes: "
+    "the system's, if that is 1.5.2 or later. MDS decompresses its zstd shards once, into a folder, and is "
     "timed reading that. Our blocks of 2,049 share one token with the next, as inputs and targets do; those "
     "of the others do not. Rounds last at least 3 seconds, of repeated epochs. " + more_peers.NOTES
 )

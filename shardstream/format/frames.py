@@ -143,7 +143,8 @@ def check_size(stored: bytes | memoryview, raw_size: int, where: str) -> bool:
         where: The name of the frame, for messages.
 
     Raises:
-        CorruptionError: The header is damaged, or has another size.
+        CorruptionError: The header is damaged, or has another size, or a frame that does not name its size
+            has a window of more than 2^27 bytes.
     """
     try:
         named = zstandard.get_frame_parameters(stored).content_size
@@ -181,6 +182,9 @@ def _sizes(stored: bytes | memoryview, where: str) -> tuple[int, int]:
             if not last or at > len(data):
                 raise CorruptionError(damaged(where, "zstd frame", f"the one at byte {begin} is cut off"))
             if header.content_size == zstandard.CONTENTSIZE_UNKNOWN:
+                # Not every library refuses it. A frame that names its size needs no window of its own.
+                if (window := header.window_size) > 1 << WINDOW_LOG_MAX:
+                    raise CorruptionError(damaged(where, "zstd frame", f"a window of {window} bytes"))
                 most += blocks << 17
             else:
                 named += header.content_size

@@ -103,12 +103,15 @@ class Shards(Sequence[ShardInfo]):
         if any(found["index_head_checksum"]):
             found["index_head_checksum"] = [head or NO_HEAD for head in found["index_head_checksum"]]
         checksums = {name: "".join(found[name]) for name in _CHECKSUMS}
+        wrong: list[int] = []  # the first shard that each checksum is wrong of
         for name, digits in checksums.items():
             absent = name == "index_head_checksum" and not digits
             if not absent and not (set(map(len, found[name])) <= {DIGITS} and _HEX.match(digits)):
-                wrong = (len(one) != DIGITS or not _HEX.match(one) for one in found[name])
-                url = next(itertools.compress(found["url"], wrong))
-                raise CorruptionError(f"shard {shorten(url)!r} has a checksum that is not 32 hex digits")
+                bad = (len(one) != DIGITS or not _HEX.match(one) for one in found[name])
+                wrong.append(next(itertools.compress(itertools.count(), bad)))
+        if wrong:
+            url = found["url"][min(wrong)]
+            raise CorruptionError(f"shard {shorten(url)!r} has a checksum that is not 32 hex digits")
         layouts: dict[tuple[Any, ...], int] = {}
         kinds = zip(*(found[name] for name in Layout.__struct_fields__), strict=True)
         layout = [layouts.setdefault(kind, len(layouts)) for kind in kinds]

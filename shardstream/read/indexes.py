@@ -24,7 +24,7 @@ __all__ = ["Indexes"]
 _THREADS = 8
 _SOON = 0.001  # seconds of waiting to read an index, up to which threads are not worth it
 _SLOW = 2  # so many indexes in turn that took longer are read by threads from then on
-_TURN = 0.03  # seconds in which what is planned is sent for
+_TURN = 0.03  # seconds in which the first frames of an epoch are sent for
 _SHARE = 1 / 4, 8 << 20  # part of the budget, and the bytes that are allowed even if the budget is smaller
 
 
@@ -75,8 +75,8 @@ class Indexes:
             slow = slow + 1 if waited > _SOON else 0
         if len(missing) > 1:
             if not self._near:
-                # Threads that find an index not sent for yet ask for it at once, in front of what is planned:
-                # of the frames of the first batch.
+                # Threads that find an index not sent for yet ask for it at once, in front of what is planned.
+                # When an epoch begins, these are the frames of its first batch; later, nothing waits here.
                 self._blocks.fetcher.settle(_TURN)
             with ThreadPoolExecutor(_THREADS, "shardstream-index", work_for, (current(),)) as pool:
                 list(pool.map(self.get, missing))

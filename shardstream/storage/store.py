@@ -61,7 +61,10 @@ class Store:
         raise NotImplementedError
 
     def warm_up(self, path: str, connections: int) -> None:
-        """Begin to open so many connections, since `path` will be read; returns at once, raises nothing."""
+        """Begin to open so many connections, since `path` will be read; returns at once.
+
+        What goes wrong with the connections is not told. It raises as a read does if there is no client.
+        """
 
     def read_range(self, path: str, start: int, size: int) -> Data:
         """Exactly `size` bytes from `start`."""

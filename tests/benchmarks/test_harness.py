@@ -15,9 +15,12 @@ from benchmarks import measure, report
 from benchmarks.contender import Contender
 from benchmarks.corpora import META
 from benchmarks.make_corpora import Maker
+from benchmarks.peers.decompressing import decompressing
 from benchmarks.processes import Child
 from benchmarks.question import SIZES, Bar, Question
 from benchmarks.questions import all_questions
+from shardstream.format.frames import compressor
+from shardstream.read import system_zstd
 
 QUESTIONS = {question.name: question for question in all_questions()}
 
@@ -165,6 +168,21 @@ def test_a_child_that_does_not_answer_is_ended_at_its_limit(tmp_path: Path) -> N
             child.ask("facts")
     finally:
         child.close()
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_floors_decompress_with_the_library_that_ours_takes(
+    system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, into = b"some text " * 1000, bytearray(10_000)
+    if not system:
+        monkeypatch.setattr(system_zstd, "library", lambda: None)
+    elif system_zstd.library() is None:
+        pytest.skip("this system has no zstd library of 1.5.2 or later")
+    decompress = decompressing()
+    assert isinstance(getattr(decompress, "__self__", None), system_zstd.SystemZstd) == system
+    assert decompress(compressor("zstd")(raw), memoryview(into)) == len(raw)
+    assert into == raw
 
 
 def test_questions_are_consistent() -> None:

@@ -165,6 +165,18 @@ def test_the_first_shard_with_a_wrong_checksum_is_named(member: str, wrong: str,
         Shards.of(shards)
 
 
+@pytest.mark.parametrize("early", ["index_checksum", "index_head_checksum"])
+def test_the_first_of_shards_with_different_wrong_checksums_is_named(early: str) -> None:
+    good = ShardInfo(
+        "shard-000000.tar", "none", (), 1, 1, 1, 0, 1, "a" * 32, "shard-000000.index", 1, "b" * 32,
+        columns=(ColumnInfo("n", "int64"),), index_head=1, index_head_checksum="c" * 32,
+    )  # fmt: skip
+    first = msgspec.structs.replace(good, **{"url": "shard-000001.tar", early: "x"})
+    second = msgspec.structs.replace(good, url="shard-000002.tar", checksum="x")
+    with pytest.raises(CorruptionError, match=r"shard-000001\.tar.* not 32 hex digits"):
+        Shards.of((good, first, second))
+
+
 @pytest.mark.parametrize("odd", ["", "a/b", "../a", ".a", "-a", "a b", "a\nb", "\n", "s3:a", "é"])
 def test_a_name_that_needs_a_second_look_is_found_among_plain_ones(odd: str) -> None:
     plain = [f"shard-{number:06d}.tar.zst" for number in range(3)]

@@ -11,6 +11,7 @@ import zstandard
 
 from shardstream.errors import CorruptionError
 from shardstream.format.frames import compressor
+from shardstream.format.frames import decompress as decompress_alone
 from shardstream.read import decompress, system_zstd
 from shardstream.read.buffers import BufferPool
 from shardstream.read.decompress import Decompressor
@@ -49,6 +50,43 @@ def test_several_frames_and_what_is_skipped():
     one = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     stored = compressor("zstd")(TEXT) + skipped + one.compress(TEXT) + one.flush()
     assert frame(stored, 2 * len(TEXT))[: 2 * len(TEXT)].tobytes() == 2 * TEXT
+
+
+def test_a_window_that_takes_too_much_memory_is_refused():
+    for log in (27, 28):
+        settings = zstandard.ZstdCompressionParameters(window_log=log, write_content_size=False)
+        one = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+        stored = one.compress(TEXT) + one.flush()
+        assert zstandard.get_frame_parameters(stored).window_size == 1 << log
+        if log == 27:
+            assert frame(stored, len(TEXT))[: len(TEXT)].tobytes() == TEXT
+            continue
+        with pytest.raises(CorruptionError, match=f"a window of {1 << log} bytes"):
+            frame(stored, len(TEXT))
+        with pytest.raises(CorruptionError, match=f"a window of {1 << log} bytes"):
+            decompress_alone("zstd", stored, len(TEXT), "shard 0, frame 0")
+
+
+def test_a_frame_that_names_its_size_may_have_any_window():
+    stored = compressor("zstd")(TEXT)
+    header, size = zstandard.frame_header_size(stored), len(TEXT).to_bytes(4, "little")
+    # Checksum, size in 4 bytes, no single segment; then the window.
+    stored = stored[:4] + bytes([0b1000_0100, (28 - 10) << 3]) + size + stored[header:]
+    assert zstandard.get_frame_parameters(stored).window_size == 1 << 28
+    assert frame(stored, len(TEXT))[: len(TEXT)].tobytes() == TEXT
+
+
+@pytest.mark.parametrize("behind", [b"garbage", compressor("zstd")(TEXT), compressor("zstd")(TEXT)[:-1]])
+def test_what_lies_behind_a_frame_of_all_content_is_ignored(behind):
+    stored = compressor("zstd")(TEXT) + behind
+    assert frame(stored, len(TEXT))[: len(TEXT)].tobytes() == TEXT
+
+
+def test_damage_is_found_in_front_of_garbage_too():
+    stored = bytearray(compressor("zstd")(random.Random(2).randbytes(5000)) + b"garbage")
+    stored[2000] ^= 1
+    with pytest.raises(CorruptionError, match=r"the zstd frame is damaged \("):
+        frame(bytes(stored), 5000)
 
 
 def test_a_changed_byte_of_the_content_is_found():

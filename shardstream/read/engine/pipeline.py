@@ -104,8 +104,10 @@ def stream(
         singles: Whether a batch that cannot be built comes item by item, up to the item that fails.
         following: What follows; it begins when all units have begun.
         near: Whether planning does not wait for a store. Then the first batch has the processors to itself:
-            what is behind it is planned when its frames are there. Else it is planned when they are asked
-            for, so that the connections are theirs first.
+            what is behind its unit is planned when the frames of the unit are there; or, if the consumer
+            builds it, when its first batch is there. What is planned then begins between the unit's
+            batches. Else it is planned when the frames are asked for, so that the connections are theirs
+            first.
 
     Raises:
         Exception: An error of any stage is raised in its place, when all batches before it were yielded.
@@ -190,6 +192,7 @@ class _Flow(Generic[T]):
                 begun = asked = now = clock()
                 count, untimed, built = 0, 0, 0.0
                 due = begun + together()
+                alone = self._held  # nothing is on its way behind this unit, which may be a long one
                 for batch, samples in self._of(head):
                     stats.batches += 1  # not by `add`: a call for each batch would be felt
                     stats.samples += samples
@@ -213,6 +216,9 @@ class _Flow(Generic[T]):
                         begun = now = self._spend(head, count, begun, built, asked)
                         count, untimed, due = 0, 0, begun + together()
                     head.left -= 1
+                    if alone and self._plan.done:
+                        self._admit()
+                        alone = self._planning and not self._pending
                     del batch
                 if count:
                     self._spend(head, count, begun, built, asked)

@@ -110,7 +110,10 @@ class Fetcher:
         self._planner.submit(requests, first, wait)
 
     def settle(self, seconds: float) -> None:
-        """Wait until the blocks are sent for that were given to `ahead`, for at most so many seconds."""
+        """If an epoch begins, wait until what was given to `ahead` is sent for, for at most so many seconds.
+
+        Once the first frames of an epoch are sent for, this returns at once until the next `restart`.
+        """
         self._planner.settle(seconds)
 
     @property

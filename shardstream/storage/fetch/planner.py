@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 
 from shardstream.errors import ShardstreamError
 from shardstream.storage.cache.tiers import Tiers
+from shardstream.storage.cancellation import current
 from shardstream.storage.fetch.arrivals import Arrivals
 from shardstream.storage.fetch.coalesce import ranges
 from shardstream.storage.fetch.in_flight import BlockRequest, InFlight
@@ -61,10 +62,22 @@ class Planner:
         self._plans.submit(lambda: self._plan(requests, first, patience))
 
     def settle(self, seconds: float) -> None:
-        """Wait until blocks are sent for whose plans were submitted, for at most so many seconds."""
-        settled = threading.Event()
-        self._plans.submit(settled.set)
-        settled.wait(seconds)
+        """Wait until the first frames of an epoch are sent for, or all plans that were submitted before.
+
+        Args:
+            seconds: The most to wait. The end of the iterator that this thread works for ends the wait, too.
+        """
+        if not self._begins:
+            return
+        sent = Future[None]()
+
+        def tell() -> None:
+            if sent.set_running_or_notify_cancel():
+                sent.set_result(None)
+
+        self._plans.submit(tell)
+        with contextlib.suppress(CancelledError, FutureTimeout):
+            current().result(sent, seconds)
 
     def restart(self, total: float) -> None:
         """An epoch begins, of a dataset of `total` bytes."""

@@ -186,9 +186,14 @@ class Client:
         return bytes(self._read(self.where(path), lambda store: store.get(full, most), UNKNOWN_SIZE).data)
 
     def warm_up(self, path: str, connections: int) -> None:
-        """Open so many connections by asking for a byte of an object; returns at once, raises nothing.
+        """Open so many connections by asking for a byte of an object; returns at once.
 
-        What is asked for right after this call is sent first.
+        They are opened a moment later: what is asked for within 2 ms after this call is sent first. What goes
+        wrong with them is not told.
+
+        Raises:
+            OptionError: The options do not fit the store, or its package is missing.
+            StorageError: There is no client for the store, or the program is at its end.
         """
         backend, full = self._connect().backend, self.path(path)
         if not backend.connects:

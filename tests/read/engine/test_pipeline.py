@@ -327,6 +327,45 @@ def test_what_is_behind_the_first_unit_is_planned_when_that_is_served(near: bool
     assert [number for batch in built for number in batch] == list(range(2, 18))
 
 
+def test_what_follows_a_first_unit_of_many_batches_begins_between_them() -> None:
+    asked = threading.Event()
+    source = Frames(wait=lambda frame: asked.set() if frame >= 20 else None)
+    two = (Numbers([[n] for n in range(first, first + 20)], direct=True) for first in (0, 20))
+    built = stream(source, two, tuple, near=True)
+    assert next(built) == (0,)
+    taken = 1
+    while taken < 19 and not asked.wait(0.05):
+        next(built)
+        taken += 1
+    assert asked.is_set()  # the unit is not over
+    assert [number for batch in built for number in batch] == list(range(taken, 40))
+
+
+def test_with_all_near_threads_have_the_first_unit_before_more_is_planned() -> None:
+    here: list[int] = []
+    let, seen = threading.Event(), list[list[int]]()
+
+    class Slow(Frames):
+        def fetch(self, shard: int, frame: int) -> int:
+            time.sleep(0.1 if frame == 5 else 0)  # the last one of the first unit
+            here.append(frame)
+            return frame
+
+    def planned() -> Iterator[Numbers]:
+        first, second = units(12)
+        yield first
+        seen.append(sorted(here))
+        let.set()
+        yield second
+
+    def finish(batch: list[int]) -> tuple[int, ...]:
+        assert let.wait(20)  # it is planned while the first batch is built
+        return tuple(batch)
+
+    assert len(list(stream(Slow(), planned(), finish, near=True))) == 6
+    assert seen == [[0, 1, 2, 3, 4, 5]]
+
+
 def test_a_plan_without_units_ends_and_goes_on() -> None:
     assert list(stream(Frames(), iter(()), tuple, near=True)) == []
     assert list(stream(Frames(), units(12, True), tuple, near=True)) == [(n, n + 1) for n in range(0, 12, 2)]

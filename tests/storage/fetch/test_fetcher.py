@@ -22,7 +22,7 @@ from shardstream.memory import MemoryBudget
 from shardstream.storage.cache.disk import DiskTier
 from shardstream.storage.cache.memory import MemoryTier
 from shardstream.storage.cache.tiers import Tiers
-from shardstream.storage.cancellation import CancelScope, current, work_for
+from shardstream.storage.cancellation import CancelScope, current, work_for, working_for
 from shardstream.storage.fetch import planner, range_sizes
 from shardstream.storage.fetch.fetcher import Fetcher
 from shardstream.storage.fetch.in_flight import BlockRequest
@@ -54,6 +54,7 @@ def test_who_waits_for_plans_finds_their_blocks_sent_for(store: SlowStore) -> No
             seen.append(number)
             yield store.request(number)
 
+    fetcher.restart()
     fetcher.ahead(slowly())
     fetcher.settle(0.01)  # no longer than that
     assert seen == []
@@ -63,6 +64,44 @@ def test_who_waits_for_plans_finds_their_blocks_sent_for(store: SlowStore) -> No
     # Both are on their way, or here: to ask for them sends nothing.
     assert [fetcher.get(store.request(number)) for number in seen] == [store.part(3), store.part(20)]
     assert store.times == {3: 1, 20: 1}
+
+
+def test_only_the_first_frames_of_an_epoch_are_waited_for(store: SlowStore) -> None:
+    fetcher, go = Fetcher(store.load, Tiers()), threading.Event()
+
+    def slowly() -> Iterator[BlockRequest]:
+        assert go.wait(20)
+        yield store.request(20)
+
+    fetcher.restart()
+    fetcher.ahead([store.request(3)])
+    fetcher.settle(20)
+    fetcher.ahead(slowly())
+    begin = time.monotonic()
+    fetcher.settle(20)
+    assert time.monotonic() - begin < 10  # blocks that are needed later
+    go.set()
+
+
+def test_the_end_of_an_iterator_ends_its_wait_for_plans(store: SlowStore) -> None:
+    fetcher, go, scope = Fetcher(store.load, Tiers()), threading.Event(), CancelScope()
+
+    def slowly() -> Iterator[BlockRequest]:
+        assert go.wait(20)
+        yield store.request(3)
+
+    fetcher.restart()
+    fetcher.ahead(slowly())
+    timer = threading.Timer(0.05, scope.end)
+    timer.start()
+    begin = time.monotonic()
+    with working_for(scope):
+        fetcher.settle(15)
+    assert time.monotonic() - begin < 10
+    go.set()
+    fetcher.settle(20)  # the thread that plans is well
+    assert fetcher.get(store.request(3)) == store.part(3)
+    timer.join()
 
 
 def test_neighbours_come_in_one_range_and_nothing_twice(store: SlowStore) -> None:

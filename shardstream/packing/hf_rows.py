@@ -6,6 +6,7 @@ iterable_dataset.py and features/features.py of the package `datasets`, which is
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,7 +31,11 @@ def is_hf_dataset(given: object) -> bool:
     """Whether it is a Dataset or an IterableDataset whose columns are not fields of samples already."""
     if not _is_of(given, "Dataset", "IterableDataset"):
         return False
-    return not {"__key__", "txt"} & set(getattr(given, "column_names", None) or ())
+    names = getattr(given, "column_names", None)
+    if names is None and isinstance(given, Iterable):  # as behind a map(): its rows know them
+        row = next(iter(given), None)
+        names = row if isinstance(row, Mapping) else ()
+    return not {"__key__", "txt"} & set(names or ())
 
 
 def refuse_hf_dict(given: object) -> None:
@@ -62,8 +67,9 @@ def rows_of(
 
     Raises:
         SourceError: A column that was asked for is not there, or no column can be a field.
+        OptionError: The rows are made by a transform, or the kinds of the columns are not known.
     """
-    dataset, kinds = _undecoded(dataset)
+    dataset, kinds = _undecoded(_shown(dataset))
     rows: Iterable[Mapping[str, Any]] = dataset
     if not kinds:  # an iterable whose columns are not known before it is read
         found = iter(dataset)
@@ -94,6 +100,20 @@ def _samples(
             yield made.fields if numbered else {"__key__": unescape_key(made.key), **made.fields}
 
 
+def _shown(dataset: Any) -> Any:
+    """The dataset with the columns alone that its format lets a program see."""
+    form = getattr(dataset, "format", None)
+    if not isinstance(form, Mapping):
+        return dataset
+    if form["type"] == "custom":
+        raise OptionError(
+            "the dataset has a transform, which makes its rows when they are read: pack samples that you "
+            "make of its rows, or the rows without it, with ss.pack(dataset.with_format(None), DEST)"
+        )
+    hidden = not form["output_all_columns"] and form["columns"] != dataset.column_names
+    return dataset.select_columns(list(form["columns"])) if hidden else dataset
+
+
 def _undecoded(dataset: Any) -> tuple[Any, dict[str, Kind]]:
     """The dataset with media as bytes and all else as values of Python; and the kinds of its columns."""
     features = getattr(dataset, "features", None) or {}
@@ -101,9 +121,27 @@ def _undecoded(dataset: Any) -> tuple[Any, dict[str, Kind]]:
     dataset = dataset.with_format(None)
     for name, feature in features.items():
         kinds[name] = _kind(feature)
-        if type(feature).__name__ in _MEDIA:
-            dataset = dataset.cast_column(name, type(feature)(decode=False))
+        plain = copy.deepcopy(feature)
+        media = list(_media(plain))
+        for each in media:
+            each.decode = False
+        if media:
+            dataset = dataset.cast_column(name, plain)
     return dataset, kinds
+
+
+def _media(feature: Any) -> Iterator[Any]:
+    """The features of media in this one, which may be a list or an object of others."""
+    if type(feature).__name__ in _MEDIA:
+        yield feature
+    elif isinstance(feature, Mapping):
+        for each in feature.values():
+            yield from _media(each)
+    elif isinstance(feature, (list, tuple)):
+        for each in feature:
+            yield from _media(each)
+    elif hasattr(feature, "feature"):
+        yield from _media(feature.feature)
 
 
 def _kind(feature: Any) -> Kind:

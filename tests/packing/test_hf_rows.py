@@ -10,6 +10,7 @@ import pytest
 
 import shardstream as ss
 from shardstream.errors import OptionError, SourceError
+from shardstream.packing.hf_rows import _undecoded, is_hf_dataset
 
 JPEG = b"\xff\xd8\xff\xe0 and so on"
 
@@ -28,13 +29,25 @@ class Image:
         self.decode = decode
 
 
+class List:
+    def __init__(self, feature: Any) -> None:
+        self.feature = feature
+
+
 class Dataset:
     def __init__(self, rows: list[dict[str, Any]], features: dict[str, Any] | None) -> None:
         self.rows, self.features = rows, features
         self.column_names = list(rows[0]) if features else None
+        self.format = {"type": None, "columns": self.column_names, "output_all_columns": False}
 
-    def with_format(self, kind: None) -> Dataset:
-        return Dataset(self.rows, self.features)
+    def with_format(self, kind: str | None, columns: list[str] | None = None) -> Dataset:
+        made = Dataset(self.rows, self.features)
+        made.format |= {"type": kind, "columns": columns or self.column_names}
+        return made
+
+    def select_columns(self, names: list[str]) -> Dataset:
+        rows = [{name: row[name] for name in names} for row in self.rows]
+        return Dataset(rows, {name: (self.features or {})[name] for name in names})
 
     def cast_column(self, name: str, feature: Image) -> Dataset:
         return Dataset(self.rows, {**(self.features or {}), name: feature})
@@ -109,3 +122,30 @@ def test_token_ids_and_columns_that_nobody_knows_are_refused(tmp_path: Path) -> 
     rows = [{"text": "a", "image": None}, {"text": "b", "image": b"\x89PNG"}]
     with pytest.raises(ss.OptionError, match="no value of 'image'"):
         ss.pack(Dataset(rows, {}), tmp_path / "b")  # type: ignore[call-overload]
+
+
+def test_a_format_hides_columns_and_a_transform_is_refused(tmp_path: Path) -> None:
+    data = Dataset(ROWS, FEATURES)
+    ss.pack(data.with_format("numpy", ["text", "label"]), tmp_path / "some", workers=1)
+    first = next(iter(ss.StreamingDataset(tmp_path / "some")))
+    assert set(first) == {"__key__", "txt", "json"}
+    assert first["json"] == {"label": 0}
+    with pytest.raises(OptionError, match="the dataset has a transform"):
+        ss.pack(data.with_format("custom"), tmp_path / "none", workers=1)
+
+
+def test_fields_of_samples_are_known_by_the_first_row() -> None:
+    assert not is_hf_dataset(Dataset([{"__key__": "a", "txt": "x"}], None))
+    assert is_hf_dataset(Dataset(ROWS, None))
+    assert is_hf_dataset(Dataset([], None))
+
+
+def test_media_within_lists_and_objects_are_not_decoded() -> None:
+    feature = {"many": List(Image()), "old": [Image()], "one": {"image": Image(), "n": Value("int64")}}
+    features = {"text": Value("string"), **feature}
+    rows = [dict.fromkeys(features, "x")]
+    casted, kinds = _undecoded(Dataset(rows, features))
+    assert kinds == {"text": "text", "many": "other", "old": "other", "one": "other"}
+    made = casted.features
+    assert [made["many"].feature.decode, made["old"][0].decode, made["one"]["image"].decode] == [False] * 3
+    assert features["many"].feature.decode, "the features of the dataset itself have changed"

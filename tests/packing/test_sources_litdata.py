@@ -249,3 +249,17 @@ def test_chunks_of_tokens_have_no_columns(tmp_path: Path, option: dict[str, Any]
     folder = tokens(tmp_path / "in", "no_header_numpy:5", "<u2", [[1, 2], [3]])
     with pytest.raises(ss.OptionError, match=f"{next(iter(option))} is for columns"):
         ss.pack(folder, tmp_path / "out", format="litdata", workers=1, **option)
+
+
+def test_a_column_of_token_ids_gives_documents_and_files_are_no_ids(tmp_path: Path) -> None:
+    source = make_source("litdata", SourceOptions(column=(("tokens", "ids"),), dtype="uint16"))
+    assert source.prepare(expand([str(ARROW / "plain")])).token_dtype == "uint16"
+    with pytest.raises(SourceError, match="no list of token ids that fit uint32"):
+        ss.pack(LITDATA / "plain", tmp_path, format="litdata", column={"tokens": "image"}, workers=1)
+
+
+def test_the_text_of_a_sample_is_read_whatever_is_kept(tmp_path: Path) -> None:
+    formats = json.loads((LITDATA / "plain" / "index.json").read_text())["config"]["data_format"]
+    pickled = [("pickle" if form == "str" else form) for form in formats]
+    with pytest.raises(SourceError, match="column 'text' holds pickles"):
+        read(changed(tmp_path, data_format=pickled), keep=("n",), key="none")

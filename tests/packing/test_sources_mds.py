@@ -18,6 +18,7 @@ import shardstream as ss
 from shardstream.errors import ShardstreamError, SourceError
 from shardstream.packing.sources import Reject, Sample, SourceOptions, make_source, recognise
 from shardstream.packing.sources.leaves import DTYPES, npy
+from shardstream.packing.sources.mds_values import Config, kinds
 from shardstream.storage.inputs import expand
 from shardstream.testing.sources import read_source
 from tests.data.foreign import make
@@ -68,6 +69,14 @@ def test_a_column_that_nobody_reads_may_hold_pickles(tmp_path: Path) -> None:
     assert all(isinstance(one, Sample) and set(one.fields) == {"txt"} for one in found)
     with pytest.raises(SourceError, match="column 'any' holds pickles"):
         read(FOREIGN / "mds-pickle", column=(("txt", others[0]),), keep=("any",))
+
+
+def test_what_becomes_a_field_is_known_before_a_row_is_read(tmp_path: Path) -> None:
+    index = changed(tmp_path / "text", functools.partial(_rename, encoding="pkl"))
+    with pytest.raises(SourceError, match="column 'text' holds pickles"):
+        read(index, keep=("n",))
+    found = kinds(Config(["a", "b", "c"], ["ndarray:int7", "ndarray:int8", "new"], [None] * 3))
+    assert found == {"a": "other", "b": "bytes", "c": "other"}
 
 
 def _rename(index: dict, encoding: str) -> None:  # type: ignore[type-arg]

@@ -71,7 +71,7 @@ def kinds(config: Config) -> dict[str, Kind]:
     """What each column can become."""
     found: dict[str, Kind] = {}
     for name, encoding in zip(config.column_names, config.column_encodings, strict=True):
-        media = encoding in _BYTES or encoding.startswith("ndarray")
+        media = encoding in _BYTES or (encoding.startswith("ndarray") and _is_known(encoding))
         found[name] = "bytes" if media else "text" if encoding == "str" else "other"
     return found
 

@@ -59,7 +59,8 @@ def _epochs(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"{max(row['others']):.2f} | {row['probe_others']:.2f} | {row['load']:.1f} |"
         )
     yield ""
-    yield f"Within 15 %: {near} of {len(rows)} (wanted: {WANTED} of 12)."
+    met = "met" if near >= WANTED else "not met"
+    yield f"Within 15 %: {near} of {len(rows)} (wanted: {WANTED} of 12): {met}."
     noisy = sum(max(*row["others"], row["probe_others"]) > DISTURBED for row in rows)
     if noisy:
         yield f"Disturbed by other programs, and so to be measured again: {noisy} of {len(rows)}."

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_VERDICT = re.compile(r"(?:\| |: )(yes|met|held|no|not met|missed)(?= \||[.:]|$)", re.MULTILINE)
+_VERDICT = re.compile(
+    r"(?:\| |: )\**(yes|met|held|not met|missed|no)\**(?= \||[,.:]|$)", re.MULTILINE | re.IGNORECASE
+)
 
 
 class Other(NamedTuple):
@@ -30,10 +32,21 @@ OTHERS = (
         "where one epoch ends and the next begins",
     ),
     Other("growth", "growth", "growth/growth.md", "costs by shards, samples and ranks"),
+    Other(
+        "rates", "growth_rates", "growth_rates/rates.md", "rates of 10^3 to 10^7 samples, of 1 to 8 processes"
+    ),
+    Other("the GIL", "busy_python", "busy_python/busy_python.md", "engines beside loops that hold the GIL"),
+    Other("steps", "train_step", "train_step/train_step.md", "what the loader costs a training step"),
     Other("order", "order_scale", "order_scale/order_scale.md", "the order of 10^9 samples and more"),
     Other("simulation", "simulate", "simulate/simulate.md", "jobs of up to 4,096 ranks"),
     Other("advice", "advise", "advise/results.md", "whether `shardstream advise` is right"),
-    Other("counters", "counters", "counters/counters.md", "what counting and tracing cost"),
+    Other("counters", "counters", "counters/counters.md", "what counting and tracing cost, by the clock"),
+    Other(
+        "instructions",
+        "counters --instructions",
+        "counters/instructions.md",
+        "what counting costs, in instructions",
+    ),
     Other("watching", "watching", "watching/watching.md", "what a scrape of metrics costs"),
     Other(
         "other packing", "packing", "packing_others/packing.md", "Parquet, tokens, short rows, writers, plans"
@@ -54,4 +67,4 @@ OTHERS = (
 def verdicts(text: str) -> tuple[int, int]:
     """How many bars the results of a program say are met, and how many there are."""
     found = _VERDICT.findall(text)
-    return sum(word in ("yes", "met", "held") for word in found), len(found)
+    return sum(word.lower() in ("yes", "met", "held") for word in found), len(found)

@@ -38,12 +38,12 @@ _TOKEN_BARS = {
     "zstd: at least 2.5 x LitData uncompressed": ("LitData reads what needs no decompression."),
 }
 _IMAGE_BARS = {
-    "at least 1.2 x the best of HF datasets, LitData, loose files": (
+    "at least 1.2 x the best peer": (
         "Whoever gives an image as bytes copies it once out of the page cache. At this size the copy "
         f'is most of the work, so all that copy once are level ({_SAMPLES}). `decode="view"` does not '
         "copy."
     ),
-    "views: at least 1.2 x the best of them": (
+    "views: at least 1.2 x the best peer": (
         "The consumer hashes every byte, which takes as long for all of them; only the copy goes away."
     ),
 }

@@ -94,7 +94,10 @@ def _table(found: Found) -> list[str]:
         cost = f"{statistics.median(cpu):.2f}" if cpu and scale == 1.0 else "-"
         ratio = report.spread(report.ratios(answer, row.name, [ours]))
         name = f"**{row.name}**" if row.role == "ours" else row.name
-        lines.append(f"| {name} | {report.spread(row.values)} | {ratio} | {cost} |")
+        middle = report.spread(row.values)
+        if scale != 1.0 and "construct" in rounds[0]:
+            middle += f" (construct {statistics.median(r['construct'] for r in rounds) * 1e3:.3g})"
+        lines.append(f"| {name} | {middle} | {ratio} | {cost} |")
     failed = [
         f"{name} ({row['error'].splitlines()[0][:90]})"
         for name, row in answer["contenders"].items()
@@ -115,7 +118,8 @@ def bars(everything: All) -> str:
     missing = []
     for name, found in everything.items():
         if found.answer is None:
-            missing.append(f"`{name}`")
+            missing.append(f"`{name}` ({len(found.question.bars)})")
+            counts["not measured"] += len(found.question.bars)
             continue
         judged: dict[str, list[str]] = {met: [] for met in counts}
         for bar in found.question.bars:
@@ -131,7 +135,7 @@ def bars(everything: All) -> str:
     )
     text = f"Of {sum(counts.values())} bars: {told}.\n\n" + "\n".join(lines) + "\n"
     if missing:
-        text += f"\nWithout results: {', '.join(missing)}.\n"
+        text += f"\nWithout results, with their bars: {', '.join(missing)}.\n"
     return text
 
 
@@ -159,14 +163,17 @@ def readme(everything: All) -> str:
         if any(label in each for each in taken):
             cells = [number(each[label]) if label in each else "" for each in taken]
             lines.append(f"| {label} | {' | '.join(cells)} |")
-    ratios = [_best(each, everything[column.question]) for each, column in zip(taken, columns, strict=True)]
-    lines.append(f"| best of ours / best of the others | {' | '.join(ratios)} |")
+    ratios = [_best(column, everything[column.question]) for column in columns]
+    lines.append(f"| best of ours / best of the others, in each round | {' | '.join(ratios)} |")
     text = "\n".join(lines) + "\n"
     facts = [found for column in columns if (found := everything[column.question]).answer is not None]
     missing = [f"`{column.question}`" for column in columns if everything[column.question].answer is None]
     if missing:
         text += f"\nNot measured: {', '.join(missing)}.\n"
     machines = sorted({str(f.facts["machine"]).split(", Linux")[0] for f in facts if "suite" in f.facts})
+    quick = [one.title for one in columns if everything[one.question].facts.get("suite") == "quick"]
+    if quick:
+        text += f"\nOf small corpora, in three short rounds: {'; '.join(quick)}.\n"
     return text + f"\n{'; '.join(machines)}. {families.versions(facts)}.\n"
 
 
@@ -192,15 +199,20 @@ def _medians(column: families.Column, found: Found) -> dict[str, float]:
     return taken
 
 
-def _best(taken: dict[str, float], found: Found) -> str:
-    """The best of ours to the best of the others; above 1 is ours."""
-    ours = [value for label, value in taken.items() if label in families.OURS]
-    peers = [value for label, value in taken.items() if label not in (*families.OURS, families.FLOOR)]
-    if not ours or not peers or found.answer is None:
+def _best(column: families.Column, found: Found) -> str:
+    """The best of ours to the best of the others in each round, the median of that; above 1 is ours."""
+    if found.answer is None:
         return ""
-    if found.answer["measure"] in report.RATES:
-        return f"{max(ours) / max(peers):.2f} x"
-    return f"{min(peers) / min(ours):.2f} x"
+    rows = {name: row for name, row in found.answer["contenders"].items() if row["rounds"]}
+    ours = [name for name, row in rows.items() if row["role"] == "ours" and name in column.ours]
+    peers = [name for name, row in rows.items() if row["role"] == "peer"]
+    if not ours or not peers:
+        return ""
+    rate = found.answer["measure"] in report.RATES
+    middles = {name: statistics.median(report.values(found.answer, rows[name])) for name in ours}
+    best = (max if rate else min)(ours, key=middles.__getitem__)
+    each = report.ratios(found.answer, best, peers)
+    return f"{statistics.median(each if rate else [1 / one for one in each]):.2f} x"
 
 
 def steps(everything: All) -> str:

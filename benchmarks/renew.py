@@ -57,6 +57,8 @@ def main(options: argparse.Namespace) -> int:
             print(f"{step.name:16} {step.minutes:4g} min  {Path('benchmarks/results') / step.name}")
         print(f"{'all':16} {sum(step.minutes for step in steps):4g} min, suite full, with all peers")
         return 0
+    if not options.peers and not options.prepare:
+        raise SystemExit("--peers PYTHON: results without other libraries would replace those with them")
     options.data = options.data.resolve()
     failed = []
     for step in steps:

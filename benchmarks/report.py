@@ -43,8 +43,11 @@ def ratios(answer: Row, over: str, under: Sequence[str]) -> list[float]:
 
 def judged(bar: Bar, answer: Row) -> tuple[str, str]:
     """What was reached, and whether that meets the bar: "yes", "no" or "not measured"."""
-    if not answer["contenders"].get(bar.ours, {}).get("rounds"):
+    rows = answer["contenders"]
+    # Without one of the others the bar would be lower. One that failed is named.
+    if not rows.get(bar.ours, {}).get("rounds") or not all(name in rows for name in bar.against):
         return "-", "not measured"
+    failed = [name for name in bar.against if not rows[name]["rounds"]]
     if bar.of:
         found = _costs(bar, answer)
         met = bool(found) and statistics.median(found) <= bar.factor
@@ -59,7 +62,8 @@ def judged(bar: Bar, answer: Row) -> tuple[str, str]:
         found = [value * 1e3 for value in found]
     if not found:
         return "-", "not measured"
-    return spread(found), "yes" if met else "no"
+    without = f", without {', '.join(failed)}, which failed" if failed else ""
+    return spread(found) + without, "yes" if met else "no"
 
 
 def _costs(bar: Bar, answer: Row) -> list[float]:

@@ -241,7 +241,7 @@ def test_a_renewal_runs_its_steps_in_order(
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ("| tokens | 300 MB | NO |", (0, 1)), ("| a | **not met** |", (0, 1)), ("| a | met, 1.30 x |", (1, 1)),
+        ("| a | 3 MB | NO |", (0, 1)), ("| a | **not met** |", (0, 1)), ("| a | met, 1.30 x |", (1, 1)),
         ("Within 15 %: 4 of 12 (wanted: 10 of 12): not met.", (0, 1)), ("nothing was met on the way", (0, 0)),
     ],
 )  # fmt: skip

@@ -19,15 +19,15 @@ __all__ = ["print_cards"]
 _HALF = "▀"
 
 
-def print_cards(title: str, tiles: list[Tile]) -> None:
-    """Print samples, side by side if they have pictures.
+def print_cards(title: str, tiles: list[Tile], pictures: bool) -> None:
+    """Print samples.
 
     Args:
         title: What is printed above them.
         tiles: The samples, with texts that are short enough.
+        pictures: Whether samples have pictures. They are then side by side.
     """
     # Cards are at least as wide as an image, and the same in a pipe.
-    pictures = any(tile.image is not None for tile in tiles)
     width = text_width(pictures) + FRAME
     console = Console(file=sys.stdout, width=max(width, screen.room() or 80), legacy_windows=False)
     colours = console.color_system is not None and not console.no_color and screen.takes(_HALF)

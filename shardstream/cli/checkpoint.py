@@ -93,12 +93,15 @@ def _list(run: Run, json: bool) -> None:
         return
     rows = []
     for each in found:
-        numbers = (each.created, human_size(each.bytes), f"{each.tensors:,}", f"{each.world:,}", each.folder)
-        rows.append((str(each.step), *(("", "", "", "", each.damage) if each.damage else numbers)))
+        numbers = (each.created, human_size(each.bytes), f"{each.tensors:,}", f"{each.world:,}")
+        known = ("", "", "", "") if each.damage else numbers
+        rows.append((str(each.step), *known, each.folder, each.damage))
     if not found:
         say(f"no checkpoint at {run.open().url}: a step-N/{MANIFEST} was looked for, which commits one")
         return
-    table(("step", "created", "bytes", "tensors", "ranks", "folder"), rows, "><>>><")
+    head = ("step", "created", "bytes", "tensors", "ranks", "folder", "damage")
+    wide = len(head) if any(each.damage for each in found) else len(head) - 1
+    table(head[:wide], [row[:wide] for row in rows], "><>>><<"[:wide])
     say(counted(len(found), "checkpoint"))
 
 

@@ -17,16 +17,24 @@ def image_lines(record: Mapping[str, Any]) -> list[str]:
         record: The provenance of a pack.
     """
     lines = []
-    if classes := record.get("classes"):
-        counts = record.get("class_counts", [])
-        pairs = [f"{name} {count:,}" for name, count in zip(classes, counts, strict=False)] or classes
+    classes, counts, found = (record.get(name) for name in ("classes", "class_counts", "images"))
+    if isinstance(classes, list) and classes:  # other programs may have written anything
+        pairs = [f"{name} {count:,}" for name, count in zip(classes, _whole(counts), strict=False)]
+        pairs = pairs or [*map(str, classes)]
         more = f", and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else ""
         lines.append(f"{len(classes):,} classes, {record.get('labels')}: {', '.join(pairs[:_SHOWN])}{more}")
     elif "labels" in record:
         lines.append(f"labels {record['labels']}")
-    found = record.get("images", {})
-    if turned := found.get("turned"):
+    turned, misnamed = (
+        _whole([found.get("turned"), found.get("misnamed")]) if isinstance(found, dict) else (0, 0)
+    )
+    if turned:
         lines.append(f"images with an EXIF orientation, which are turned when they are decoded: {turned:,}")
-    if misnamed := found.get("misnamed"):
+    if misnamed:
         lines.append(f"images of another kind than their names say, whose content counts: {misnamed:,}")
     return lines
+
+
+def _whole(values: Any) -> list[int]:
+    """The values as numbers; 0 for what is none."""
+    return [value if isinstance(value, int) else 0 for value in values] if isinstance(values, list) else []

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from shardstream.format.manifest import Manifest
     from shardstream.read.reader import DatasetReader
 
+_FRAME = 16 << 20  # bytes of a frame, decompressed, above which it is not read for a shape
+# What is counted of images that are made smaller.
+_RESIZED = {"images", "resized", "bytes_before", "bytes", "pixels_before", "pixels"}
+
 
 def info(
     url: Annotated[str, typer.Argument(help="Directory or URL of the dataset.")],
@@ -93,13 +97,13 @@ def _summary(manifest: Manifest) -> Iterator[tuple[str, str]]:
     sources = _dict(record.get("sources"))
     if isinstance(sources.get("bytes"), int):
         kind = options_of.get("format", "sources")
-        files = counted(sources.get("files", 0), "file")
+        files = counted(_count(sources, "files"), "file")
         yield "sources", f"{kind}: {files}, {human_size(sources['bytes'])}"
-    rejected = record.get("rejected", 0) + sum(each.get("rejected", 0) for each in record.get("appended", []))
-    if rejected:
+    packs = _packs(record)
+    if rejected := sum(_count(pack, "rejected") for pack in packs):
         yield "rejected", f"{counted(rejected, 'sample')}, which the sources have and the dataset has not"
-    if appended := record.get("appended"):
-        yield "appends", f"{len(appended):,}"
+    if len(packs) > 1:
+        yield "appends", f"{len(packs) - 1:,}"
     yield (
         "created by",
         f"{clean(str(record.get('tool', 'an unknown tool')))}; format version {manifest.version}",
@@ -112,21 +116,35 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _count(record: dict[str, Any], name: str) -> int:
+    value = record.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _packs(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The provenance of the first pack, and of each that was appended."""
+    return [record, *map(_dict, _list(record.get("appended")))]
+
+
 def _fields(reader: DatasetReader) -> Iterator[tuple[str, str]]:
     """The fields with their codecs. The shape of arrays is that of the first sample."""
     from shardstream.read.dataset_blocks import STREAMS
 
     arrays = [field for field in reader.manifest.fields if field.codec == "npy"]
     first: dict[str, bytes] = {}
-    # A shard that is one compressed stream would be read as a whole.
-    if (
-        arrays
-        and reader.manifest.samples
-        and reader.manifest.shards[reader.locate(0)[0]].codec not in STREAMS
-    ):
+    if arrays and reader.manifest.samples:
+        shard, sample = reader.locate(0)
         # The manifest is what was asked for; `verify` says what is damaged.
         with contextlib.suppress(ShardstreamError):
-            first = reader.sample(*reader.locate(0))[1]
+            # A shard that is one compressed stream would be read as a whole.
+            if reader.manifest.shards[shard].codec not in STREAMS:
+                index = reader.index(shard)
+                if index.frame_raw_size[index.frame_of(sample)] <= _FRAME:
+                    first = reader.sample(shard, sample)[1]
     for field in reader.manifest.fields:
         parts = [field.codec, field.dtype or ""]
         if field.codec == "npy" and field.name in first:
@@ -146,7 +164,7 @@ def _shape(data: bytes) -> str:
 
 def _resized(manifest: Manifest) -> Iterator[str]:
     images = _images(manifest.provenance).get("images", {})
-    if "resized" in images:
+    if "ratio" in images:
         yield (
             f"images: {images['resized']:,} of {images['images']:,} made smaller: "
             f"{human_size(images['bytes_before'])} -> {human_size(images['bytes'])} "
@@ -157,12 +175,13 @@ def _resized(manifest: Manifest) -> Iterator[str]:
 def _images(provenance: dict[str, Any]) -> dict[str, Any]:
     """The counts of images, of all packs that made the dataset; empty if nothing was counted."""
     counts: dict[str, Any] = {}
-    for record in (provenance, *provenance.get("appended", [])):
-        for name, count in record.get("images", {}).items():
-            counts[name] = counts.get(name, 0) + count
+    for record in _packs(provenance):
+        images = _dict(record.get("images"))
+        for name in images:
+            counts[name] = counts.get(name, 0) + _count(images, name)
     if not counts:
         return {}
-    if "resized" not in counts:
+    if not counts.keys() >= _RESIZED:
         return {"images": counts}
     counts["ratio"] = round(counts["bytes_before"] / max(1, counts["bytes"]), 4)
     counts["pixel_ratio"] = round(counts["pixels_before"] / max(1, counts["pixels"]), 4)

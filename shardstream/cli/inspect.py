@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,30 +35,31 @@ def ls(
     json: options.Json = False,
 ) -> None:
     """List the samples: number, key, fields with their sizes in bytes, shard and frame."""
-    reader = _open(url, storage_option)
+    rows = itertools.islice(_rows(_open(url, storage_option)), limit)
+    if json:
+        options.print_rows(rows)
+        return
+    for row in rows:
+        listed = " ".join(f"{name}={size}" for name, size in row["fields"].items())
+        place = f"{clean(row['shard'])}:{row['frame']}"
+        print(f"{row['number']}\t{clean(row['key'])}\t{clean(listed)}\t{place}")
+
+
+def _rows(reader: DatasetReader) -> Iterator[dict[str, Any]]:
+    """What is listed of each sample."""
     names = [field.name for field in reader.manifest.fields]
-    number = 0
+    numbers = itertools.count()
     for shard, shard_info in enumerate(reader.manifest.shards):
         index = reader.index(shard)
         for sample in range(index.samples):
-            if limit is not None and number >= limit:
-                return
             sizes = zip(names, index.field_size[sample].tolist(), strict=True)
-            fields = {name: size for name, size in sizes if size >= 0}
-            key, frame = index.key(sample), index.frame_of(sample)
-            if json:
-                row = {
-                    "number": number,
-                    "key": key,
-                    "fields": fields,
-                    "shard": shard_info.url,
-                    "frame": frame,
-                }
-                options.print_json(row)
-            else:
-                listed = " ".join(f"{name}={size}" for name, size in fields.items())
-                print(f"{number}\t{clean(key)}\t{clean(listed)}\t{clean(shard_info.url)}:{frame}")
-            number += 1
+            yield {
+                "number": next(numbers),
+                "key": index.key(sample),
+                "fields": {name: size for name, size in sizes if size >= 0},
+                "shard": shard_info.url,
+                "frame": index.frame_of(sample),
+            }
 
 
 def cat(

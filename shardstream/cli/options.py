@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -115,11 +116,23 @@ def unchecked(choice: str | None) -> Any:
 
 def print_json(value: object) -> None:
     """Print a value on stdout, as one line of JSON in UTF-8, whatever the terminal's encoding is."""
+    print_rows([value])
+
+
+def print_rows(values: Iterable[object]) -> None:
+    """Print values as `print_json` does, as they come; a file or a pipe gets many at once."""
     import msgspec
 
     if sys.stdout.isatty():
-        print(screen.clean(msgspec.json.encode(value).decode()))
+        for value in values:
+            print("".join(map(_steady, msgspec.json.encode(value).decode())))
         return
     sys.stdout.flush()
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    for value in values:
+        sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def _steady(letter: str) -> str:
+    """A letter of JSON; what would steer the terminal, as JSON escapes it."""
+    return letter if screen.clean(letter) == letter else json.dumps(letter)[1:-1]

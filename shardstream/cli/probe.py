@@ -146,4 +146,4 @@ def _show_latencies(latencies: Iterable[Latency]) -> None:
         )
         for one in latencies
     )
-    table(("bytes", "p50", "p95", "p99", "of few"), rows, "<>>>>", indent="  ")
+    table(("bytes", "p50", "p95", "p99", "requests if few"), rows, "<>>>>", indent="  ")

@@ -60,17 +60,17 @@ def show(
     most = lines or (3 if pictures else 8)
     samples = (reader.sample(*reader.locate(number)) for number in spread(manifest.samples, count, seed))
     if out is None:
-        tiles = [_card(manifest, *sample, known, most) for sample in samples]
+        tiles = [_card(manifest, *sample, known, most, pictures) for sample in samples]
     else:
-        tiles = [tile(manifest, *sample, known) for sample in samples]
+        from shardstream.observe.sheet import sheet, small
+
+        tiles = [small(tile(manifest, *sample, known)) for sample in samples]
     title = f"{clean(reader.url)}: {len(tiles):,} of {counted(manifest.samples, 'sample')}"
     if out is None:
         from shardstream.cli.cards import print_cards
 
-        print_cards(title, tiles)
+        print_cards(title, tiles, pictures)
         return
-    from shardstream.observe.sheet import sheet
-
     page = sheet(title, tiles)
     try:
         page.save(out)
@@ -80,19 +80,24 @@ def show(
 
 
 def _card(
-    manifest: Manifest, key: str, fields: dict[str, bytes], tokenizer: Tokenizer | None, lines: int
+    manifest: Manifest,
+    key: str,
+    fields: dict[str, bytes],
+    tokenizer: Tokenizer | None,
+    lines: int,
+    pictures: bool,
 ) -> Tile:
     """A sample in the terminal, whose text has so many lines at most."""
+    width = text_width(pictures)
     if manifest.kind != "tokens":
-        return _in_lines(pictured(manifest, key, fields), fields, kinds_of(manifest), lines)
-    width = text_width(False)
-    found = token_tile(manifest, key, fields["tokens"], tokenizer, lines * (width - _EDGE), lines * width + 1)
+        return _in_lines(pictured(manifest, key, fields), fields, kinds_of(manifest), lines, width)
+    room = lines * (width - _EDGE), lines * width + 1
+    found = token_tile(manifest, key, fields["tokens"], tokenizer, *room)
     return found if tokenizer is None else replace(found, text=bounded(found.text, lines, width, "..."))
 
 
-def _in_lines(tile: Tile, fields: dict[str, bytes], kinds: dict[str, str], lines: int) -> Tile:
+def _in_lines(tile: Tile, fields: dict[str, bytes], kinds: dict[str, str], lines: int, width: int) -> Tile:
     """The same with its fields in few lines: its text as it is, and the others with their names."""
-    width = text_width(tile.image is not None)
     rest = [name for name in fields if kinds[name] not in SHOWN and kinds[name] != "cls"]
     texts = sorted((name for name in rest if kinds[name] in TEXTS), key=lambda name: kinds[name] == "json")
     parts = [tile.text] if tile.text else []

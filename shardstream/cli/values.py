@@ -90,8 +90,12 @@ def _array(data: bytes, letters: int) -> str:
         head = f"{array.dtype}, {' x '.join(map(str, array.shape)) or 'one number'}: "
     except Exception:  # noqa: BLE001 - damaged ones are shown as bytes
         return ""
-    most = max(30, letters - len(head))
-    return head + (cut(clean(numbers(array.reshape(-1), most)), most) if array.size else "empty")
+    if not array.size:
+        return f"{head}empty"
+    most, flat = max(30, letters - len(head)), array.reshape(-1)
+    if array.dtype.kind in "US":  # even the first text may be too long
+        return head + cut(clean(" ".join(map(str, flat[:most].tolist()))), most)
+    return head + cut(clean(numbers(flat, most)), most)
 
 
 def _text(kind: str, data: bytes, lines: int, width: int) -> str:

@@ -40,11 +40,11 @@ def as_html(title: str, contents: Contents[Any]) -> str:
     rows = {"url": contents.url} | contents.described()
     if not isinstance(contents, SelectedContents) or (manifest := contents.opening.known) is None:
         return table(title, rows)
-    rows |= _facts(manifest)
     timer = threading.Timer(_PATIENCE, (scope := CancelScope()).end)
     timer.daemon = True
     timer.start()
     try:
+        rows |= _facts(manifest)
         with working_for(scope):
             tiles = list(_first(contents, manifest))
         return table(title, rows) + _samples(tiles)

@@ -89,8 +89,8 @@ def token_tile(
     key: str,
     data: bytes,
     tokenizer: Tokens | None = None,
-    ids: int = _IDS,
-    letters: int = _READ,
+    letters: int = _IDS,
+    most: int = _READ,
 ) -> Tile:
     """What is shown of a document of tokens.
 
@@ -99,8 +99,8 @@ def token_tile(
         key: Its key, as it is stored.
         data: The tokens, as they are stored.
         tokenizer: Reads them; None: they are shown as numbers.
-        ids: How many letters numbers may take.
-        letters: How many tokens are read, at most.
+        letters: How many letters numbers may take.
+        most: How many tokens are read. Three dots follow if there are more.
     """
     import numpy as np
 
@@ -108,8 +108,9 @@ def token_tile(
     label = f"{counted(len(tokens), 'token')}, {tokens.dtype}"
     key = clean(unescape_key(key))
     if tokenizer is None:
-        return Tile(key, None, label, numbers(tokens, ids))
-    return Tile(key, None, label, clean(tokenizer.decode(tokens[:letters].tolist()), lines=True), True)
+        return Tile(key, None, label, numbers(tokens, letters))
+    text = clean(tokenizer.decode(tokens[:most].tolist()), lines=True)
+    return Tile(key, None, label, f"{text} ..." if len(tokens) > most else text, True)
 
 
 def pictured(manifest: Manifest, key: str, fields: Mapping[str, bytes]) -> Tile:

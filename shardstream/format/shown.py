@@ -63,7 +63,7 @@ def numbers(values: Any, letters: int) -> str:
         return " ".join(shown)
     many = _LAST if letters >= _ROOMY else 1
     last = shown[-many:]
-    while len(last) > 1 and len(" ".join(["...", *last])) > letters:
+    while last and len(" ".join(["...", *last])) > letters:
         last.pop(0)
     left, first = letters - len(" ".join(["...", *last])), []
     for text in shown[: len(shown) - len(last)]:

@@ -48,7 +48,7 @@ def contact_sheet(
         MissingExtraError: Pillow is not installed.
         StorageError, CorruptionError: As when the samples are read.
     """
-    from shardstream.observe.sheet import sheet
+    from shardstream.observe.sheet import sheet, small
 
     n = whole_number("n", n, 1, _MOST)
     if isinstance(dataset, (str, os.PathLike)):
@@ -70,7 +70,7 @@ def contact_sheet(
         reader, places, total = contents.reader, contents.place_of_sample, contents.chosen_samples
     known = tokenizer_of(reader.manifest, tokenizer, "tokenizer=")
     numbers = spread(total, n, seed)
-    tiles = [tile(reader.manifest, *reader.sample(*places(number)), known) for number in numbers]
+    tiles = [small(tile(reader.manifest, *reader.sample(*places(number)), known)) for number in numbers]
     return sheet(f"{reader.url}: {len(tiles):,} of {counted(total, 'sample')}", tiles)
 
 

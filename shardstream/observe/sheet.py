@@ -9,10 +9,11 @@ from typing import Any
 from shardstream.decode.tiles import Tile
 from shardstream.errors import require
 
-__all__ = ["sheet"]
+__all__ = ["sheet", "small"]
 
 WIDTH = 1280  # of a page, in pixels
 MARGIN = 24
+LARGEST = 400  # pixels of a side that a picture may have on a page
 GAP = 16
 PAPER, CARD, LINE = "#f4f4f1", "#ffffff", "#d9d9d4"
 INK, FAINT, TAG = "#1d1d1b", "#85857e", "#2f5d8a"
@@ -21,6 +22,13 @@ FONTS = {
     "plain": ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"),
     "code": ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf"),
 }
+
+
+def small(tile: Tile) -> Tile:
+    """The tile with its picture no larger than a page shows it: those of all tiles are held at once."""
+    if hasattr(tile.image, "thumbnail"):
+        tile.image.thumbnail((LARGEST, LARGEST), require("PIL.Image", "images").Resampling.LANCZOS)
+    return tile
 
 
 def sheet(title: str, tiles: Sequence[Tile]) -> Any:

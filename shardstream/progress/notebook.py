@@ -7,7 +7,7 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +55,10 @@ def bar(title: str) -> Iterator[Callable[[Progress], None]]:
     shown_at = 0.0
     closed = False
 
+    def draw(picture: _Picture) -> None:
+        with suppress(Exception):  # a browser that is gone is no reason to stop the work
+            handle.update(picture)
+
     def show(now: Progress) -> None:
         nonlocal latest, shown_at
         with lock:
@@ -63,7 +67,7 @@ def bar(title: str) -> Iterator[Callable[[Progress], None]]:
             latest = now
             if time.monotonic() - shown_at >= _EVERY:
                 shown_at = time.monotonic()
-                handle.update(_Picture(title, now))
+                draw(_Picture(title, now))
 
     ended = "stopped"
     try:
@@ -72,4 +76,4 @@ def bar(title: str) -> Iterator[Callable[[Progress], None]]:
     finally:
         with lock:
             closed = True
-            handle.update(_Picture(title, latest, ended))
+            draw(_Picture(title, latest, ended))

@@ -1,4 +1,4 @@
-"""The numbers of a long operation: what pack, index, verify, export and warm report while they run."""
+"""The numbers of a long operation, which it reports while it runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Progress:
     """How far an operation is. A number that an operation does not know is 0.
 
     Args:
-        done_bytes, total_bytes: of the input (pack, index), of the shards (verify), or of the blocks that
-            are wanted (warm, whose total is an estimate until all indexes are read).
+        done_bytes, total_bytes: of the input (pack, index), of the shards (verify), of the blocks that
+            are wanted (warm, whose total is an estimate until all indexes are read), or of the files
+            (weights and checkpoints).
         found_bytes: the part of `done_bytes` that was there before, as when a pack is continued.
         samples, total_samples: packed, indexed, checked or exported, and of all.
         rejected: samples that a pack left out.

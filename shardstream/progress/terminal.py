@@ -80,20 +80,27 @@ class _Screen:
             self._open += 1
             return self._rows, self._rows.add_task(title, total=None, now=None)
 
-    def end(self, rows: _Rows) -> None:
+    def end(self, rows: _Rows, row: TaskID) -> None:
         with self._lock:
             if rows is not self._rows:  # those of the process that this one was forked from
                 return
+            rows.stop_task(row)
             self._open -= 1
             if not self._open:
                 self._rows = None
                 with suppress(OSError, ValueError):  # the terminal may be gone, and the work is done
                     rows.stop()
 
+    def forked(self) -> None:
+        """Begin anew: a forked process has no thread that draws, and may have copied a lock that is taken."""
+        if self._rows is not None:  # what is printed would go through the rows
+            sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+            sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        self._lock, self._rows, self._open = threading.Lock(), None, 0
+
 
 _screen = _Screen()
-# A process that is forked has no thread that draws, and may have copied a lock that is taken.
-os.register_at_fork(after_in_child=_screen.__init__)  # type: ignore[misc]
+os.register_at_fork(after_in_child=_screen.forked)
 
 
 @contextmanager
@@ -108,5 +115,4 @@ def bar(title: str) -> Iterator[Callable[[Progress], None]]:
     try:
         yield show
     finally:
-        rows.stop_task(row)
-        _screen.end(rows)
+        _screen.end(rows, row)

@@ -28,7 +28,9 @@ def home(tmp_path: Path) -> dict[str, str]:
     command.chmod(0o755)
     path = os.pathsep.join(map(str, (command.parent, os.environ["PATH"])))
     package = str(Path(__file__).parents[2])
-    return os.environ | {"HOME": str(tmp_path), "PATH": path, "PYTHONPATH": package}
+    # These would lead to the files of the real user.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ZDOTDIR"))}
+    return env | {"HOME": str(tmp_path), "PATH": path, "PYTHONPATH": package}
 
 
 def said(shell: list[str], script: str, env: dict[str, str]) -> list[str]:

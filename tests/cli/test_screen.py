@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardstream.cli import screen
+from shardstream.cli import options, screen
 from shardstream.cli.values import bounded, described, numbers
 
 texts = st.text(max_size=200)
@@ -79,6 +82,7 @@ def test_long_values_tell_their_size() -> None:
     assert numbers([1, 2, 3], 40) == "1 2 3"
     assert len(numbers([10**18] * 5, 90)) <= 90
     assert numbers(["a" * 9] * 3, 20) == "... aaaaaaaaa"
+    assert numbers([1.5] * 3, 5) == "..."
     assert described("bin", bytes(range(256)) * 100, 1, 80) == (
         "25.0 KiB: 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f ..."
     )
@@ -97,3 +101,15 @@ def test_arrays_tell_their_dtype_and_shape(shape, told) -> None:
     np.save(file, np.zeros(shape, np.float32))
     assert described("npy", file.getvalue(), 1, 60) == told
     assert described("npy", b"damaged", 1, 60).startswith("damaged")
+    file = io.BytesIO()
+    np.save(file, np.array(["\x1b[31m" + "word " * 1000]))
+    assert described("npy", file.getvalue(), 1, 60).startswith("<U5005, 1: \\x1b[31mword word")
+    assert len(described("npy", file.getvalue(), 1, 60)) <= 60
+
+
+def test_json_in_a_terminal_is_still_json(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    options.print_json({"key": "日本 \x9b31m\x7f"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"key": "日本 \x9b31m\x7f"}
+    assert out.startswith('{"key":"日本 \\u009b31m')

@@ -100,6 +100,26 @@ def test_texts_and_tokens(tmp_path, capsys):
     assert "holds no tokens" in capsys.readouterr().err
 
 
+def test_a_mark_where_tokens_were_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with ss.Writer(tmp_path / "tokens", tokens="uint16") as writer:
+        for key, count in (("long", 500), ("short", 3)):
+            data = ("日" * count).encode()  # three tokens each, if the tokens are bytes
+            writer.write({"__key__": key, "tokens": np.frombuffer(data, np.uint8).astype(np.uint16)})
+    assert run(["show", str(tmp_path / "tokens"), "--tokenizer", "bytes", "--lines", "2"]) == 0
+    long, short = capsys.readouterr().out.split("short")
+    assert " ..." in long
+    assert "..." not in short
+
+
+def test_a_sample_without_its_picture_has_no_more_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    samples = [{"__key__": "with", "png": np.zeros((8, 8, 3), np.uint8), "txt": "word"}]
+    ss.pack([*samples, {"__key__": "without", "txt": "word " * 200}], tmp_path / "packed")
+    assert run(["show", str(tmp_path / "packed"), "--lines", "3"]) == 0
+    assert sum("word" in line for line in capsys.readouterr().out.splitlines()) <= 3
+
+
 def test_tokens_of_a_tokenizer_that_nobody_knows_are_numbers(tmp_path, capsys):
     tokenizers = pytest.importorskip("tokenizers")
     (tmp_path / "c.jsonl").write_text('{"text": "one two one"}\n')

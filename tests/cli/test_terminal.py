@@ -7,13 +7,19 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import shardstream as ss
+from shardstream.cli import info
+from shardstream.cli.image_lines import image_lines
+from shardstream.read.reader import DatasetReader
 
 Run = Callable[..., tuple[int, str, str]]
 MAIN = [sys.executable, "-m", "shardstream"]
@@ -51,6 +57,8 @@ def test_help_fits_any_terminal(columns, run: Run, monkeypatch) -> None:
         assert code == 0
         assert max(map(len, out.splitlines())) <= int(columns)
         assert "range>" not in out
+        if command == ["checkpoint"]:
+            assert "One of: list, show, verify, export, prune, upload." in " ".join(out.split())
     assert "List the samples: number, key, fields with their sizes in bytes, shard and frame." in " ".join(
         run("--help")[1].split()
     )
@@ -97,14 +105,15 @@ def test_info_is_one_screen(made, run: Run) -> None:
     assert "listing_sha256" in json.loads(run("info", made, "--json")[1])["provenance"]["sources"]
 
 
-def in_terminal(*arguments: str) -> tuple[int, str]:
+def in_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
     """The exit code of a command in a terminal of 40 columns, and what is on its screen."""
     leader, follower = pty.openpty()
     env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
-    process = subprocess.Popen(
-        [*MAIN, *arguments], stdin=follower, stdout=follower, stderr=follower, env=env | {"COLUMNS": "40"}
-    )
+    env |= {"COLUMNS": "40"} | environment
+    process = subprocess.Popen([*MAIN, *arguments], stdin=follower, stdout=follower, stderr=follower, env=env)
     os.close(follower)
+    deadline = threading.Timer(60, process.kill)  # which ends the reads, too
+    deadline.start()
 
     def pieces() -> Iterator[bytes]:
         while True:
@@ -115,7 +124,10 @@ def in_terminal(*arguments: str) -> tuple[int, str]:
 
     shown = b"".join(pieces()).decode()
     os.close(leader)
-    return process.wait(60), shown
+    try:
+        return process.wait(60), shown
+    finally:
+        deadline.cancel()
 
 
 def test_cat_spares_the_terminal_and_gives_a_pipe_every_byte(made, tokens, run: Run) -> None:
@@ -154,11 +166,38 @@ def test_a_reader_that_ends_early_is_no_error(made) -> None:
         reading.stderr.close()
 
 
-def test_colours_only_where_they_are_wanted(made, run: Run, monkeypatch) -> None:
+def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
+    ss.pack([{"__key__": "red", "png": np.full((8, 8, 3), (250, 10, 10), np.uint8)}], tmp_path / "images")
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
-        monkeypatch.setenv(name, value)
-        assert "\x1b" not in run("show", made)[1]
-        monkeypatch.undo()
+        code, shown = in_terminal("show", str(tmp_path / "images"), **{name: value})
+        assert code == 0
+        assert "image, 8 x 8" in shown
+        assert "▀" not in shown
+        assert "\x1b[38" not in shown
+    assert "▀" in in_terminal("show", str(tmp_path / "images"), COLORTERM="truecolor")[1]
+
+
+def test_info_bears_the_provenance_of_other_programs(run: Run, tmp_path: Path) -> None:
+    ss.pack([{"__key__": "a", "txt": "text"}], tmp_path / "packed")
+    reader = DatasetReader.open(str(tmp_path / "packed"))
+    odd: dict[str, Any] = dict.fromkeys(("rejected", "options", "tokenizer", "classes", "images"), "5")
+    for record in (
+        odd | {"sources": {"bytes": "5"}, "appended": "twice"},
+        {"sources": {"bytes": 5, "files": "1"}, "appended": ["5"], "images": {"resized": 1, "images": "5"}},
+        {"classes": ["a"], "class_counts": ["many"], "images": {"turned": "all"}},
+    ):
+        manifest = msgspec.structs.replace(reader.manifest, provenance=record)
+        reader.manifest = manifest
+        assert list(info._summary(manifest))
+        assert info._facts(manifest)["provenance"] == record
+        assert all(isinstance(line, str) for line in [*info._resized(manifest), *image_lines(record)])
+
+
+def test_info_reads_no_large_frame(made, run: Run, monkeypatch) -> None:
+    monkeypatch.setattr(info, "_FRAME", 100)
+    out = run("info", made)[1]
+    assert "npy" in out
+    assert "in the first sample" not in out
 
 
 def test_names_of_files_do_not_steer_the_terminal(run: Run, tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import shardstream as ss
+from shardstream.decode.tiles import Tile
+from shardstream.observe.sheet import small
 from tests.corpora import pack_rows
 
 
@@ -38,6 +41,12 @@ def test_a_sheet_shows_samples_of_a_dataset_a_subset_or_a_url(images: str) -> No
     blue = ss.observe.contact_sheet(ds.subset(numbers=range(6, 12)), 3)
     assert near(blue, (10, 10, 250)) > 3 * 60 * 40
     assert near(blue, (250, 10, 10)) == 0
+
+
+def test_pictures_that_wait_for_their_sheet_are_small() -> None:
+    held = small(Tile("key", Image.new("RGB", (4000, 3000), "red")))
+    assert held.image.size == (400, 300)
+    assert small(Tile("key", "damaged")).image == "damaged"
 
 
 def test_a_sheet_of_tokens_is_text(tmp_path: Path) -> None:
@@ -86,10 +95,10 @@ def test_waits_are_drawn_of_a_loader_its_stats_and_a_trace(
     stats = loader.stats()
     waits = [end - begin for begin, end in trace.waits]
     assert sum(waits) == pytest.approx(stats["stages"]["wait"]["seconds"], rel=0.05)
-    assert sum(waits) > 0.05  # 40 samples of 10 ms, and 10 steps of 2 ms meanwhile
+    assert len(waits) >= 10  # at least one for each batch
     assert all(0 <= begin <= end for begin, end in trace.waits)
     assert trace.waits == sorted(trace.waits)
-    assert sum(end - begin for begin, end in trace.steps) > 0.01
+    assert len(trace.steps) >= 9
     pages = [ss.observe.plot_stalls(each) for each in (loader, stats, trace)]
     assert pages[0].size == pages[1].size == pages[2].size == (900, 320)
     assert pages[0].tobytes() == pages[1].tobytes()

@@ -92,8 +92,11 @@ class Screen:
 
         reader = threading.Thread(target=read)
         reader.start()
-        out, _ = process.communicate(timeout=60)
-        reader.join(30)
+        try:
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()  # which does nothing if it has ended
+            reader.join(30)
         os.close(leader)
         return process.returncode, out, b"".join(drawn).decode()
 
@@ -125,6 +128,23 @@ def test_two_at_once_share_the_terminal_and_leave_stdout_alone() -> None:
     assert last.count("2.0 MiB of 2.0 MiB") >= 2
     assert "Error" not in drawn
     assert drawn.rstrip().endswith("\x1b[?25h")  # the cursor is there again
+
+
+def test_a_forked_process_prints_past_the_bar() -> None:
+    script = """
+import os
+import sys
+from shardstream.progress import Progress, shown
+
+real = sys.stderr
+with shown("parent", quiet=False) as show:
+    show(Progress(done_bytes=1, total_bytes=2, seconds=1.0))
+    assert sys.stderr is not real
+    if (child := os.fork()) == 0:
+        os._exit(0 if sys.stderr is real else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert Screen(100).run(script)[:2] == (0, "0\n")
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
@@ -181,6 +201,15 @@ def test_a_notebook_gets_one_bar_that_is_updated(cells, tmp_path, capsys) -> Non
         assert repr(pictures[-1]).endswith("done")
     assert "value=" in cells[1][-1]._repr_html_()  # type: ignore[attr-defined]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_that_is_gone_stops_no_work(cells, tmp_path, monkeypatch) -> None:
+    def gone(*_: object) -> None:
+        raise ConnectionError("gone")
+
+    module = sys.modules["IPython.display"]
+    monkeypatch.setattr(module, "display", lambda *_, **__: types.SimpleNamespace(update=gone))
+    assert ss.pack(iter(ROWS), tmp_path / "packed", progress=True).samples == len(ROWS)
 
 
 def test_a_notebook_sees_that_the_work_was_stopped(cells, tmp_path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import shardstream as ss
+from shardstream.checkpoint.layout import MANIFEST
 from shardstream.cli.app import run
 from tests.checkpoint import jobs
 from tests.checkpoint.models import trained
@@ -52,6 +53,16 @@ def test_list_and_show(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("step 30, committed")
     assert "lr: 0.5" in out
     assert run(["checkpoint", url, "show", "--step", "7"]) == 1
+
+
+def test_list_names_a_damaged_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "step-7").mkdir()
+    (tmp_path / "step-7" / MANIFEST).write_text("damaged")
+    assert run(["checkpoint", str(tmp_path)]) == 0
+    head, row = capsys.readouterr().out.splitlines()[:2]
+    assert head.split()[-2:] == ["folder", "damage"]
+    assert row[head.index("folder") :].split()[0].endswith("step-7")
+    assert row[head.index("damage") :].strip()
 
 
 def test_torch_is_not_needed(url: str) -> None:

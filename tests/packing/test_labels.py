@@ -161,4 +161,4 @@ def test_resized_images_are_upright_already(tmp_path):
     assert "turned" not in images
     assert images["misnamed"] == 1
     assert images["images"] == 2
-    assert "images       2 of 2 made smaller" in run("info", tmp_path / "out")
+    assert "images: 2 of 2 made smaller" in run("info", tmp_path / "out")

@@ -71,7 +71,8 @@ def test_a_store_whose_package_is_missing_names_the_extra(monkeypatch, url, modu
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     for attempt in (Store.open, lambda url: expand([url]), open_input):
         with pytest.raises(OptionError, match=rf"pip install 'shardstream\[{extra}\]'"):
-            attempt(url.replace("://", "://user:SECRET@"))
+            # A URL of S3 with a user is refused before.
+            attempt(url if extra == "s3" else url.replace("://", "://user:SECRET@"))
 
 
 def test_an_unknown_scheme_is_named():

@@ -177,8 +177,8 @@ def test_views_of_ranges_give_the_right_samples_within_the_budget(
         for batch in loader:
             found |= {key: bytes(text) for key, text in zip(batch["__key__"], batch["txt"], strict=True)}
         assert found == expected
-    # Ranges whose views others still have can only go after them: those of the last batch, and of threads that
-    # are about to end.
+    # Ranges whose views others still have can only go after them: those of the last batch, and of threads
+    # that are about to end.
     del batch
     until = time.monotonic() + 30
     while True:

@@ -133,7 +133,7 @@ class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
 
     def close(self) -> None:
         """Give up the ranges that are on their way. After it, no thread writes to their memory."""
-        # The modules of a program that ends may be gone before its generators; readers were ended before that.
+        # Modules of a program that ends may be gone before its generators; readers were ended before.
         if os is None or self._process != os.getpid():  # after a fork: the threads are the parent's
             return
         self._scope.end()

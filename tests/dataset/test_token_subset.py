@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -258,7 +259,10 @@ def test_frames_without_chosen_documents_are_not_read(corpus60: Path, tmp_path: 
     loader = ss.StreamingLoader(ds, 2, last="short")
     assert len(rows(loader)) == ds.total
     assert loader.stats()["frames"] <= 3
-    frames = [path for path in (tmp_path / "cache").rglob("*") if path.name.isdigit()]
+    # Frames are written behind the loader.
+    until, frames = time.monotonic() + 30, list[Path]()
+    while not frames and time.monotonic() < until:
+        frames = [path for path in (tmp_path / "cache").rglob("*") if path.name.isdigit()]
     assert 0 < len(frames) <= 3
     report = ss.warm(ds)
     assert report.missing == 0
